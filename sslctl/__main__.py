@@ -1,0 +1,5 @@
+import sys
+
+from sslctl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,191 @@
+"""sslctl VERB key=value …: each verb is a Hydra application over configs/VERB.yaml.
+
+Nothing here imports torch: help, completion and a typo answer at once. Exit status: 0 done, 2 bad input found before the
+first step, 1 failure while running, 130 or 143 stopped by a signal.
+"""
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from sslctl import overrides
+from sslctl.config import SCHEMAS, InputError, allow, mistakes, nearest
+
+VERBS = {
+    "pretrain": ("sslctl.pretrain", "trains a backbone without labels, then evaluates it"),
+    "linear-eval": ("sslctl.evaluation.verbs", "linear probe on the frozen features of a run or of foreign weights"),
+    "knn-eval": ("sslctl.evaluation.verbs", "weighted nearest neighbours on the frozen features"),
+    "views": ("sslctl.views.picture", "a picture of what the augmentation does to the dataset's images"),
+    "runs": ("sslctl.runs", "the runs on disk, and the command that resumes each"),
+    "check": ("sslctl.check", "composes every configuration and binds every signature"),
+}
+
+USAGE = """sslctl: pretrains vision backbones without labels and says truthfully what came out.
+
+  sslctl VERB key=value …
+
+{verbs}
+
+  sslctl pretrain method=moco                       train on the embedded digits, then evaluate
+  sslctl pretrain method=simclr dataset=folder dataset.root=~/images
+  sslctl linear-eval runs/latest                    words without = are runs (ckpt=…)
+  sslctl pretrain -m seed=0,1,2                     a sweep
+  sslctl VERB --help | --cfg job                    choices and keys | the composed configuration
+
+The same command again continues its run, exactly. Bad input ends with status 2 and a short message; SSLCTL_DEBUG=1 shows
+the traceback. Shell completion: eval "$(sslctl -sc install=bash)"
+"""
+
+CONFIGS = next(
+    (d for d in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if d.is_dir()),
+    Path(__file__).parent / "configs",
+)
+
+
+class Stopped(BaseException):
+    """A run that a signal stopped after saving. Not an Exception: it ends a sweep as well."""
+
+    def __init__(self, status: int):
+        super().__init__(f"stopped by a signal, status {status}")
+        self.status = status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "-sc" in arguments or "--shell-completion" in arguments:
+        return _complete(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE.format(verbs="\n".join(f"  {verb:<12} {words}" for verb, (_, words) in VERBS.items())))
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"sslctl {version('sslctl')}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        return _refuse(InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"))
+    try:
+        prepared = overrides.prepare(arguments[1:])
+        allow(prepared.allow, prepared.config_dirs)
+        overrides.refuse_new_keys(verb, prepared)
+        return _run(verb, prepared)
+    except InputError as error:
+        return _refuse(error)
+    except Stopped as stop:
+        return stop.status
+    except KeyboardInterrupt:
+        print("\nsslctl: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _fail(error)
+
+
+def _run(verb: str, prepared: overrides.Prepared) -> int:
+    """Hands one verb's arguments to Hydra and turns Hydra's errors into sslctl's."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    schema_name = verb.replace("-", "_")
+    register_schemas()
+    failures: list[tuple[str, Exception]] = []
+
+    def job(config) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        words = " ".join(HydraConfig.get().overrides.task)
+        if sweeping:
+            print(f"── job {HydraConfig.get().job.num}: {words}", flush=True)
+        try:
+            found = mistakes(SCHEMAS[schema_name], config)
+            if found:
+                raise InputError(*found)
+            overrides.refuse_unpinned_method(config)
+            module = importlib.import_module(VERBS[verb][0])
+            getattr(module, verb.replace("-", "_"))(config)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit):
+                error = RuntimeError(f"the job called sys.exit({error.code})")
+            failures.append((words, error))
+            if sweeping:
+                _report(error, prefix=f"job failed ({words}): ")
+                raise error from None  # Hydra goes on with the other jobs
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    before, sys.argv = sys.argv, ["sslctl", *prepared.arguments]
+    try:
+        with tempfile.TemporaryDirectory(prefix="sslctl-sweep-") as scratch:
+            if prepared.sweeps:  # Hydra insists on writing multirun.yaml somewhere
+                sys.argv.append(f"hydra.sweep.dir={scratch}")
+            hydra.main(config_path=str(CONFIGS), config_name=schema_name, version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if not failures:
+            raise overrides.explain(verb, prepared, error) from error
+    except Exception:
+        if not failures:
+            raise
+    finally:
+        sys.argv = before
+    if not failures:
+        return 0
+    if not prepared.sweeps:
+        raise failures[0][1]
+    print(f"\nsslctl: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
+    for words, error in failures:
+        print(f"  {words}: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+    return 1
+
+
+def register_schemas() -> None:
+    """Puts the dataclasses of sslctl.config where the defaults lists of configs/ look for them."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion: the verbs, then Hydra's own completion of one verb's keys and choices."""
+    flag = next(a for a in arguments if a in ("-sc", "--shell-completion"))
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if "query" in arguments[-1] and (len(words) < 2 or (len(words) == 2 and not line.endswith(" "))):
+        prefix = words[1] if len(words) == 2 else ""
+        print(" ".join(verb for verb in VERBS if verb.startswith(prefix)))
+        return 0
+    verb = words[1] if len(words) > 1 and words[1] in VERBS else "pretrain"
+    os.environ["COMP_LINE"] = line.replace(f" {verb}", "", 1)
+    return _run(verb, overrides.Prepared(arguments=[flag, *arguments[arguments.index(flag) + 1 :]]))
+
+
+def _refuse(error: InputError) -> int:
+    _report(error)
+    return 2
+
+
+def _fail(error: Exception) -> int:
+    _report(error)
+    return 1
+
+
+def _report(error: Exception, prefix: str = "") -> None:
+    if os.environ.get("SSLCTL_DEBUG"):
+        traceback.print_exception(error)
+    lines = str(error).splitlines() or [type(error).__name__]
+    if not isinstance(error, InputError | RuntimeError | OSError | ValueError | TypeError):
+        lines[0] = f"{type(error).__name__}: {lines[0]}"
+    for line in lines:
+        print(f"sslctl: {prefix}{line}", file=sys.stderr)
+
+
+def command() -> None:
+    """The installed `sslctl`."""
+    sys.exit(main())

@@ -1,0 +1,401 @@
+"""The typed spine of a configuration, its checks, and the building of what it names.
+
+Values live in configs/*.yaml only; here are types and ranges. Nothing in this file needs torch.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class InputError(Exception):
+    """Bad input, found before the first step: one or several short messages, exit status 2."""
+
+    def __init__(self, *messages: str):
+        super().__init__("\n".join(messages))
+        self.messages = messages
+
+
+def _in(low: float | None = None, high: float | None = None, choices: tuple = (), above: float | None = None) -> Any:
+    """A key with a range: low <= value <= high, value > above, or one of the choices."""
+    return field(default=MISSING, metadata={"low": low, "high": high, "choices": choices, "above": above})
+
+
+# --- Schemas -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class JitterConfig:
+    probability: Any = MISSING  # a number, or a list with one entry a view
+    strength: float = _in(low=0)
+    brightness: float = _in(low=0)
+    contrast: float = _in(low=0)
+    saturation: float = _in(low=0)
+    hue: float = _in(low=0, high=0.5)
+
+
+@dataclass
+class BlurConfig:
+    probability: Any = MISSING
+    sigma: list[float] = MISSING
+
+
+@dataclass
+class SolarizeConfig:
+    probability: Any = MISSING
+    threshold: float = _in(low=0, high=1)
+
+
+@dataclass
+class ViewGroupConfig:
+    count: int = _in(low=1)
+    size: float = _in(above=0)
+    scale: list[float] = MISSING
+    ratio: list[float] = MISSING
+    interpolation: str = _in(choices=("bilinear", "bicubic"))
+    flip: float = _in(low=0, high=1)
+    jitter: JitterConfig = field(default_factory=JitterConfig)
+    grayscale: float = _in(low=0, high=1)
+    grayscale_first: bool = MISSING
+    blur: BlurConfig = field(default_factory=BlurConfig)
+    solarize: SolarizeConfig = field(default_factory=SolarizeConfig)
+
+
+@dataclass
+class TrainerConfig:
+    epochs: int = _in(low=1)
+    batch_size: int = _in(low=2)
+    precision: str = _in(choices=("fp32", "bf16"))
+    device: str = _in(choices=("auto", "cpu", "cuda", "mps"))
+    channels_last: bool = MISSING
+    clip_grad_norm: float | None = _in(above=0)
+    workers: int = _in(low=0)
+    threads: int | None = _in(low=1)
+    log_every_steps: int = _in(low=1)
+    save_every_epochs: float | None = _in(above=0)
+    save_every_steps: int | None = _in(low=1)
+    keep_last: int = _in(low=2)
+    resume: str = _in(choices=("auto", "must"))
+    tensorboard: bool = MISSING
+
+
+@dataclass
+class KnnConfig:
+    k: int = _in(low=1)
+    temperature: float = _in(above=0)
+
+
+@dataclass
+class OnlineConfig:
+    """Evaluation during and at the end of pretraining."""
+
+    knn_every_epochs: float | None = _in(above=0)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    closing: bool = MISSING
+    cache_gb: float = _in(low=0)
+
+
+@dataclass
+class ProbeConfig:
+    """The grid of a cached linear probe."""
+
+    epochs: int = _in(low=1)
+    batch_size: int = _in(low=1)
+    lr: list[float] = MISSING
+    weight_decay: list[float] = MISSING
+    validation: float = _in(above=0, high=0.5)
+
+
+@dataclass
+class PretrainConfig:
+    seed: int = _in(low=0)
+    run_dir: str | None = MISSING
+    plan_only: bool = MISSING
+    names: dict[str, str] = MISSING
+    dataset: dict[str, Any] = MISSING
+    eval_dataset: dict[str, Any] | None = MISSING
+    augmentation: dict[str, ViewGroupConfig] = MISSING
+    backbone: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    method: dict[str, Any] = MISSING
+    recipe: dict[str, Any] = MISSING
+    evaluation: OnlineConfig = field(default_factory=OnlineConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+@dataclass
+class _EvaluationConfig:
+    ckpt: Any = MISSING
+    out: str | None = MISSING
+    seed: int = _in(low=0)
+    features: str | None = MISSING
+    subjects: list[str] = MISSING
+    cache: bool = MISSING
+    cache_gb: float = _in(low=0)
+    dataset: dict[str, Any] | None = MISSING
+    backbone: dict[str, Any] | None = MISSING
+    plan_only: bool = MISSING
+    workers: int = _in(low=0)
+    device: str = _in(choices=("auto", "cpu", "cuda", "mps"))
+
+
+@dataclass
+class LinearEvalConfig(_EvaluationConfig):
+    protocol: str = _in(choices=("cached", "augmented"))
+    labels: Any = MISSING
+    draws: int = _in(low=1)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    augmentation: dict[str, ViewGroupConfig] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    recipe: dict[str, Any] = MISSING
+
+
+@dataclass
+class KnnEvalConfig(_EvaluationConfig):
+    knn: KnnConfig = field(default_factory=KnnConfig)
+
+
+@dataclass
+class ViewsConfig:
+    seed: int = _in(low=0)
+    out: str = MISSING
+    images: int = _in(low=1, high=64)
+    draws: int = _in(low=1, high=64)
+    dataset: dict[str, Any] = MISSING
+    augmentation: dict[str, ViewGroupConfig] = MISSING
+
+
+@dataclass
+class RunsConfig:
+    ckpt: Any = MISSING
+
+
+@dataclass
+class CheckConfig:
+    seed: int = _in(low=0)
+
+
+SCHEMAS = {
+    "pretrain": PretrainConfig,
+    "linear_eval": LinearEvalConfig,
+    "knn_eval": KnnEvalConfig,
+    "views": ViewsConfig,
+    "runs": RunsConfig,
+    "check": CheckConfig,
+}
+
+
+# --- Checks ------------------------------------------------------------------------------------------------------------
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+    """' (nearest: …)' for a message, or nothing when no choice is near."""
+    near = difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def mistakes(schema: type, config: DictConfig) -> list[str]:
+    """Every value of a composed configuration that is missing, out of range or contradicts another one."""
+    found = _out_of_range(schema, config, "")
+    if "optimizer" in config:
+        found += _optimizer_mistakes(config)
+    return found
+
+
+def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
+    found = []
+    hints = typing.get_type_hints(schema)
+    for f in fields(schema):
+        path = f"{prefix}{f.name}"
+        if OmegaConf.is_missing(config, f.name):
+            found.append(f"{path} has no value: no configuration file of this verb sets it")
+            continue
+        value = config[f.name]
+        if value is None:
+            continue
+        if is_dataclass(hints[f.name]):
+            found += _out_of_range(hints[f.name], value, f"{path}.")
+        elif hints[f.name] == dict[str, ViewGroupConfig]:
+            for group, settings in value.items():
+                found += _out_of_range(ViewGroupConfig, settings, f"{path}.{group}.")
+                found += _view_mistakes(settings, f"{path}.{group}")
+        else:
+            found += _range_mistake(path, value, f.metadata)
+    return found
+
+
+def _range_mistake(path: str, value: Any, limits: typing.Mapping) -> list[str]:
+    if limits.get("choices") and value not in limits["choices"]:
+        choices = limits["choices"]
+        return [f"{path}={value}: expected one of {', '.join(choices)}{nearest(str(value), choices)}"]
+    for name, holds, words in (
+        ("low", lambda bound: value >= bound, "at least"),
+        ("high", lambda bound: value <= bound, "at most"),
+        ("above", lambda bound: value > bound, "more than"),
+    ):
+        if limits.get(name) is not None and not holds(limits[name]):
+            return [f"{path}={value}: expected {words} {limits[name]}"]
+    return []
+
+
+def _view_mistakes(settings: DictConfig, path: str) -> list[str]:
+    found = []
+    for name in ("jitter", "blur", "solarize"):
+        probability = settings[name].probability
+        listed = OmegaConf.is_list(probability)
+        values = list(probability) if listed else [probability]
+        if listed and len(values) != settings.count:
+            found.append(f"{path}.{name}.probability has {len(values)} entries for {settings.count} views")
+        if not all(isinstance(p, int | float) and 0 <= p <= 1 for p in values):
+            found.append(f"{path}.{name}.probability={probability}: expected numbers between 0 and 1")
+    for name, low, high in (("scale", 0, 1), ("ratio", 0, 100)):
+        pair = list(settings[name])
+        if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+            found.append(f"{path}.{name}={pair}: expected two rising numbers, more than {low} and at most {high}")
+    return found
+
+
+def _optimizer_mistakes(config: DictConfig) -> list[str]:
+    optimizer, scheduler, found = config.optimizer, config.scheduler, []
+    for key, limits in (
+        ("base_lr", {"above": 0}),
+        ("weight_decay", {"low": 0}),
+        ("lr_scaling", {"choices": ("linear", "sqrt", "none")}),
+    ):
+        if isinstance(optimizer[key], str) and "choices" not in limits:
+            found.append(f"optimizer.{key}={optimizer[key]}: expected a number")
+        else:
+            found += _range_mistake(f"optimizer.{key}", optimizer[key], limits)
+    for key in [k for k in scheduler if k.endswith("_epochs")]:
+        twin = key.replace("_epochs", "_steps")
+        if scheduler[key] is not None and scheduler.get(twin) is not None:
+            found.append(f"scheduler.{key} and scheduler.{twin} are both set: at most one may be (null for the other)")
+    return found
+
+
+# --- Building ----------------------------------------------------------------------------------------------------------
+
+_allowed: list[str] = ["sslctl", "torch.optim"]
+
+
+def allow(packages: list[str], directories: list[Path]) -> None:
+    """Lets `_target_` reach the user's own packages, looked for in these directories too. The command line's only."""
+    import sys
+
+    _allowed.extend(package for package in packages if package not in _allowed)
+    sys.path.extend(str(d) for d in directories if packages and str(d) not in sys.path)
+
+
+def target_of(node: DictConfig, path: str) -> Any:
+    """The class or function a node's `_target_` names, if it lies in an allowed package."""
+    name = node.get("_target_")
+    if not name:
+        raise InputError(f"{path} has no _target_")
+    if not any(name == package or name.startswith(f"{package}.") for package in _allowed):
+        package = name.split(".")[0]
+        raise InputError(f"{path}._target_={name} is not sslctl's own: add allow=[{package}] to the command if you trust it")
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{path}._target_={name} cannot be imported: {error}") from error
+
+
+def bind(node: DictConfig, path: str, *, skip: tuple[str, ...] = (), given: tuple[str, ...] = ()) -> tuple[Any, dict]:
+    """A node's target and its arguments, checked against the signature before anything is built.
+
+    skip: keys of the node that are not the target's. given: arguments that the caller adds. Raises InputError with every
+    mismatch: unknown names with the nearest one, missing arguments, wrong types.
+    """
+    target = target_of(node, path)
+    arguments = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in node.items()
+        if key != "_target_" and key not in skip
+    }
+    parameters = inspect.signature(target).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    found = []
+    for key, value in arguments.items():
+        if key not in parameters and not takes_any:
+            found.append(f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}")
+        elif key in hints and not _fits(value, hints[key]):
+            found.append(f"{path}.{key}={value}: {target.__name__} expects {_words(hints[key])}")
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if required and name not in arguments and name not in given:
+            found.append(f"{path}.{name} is missing: {target.__name__} needs it")
+    if found:
+        raise InputError(*found)
+    return target, arguments
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value may be given where a parameter has this annotation; what is not plain is not judged."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, dict):
+        return isinstance(value, hint)
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    return True
+
+
+def _words(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+
+
+# --- The fingerprint of a run --------------------------------------------------------------------------------------------
+
+# Keys that cannot change a weight: moving the data, watching more closely or evaluating otherwise is the same run.
+_NOT_IN_FINGERPRINT = (
+    "seed run_dir plan_only names recipe eval_dataset evaluation probe dataset.root dataset.memory_gb dataset.download dataset.scale "
+    "backbone.weights trainer.device trainer.workers trainer.threads trainer.log_every_steps trainer.save_every_epochs "
+    "trainer.save_every_steps trainer.keep_last trainer.resume trainer.tensorboard"
+).split()
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    result = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def decisive(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
+    """The flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads."""
+    excluded = tuple(_NOT_IN_FINGERPRINT)
+    keys = {k: v for k, v in flat(config).items() if k not in excluded and not k.startswith(tuple(f"{e}." for e in excluded))}
+    return keys | {f"content of {name}": digest for name, digest in hashes.items()}
+
+
+def fingerprint(keys: dict[str, Any]) -> str:
+    """Eight hex digits of the decisive keys."""
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,89 @@
+"""Image files: finding them, reading them, and saying which one is bad."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sslctl.config import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class ImageError(Exception):
+    """An image that cannot be read. Names its path."""
+
+
+def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
+    """The folder dataset.root names."""
+    if not root:
+        raise InputError("dataset.root is not set: dataset.root=/path/to/images")
+    path = Path(root).expanduser()
+    if may_be_made and not path.exists():
+        path.mkdir(parents=True)
+    if not path.is_dir():
+        raise InputError(f"dataset.root={path}: {'not a folder' if path.exists() else 'no such folder'}")
+    return path
+
+
+def scan(base: Path) -> list[str]:
+    """The images below a folder, as sorted relative POSIX paths."""
+    names, others = [], 0
+    for directory, _, entries in os.walk(base, followlinks=True):
+        for entry in entries:
+            if entry.lower().endswith(EXTENSIONS):
+                names.append(os.path.relpath(os.path.join(directory, entry), base).replace(os.sep, "/"))
+            else:
+                others += 1
+    if not names:
+        raise InputError(f"no images in {base} ({others} other files); looked for {' '.join(EXTENSIONS)}")
+    return sorted(names)
+
+
+def read(path: str, channels: int) -> Tensor:
+    """One image file as (C, H, W) uint8. Raises ImageError with the path."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, ValueError, SyntaxError) as e:
+        raise ImageError(f"cannot read {path}: {e}") from e
+    tensor = torch.from_numpy(pixels.copy())
+    return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
+
+
+def common_size(paths: list[str]) -> tuple[int, int] | None:
+    """(height, width) that all images share by their headers, or None. A few are looked at first."""
+    found: tuple[int, int] | None = None
+    for path in paths[:: max(1, len(paths) // 16)] + paths:
+        try:
+            with Image.open(path) as image:
+                size = (image.height, image.width)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+        if found is not None and size != found:
+            return None
+        found = size
+    return found
+
+
+def read_all(paths: list[str], channels: int, size: tuple[int, int]) -> Tensor:
+    """All images of one size as (N, C, H, W) uint8; decoding runs in threads."""
+    images = torch.empty((len(paths), channels, *size), dtype=torch.uint8)
+
+    def fill(index: int) -> None:
+        images[index] = read(paths[index], channels)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for _ in pool.map(fill, range(len(paths)), chunksize=256):
+                pass
+        except ImageError as error:
+            raise InputError(str(error)) from error
+    return images

@@ -1,0 +1,132 @@
+"""From a source to batches of views: an index into memory where the images fit, worker processes where they do not."""
+
+import functools
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sslctl.data.batch import Batch
+from sslctl.data.sampler import batch_indices
+from sslctl.data.sources import Source
+from sslctl.views import Key, ViewMaker
+from sslctl.views.maker import resize_and_crop
+
+
+def batches(
+    source: Source,
+    views: ViewMaker,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    total_steps: int,
+    workers: int,
+    device: torch.device,
+    close_in_workers: tuple[int, ...] = (),
+) -> Iterator[Batch]:
+    """The batches of steps first_step … total_steps - 1, the same for any number of workers.
+
+    close_in_workers: file descriptors (the run's lock) that worker processes must not keep open.
+    """
+    size = len(source)
+    steps_per_epoch = size // batch_size
+    if source.images is not None:
+        for step in range(first_step, total_steps):
+            rows = torch.from_numpy(batch_indices(step, size, batch_size, seed))
+            index = rows.to(device)
+            key = Key(seed, step // steps_per_epoch, index)
+            images = source.images[rows].to(device)
+            yield Batch(views(images, key), source.labels[rows].to(device), index, key)
+        return
+    steps = _Steps(size, batch_size, seed, first_step, total_steps)
+    loader = DataLoader(
+        _Cuts(source, views, seed),
+        batch_sampler=steps,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # else every iter() draws from the global one
+        worker_init_fn=functools.partial(_start_worker, close_in_workers),
+    )
+    for step, (crops, rows) in enumerate(loader, start=first_step):
+        index = rows.to(device)
+        key = Key(seed, step // steps_per_epoch, index)
+        crops = {group: cut.to(device) for group, cut in crops.items()}
+        yield Batch(views.finish(crops, key), source.labels[rows].to(device), index, key)
+
+
+def clean_batches(source: Source, rows: np.ndarray | Tensor, *, resize: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """The images at `rows`, in that order, as (B, C, S, S) uint8 without augmentation."""
+    rows = torch.as_tensor(rows)
+    if source.images is not None:
+        for part in rows.split(batch_size):
+            images = source.images[part]
+            if images.shape[2:] != (source.image_size, source.image_size):
+                images = torch.stack([resize_and_crop(image, source.image_size, resize) for image in images])
+            yield images
+        return
+    loader = DataLoader(
+        _Clean(source, rows, resize),
+        batch_size=batch_size,
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=functools.partial(_start_worker, ()),
+    )
+    yield from loader
+
+
+class _Steps:
+    """Batch sampler: for each step, the (epoch, image) pairs it takes."""
+
+    def __init__(self, size: int, batch_size: int, seed: int, first_step: int, total_steps: int):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.steps = range(first_step, total_steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            epoch = step // (self.size // self.batch_size)
+            yield [(epoch, row) for row in batch_indices(step, self.size, self.batch_size, self.seed).tolist()]
+
+
+class _Cuts(Dataset):
+    """One image's crops: decoded once, cut for every view."""
+
+    def __init__(self, source: Source, views: ViewMaker, seed: int):
+        self.source, self.views, self.seed = source, views, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[dict[str, Tensor], int]:
+        epoch, row = item
+        key = Key(self.seed, epoch, torch.tensor([row]))
+        return self.views.cut(self.source.read(row), key), row
+
+
+class _Clean(Dataset):
+    def __init__(self, source: Source, rows: Tensor, resize: int):
+        self.source, self.rows, self.resize = source, rows, resize
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Tensor:
+        return resize_and_crop(self.source.read(int(self.rows[position])), self.source.image_size, self.resize)
+
+
+def _collate(items: list[tuple[dict[str, Tensor], int]]) -> tuple[dict[str, Tensor], Tensor]:
+    """[(group -> (V, C, h, w), row)] -> (group -> (V, B, C, h, w), (B,))."""
+    crops = {group: torch.stack([cut[group] for cut, _ in items], 1) for group in items[0][0]}
+    return crops, torch.tensor([row for _, row in items])
+
+
+def _start_worker(descriptors: tuple[int, ...], worker: int) -> None:
+    """Signals are the main process's to answer, and its lock must not outlive it here."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,226 @@
+"""Where images come from. A source is a list of images with labels, in memory or as files; splits never overlap."""
+
+import gzip
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslctl.config import InputError
+from sslctl.data import files
+from sslctl.data.sampler import permuted
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a dataset.
+
+    images: (N, C, H, W) uint8 in memory, or None and `paths` to read. labels: (N,) int64, -1 where unknown.
+    image_size: side in pixels that the backbone sees. channels: 1 or 3.
+    """
+
+    name: str
+    split: str
+    images: Tensor | None
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    content_hash: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        return len(self.classes) > 0 and bool((self.labels >= 0).all())
+
+    def read(self, index: int) -> Tensor:
+        """One image as (C, H, W) uint8."""
+        return self.images[index] if self.images is not None else files.read(self.paths[index], self.channels)
+
+    def describe(self, index: int) -> str:
+        """How to find an image again: its path, or its number."""
+        return self.paths[index] if self.paths else f"{self.name} {self.split} image {index}"
+
+
+def _in_memory(name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...], image_size: int) -> Source:
+    digest = hashlib.blake2b(images.numpy().tobytes() + labels.numpy().tobytes(), digest_size=16).hexdigest()
+    return Source(name, split, images, (), labels, classes, images.shape[1], image_size, digest)
+
+
+def digits(split: str, image_size: int) -> Source:
+    """scikit-learn's 1,797 scanned digits of 8×8 pixels, enlarged; a fixed fifth of them is the test split."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(images, (image_size, image_size), mode="bilinear").round().to(torch.uint8)
+    order = torch.from_numpy(permuted(np.arange(len(images)), len(images), seed=0, epoch=0))
+    held_out = len(images) // 5
+    rows = (order[:held_out] if split == "test" else order[held_out:]).sort().values
+    labels = torch.from_numpy(data.target)[rows].long()
+    return _in_memory("digits", split, images[rows], labels, tuple("0123456789"), image_size)
+
+
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def fashion_mnist(split: str, image_size: int, root: str | None, download: bool) -> Source:
+    """Fashion-MNIST from idx files (plain or gzip): Debian's dataset-fashion-mnist, a folder, or torchvision's download."""
+    debian = Path("/usr/share/datasets/fashion-mnist")
+    if root is None:
+        base = debian if debian.is_dir() else data_home()
+    else:
+        base = files.existing_folder(root, download)
+    stem = {"train": "train", "test": "t10k"}[split]
+    folder = next((d for d in (base, base / "FashionMNIST" / "raw") if list(d.glob(f"{stem}-images-idx3-ubyte*"))), None)
+    if folder is None:
+        if not download:
+            raise InputError(f"no {stem}-images-idx3-ubyte[.gz] in {base} (dataset.download=true would fetch it)")
+        import torchvision
+
+        torchvision.datasets.FashionMNIST(str(base), download=True)
+        folder = base / "FashionMNIST" / "raw"
+    images = _idx(folder / f"{stem}-images-idx3-ubyte", dimensions=3)[:, None]
+    labels = _idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
+    return _in_memory("fashion_mnist", split, images, labels, _FASHION, image_size)
+
+
+def _idx(path: Path, dimensions: int) -> Tensor:
+    """An idx file of bytes: two zeros, type 8, the number of dimensions, big-endian sizes, then the data."""
+    packed = path.with_name(path.name + ".gz")
+    if not path.exists() and not packed.exists():
+        raise InputError(f"no {path.name}[.gz] in {path.parent}")
+    data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    if data[:4] != bytes([0, 0, 8, dimensions]):
+        raise InputError(f"{path} is not an idx file of bytes with {dimensions} dimensions")
+    sizes = np.frombuffer(data, ">i4", dimensions, offset=4).tolist()
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    if len(body) != np.prod(sizes):
+        raise InputError(f"{path} holds {len(body)} bytes of data, its header says {sizes}")
+    return torch.from_numpy(body.copy()).view(sizes)
+
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def cifar10(split: str, image_size: int, root: str | None, download: bool, memory_gb: float) -> Source:
+    """CIFAR-10 from its binary version (data_batch_1.bin …), or from train/<class>/ and test/<class>/ folders of images.
+
+    The Python version is not read: it is a pickle.
+    """
+    base = files.existing_folder(root, download) if root is not None else data_home()
+    if (base / "train").is_dir():
+        return imagefolder(split, str(base), image_size, 3, memory_gb, name="cifar10")
+    names = [f"data_batch_{n}.bin" for n in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    folder = next((d for d in (base, base / "cifar-10-batches-bin") if (d / names[0]).exists()), None)
+    if folder is None:
+        if not download:
+            raise InputError(f"no {names[0]} in {base}, and no train/ folder (dataset.download=true would fetch it)")
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+        download_and_extract_archive(url, str(base), md5="c32a1d4ab5d03f1284b67883e8d87530")
+        folder = base / "cifar-10-batches-bin"
+    rows = np.concatenate([_cifar_rows(folder / name) for name in names])  # (N, 1 + 3072)
+    images = torch.from_numpy(rows[:, 1:].copy()).view(-1, 3, 32, 32)
+    return _in_memory("cifar10", split, images, torch.from_numpy(rows[:, 0].astype(np.int64)), _CIFAR10, image_size)
+
+
+def _cifar_rows(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise InputError(f"no {path}")
+    data = np.fromfile(path, np.uint8)
+    if len(data) == 0 or len(data) % 3073:
+        raise InputError(f"{path} holds {len(data)} bytes, not a multiple of 3,073")
+    return data.reshape(-1, 3073)
+
+
+def imagefolder(
+    split: str, root: str, image_size: int | None, channels: int, memory_gb: float, name: str | None = None
+) -> Source:
+    """Class folders: root/train/<class>/… and root/test/<class>/… (or val/), or root/<class>/… alone.
+
+    Without a test folder, a fixed fifth of the images, drawn by the hash of their names, is the test split and is never
+    trained on. image_size None: that of the images when they are all equal and small, else 224.
+    """
+    base = files.existing_folder(root)
+    train = base / "train"
+    test = next((d for d in (base / "test", base / "val") if d.is_dir()), None)
+    if train.is_dir():
+        if split == "test" and test is None:
+            raise InputError(f"{base} has a train/ folder but neither test/ nor val/: no labelled test split")
+        folder, names = train if split == "train" else test, files.scan(train if split == "train" else test)
+    else:
+        folder, names = base, files.scan(base)
+    classes = tuple(sorted(d.name for d in (train if train.is_dir() else base).iterdir() if d.is_dir()))
+    loose = [n for n in names if "/" not in n]
+    if loose or not classes:
+        raise InputError(
+            f"{folder}: {len(loose)} images lie outside class folders (first: {loose[0] if loose else 'none'});"
+            " for images without labels say dataset=folder"
+        )
+    if not train.is_dir():
+        names = [n for n in names if _held_out(n) == (split == "test")]
+        if not names:
+            raise InputError(f"{base}: too few images for a {split} split of a fifth; make train/ and test/ folders")
+    unknown = sorted({n.split("/")[0] for n in names} - set(classes))
+    if unknown:
+        raise InputError(f"{folder}: class folder {unknown[0]} does not exist in {train}")
+    number = {c: i for i, c in enumerate(classes)}
+    labels = torch.tensor([number[n.split("/")[0]] for n in names])
+    return _from_files(name or base.name, split, folder, names, labels, classes, image_size, channels, memory_gb)
+
+
+def _held_out(name: str) -> bool:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") % 5 == 0
+
+
+def folder(split: str, root: str, image_size: int | None, channels: int, memory_gb: float) -> Source:
+    """All images below a folder, flat or nested, without labels."""
+    base = files.existing_folder(root)
+    if split == "test":
+        raise InputError(f"dataset=folder has no labels to evaluate on: name labelled data with eval_dataset=… ({base})")
+    names = files.scan(base)
+    labels = torch.full((len(names),), -1)
+    return _from_files(base.name, split, base, names, labels, (), image_size, channels, memory_gb)
+
+
+def _from_files(
+    name: str,
+    split: str,
+    base: Path,
+    names: list[str],
+    labels: Tensor,
+    classes: tuple[str, ...],
+    image_size: int | None,
+    channels: int,
+    memory_gb: float,
+) -> Source:
+    if channels not in (1, 3):
+        raise InputError(f"dataset.channels={channels}: expected 1 or 3")
+    paths = [os.path.join(base, n) for n in names]
+    common = files.common_size(paths)
+    if image_size is None:
+        image_size = common[0] if common and common[0] == common[1] <= 96 else 224
+    images = None
+    if common and len(paths) * channels * common[0] * common[1] <= memory_gb * 2**30:
+        images = files.read_all(paths, channels, common)
+    listing = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(names, paths, strict=True))
+    digest = hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
+    return Source(name, split, images, tuple(paths), labels, classes, channels, image_size, digest)
+
+
+def data_home() -> Path:
+    """Where downloads go: $SSLCTL_DATA, or sslctl/ in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    home = Path(os.environ.get("SSLCTL_DATA", cache / "sslctl" / "data")).expanduser()
+    home.mkdir(parents=True, exist_ok=True)
+    return home

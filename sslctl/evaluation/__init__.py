@@ -1,0 +1,1 @@
+"""Measuring frozen features: extracted once, probed by nearest neighbours and linear classifiers."""

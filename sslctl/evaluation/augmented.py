@@ -1,0 +1,99 @@
+"""The linear probe of the papers: SGD on augmented views through fit(), the backbone frozen and in eval mode."""
+
+import copy
+
+import torch
+from omegaconf import OmegaConf
+
+from sslctl import run_directory as rundir
+from sslctl.build import build_views
+from sslctl.cli import Stopped
+from sslctl.config import InputError, decisive, fingerprint
+from sslctl.data.loader import batches
+from sslctl.evaluation.features import extract
+from sslctl.evaluation.knn import accuracy
+from sslctl.evaluation.results import record
+from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.verbs import Task
+from sslctl.methods.base import Facts
+from sslctl.methods.supervised import Supervised
+from sslctl.plan import make_plan
+from sslctl.train import Setup, Signals, build_optimizer, fit
+
+
+def augmented_records(subject: Subject, task: Task) -> list[dict]:
+    """Trains a linear classifier and judges its last epoch on the clean test split. Stops and resumes as any run."""
+    config, train = task.config, task.train
+    if subject.backbone is None or subject.features != "backbone":
+        raise InputError(f"protocol=augmented probes a backbone's output, not {subject.name} {subject.features}")
+    settings = OmegaConf.merge(config, {"dataset": task.dataset, "backbone": None})
+    plan = make_plan(settings, train)
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(config.seed)
+    facts = Facts(
+        channels=train.channels,
+        image_size=train.image_size,
+        num_images=len(train),
+        num_classes=len(train.classes),
+        steps_per_epoch=plan.steps_per_epoch,
+        total_steps=plan.total_steps,
+    )
+    method = Supervised(copy.deepcopy(subject.backbone), facts, frozen=True)
+    views = build_views(config, train.image_size, plan.dropped)
+    resolved = OmegaConf.to_container(settings, resolve=True)
+    resolved = {k: resolved[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed")}
+    hashes = {"data": train.content_hash, "weights": subject.weights_sha256}
+    run_dir = task.work / f"linear-augmented-{subject.name}-{fingerprint(decisive(resolved, hashes))}-s{config.seed}"
+    rundir.make(run_dir)
+    lock = rundir.Lock(run_dir)
+    try:
+        setup = Setup(
+            plan=plan,
+            method=method,
+            optimizer=build_optimizer(config.optimizer, method, plan.lr),
+            batches=lambda first: batches(
+                train,
+                views,
+                batch_size=plan.batch_size,
+                seed=config.seed,
+                first_step=first,
+                total_steps=plan.total_steps,
+                workers=config.trainer.workers,
+                device=plan.device,
+                close_in_workers=(lock.descriptor,),
+            ),
+            run_dir=run_dir,
+            keep_last=config.trainer.keep_last,
+            tensorboard=config.trainer.tensorboard,
+            describe=train.describe,
+        )
+        print("\n".join([f"linear classifier on {subject.name} weights", *plan.lines()]), flush=True)
+        with Signals() as signals:
+            if not fit(setup, signals):
+                print(f"stopped; the same command continues {run_dir}", flush=True)
+                raise Stopped(signals.status)
+    finally:
+        lock.release()
+    method.eval()
+    scores = extract(
+        lambda images: method.classifier(method.backbone(images)),
+        task.test,
+        torch.arange(len(task.test)),
+        resize=subject.preprocess.resize,
+        workers=config.workers,
+        device=plan.device,
+    )
+    return [
+        record(
+            subject,
+            task.test,
+            protocol="linear-augmented",
+            metric=metric,
+            values=[value],
+            labels="all",
+            seed=config.seed,
+            epoch_rule=f"last of {plan.epochs}",
+            details={"lr": plan.lr, "weight_decay": config.optimizer.weight_decay, "batch_size": plan.batch_size},
+        )
+        for metric, value in accuracy(scores, task.test.labels).items()
+    ]

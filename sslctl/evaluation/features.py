@@ -1,0 +1,82 @@
+"""Features of clean images, extracted once per (weights, dataset, split) and kept on disk."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslctl.checkpoint import load_tensors, save_tensors
+from sslctl.config import InputError
+from sslctl.data.loader import clean_batches
+from sslctl.data.sources import Source
+from sslctl.views.maker import clean
+
+
+@dataclass(frozen=True)
+class Features:
+    """One split: features (N, D) float32 on the CPU, labels (N,) int64."""
+
+    features: Tensor
+    labels: Tensor
+    num_classes: int
+
+
+@torch.no_grad()
+def extract(
+    function: Callable[[Tensor], Tensor],
+    source: Source,
+    rows: np.ndarray | Tensor,
+    *,
+    resize: int,
+    batch_size: int = 512,
+    workers: int = 0,
+    device: torch.device = torch.device("cpu"),
+    poll: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """function: (B, C, S, S) float in [0, 1] -> (B, D). Returns (len(rows), D) float32 on the CPU.
+
+    poll: called between batches; may raise to abandon the extraction.
+    """
+    parts = []
+    for images in clean_batches(source, rows, resize=resize, batch_size=batch_size, workers=workers):
+        poll()
+        parts.append(function(clean(images.to(device))).float().cpu())
+    return torch.cat(parts)
+
+
+def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float) -> Tensor:
+    """The tensor kept under a key, computed when it is not there. The oldest files make room; limit 0 keeps nothing."""
+    if limit_gb <= 0:
+        return compute()
+    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sslctl" / "features"
+    path = folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.safetensors"
+    if path.exists():
+        try:
+            features = load_tensors(path)["features"]
+            os.utime(path)
+            return features
+        except InputError:
+            path.unlink()  # cut short by a kill: made anew below
+    features = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_tensors(temporary, {"features": features})
+    temporary.replace(path)
+    _make_room(folder, limit_gb, keep=path)
+    return features
+
+
+def _make_room(folder: Path, limit_gb: float, keep: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+    size = sum(f.stat().st_size for f in files)
+    for file in files:
+        if size <= limit_gb * 2**30:
+            return
+        if file != keep:
+            size -= file.stat().st_size
+            file.unlink()

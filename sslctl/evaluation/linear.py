@@ -1,0 +1,142 @@
+"""Linear classifiers on frozen features: all settings of a grid trained at once, the best picked without the test split."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslctl.config import InputError
+from sslctl.data.sampler import permuted
+from sslctl.evaluation.features import Features
+
+_LEAST_STEPS = 300  # few labels make few batches; the optimum needs steps all the same
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings a probe is chosen from, and how each is trained."""
+
+    lr: list[float]
+    weight_decay: list[float]
+    epochs: int
+    batch_size: int
+    validation: float  # share of the training split that picks among them
+
+    def settings(self) -> list[tuple[float, float]]:
+        return list(product(self.lr, self.weight_decay))
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """G linear classifiers over standardised features."""
+
+    weight: Tensor  # (G, D, C)
+    bias: Tensor  # (G, 1, C)
+    mean: Tensor  # (D,)
+    std: Tensor  # (D,)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(N, D) -> (G, N, C)."""
+        return (features - self.mean) / self.std @ self.weight + self.bias
+
+
+@torch.no_grad()
+def train_classifiers(
+    data: Features,
+    settings: list[tuple[float, float]],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    poll: Callable[[], None] = lambda: None,
+) -> Classifiers:
+    """Multinomial logistic regression by SGD (momentum 0.9, cosine), every (lr, weight_decay) in one matrix product.
+
+    Features are standardised with the training rows' statistics, so that one grid suits every feature scale.
+    """
+    mean, std = data.features.mean(0), data.features.std(0).clamp(min=1e-6)
+    x = (data.features - mean) / std  # (N, D)
+    (n, dim), classes, count = x.shape, data.num_classes, len(settings)
+    target = F.one_hot(data.labels, classes).float()  # (N, C)
+    lr = torch.tensor([s[0] for s in settings]).repeat_interleave(classes)  # (G·C,)
+    decay = torch.tensor([s[1] for s in settings]).repeat_interleave(classes)
+    weight, bias = torch.zeros(dim, count * classes), torch.zeros(count * classes)
+    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
+    batch_size = min(batch_size, n)
+    per_epoch = n // batch_size
+    total = max(_LEAST_STEPS, epochs * per_epoch)
+    for step in range(total):
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            poll()
+            order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch))
+        rows = order[place * batch_size : (place + 1) * batch_size]
+        batch = x[rows]  # (b, D)
+        logits = torch.addmm(bias, batch, weight).view(-1, count, classes)
+        error = logits.softmax(2).sub_(target[rows][:, None]).view(-1, count * classes).div_(batch_size)
+        rate = lr * (0.5 * (1 + math.cos(math.pi * step / total)))
+        weight_momentum.mul_(0.9).addmm_(batch.T, error).addcmul_(weight, decay)
+        bias_momentum.mul_(0.9).add_(error.sum(0))
+        weight.sub_(weight_momentum * rate)
+        bias.sub_(bias_momentum * rate)
+    return Classifiers(
+        weight.view(dim, count, classes).transpose(0, 1).contiguous(), bias.view(count, 1, classes), mean, std
+    )
+
+
+def fit_probe(data: Features, grid: Grid, seed: int, poll: Callable[[], None] = lambda: None) -> tuple[Classifiers, dict]:
+    """Picks a setting on a held-out part of the rows, then trains it on all of them.
+
+    Up to 20 rows a class: stratified folds instead of one held-out part, each row judged once. Returns one classifier
+    and what was picked: {"lr", "weight_decay", "validation_top1"}.
+    """
+    settings = grid.settings()
+    correct, loss, judged = torch.zeros(len(settings)), torch.zeros(len(settings)), 0
+    for held_out in _folds(data, grid.validation, seed):
+        rest = Features(data.features[~held_out], data.labels[~held_out], data.num_classes)
+        classifiers = train_classifiers(rest, settings, grid.epochs, grid.batch_size, seed, poll)
+        scores, labels = classifiers.scores(data.features[held_out]), data.labels[held_out]
+        correct += (scores.argmax(2) == labels).sum(1)
+        loss += torch.stack([F.cross_entropy(s, labels, reduction="sum") for s in scores])
+        judged += len(labels)
+    best = max(range(len(settings)), key=lambda g: (correct[g].item(), -loss[g].item()))  # equal hits: the surer one
+    picked = dict(zip(("lr", "weight_decay"), settings[best], strict=True))
+    picked["validation_top1"] = correct[best].item() / judged
+    return train_classifiers(data, [settings[best]], grid.epochs, grid.batch_size, seed, poll), picked
+
+
+def _folds(data: Features, share: float, seed: int) -> list[Tensor]:
+    """Masks (N,) of held-out rows: five stratified folds for few labels, else one part of the given share."""
+    n = len(data.labels)
+    order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch=-1))
+    counts = torch.bincount(data.labels, minlength=data.num_classes)
+    if n > 20 * data.num_classes:
+        mask = torch.zeros(n, dtype=torch.bool)
+        mask[order[: max(1, round(share * n))]] = True
+        return [mask]
+    fewest = int(counts[counts > 0].min())
+    if fewest < 2:
+        raise InputError(f"a class has {fewest} label: at least 2 a class are needed to choose the probe's settings")
+    fold = torch.empty(n, dtype=torch.long)
+    for label in range(data.num_classes):
+        rows = order[data.labels[order] == label]
+        fold[rows] = torch.arange(len(rows)) % min(5, fewest)
+    return [fold == f for f in range(min(5, fewest))]
+
+
+def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
+    """Rows (n,) of a stratified draw: `amount` a class when it is 1 or more, else that share of each class."""
+    n = len(labels)
+    order = torch.from_numpy(permuted(np.arange(n), n, draw, epoch=-2))
+    rows = []
+    for label in labels.unique():
+        own = order[labels[order] == label]
+        take = round(amount) if amount >= 1 else max(1, round(amount * len(own)))
+        if take > len(own):
+            raise InputError(f"labels={amount:g}: class {label} has only {len(own)} images")
+        rows.append(own[:take])
+    return torch.cat(rows).sort().values

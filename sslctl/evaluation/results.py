@@ -1,0 +1,76 @@
+"""Results: one JSON line each with the protocol it was measured by, and a table for the reader."""
+
+import json
+import statistics
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sslctl.data.sources import Source
+from sslctl.evaluation.subjects import Subject
+from sslctl.run_directory import now, versions
+
+
+def record(
+    subject: Subject,
+    source: Source,
+    *,
+    protocol: str,
+    metric: str,
+    values: list[float],
+    labels: str,
+    seed: int,
+    epoch_rule: str,
+    details: dict,
+) -> dict:
+    """One result. values: one a draw; their mean is the value and, with several, their standard deviation is kept."""
+    spread = {"std": statistics.stdev(values), "draws": len(values)} if len(values) > 1 else {}
+    return {
+        "protocol": protocol,
+        "metric": metric,
+        "value": statistics.fmean(values),
+        **spread,
+        "subject": subject.name,
+        "labels": labels,
+        "dataset": source.name,
+        "split": source.split,
+        "images": len(source),
+        "seed": seed,
+        "step": subject.step,
+        "epoch_rule": epoch_rule,
+        "features": subject.features,
+        "preprocess": subject.preprocess.words(),
+        "params": subject.params,
+        "weights_sha256": subject.weights_sha256,
+        "details": details,
+        "versions": versions(),
+        "time": now(),
+    }
+
+
+def append(path: Path, records: list[dict]) -> None:
+    """All records in one write, so that a kill leaves all or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as opened:
+        opened.write("".join(json.dumps(r) + "\n" for r in records))
+
+
+def percent(entry: dict) -> str:
+    """'91.24' or '91.24 ± 0.31', in percent."""
+    value = f"{100 * entry['value']:.2f}"
+    return f"{value} ± {100 * entry['std']:.2f}" if "std" in entry else value
+
+
+def show(records: list[dict], title: str) -> None:
+    """A table: a row for each subject, a column for each protocol, label budget and metric."""
+    columns = list(dict.fromkeys((r["protocol"], r["labels"], r["metric"]) for r in records))
+    rows = list(dict.fromkeys(r["subject"] for r in records))
+    cells = {(r["subject"], r["protocol"], r["labels"], r["metric"]): percent(r) for r in records}
+    table = Table(title=title, title_justify="left")
+    table.add_column("weights")
+    for protocol, labels, metric in columns:
+        table.add_column(f"{protocol}\n{labels} labels\n{metric} %", justify="right")
+    for row in rows:
+        table.add_row(row, *(cells.get((row, *column), "") for column in columns))
+    Console(soft_wrap=True).print(table)

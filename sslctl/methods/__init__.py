@@ -1,0 +1,1 @@
+"""One file a method; `base` is the contract."""

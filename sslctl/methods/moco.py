@@ -1,0 +1,96 @@
+"""MoCo: a query against its key and a queue of earlier keys (He et al. 2020, arXiv:1911.05722; v2: arXiv:2003.04297)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslctl.backbones import Backbone
+from sslctl.batchnorm import group_batchnorm
+from sslctl.heads import mlp
+from sslctl.losses import info_nce
+from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, teacher_of
+from sslctl.optim import cosine_between
+
+
+class MoCo(Method):
+    """Algorithm 1 of the paper. v1: a linear projector; v2: two layers without BatchNorm; v2+: symmetric loss.
+
+    State: student, teacher, queue (K, D) of unit rows, the image each key came from, the place of the next write.
+    batchnorm_groups: BatchNorm in so many groups of the global batch, each a device of the paper's; the teacher's
+    groups are drawn anew at every step ("shuffling BN", section 3.3), so no query shares its key's statistics.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        projector_layers: int,
+        hidden_dim: int | None,
+        out_dim: int,
+        queue_size: int,
+        temperature: float,
+        teacher_momentum: float,
+        teacher_momentum_end: float,
+        symmetric: bool,
+        batchnorm_groups: int,
+    ):
+        super().__init__(backbone, facts)
+        width = backbone.embed_dim
+        group_batchnorm(backbone, batchnorm_groups)
+        self.projector = mlp(width, hidden_dim or width, out_dim, projector_layers, norm=False)
+        self.teacher_backbone = teacher_of(backbone)
+        self.teacher_projector = teacher_of(self.projector)
+        self.register_buffer("queue", F.normalize(torch.randn(queue_size, out_dim), dim=1))  # (K, D)
+        self.register_buffer("queue_index", torch.full((queue_size,), -1))  # (K,), -1: no image's key yet
+        self.register_buffer("queue_pointer", torch.tensor(0))
+        self.temperature, self.symmetric = temperature, symmetric
+        self.teacher_momentum, self.teacher_momentum_end = teacher_momentum, teacher_momentum_end
+
+    def schedules(self, step: int) -> dict[str, float]:
+        start, end = self.teacher_momentum, self.teacher_momentum_end
+        return {"teacher_momentum": cosine_between(start, end, step, self.facts.total_steps)}
+
+    def before_step(self, s: dict) -> None:
+        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
+        ema_update(self.teacher_projector, self.projector, s["teacher_momentum"])
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        views = batch.views["global"]  # (2, B, C, H, W)
+        if len(views) != 2:
+            raise ValueError(f"MoCo compares two global views, the augmentation makes {len(views)}")
+        x1, x2 = views
+        own = self.queue_index == batch.index[:, None]  # (B, K), keys of the query's own image: not negatives
+        h1, k2 = self.backbone(x1), self.keys(x2, batch)
+        loss, keys, index = self.contrast(h1, k2, own), k2, batch.index
+        if self.symmetric:
+            k1 = self.keys(x1, batch)
+            loss = (loss + self.contrast(self.backbone(x2), k1, own)) / 2
+            keys, index = torch.cat([k2, k1]), index.repeat(2)  # both halves are written together, after the step
+        return {"loss": loss, "feature_std": feature_std(h1), "carry": {"keys": keys, "index": index}}
+
+    def contrast(self, h: Tensor, key: Tensor, own: Tensor) -> Tensor:
+        """h: (B, D) student features; key: (B, out_dim), the positive; own: (B, K) bool."""
+        return info_nce(self.projector(h), key, self.queue.clone(), self.temperature, excluded=own)
+
+    @torch.no_grad()
+    def keys(self, images: Tensor, batch: Batch) -> Tensor:
+        """(B, C, H, W) -> (B, out_dim), unit rows, BatchNorm groups of a random membership."""
+        order = batch.key.bits("moco/shuffle")[:, None].argsort(dim=0)[:, 0]  # (B,)
+        k = self.teacher_projector(self.teacher_backbone(images[order]))
+        return F.normalize(k.float(), dim=1)[order.argsort()]
+
+    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+        keys, index = carry["keys"][-len(self.queue) :], carry["index"][-len(self.queue) :]
+        places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[places], self.queue_index[places] = keys, index
+        self.queue_pointer.copy_((self.queue_pointer + len(keys)) % len(self.queue))
+
+    def notes(self) -> list[str]:
+        size, images = len(self.queue), self.facts.num_images
+        if size <= images:
+            return []
+        return [
+            f"method.queue_size={size:,} is longer than the {images:,} images: an image has up to"
+            f" {-(-size // images)} keys in the queue, and its queries skip them all"
+        ]

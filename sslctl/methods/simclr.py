@@ -1,0 +1,37 @@
+"""SimCLR: agreement of two views against all other images of the batch (Chen et al. 2020, arXiv:2002.05709)."""
+
+from sslctl.backbones import Backbone
+from sslctl.heads import mlp
+from sslctl.losses import nt_xent
+from sslctl.methods.base import Batch, Facts, Method, feature_std
+
+
+class SimCLR(Method):
+    """Section 2.1 and figure 2: f is the backbone, g the projector; the representation is h, before the projector.
+
+    hidden_dim: None for the backbone's width, as the paper. norm: BatchNorm in the projector, as the official code.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        projector_layers: int,
+        hidden_dim: int | None,
+        out_dim: int,
+        norm: bool,
+        temperature: float,
+    ):
+        super().__init__(backbone, facts)
+        width = backbone.embed_dim
+        self.projector = mlp(width, hidden_dim or width, out_dim, projector_layers, norm=norm, last_norm=norm)
+        self.temperature = temperature
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        views = batch.views["global"]  # (2, B, C, H, W)
+        if len(views) != 2:
+            raise ValueError(f"SimCLR compares two global views, the augmentation makes {len(views)}")
+        h = self.backbone(views.flatten(0, 1))  # (2B, D), both views in one forward: BatchNorm sees them together
+        z1, z2 = self.projector(h).chunk(2)  # (B, out_dim) each
+        return {"loss": nt_xent(z1, z2, self.temperature), "feature_std": feature_std(h)}

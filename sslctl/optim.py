@@ -1,0 +1,115 @@
+"""Parameter groups, LARS, and schedules as pure functions of the step."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def scaled_lr(base_lr: float, batch_size: int, scaling: str) -> float:
+    """The learning rate of a global batch; base_lr is per 256 images (Goyal et al. 2017; sqrt: SimCLR, appendix B.1)."""
+    factors = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size / 256), "none": 1.0}
+    return base_lr * factors[scaling]
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, exclude_bias_and_norm: bool) -> list[dict]:
+    """One group of weights and, when asked for, one of biases and norms without weight decay and without LARS.
+
+    Parameters that ask for no gradient (teachers) are left out.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not exclude_bias_and_norm:
+        return [{"params": trained, "weight_decay": weight_decay, "adapt": True}]
+    weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "adapt": True},
+        {"params": others, "weight_decay": 0.0, "adapt": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rates (You et al. 2017, arXiv:1708.03888), the learning rate outside the momentum buffer.
+
+    g <- g + weight_decay·w; r = trust·|w| / |g|, 1 where either norm is 0; m <- momentum·m + r·g; w <- w - lr·m.
+    Groups with adapt=False (biases, norms) keep r = 1; a weight decay of 0 does not switch r off.
+    """
+
+    def __init__(self, params: Iterable, lr: float, momentum: float, trust: float, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": weight_decay, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                update = weight.grad.add(weight, alpha=group["weight_decay"])
+                if group["adapt"]:
+                    update = update * self._ratio(weight, update, group["trust"])
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.mul_(group["momentum"]).add_(update)
+                weight.add_(momentum, alpha=-group["lr"])
+
+    @staticmethod
+    def _ratio(weight: Tensor, update: Tensor, trust: float) -> Tensor:
+        weight_norm, update_norm = weight.norm(), update.norm()
+        return torch.where((weight_norm > 0) & (update_norm > 0), trust * weight_norm / update_norm, 1.0)
+
+
+# --- Schedules: factors of the learning rate as functions of the step -------------------------------------------------
+# Each takes the step, the length of the warm-up and the length of the run, all in optimizer steps.
+
+
+def constant(step: int, warmup: int, total: int) -> float:
+    """1, always."""
+    return 1.0
+
+
+def step(step: int, warmup: int, total: int, every: int, gamma: float) -> float:
+    """Times gamma every so many steps."""
+    return gamma ** (step // every)
+
+
+def multistep(step: int, warmup: int, total: int, milestones: list[int], gamma: float) -> float:
+    """Times gamma at each milestone."""
+    return gamma ** sum(step >= milestone for milestone in milestones)
+
+
+def cosine(step: int, warmup: int, total: int, end: float) -> float:
+    """Half a cosine from 1 at the end of the warm-up to `end` at the end of the run (Loshchilov & Hutter 2017, eq. 5)."""
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def cosine_restarts(step: int, warmup: int, total: int, end: float, period: int, growth: float) -> float:
+    """Cosines that begin anew after `period` steps, each `growth` times as long as the one before (SGDR, section 3)."""
+    position, length = float(step - warmup), float(period)
+    while position >= length:
+        position, length = position - length, length * growth
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * position / length))
+
+
+SHAPES = {f.__name__: f for f in (constant, step, multistep, cosine, cosine_restarts)}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up from peak / warmup_steps to the peak, then one of SHAPES with its arguments (in steps)."""
+
+    shape: str
+    total_steps: int
+    warmup_steps: int
+    arguments: dict
+
+    def __call__(self, at: int) -> float:
+        if at < self.warmup_steps:
+            return (at + 1) / self.warmup_steps
+        return SHAPES[self.shape](at, self.warmup_steps, self.total_steps, **self.arguments)
+
+
+def cosine_between(start: float, end: float, step: int, total_steps: int) -> float:
+    """From start to end along half a cosine: teacher momenta, weight decays (BYOL, appendix; DINO)."""
+    return end + (start - end) * cosine(step, 0, total_steps, 0.0)

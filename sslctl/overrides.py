@@ -1,0 +1,258 @@
+"""The words of a command line: paths are quoted for Hydra, and what is wrong with an override is said in sslctl's words."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslctl.config import SCHEMAS, InputError, mistakes, nearest
+
+# Keys whose values are paths: anything may stand in them.
+_PATHS = re.compile(r"^(\+*)((eval_)?dataset\.root|run_dir|ckpt|backbone\.weights|out)$")
+_FREE = ("backbone.kwargs.",)  # dictionaries that take new keys
+
+
+@dataclass
+class Prepared:
+    """A command line made ready for Hydra."""
+
+    arguments: list[str] = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
+    config_dirs: list[Path] = field(default_factory=list)
+
+    @property
+    def sweeps(self) -> bool:
+        return any(a in ("-m", "--multirun") for a in self.arguments)
+
+    @property
+    def overrides(self) -> list[str]:
+        return [a for a in self.arguments if "=" in a and not a.startswith("--")]
+
+
+def prepare(arguments: list[str]) -> Prepared:
+    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] and --config-dir out for sslctl."""
+    prepared, words = Prepared(allow=[p for p in os.environ.get("SSLCTL_ALLOW", "").split(",") if p]), []
+    sweeps = any(a in ("-m", "--multirun") for a in arguments)
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if argument in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i"):
+            value = queue.pop(0) if queue else ""
+            prepared.arguments += [argument, value]
+            if argument in ("--config-dir", "-cd"):
+                prepared.config_dirs.append(Path(value).expanduser().resolve())
+        elif argument.startswith("-"):
+            prepared.arguments.append(argument)
+        elif "=" not in argument and not argument.startswith(("~", "+")):
+            words.append(argument)
+        else:
+            key, _, value = argument.partition("=")
+            if key == "allow":
+                prepared.allow += [p.strip() for p in value.strip("[]").split(",") if p.strip()]
+            elif _PATHS.match(key):
+                prepared.arguments.append(f"{key}={_path_value(key, value, sweeps)}")
+            elif key == "eval_dataset":
+                prepared.arguments.append(f"dataset@eval_dataset={value}")
+            else:
+                prepared.arguments.append(argument)
+    if words:
+        prepared.arguments.append(f"ckpt=[{','.join(quote(str(Path(w).expanduser())) for w in words)}]")
+    for directory in prepared.config_dirs:
+        if not directory.is_dir():
+            raise InputError(f"--config-dir {directory}: no such directory")
+    if prepared.allow:
+        prepared.config_dirs.append(Path.cwd())
+    return prepared
+
+
+def quote(value: str) -> str:
+    """A string that Hydra's grammar and OmegaConf's interpolation read back as it is."""
+    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
+    escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def _path_value(key: str, value: str, sweeps: bool) -> str:
+    if value in ("", "null") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return value
+    expanded = str(Path(value).expanduser()) if value.startswith("~") else value
+    if not Path(expanded).exists():
+        if key == "ckpt" and value.startswith("[") and value.endswith("]"):
+            return value
+        if sweeps and "," in value:  # a sweep over several paths
+            return ",".join(_path_value(key, part, False) for part in value.split(","))
+    return quote(expanded)
+
+
+# --- What is wrong with an override ---------------------------------------------------------------------------------------
+
+
+def refuse_new_keys(verb: str, prepared: Prepared) -> None:
+    """`+`, `++` and `~` would let Hydra take a typo for a new key: refused outside free dictionaries and hydra itself."""
+    marked = [o for o in prepared.arguments if o.startswith(("+", "~")) and not o.startswith("--")]
+    wrong = [o for o in marked if not o.lstrip("+~").startswith((*_FREE, "hydra."))]
+    if not wrong:
+        return
+    try:
+        known = list(_keys(compose_choices(verb, prepared, [])))
+    except Exception:  # whatever else is wrong will be said once these are gone
+        known = []
+    messages = []
+    for override in wrong:
+        key = override.lstrip("+~").partition("=")[0]
+        if key in known:
+            messages.append(f"{override}: {key} is a key already; write {key}=… without the mark")
+        else:
+            messages.append(f"{override}: {key} is not a key of {verb}, and none can be added{nearest(key, known)}")
+    raise InputError(*messages)
+
+
+def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
+    """All that is wrong with the overrides of a command that Hydra refused, in one report."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    found, choices, values = [], [], []
+    parser = OverridesParser.create()
+    for text in prepared.overrides:
+        try:
+            override = parser.parse_override(text)
+        except Exception:
+            found.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
+            continue
+        if override.is_sweep_override():
+            continue
+        options = _options(prepared, override.key_or_group)
+        if options and isinstance(override.value(), str | type(None)):
+            name = override.value()
+            if name is not None and name not in options:
+                found.append(f"{text}: no such {override.key_or_group}{nearest(str(name), options)}; there are {', '.join(options)}")
+            else:
+                choices.append(text)
+        elif not override.is_hydra_override() and not text.startswith(("+", "~")):
+            values.append((text, override))
+    try:
+        config = compose_choices(verb, prepared, choices)
+    except Exception as again:
+        return InputError(*(found or [_first_line(again)]))
+    known = list(_keys(config))
+    for text, override in values:
+        key = override.key_or_group
+        if key not in known:
+            found.append(_unknown_key(verb, key, known, config))
+            continue
+        try:
+            before = OmegaConf.select(config, key, throw_on_missing=False)
+            value = override.value()
+            if _other_kind(before, value):
+                found.append(f"{text}: expected {_kind(before)}, found {_kind(value)}")
+            OmegaConf.update(config, key, value)
+        except OmegaConfBaseException as problem:
+            found.append(f"{text}: {_first_line(problem)}")
+    if not found:
+        found = mistakes(SCHEMAS[verb.replace("-", "_")], config)
+    return InputError(*(found or [_first_line(error)]))
+
+
+def refuse_unpinned_method(config: Any) -> None:
+    """An experiment that sets method.* is for one method: another method= with it is refused."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    choices = HydraConfig.get().runtime.choices
+    experiment, method = choices.get("experiment"), choices.get("method")
+    if experiment in (None, "null") or method is None:
+        return
+    sources = [s.path for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
+    for directory in sources:
+        search = create_config_search_path(directory)
+        loaded = ConfigLoaderImpl(search).repository.load_config(f"experiment/{experiment}")
+        if loaded is None:
+            continue
+        raw = OmegaConf.to_container(loaded.config)
+        pinned = [d.get_name() for d in loaded.defaults_list or [] if d.get_group_path().strip("/") == "method"]
+        if raw.get("method") and pinned and pinned[0] != method:
+            raise InputError(f"experiment={experiment} sets values of method={pinned[0]}: method={method} cannot go with it")
+        return
+
+
+def compose_choices(verb: str, prepared: Prepared, choices: list[str]):
+    """The configuration with only choices of files applied."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sslctl.cli import CONFIGS, register_schemas
+
+    register_schemas()
+    GlobalHydra.instance().clear()
+    search = [f"hydra.searchpath=[{','.join(quote(f'file://{d}') for d in prepared.config_dirs)}]"] if prepared.config_dirs else []
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(verb.replace("-", "_"), overrides=choices + search)
+
+
+def _options(prepared: Prepared, group: str) -> list[str]:
+    """The files one may choose from for a group, in sslctl's configs and the user's own."""
+    from sslctl.cli import CONFIGS
+
+    group = group.partition("@")[0]
+    files = [f for d in (CONFIGS, *prepared.config_dirs) for f in sorted((d / group).glob("*.yaml"))]
+    return list(dict.fromkeys(f.stem for f in files))
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every path of a composed configuration, inner ones too, without resolving anything."""
+    from omegaconf import DictConfig
+
+    for key in config:
+        yield f"{prefix}{key}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _keys(node, f"{prefix}{key}.")
+
+
+def _unknown_key(verb: str, key: str, known: list[str], config: Any) -> str:
+    group, _, leaf = key.rpartition(".")
+    if group == "dataset" and leaf == "root":
+        return (
+            "this dataset has no dataset.root: for a folder of your own images say dataset=folder (no labels) or"
+            " dataset=imagefolder (one folder a class) as well"
+        )
+    near = nearest(key, known)
+    if not near:  # the last part may be right and the place wrong
+        same = [k for k in known if k.rpartition(".")[2] == leaf]
+        near = f" (nearest: {same[0]})" if same else near
+    if group in known:
+        target = config[group].get("_target_") if group else None
+        if target:
+            return f"{key} is not an argument of {target.rpartition('.')[2]}{near}"
+    return f"{key} is not a key of {verb}{near}"
+
+
+def _kind(value: Any) -> str:
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_list(value) or isinstance(value, list):
+        return "a list"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null"}
+    return kinds.get(type(value), "a dictionary")
+
+
+def _other_kind(before: Any, value: Any) -> bool:
+    """Whether a value is of another kind than the one it replaces; null may be replaced by anything, and by nothing."""
+    if before is None or value is None:
+        return False
+    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
+        return False
+    if isinstance(before, str) and isinstance(value, int | float):
+        return False  # a word may look like a number
+    return _kind(before) != _kind(value)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,140 @@
+"""The numbers of a run, computed once from its configuration and its data, and printed."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sslctl.config import InputError
+from sslctl.data.sources import Source
+from sslctl.optim import SHAPES, Schedule, scaled_lr
+from sslctl.views.maker import dropped_operations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything derived: nothing here is written back to the configuration."""
+
+    source: str
+    num_images: int
+    channels: int
+    image_size: int
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    lr: float  # at the schedule's factor 1
+    lr_words: str
+    schedule: Schedule
+    dropped: tuple[str, ...]
+    device: torch.device
+    precision: str
+    channels_last: bool
+    clip_grad_norm: float | None
+    threads: int
+    log_every_steps: int
+    save_every_steps: int | None
+    knn_every_steps: int | None
+
+    def due(self, every: int | None, step: int) -> bool:
+        """Whether something that happens every so many steps happens after `step` completed steps."""
+        return bool(every) and step % every == 0
+
+    def lines(self) -> list[str]:
+        """The plan in words, one line a subject."""
+        schedule = self.schedule
+        return [
+            f"data       {self.source}: {self.num_images:,} images of {self.channels}×{self.image_size}×{self.image_size}",
+            f"steps      {self.total_steps:,} = {self.epochs} epochs × {self.steps_per_epoch} steps of {self.batch_size} images"
+            + (f" ({self._left_out} images of each epoch's order left out)" if self._left_out else ""),
+            f"lr         {self.lr_words}; {schedule.shape}, warm-up {schedule.warmup_steps} steps",
+            f"dropped    {', '.join(self.dropped) or 'no operation'}",
+            f"precision  {self.precision} on {self.device}, {self.threads} threads"
+            + (", channels_last" if self.channels_last else "")
+            + ("" if self.device.type == "cpu" else "; resume exact to rounding only"),
+        ]
+
+    @property
+    def _left_out(self) -> int:
+        return self.num_images % self.batch_size
+
+
+def make_plan(config: Any, source: Source) -> Plan:
+    """Raises InputError for what only the data shows: fewer images than a batch, a warm-up longer than the run."""
+    trainer = config.trainer
+    steps_per_epoch = len(source) // trainer.batch_size
+    if steps_per_epoch == 0:
+        raise InputError(
+            f"0 steps per epoch: {source.name} has {len(source)} images, trainer.batch_size={trainer.batch_size}"
+            " (incomplete batches are left out)"
+        )
+    total = trainer.epochs * steps_per_epoch
+    lr = scaled_lr(config.optimizer.base_lr, trainer.batch_size, config.optimizer.lr_scaling)
+    factor = {"linear": f" × {trainer.batch_size}/256", "sqrt": f" × √({trainer.batch_size}/256)", "none": ""}
+    every = trainer.save_every_steps
+    if every is None and trainer.save_every_epochs is not None:
+        every = max(1, round(trainer.save_every_epochs * steps_per_epoch))
+    evaluation = config.get("evaluation")
+    knn_every = evaluation.knn_every_epochs if evaluation else None
+    return Plan(
+        source=f"{source.name} ({source.split})",
+        num_images=len(source),
+        channels=source.channels,
+        image_size=source.image_size,
+        batch_size=trainer.batch_size,
+        epochs=trainer.epochs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        lr=lr,
+        lr_words=f"{lr:.4g} = base_lr {config.optimizer.base_lr:g}{factor[config.optimizer.lr_scaling]} ({config.optimizer.lr_scaling} scaling)",
+        schedule=_schedule(config.scheduler, steps_per_epoch, total),
+        dropped=tuple(dropped_operations(_plain(config.augmentation), list(config.dataset.get("drops") or []), source.channels)),
+        device=choose_device(trainer.device),
+        precision=trainer.precision,
+        channels_last=trainer.channels_last,
+        clip_grad_norm=trainer.clip_grad_norm,
+        threads=trainer.threads or len(os.sched_getaffinity(0)),
+        log_every_steps=trainer.log_every_steps,
+        save_every_steps=every,
+        knn_every_steps=max(1, round(knn_every * steps_per_epoch)) if knn_every else None,
+    )
+
+
+def _plain(node: Any) -> dict:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
+    """Converts every duration to steps, once. Of a pair <name>_epochs, <name>_steps at most one is set."""
+    settings = _plain(scheduler)
+    shape = settings.pop("shape")
+    if shape not in SHAPES:
+        raise InputError(f"scheduler.shape={shape}: expected one of {', '.join(SHAPES)}")
+    durations = {}
+    for name in sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))}):
+        epochs, steps = settings.pop(f"{name}_epochs", None), settings.pop(f"{name}_steps", None)
+        if steps is None and epochs is not None:
+            steps = [round(e * steps_per_epoch) for e in epochs] if isinstance(epochs, list) else round(epochs * steps_per_epoch)
+        durations[name] = steps
+    warmup = durations.pop("warmup") or 0
+    if warmup >= total and total > 1:
+        raise InputError(f"the warm-up of {warmup} steps is as long as the run of {total} steps: scheduler.warmup_epochs")
+    for name, steps in durations.items():
+        if steps is None or steps == 0:
+            raise InputError(f"scheduler.{name}_epochs or scheduler.{name}_steps must be set, and more than 0")
+    return Schedule(shape, total, warmup, settings | durations)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: CUDA, then MPS, then the CPU. Raises InputError for one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
+    if not there[name]:
+        raise InputError(f"trainer.device={name}: none here; there is {', '.join(d for d, yes in there.items() if yes)}")
+    return torch.device(name)
+
+

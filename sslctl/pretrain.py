@@ -1,0 +1,197 @@
+"""sslctl pretrain: compose → check → plan → lock → resume or start → fit → evaluate."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sslctl import run_directory as rundir
+from sslctl.backbones import describe
+from sslctl.build import Preprocess, build_backbone, build_method, build_source, build_views, preprocess_of
+from sslctl.checkpoint import save_tensors
+from sslctl.cli import Stopped
+from sslctl.config import InputError, decisive, fingerprint
+from sslctl.data.loader import batches
+from sslctl.data.sources import Source
+from sslctl.evaluation.online import closing_records, online_knn
+from sslctl.evaluation.results import append, show
+from sslctl.evaluation.verbs import labelled_sources
+from sslctl.logs import duration
+from sslctl.methods.base import Facts, Method
+from sslctl.plan import Plan, make_plan
+from sslctl.train import Interrupted, Setup, Signals, build_optimizer, fit
+from sslctl.weights import weights_sha256
+
+
+def pretrain(config: Any) -> None:
+    """Trains, or continues, or finishes the evaluation of the run that this configuration names."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    source = build_source(config.dataset, "train")
+    preprocess = preprocess_of(config.dataset, source)
+    plan = make_plan(config, source)
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone, preprocess)
+    hashes = {"data": source.content_hash} | ({"weights": weights_sha256(backbone)} if config.backbone.get("weights") else {})
+    facts = Facts(
+        channels=source.channels,
+        image_size=source.image_size,
+        num_images=len(source),
+        num_classes=len(source.classes),
+        steps_per_epoch=plan.steps_per_epoch,
+        total_steps=plan.total_steps,
+    )
+    method = build_method(config.method, backbone, facts)
+    views = build_views(config, source.image_size, plan.dropped)
+    probed = _probed(config, source)
+    run_dir = run_directory_of(config, resolved, hashes)
+    setup = Setup(
+        plan=plan,
+        method=method,
+        optimizer=build_optimizer(config.optimizer, method, plan.lr),
+        batches=lambda first: batches(
+            source,
+            views,
+            batch_size=plan.batch_size,
+            seed=config.seed,
+            first_step=first,
+            total_steps=plan.total_steps,
+            workers=config.trainer.workers,
+            device=plan.device,
+            close_in_workers=(lock.descriptor,) if lock else (),
+        ),
+        run_dir=run_dir,
+        keep_last=config.trainer.keep_last,
+        tensorboard=config.trainer.tensorboard,
+        describe=source.describe,
+        knn=online_knn(config.evaluation.knn, source, preprocess, plan, config.trainer.workers) if source.labelled else None,
+    )
+    lock = None
+    describe_run(config, plan, method, preprocess, views.sizes(), run_dir)
+    if config.plan_only:
+        time_steps(setup)
+        return
+    if config.trainer.resume == "must" and not (run_dir / "checkpoints").is_dir():
+        raise InputError(f"trainer.resume=must: {run_dir} has no checkpoint")
+    rundir.make(run_dir)
+    lock = rundir.Lock(run_dir)
+    try:
+        rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess))
+        point_latest(run_dir)
+        if finished(run_dir, plan, bool(probed)):
+            print(f"already finished: {run_dir}")
+            return
+        with Signals() as signals:
+            try:
+                if not fit(setup, signals):
+                    raise Interrupted
+                finish(config, setup, preprocess, probed, signals)
+            except Interrupted:
+                print(f"stopped; the same command continues {run_dir}", file=sys.stderr)
+                raise Stopped(signals.status) from None
+    finally:
+        lock.release()
+
+
+def _probed(config: Any, source: Source) -> tuple[Source, Source] | None:
+    """The labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else nothing."""
+    if config.eval_dataset is not None:
+        return labelled_sources(config.eval_dataset)
+    return (source, build_source(config.dataset, "test")) if source.labelled else None
+
+
+def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Path:
+    """run_dir=, or runs/<dataset>/<method>-<backbone>-<fingerprint>-s<seed>."""
+    if config.run_dir:
+        return Path(config.run_dir).expanduser()
+    names = config.names
+    mark = fingerprint(decisive(resolved, hashes))
+    return Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{mark}-s{config.seed}"
+
+
+def point_latest(run_dir: Path) -> None:
+    """runs/latest, when the run lies below runs/."""
+    runs = Path("runs").resolve()
+    if runs in run_dir.resolve().parents:
+        link, temporary = runs / "latest", runs / ".latest"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(run_dir.resolve().relative_to(runs))
+        temporary.replace(link)
+
+
+def finished(run_dir: Path, plan: Plan, labelled: bool) -> bool:
+    """Whether the weights of the last step and the closing results are there."""
+    return (run_dir / rundir.BACKBONE).exists() and (not labelled or _closing_there(run_dir, plan))
+
+
+def _closing_there(run_dir: Path, plan: Plan) -> bool:
+    records = rundir.read_lines(run_dir / rundir.RESULTS)
+    return any(r["step"] == plan.total_steps and r["details"].get("closing") for r in records)
+
+
+def finish(config: Any, setup: Setup, preprocess: Preprocess, probed: tuple[Source, Source] | None, signals: Signals) -> None:
+    """The closing evaluation and, last of all, the backbone's weights."""
+    run_dir, method = setup.run_dir, setup.method.eval()
+    if probed and config.evaluation.closing and not _closing_there(run_dir, setup.plan):
+        print("  evaluating", flush=True)
+        records = closing_records(config, run_dir, method, preprocess, setup.plan, *probed, poll=signals.poll)
+        append(run_dir / rundir.RESULTS, records)
+        show(records, f"{probed[1].name}, {probed[1].split} split, {preprocess.words()}, frozen features after {setup.plan.epochs} epochs")
+    elif not probed:
+        print("  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval")
+    temporary = run_dir / f".{rundir.BACKBONE}"
+    save_tensors(temporary, method.backbone.state_dict(), {"step": str(setup.plan.total_steps)})
+    temporary.replace(run_dir / rundir.BACKBONE)
+    print(f"done: {run_dir}")
+
+
+def describe_run(config: Any, plan: Plan, method: Method, preprocess: Preprocess, views: dict, run_dir: Path) -> None:
+    """The plan, before anything happens."""
+    backbone, names = method.backbone, config.names
+    count = sum(p.numel() for p in backbone.parameters())
+    made = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.items())
+    state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
+    lines = [
+        *plan.lines(),
+        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features, stem {describe(backbone.network)}",
+        f"method     {names.method}; views: {made}",
+        f"run        {state}",
+        *(f"note       {note}" for note in method.notes()),
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def time_steps(setup: Setup) -> None:
+    """Times a few real steps in memory, and prints what the run will take; nothing is written."""
+    plan, method = setup.plan, setup.method
+    method.to(plan.device).train()
+    if plan.channels_last:
+        method.to(memory_format=torch.channels_last)
+    times = []
+    iterator = setup.batches(0)
+    for step in range(min(6, plan.total_steps)):
+        began = time.monotonic()
+        batch, s = next(iterator), method.schedules(step)
+        method.before_step(s)
+        with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            out = method(batch, s)
+        out["loss"].backward()
+        setup.optimizer.step()
+        setup.optimizer.zero_grad(set_to_none=True)
+        method.after_step(s, out.get("carry", {}))
+        times.append(time.monotonic() - began)
+    seconds = sorted(times)[len(times) // 2]
+    tensors = [*method.state_dict().values()]
+    tensors += [v for state in setup.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    if plan.device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB on the GPU"
+    else:
+        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB"
+    print(f"time       {1000 * seconds:.0f} ms a step, {plan.batch_size / seconds:,.0f} images/s: about {duration(seconds * plan.total_steps)} in all")
+    print(f"memory     {memory}; a checkpoint takes {size / 2**20:,.1f} MiB")
+    print("plan_only=true: nothing was trained or written")

@@ -1,0 +1,89 @@
+"""Weights from elsewhere: a run, a safetensors file, a torch file, with torchvision's, timm's or sslctl's key names."""
+
+import hashlib
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from sslctl.backbones import Backbone
+from sslctl.checkpoint import CheckpointError, compare, load_pickle, load_tensors, newest_valid
+from sslctl.run_directory import BACKBONE, is_run
+
+# Wrappers that training codes leave around a backbone's names, and classifiers that a backbone has no place for.
+_PREFIXES = ("", "network.", "model.", "module.", "backbone.", "backbone.network.", "encoder.", "student.backbone.")
+_CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")
+_NESTED = ("state_dict", "model", "model_state_dict", "teacher")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a file, or the backbone of a run. Never runs code from the file."""
+    if is_run(path):
+        return _run_backbone(path)
+    if not path.is_file():
+        raise CheckpointError(f"backbone.weights={path}: {'not a run or a file' if path.exists() else 'no such file'}")
+    content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+    for name in _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path} holds no dictionary of tensors")
+    return content
+
+
+def _run_backbone(run: Path) -> dict[str, Tensor]:
+    if (run / BACKBONE).exists():
+        return load_tensors(run / BACKBONE)
+    newest = newest_valid(run)
+    if newest is None:
+        raise CheckpointError(f"{run} has no checkpoint yet")
+    tensors = load_tensors(newest / "weights.safetensors")
+    return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+
+
+def load_weights(backbone: Backbone, path: str, *, partial: bool) -> str:
+    """Copies foreign weights into a backbone and returns a report; refuses any missing or misshapen tensor.
+
+    partial: load what matches all the same (backbone.partial=true). The file's classifier is left out and reported.
+    """
+    file = Path(path).expanduser()
+    found = read_weights(file)
+    expected = backbone.state_dict()
+    inner = {name.removeprefix("network."): name for name in expected if name.startswith("network.")}
+    renamed = max((_rename(found, prefix, inner, expected) for prefix in _PREFIXES), key=lambda r: len(r.keys() & expected.keys()))
+    own = {"mean", "std"}  # the normalisation is sslctl's; foreign files have none
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # absent in old files, not used
+    matched = {n: t for n, t in renamed.items() if n in expected and t.shape == expected[n].shape}
+    unexpected = {n for n in renamed if n not in expected}
+    classifiers = {n for n in unexpected if n.removeprefix("network.").startswith(_CLASSIFIERS)}
+    needed = {n: t for n, t in expected.items() if n in matched or n not in own | counters}
+    differences = compare({n: t for n, t in renamed.items() if n not in classifiers}, needed)
+    report = (
+        f"weights {file}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing,"
+        f" {len(unexpected)} unexpected" + (f" ({len(classifiers)} of a classifier, left out)" if classifiers else "")
+    )
+    if differences and not partial:
+        raise CheckpointError(report, *differences, "load what matches all the same with backbone.partial=true")
+    if not matched:
+        raise CheckpointError(f"{report}: not one tensor fits this backbone")
+    backbone.load_state_dict({**expected, **matched}, strict=True)
+    return report
+
+
+def _rename(found: dict[str, Tensor], prefix: str, inner: dict[str, str], expected: dict) -> dict[str, Tensor]:
+    """Names without a prefix, in the backbone's own terms; names that do not begin with it are left out of the match."""
+    stripped = {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
+    return {name if name in expected else inner.get(name, _timm_name(name, inner)): t for name, t in stripped.items()}
+
+
+def _timm_name(name: str, inner: dict[str, str]) -> str:
+    """The place of a bare timm name in a backbone that keeps the model under `model.`."""
+    return inner.get(f"model.{name}", name)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """One digest of all tensors of a module, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
