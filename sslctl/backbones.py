@@ -1,6 +1,7 @@
 """Backbones behind one contract: images in [0, 1] go in, normalisation is the first operation, (B, D) comes out."""
 
 import inspect
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def wants(target, name: str) -> bool:
     return name in inspect.signature(target).parameters
 
 
-# --- torchvision's ResNets ---------------------------------------------------------------------------------------------
+# --- torchvision's ResNets ---
 
 
 class ResNet(nn.Module):
@@ -95,7 +96,7 @@ class ResNet(nn.Module):
         return self.feature_map(x).mean(dim=(2, 3))  # (B, D)
 
 
-# --- A residual net for small images on a CPU --------------------------------------------------------------------------
+# --- A residual net for small images on a CPU ---
 
 
 def _conv(d_in: int, d_out: int, size: int, stride: int) -> nn.Conv2d:
@@ -146,7 +147,7 @@ class SmallResNet(nn.Module):
         return self.feature_map(x).mean(dim=(2, 3))  # (B, D)
 
 
-# --- Others ------------------------------------------------------------------------------------------------------------
+# --- Others ---
 
 
 class MLP(nn.Module):
@@ -156,7 +157,7 @@ class MLP(nn.Module):
         super().__init__()
         dims = [channels * image_size**2, *widths]
         layers = []
-        for d_in, d_out in zip(dims, dims[1:], strict=False):
+        for d_in, d_out in pairwise(dims):
             layers += [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.embed_dim = widths[-1]

@@ -24,7 +24,11 @@ def check(config: Any) -> None:
         combinations = [[]]
         if verb == "pretrain":
             for group in GROUPS:
-                files = [f.stem for d in dict.fromkeys((CONFIGS, *own.config_dirs)) for f in sorted((d / group).glob("*.yaml"))]
+                files = [
+                    f.stem
+                    for d in dict.fromkeys((CONFIGS, *own.config_dirs))
+                    for f in sorted((d / group).glob("*.yaml"))
+                ]
                 combinations += [[f"{group}={name}"] for name in files]
         for choice in combinations:
             count += 1

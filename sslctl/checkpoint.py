@@ -34,7 +34,7 @@ def warn(message: str) -> None:
     print(f"sslctl: warning: {message}", file=sys.stderr, flush=True)
 
 
-# --- Writing -----------------------------------------------------------------------------------------------------------
+# --- Writing ---
 
 
 def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], keep_last: int) -> Path:
@@ -60,7 +60,9 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
         _sync(final.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)) from error
+        raise OSError(
+            error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)
+        ) from error
     _point(run_dir / "last", Path("checkpoints") / final.name)
     for old in steps_on_disk(run_dir)[keep_last:]:
         try:
@@ -122,7 +124,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-# --- Reading -----------------------------------------------------------------------------------------------------------
+# --- Reading ---
 
 
 def steps_on_disk(run_dir: Path) -> list[Path]:
@@ -194,18 +196,22 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
         ("unexpected", found.keys() - expected.keys()),
     ):
         if names:
-            lines.append(f"  {len(names)} tensors {words}: {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}")
+            lines.append(
+                f"  {len(names)} tensors {words}: {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}"
+            )
     shapes = [
         f"{n}: {tuple(found[n].shape)} found, {tuple(expected[n].shape)} expected"
         for n in sorted(found.keys() & expected.keys())
         if found[n].shape != expected[n].shape
     ]
     if shapes:
-        lines.append(f"  {len(shapes)} tensors of another shape: {'; '.join(shapes[:3])}{' …' if len(shapes) > 3 else ''}")
+        lines.append(
+            f"  {len(shapes)} tensors of another shape: {'; '.join(shapes[:3])}{' …' if len(shapes) > 3 else ''}"
+        )
     return lines
 
 
-# --- Generators --------------------------------------------------------------------------------------------------------
+# --- Generators ---
 
 
 def generators() -> dict[str, Any]:

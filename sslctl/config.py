@@ -30,7 +30,7 @@ def _in(low: float | None = None, high: float | None = None, choices: tuple = ()
     return field(default=MISSING, metadata={"low": low, "high": high, "choices": choices, "above": above})
 
 
-# --- Schemas -----------------------------------------------------------------------------------------------------------
+# --- Schemas ---
 
 
 @dataclass
@@ -198,7 +198,7 @@ SCHEMAS = {
 }
 
 
-# --- Checks ------------------------------------------------------------------------------------------------------------
+# --- Checks ---
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
@@ -286,7 +286,7 @@ def _optimizer_mistakes(config: DictConfig) -> list[str]:
     return found
 
 
-# --- Building ----------------------------------------------------------------------------------------------------------
+# --- Building ---
 
 _allowed: list[str] = ["sslctl", "torch.optim"]
 
@@ -306,7 +306,9 @@ def target_of(node: DictConfig, path: str) -> Any:
         raise InputError(f"{path} has no _target_")
     if not any(name == package or name.startswith(f"{package}.") for package in _allowed):
         package = name.split(".")[0]
-        raise InputError(f"{path}._target_={name} is not sslctl's own: add allow=[{package}] to the command if you trust it")
+        raise InputError(
+            f"{path}._target_={name} is not sslctl's own: add allow=[{package}] to the command if you trust it"
+        )
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -332,7 +334,9 @@ def bind(node: DictConfig, path: str, *, skip: tuple[str, ...] = (), given: tupl
     found = []
     for key, value in arguments.items():
         if key not in parameters and not takes_any:
-            found.append(f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}")
+            found.append(
+                f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}"
+            )
         elif key in hints and not _fits(value, hints[key]):
             found.append(f"{path}.{key}={value}: {target.__name__} expects {_words(hints[key])}")
     for name, parameter in parameters.items():
@@ -368,14 +372,15 @@ def _words(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
 
 
-# --- The fingerprint of a run --------------------------------------------------------------------------------------------
+# --- The fingerprint of a run ---
 
 # Keys that cannot change a weight: moving the data, watching more closely or evaluating otherwise is the same run.
 _NOT_IN_FINGERPRINT = (
-    "seed run_dir plan_only names recipe eval_dataset evaluation probe dataset.root dataset.memory_gb dataset.download dataset.scale "
-    "backbone.weights trainer.device trainer.workers trainer.threads trainer.log_every_steps trainer.save_every_epochs "
-    "trainer.save_every_steps trainer.keep_last trainer.resume trainer.tensorboard"
-).split()
+    *("seed", "run_dir", "plan_only", "names", "recipe", "eval_dataset", "evaluation", "probe"),
+    *("dataset.root", "dataset.memory_gb", "dataset.download", "dataset.scale", "backbone.weights"),
+    *("trainer.device", "trainer.workers", "trainer.threads", "trainer.resume", "trainer.tensorboard"),
+    *("trainer.log_every_steps", "trainer.save_every_epochs", "trainer.save_every_steps", "trainer.keep_last"),
+)
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -391,8 +396,8 @@ def flat(config: dict, prefix: str = "") -> dict[str, Any]:
 
 def decisive(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
     """The flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads."""
-    excluded = tuple(_NOT_IN_FINGERPRINT)
-    keys = {k: v for k, v in flat(config).items() if k not in excluded and not k.startswith(tuple(f"{e}." for e in excluded))}
+    below = tuple(f"{key}." for key in _NOT_IN_FINGERPRINT)
+    keys = {k: v for k, v in flat(config).items() if k not in _NOT_IN_FINGERPRINT and not k.startswith(below)}
     return keys | {f"content of {name}": digest for name, digest in hashes.items()}
 
 

@@ -1,9 +1,13 @@
 """Heads: what stands on a backbone during pretraining and is thrown away afterwards."""
 
+from itertools import pairwise
+
 from torch import nn
 
 
-def mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int, *, norm: bool, last_norm: bool = False) -> nn.Sequential:
+def mlp(
+    in_dim: int, hidden_dim: int, out_dim: int, layers: int, *, norm: bool, last_norm: bool = False
+) -> nn.Sequential:
     """Linear (-BatchNorm)-ReLU, repeated, and a last Linear (-BatchNorm). (B, in_dim) -> (B, out_dim).
 
     layers: number of Linears; 1 is a linear head. norm: BatchNorm after every Linear but the last.
@@ -11,7 +15,7 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int, *, norm: bool, 
     """
     dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
     modules: list[nn.Module] = []
-    for number, (d_in, d_out) in enumerate(zip(dims, dims[1:], strict=False), start=1):
+    for number, (d_in, d_out) in enumerate(pairwise(dims), start=1):
         last = number == layers
         normalised = last_norm if last else norm
         modules.append(nn.Linear(d_in, d_out, bias=not normalised))

@@ -54,7 +54,10 @@ class Log:
             self.bar.update(self.bar.task_ids[0], completed=step, words=self._words(values))
         elif now - self.last_line >= 10 or "knn" in values or step == self.plan.total_steps:
             self.last_line = now
-            print(f"  epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}  {self._words(values)}{self._eta(step)}", flush=True)
+            print(
+                f"  epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}  {self._words(values)}{self._eta(step)}",
+                flush=True,
+            )
 
     def flush(self) -> None:
         if self.writer:
@@ -62,7 +65,11 @@ class Log:
 
     def _words(self, values: dict[str, float]) -> str:
         words = []
-        for name, label, form in (("loss", "loss", ".3f"), ("lr", "lr", ".2g"), ("images_per_second", "images/s", ",.0f")):
+        for name, label, form in (
+            ("loss", "loss", ".3f"),
+            ("lr", "lr", ".2g"),
+            ("images_per_second", "images/s", ",.0f"),
+        ):
             if name in values:
                 words.append(f"{label} {values[name]:{form}}")
         if self.knn is not None:
@@ -85,7 +92,14 @@ def duration(seconds: float) -> str:
 
 
 def _bar(total: int, completed: int):
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         BarColumn(),

@@ -38,7 +38,9 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable, lr: float, momentum: float, trust: float, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": weight_decay, "adapt": True})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": weight_decay, "adapt": True}
+        )
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -59,7 +61,7 @@ class LARS(torch.optim.Optimizer):
         return torch.where((weight_norm > 0) & (update_norm > 0), trust * weight_norm / update_norm, 1.0)
 
 
-# --- Schedules: factors of the learning rate as functions of the step -------------------------------------------------
+# --- Schedules: factors of the learning rate as functions of the step ---
 # Each takes the step, the length of the warm-up and the length of the run, all in optimizer steps.
 
 

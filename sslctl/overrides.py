@@ -38,7 +38,18 @@ def prepare(arguments: list[str]) -> Prepared:
     queue = list(arguments)
     while queue:
         argument = queue.pop(0)
-        if argument in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i"):
+        if argument in (
+            "--config-dir",
+            "-cd",
+            "--cfg",
+            "-c",
+            "--package",
+            "-p",
+            "--config-name",
+            "-cn",
+            "--info",
+            "-i",
+        ):
             value = queue.pop(0) if queue else ""
             prepared.arguments += [argument, value]
             if argument in ("--config-dir", "-cd"):
@@ -86,7 +97,7 @@ def _path_value(key: str, value: str, sweeps: bool) -> str:
     return quote(expanded)
 
 
-# --- What is wrong with an override ---------------------------------------------------------------------------------------
+# --- What is wrong with an override ---
 
 
 def refuse_new_keys(verb: str, prepared: Prepared) -> None:
@@ -129,7 +140,9 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
         if options and isinstance(override.value(), str | type(None)):
             name = override.value()
             if name is not None and name not in options:
-                found.append(f"{text}: no such {override.key_or_group}{nearest(str(name), options)}; there are {', '.join(options)}")
+                found.append(
+                    f"{text}: no such {override.key_or_group}{nearest(str(name), options)}; there are {', '.join(options)}"
+                )
             else:
                 choices.append(text)
         elif not override.is_hydra_override() and not text.startswith(("+", "~")):
@@ -177,7 +190,9 @@ def refuse_unpinned_method(config: Any) -> None:
         raw = OmegaConf.to_container(loaded.config)
         pinned = [d.get_name() for d in loaded.defaults_list or [] if d.get_group_path().strip("/") == "method"]
         if raw.get("method") and pinned and pinned[0] != method:
-            raise InputError(f"experiment={experiment} sets values of method={pinned[0]}: method={method} cannot go with it")
+            raise InputError(
+                f"experiment={experiment} sets values of method={pinned[0]}: method={method} cannot go with it"
+            )
         return
 
 
@@ -190,7 +205,11 @@ def compose_choices(verb: str, prepared: Prepared, choices: list[str]):
 
     register_schemas()
     GlobalHydra.instance().clear()
-    search = [f"hydra.searchpath=[{','.join(quote(f'file://{d}') for d in prepared.config_dirs)}]"] if prepared.config_dirs else []
+    search = (
+        [f"hydra.searchpath=[{','.join(quote(f'file://{d}') for d in prepared.config_dirs)}]"]
+        if prepared.config_dirs
+        else []
+    )
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(verb.replace("-", "_"), overrides=choices + search)
 

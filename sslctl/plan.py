@@ -70,7 +70,8 @@ def make_plan(config: Any, source: Source) -> Plan:
             " (incomplete batches are left out)"
         )
     total = trainer.epochs * steps_per_epoch
-    lr = scaled_lr(config.optimizer.base_lr, trainer.batch_size, config.optimizer.lr_scaling)
+    scaling = config.optimizer.lr_scaling
+    lr = scaled_lr(config.optimizer.base_lr, trainer.batch_size, scaling)
     factor = {"linear": f" × {trainer.batch_size}/256", "sqrt": f" × √({trainer.batch_size}/256)", "none": ""}
     every = trainer.save_every_steps
     if every is None and trainer.save_every_epochs is not None:
@@ -87,9 +88,11 @@ def make_plan(config: Any, source: Source) -> Plan:
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         lr=lr,
-        lr_words=f"{lr:.4g} = base_lr {config.optimizer.base_lr:g}{factor[config.optimizer.lr_scaling]} ({config.optimizer.lr_scaling} scaling)",
+        lr_words=f"{lr:.4g} = base_lr {config.optimizer.base_lr:g}{factor[scaling]} ({scaling} scaling)",
         schedule=_schedule(config.scheduler, steps_per_epoch, total),
-        dropped=tuple(dropped_operations(_plain(config.augmentation), list(config.dataset.get("drops") or []), source.channels)),
+        dropped=tuple(
+            dropped_operations(_plain(config.augmentation), list(config.dataset.get("drops") or []), source.channels)
+        ),
         device=choose_device(trainer.device),
         precision=trainer.precision,
         channels_last=trainer.channels_last,
@@ -117,11 +120,17 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     for name in sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))}):
         epochs, steps = settings.pop(f"{name}_epochs", None), settings.pop(f"{name}_steps", None)
         if steps is None and epochs is not None:
-            steps = [round(e * steps_per_epoch) for e in epochs] if isinstance(epochs, list) else round(epochs * steps_per_epoch)
+            steps = (
+                [round(e * steps_per_epoch) for e in epochs]
+                if isinstance(epochs, list)
+                else round(epochs * steps_per_epoch)
+            )
         durations[name] = steps
     warmup = durations.pop("warmup") or 0
     if warmup >= total and total > 1:
-        raise InputError(f"the warm-up of {warmup} steps is as long as the run of {total} steps: scheduler.warmup_epochs")
+        raise InputError(
+            f"the warm-up of {warmup} steps is as long as the run of {total} steps: scheduler.warmup_epochs"
+        )
     for name, steps in durations.items():
         if steps is None or steps == 0:
             raise InputError(f"scheduler.{name}_epochs or scheduler.{name}_steps must be set, and more than 0")
@@ -134,7 +143,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if there[d])
     if not there[name]:
-        raise InputError(f"trainer.device={name}: none here; there is {', '.join(d for d, yes in there.items() if yes)}")
+        raise InputError(
+            f"trainer.device={name}: none here; there is {', '.join(d for d, yes in there.items() if yes)}"
+        )
     return torch.device(name)
-
-

@@ -36,7 +36,9 @@ def pretrain(config: Any) -> None:
     torch.set_num_threads(plan.threads)
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone, preprocess)
-    hashes = {"data": source.content_hash} | ({"weights": weights_sha256(backbone)} if config.backbone.get("weights") else {})
+    hashes = {"data": source.content_hash} | (
+        {"weights": weights_sha256(backbone)} if config.backbone.get("weights") else {}
+    )
     facts = Facts(
         channels=source.channels,
         image_size=source.image_size,
@@ -68,7 +70,9 @@ def pretrain(config: Any) -> None:
         keep_last=config.trainer.keep_last,
         tensorboard=config.trainer.tensorboard,
         describe=source.describe,
-        knn=online_knn(config.evaluation.knn, source, preprocess, plan, config.trainer.workers) if source.labelled else None,
+        knn=online_knn(config.evaluation.knn, source, preprocess, plan, config.trainer.workers)
+        if source.labelled
+        else None,
     )
     lock = None
     describe_run(config, plan, method, preprocess, views.sizes(), run_dir)
@@ -133,16 +137,23 @@ def _closing_there(run_dir: Path, plan: Plan) -> bool:
     return any(r["step"] == plan.total_steps and r["details"].get("closing") for r in records)
 
 
-def finish(config: Any, setup: Setup, preprocess: Preprocess, probed: tuple[Source, Source] | None, signals: Signals) -> None:
+def finish(
+    config: Any, setup: Setup, preprocess: Preprocess, probed: tuple[Source, Source] | None, signals: Signals
+) -> None:
     """The closing evaluation and, last of all, the backbone's weights."""
     run_dir, method = setup.run_dir, setup.method.eval()
     if probed and config.evaluation.closing and not _closing_there(run_dir, setup.plan):
         print("  evaluating", flush=True)
         records = closing_records(config, run_dir, method, preprocess, setup.plan, *probed, poll=signals.poll)
         append(run_dir / rundir.RESULTS, records)
-        show(records, f"{probed[1].name}, {probed[1].split} split, {preprocess.words()}, frozen features after {setup.plan.epochs} epochs")
+        show(
+            records,
+            f"{probed[1].name}, {probed[1].split} split, {preprocess.words()}, frozen features after {setup.plan.epochs} epochs",
+        )
     elif not probed:
-        print("  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval")
+        print(
+            "  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval"
+        )
     temporary = run_dir / f".{rundir.BACKBONE}"
     save_tensors(temporary, method.backbone.state_dict(), {"step": str(setup.plan.total_steps)})
     temporary.replace(run_dir / rundir.BACKBONE)
@@ -157,7 +168,8 @@ def describe_run(config: Any, plan: Plan, method: Method, preprocess: Preprocess
     state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
     lines = [
         *plan.lines(),
-        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features, stem {describe(backbone.network)}",
+        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
+        f" stem {describe(backbone.network)}",
         f"method     {names.method}; views: {made}",
         f"run        {state}",
         *(f"note       {note}" for note in method.notes()),
@@ -192,6 +204,9 @@ def time_steps(setup: Setup) -> None:
         memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB on the GPU"
     else:
         memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB"
-    print(f"time       {1000 * seconds:.0f} ms a step, {plan.batch_size / seconds:,.0f} images/s: about {duration(seconds * plan.total_steps)} in all")
+    print(
+        f"time       {1000 * seconds:.0f} ms a step, {plan.batch_size / seconds:,.0f} images/s:"
+        f" about {duration(seconds * plan.total_steps)} in all"
+    )
     print(f"memory     {memory}; a checkpoint takes {size / 2**20:,.1f} MiB")
     print("plan_only=true: nothing was trained or written")

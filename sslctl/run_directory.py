@@ -38,6 +38,20 @@ class Lock:
         os.close(self.descriptor)
 
 
+def is_held(run_dir: Path) -> bool:
+    """Whether a process holds a run's lock."""
+    if not (run_dir / "lock").exists():
+        return False
+    descriptor = os.open(run_dir / "lock", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def make(run_dir: Path) -> None:
     """Creates the directory, or says which path cannot be written."""
     try:
@@ -66,7 +80,9 @@ def start(run_dir: Path, config: dict, hashes: dict[str, str], facts: dict, prep
         return
     write_atomically(run_dir / PREPROCESS, json.dumps(preprocess, indent=1))
     write_atomically(run_dir / ENVIRONMENT, json.dumps(environment() | {"hashes": hashes, "facts": facts}, indent=1))
-    write_atomically(run_dir / CONFIG, yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True))
+    write_atomically(
+        run_dir / CONFIG, yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
+    )
 
 
 def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -> None:
@@ -78,7 +94,9 @@ def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -
         return
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     lines = [f"  {k}: {old.get(k)} → {new.get(k)}" for k in keys[:10]] + (["  …"] if len(keys) > 10 else [])
-    raise InputError(f"{run_dir} holds a run with another configuration (there → asked for):", *lines, "choose another run_dir=")
+    raise InputError(
+        f"{run_dir} holds a run with another configuration (there → asked for):", *lines, "choose another run_dir="
+    )
 
 
 def read_config(run_dir: Path) -> dict:

@@ -45,24 +45,13 @@ def _state(run: Path) -> tuple[str, str, str]:
     step = int(saved[0].name[5:]) if saved else 0
     epochs = facts["total_steps"] // facts["steps_per_epoch"]
     knn = [m["knn"] for m in metrics if "knn" in m]
-    if _held(run):
+    if rundir.is_held(run):
         status, step = "running", max([step, *(m["step"] for m in metrics)])
     elif (run / rundir.BACKBONE).exists():
         status = "finished"
     else:
         status = "stopped" if saved else "no checkpoint"
     return status, f"{step / facts['steps_per_epoch']:.1f}/{epochs}", f"{100 * knn[-1]:.1f}" if knn else ""
-
-
-def _held(run: Path) -> bool:
-    """Whether a process holds the run's lock."""
-    if not (run / "lock").exists():
-        return False
-    try:
-        rundir.Lock(run).release()
-    except InputError:
-        return True
-    return False
 
 
 def _relative(run: Path) -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Interrupted(Exception):
 class Signals:
     """SIGTERM and SIGINT set a flag that long loops look at; a second Ctrl-C ends the process at once."""
 
-    STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    STATUS: ClassVar = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
     def __init__(self) -> None:
         self.status = 0

@@ -49,7 +49,9 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool) -> str:
     found = read_weights(file)
     expected = backbone.state_dict()
     inner = {name.removeprefix("network."): name for name in expected if name.startswith("network.")}
-    renamed = max((_rename(found, prefix, inner, expected) for prefix in _PREFIXES), key=lambda r: len(r.keys() & expected.keys()))
+    renamed = max(
+        (_rename(found, prefix, inner, expected) for prefix in _PREFIXES), key=lambda r: len(r.keys() & expected.keys())
+    )
     own = {"mean", "std"}  # the normalisation is sslctl's; foreign files have none
     counters = {name for name in expected if name.endswith("num_batches_tracked")}  # absent in old files, not used
     matched = {n: t for n, t in renamed.items() if n in expected and t.shape == expected[n].shape}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from sslctl.config import InputError
@@ -52,8 +52,8 @@ def read(path: str, channels: int) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, ValueError, SyntaxError) as e:
-        raise ImageError(f"cannot read {path}: {e}") from e
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"cannot read {path}: {error}") from error
     tensor = torch.from_numpy(pixels.copy())
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
 
@@ -65,7 +65,7 @@ def common_size(paths: list[str]) -> tuple[int, int] | None:
         try:
             with Image.open(path) as image:
                 size = (image.height, image.width)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
         if found is not None and size != found:
             return None

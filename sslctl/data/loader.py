@@ -59,7 +59,9 @@ def batches(
         yield Batch(views.finish(crops, key), source.labels[rows].to(device), index, key)
 
 
-def clean_batches(source: Source, rows: np.ndarray | Tensor, *, resize: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+def clean_batches(
+    source: Source, rows: np.ndarray | Tensor, *, resize: int, batch_size: int, workers: int
+) -> Iterator[Tensor]:
     """The images at `rows`, in that order, as (B, C, S, S) uint8 without augmentation."""
     rows = torch.as_tensor(rows)
     if source.images is not None:

@@ -50,7 +50,9 @@ class Source:
         return self.paths[index] if self.paths else f"{self.name} {self.split} image {index}"
 
 
-def _in_memory(name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...], image_size: int) -> Source:
+def _in_memory(
+    name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...], image_size: int
+) -> Source:
     digest = hashlib.blake2b(images.numpy().tobytes() + labels.numpy().tobytes(), digest_size=16).hexdigest()
     return Source(name, split, images, (), labels, classes, images.shape[1], image_size, digest)
 
@@ -75,12 +77,12 @@ _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 def fashion_mnist(split: str, image_size: int, root: str | None, download: bool) -> Source:
     """Fashion-MNIST from idx files (plain or gzip): Debian's dataset-fashion-mnist, a folder, or torchvision's download."""
     debian = Path("/usr/share/datasets/fashion-mnist")
-    if root is None:
-        base = debian if debian.is_dir() else data_home()
-    else:
-        base = files.existing_folder(root, download)
+    default = debian if debian.is_dir() else data_home()
+    base = files.existing_folder(root, download) if root is not None else default
     stem = {"train": "train", "test": "t10k"}[split]
-    folder = next((d for d in (base, base / "FashionMNIST" / "raw") if list(d.glob(f"{stem}-images-idx3-ubyte*"))), None)
+    folder = next(
+        (d for d in (base, base / "FashionMNIST" / "raw") if list(d.glob(f"{stem}-images-idx3-ubyte*"))), None
+    )
     if folder is None:
         if not download:
             raise InputError(f"no {stem}-images-idx3-ubyte[.gz] in {base} (dataset.download=true would fetch it)")
@@ -187,7 +189,9 @@ def folder(split: str, root: str, image_size: int | None, channels: int, memory_
     """All images below a folder, flat or nested, without labels."""
     base = files.existing_folder(root)
     if split == "test":
-        raise InputError(f"dataset=folder has no labels to evaluate on: name labelled data with eval_dataset=… ({base})")
+        raise InputError(
+            f"dataset=folder has no labels to evaluate on: name labelled data with eval_dataset=… ({base})"
+        )
     names = files.scan(base)
     labels = torch.full((len(names),), -1)
     return _from_files(base.name, split, base, names, labels, (), image_size, channels, memory_gb)

@@ -12,9 +12,9 @@ from sslctl.config import InputError, decisive, fingerprint
 from sslctl.data.loader import batches
 from sslctl.evaluation.features import extract
 from sslctl.evaluation.knn import accuracy
+from sslctl.evaluation.protocols import Task
 from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.verbs import Task
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.plan import make_plan

@@ -35,7 +35,7 @@ def extract(
     resize: int,
     batch_size: int = 512,
     workers: int = 0,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device | str = "cpu",
     poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """function: (B, C, S, S) float in [0, 1] -> (B, D). Returns (len(rows), D) float32 on the CPU.

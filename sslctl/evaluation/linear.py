@@ -88,7 +88,9 @@ def train_classifiers(
     )
 
 
-def fit_probe(data: Features, grid: Grid, seed: int, poll: Callable[[], None] = lambda: None) -> tuple[Classifiers, dict]:
+def fit_probe(
+    data: Features, grid: Grid, seed: int, poll: Callable[[], None] = lambda: None
+) -> tuple[Classifiers, dict]:
     """Picks a setting on a held-out part of the rows, then trains it on all of them.
 
     Up to 20 rows a class: stratified folds instead of one held-out part, each row judged once. Returns one classifier

@@ -1,6 +1,9 @@
 """Protocols: from a subject and a labelled dataset to results."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +15,17 @@ from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
 
 Reader = Callable[[Subject, Source], Features]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled images to evaluate on. work: a directory for what a protocol must keep."""
+
+    config: Any
+    dataset: Any
+    train: Source
+    test: Source
+    work: Path
 
 
 def nothing() -> None:
@@ -29,7 +43,13 @@ def reader(device: torch.device, workers: int, cache_gb: float, poll: Callable[[
                 subject.backbone.to(device)
             rows = torch.arange(len(source))
             return extract(
-                subject.function, source, rows, resize=subject.preprocess.resize, workers=workers, device=device, poll=poll
+                subject.function,
+                source,
+                rows,
+                resize=subject.preprocess.resize,
+                workers=workers,
+                device=device,
+                poll=poll,
             )
 
         return Features(cached(key, compute, cache_gb), source.labels, len(source.classes))

@@ -1,7 +1,6 @@
 """sslctl linear-eval and knn-eval: protocols over subjects, each result beside the same figure for random weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from sslctl.build import Preprocess, build_source, preprocess_of
 from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
-from sslctl.evaluation.augmented import augmented_probe
+from sslctl.evaluation.augmented import augmented_records
 from sslctl.evaluation.linear import Grid
-from sslctl.evaluation.protocols import knn_records, linear_records, reader
+from sslctl.evaluation.protocols import Task, knn_records, linear_records, reader
 from sslctl.evaluation.results import append, show
 from sslctl.evaluation.subjects import Subject
 from sslctl.plan import choose_device
@@ -22,25 +21,12 @@ from sslctl.run_directory import RESULTS, read_config
 SUBJECTS = ("trained", "random", "pixels")
 
 
-@dataclass(frozen=True)
-class Task:
-    """Labelled images to evaluate on. work: a directory for what a protocol must keep."""
-
-    config: Any
-    dataset: Any
-    train: Source
-    test: Source
-    work: Path
-
-
 def linear_eval(config: Any) -> None:
     """sslctl linear-eval: a linear classifier on frozen features."""
     amount = label_amount(config.labels)
     if config.protocol == "augmented":
         if amount is not None:
             raise InputError("protocol=augmented trains on all labels; few labels go with protocol=cached")
-        from sslctl.evaluation.augmented import augmented_records
-
         evaluate_all(config, augmented_records)
         return
     grid = Grid(**OmegaConf.to_container(config.probe, resolve=True))
@@ -63,7 +49,12 @@ def label_amount(labels: Any) -> float | None:
     """None for all labels, n ≥ 1 a class, or a share of each class below 1."""
     if labels == "all":
         return None
-    if isinstance(labels, bool) or not isinstance(labels, int | float) or labels <= 0 or (labels > 1 and labels != int(labels)):
+    if (
+        isinstance(labels, bool)
+        or not isinstance(labels, int | float)
+        or labels <= 0
+        or (labels > 1 and labels != int(labels))
+    ):
         raise InputError(f"labels={labels}: expected all, a number a class (labels=5) or a share (labels=0.1)")
     return float(labels)
 
@@ -96,11 +87,15 @@ def evaluate_all(config: Any, protocol: Callable[[Subject, Task], list[dict]]) -
         _evaluate(made, Task(config, node, train, test, run / "probes"), protocol, out or run / RESULTS)
 
 
-def _evaluate(made: list[Subject], task: Task, protocol: Callable[[Subject, Task], list[dict]], out: Path | None) -> None:
+def _evaluate(
+    made: list[Subject], task: Task, protocol: Callable[[Subject, Task], list[dict]], out: Path | None
+) -> None:
     train, test = task.train, task.test
     if task.config.plan_only:
         for subject in made:
-            print(f"  {subject.name}: {len(train):,} training and {len(test):,} test images, {subject.preprocess.words()}")
+            print(
+                f"  {subject.name}: {len(train):,} training and {len(test):,} test images, {subject.preprocess.words()}"
+            )
         return
     records = [r for subject in made for r in protocol(subject, task)]
     if out:
@@ -112,7 +107,9 @@ def _evaluate(made: list[Subject], task: Task, protocol: Callable[[Subject, Task
 
 def _wanted_dataset(config: Any) -> Any:
     if config.backbone is None:
-        raise InputError("nothing to evaluate: name a run (sslctl linear-eval runs/latest) or backbone=… backbone.weights=FILE")
+        raise InputError(
+            "nothing to evaluate: name a run (sslctl linear-eval runs/latest) or backbone=… backbone.weights=FILE"
+        )
     if config.dataset is None:
         raise InputError("a foreign backbone needs labelled images: dataset=…")
     return config.dataset

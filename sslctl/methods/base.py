@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sslctl.backbones import Backbone
 from sslctl.data.batch import Batch
 
-
 __all__ = ["Batch", "Facts", "Method", "ema_update", "feature_std", "teacher_of"]
 
 

@@ -37,9 +37,9 @@ def crop_boxes(
     image_ratio = width / height
     central_w = torch.where(image_ratio > ratio[1], (height * ratio[1]).round().long(), width)
     central_h = torch.where(image_ratio < ratio[0], (width / ratio[0]).round().long(), height)
-    central = torch.stack(
-        [(height - central_h).div(2, rounding_mode="floor"), (width - central_w).div(2, rounding_mode="floor"), central_h, central_w], 1
-    )  # fmt: skip
+    central_top = (height - central_h).div(2, rounding_mode="floor")
+    central_left = (width - central_w).div(2, rounding_mode="floor")
+    central = torch.stack([central_top, central_left, central_h, central_w], 1)
     return torch.where(fits.any(1, keepdim=True), torch.stack([top, left, h, w], 1), central)
 
 
