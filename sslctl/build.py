@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslctl.backbones import Backbone
-from sslctl.config import InputError, bind
+from sslctl.binding import bind
+from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.methods.base import Facts, Method
 from sslctl.views import ViewMaker

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from sslctl.binding import bind
 from sslctl.build import BACKBONE_OWN, DATASET_OWN
 from sslctl.cli import CONFIGS
-from sslctl.config import SCHEMAS, InputError, bind, mistakes
+from sslctl.config import SCHEMAS, InputError, mistakes
 from sslctl.optim import SHAPES
 
 GROUPS = ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment")

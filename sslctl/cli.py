@@ -12,7 +12,8 @@ import traceback
 from pathlib import Path
 
 from sslctl import overrides
-from sslctl.config import SCHEMAS, InputError, allow, mistakes, nearest
+from sslctl.binding import allow
+from sslctl.config import SCHEMAS, InputError, mistakes, nearest
 
 VERBS = {
     "pretrain": ("sslctl.pretrain", "trains a backbone without labels, then evaluates it"),

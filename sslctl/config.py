@@ -1,17 +1,11 @@
-"""The typed spine of a configuration, its checks, and the building of what it names.
+"""The typed spine of a configuration and its checks.
 
 Values live in configs/*.yaml only; here are types and ranges. Nothing in this file needs torch.
 """
 
 import difflib
-import hashlib
-import importlib
-import inspect
-import json
-import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -284,123 +278,3 @@ def _optimizer_mistakes(config: DictConfig) -> list[str]:
         if scheduler[key] is not None and scheduler.get(twin) is not None:
             found.append(f"scheduler.{key} and scheduler.{twin} are both set: at most one may be (null for the other)")
     return found
-
-
-# --- Building ---
-
-_allowed: list[str] = ["sslctl", "torch.optim"]
-
-
-def allow(packages: list[str], directories: list[Path]) -> None:
-    """Lets `_target_` reach the user's own packages, looked for in these directories too. The command line's only."""
-    import sys
-
-    _allowed.extend(package for package in packages if package not in _allowed)
-    sys.path.extend(str(d) for d in directories if packages and str(d) not in sys.path)
-
-
-def target_of(node: DictConfig, path: str) -> Any:
-    """The class or function a node's `_target_` names, if it lies in an allowed package."""
-    name = node.get("_target_")
-    if not name:
-        raise InputError(f"{path} has no _target_")
-    if not any(name == package or name.startswith(f"{package}.") for package in _allowed):
-        package = name.split(".")[0]
-        raise InputError(
-            f"{path}._target_={name} is not sslctl's own: add allow=[{package}] to the command if you trust it"
-        )
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{path}._target_={name} cannot be imported: {error}") from error
-
-
-def bind(node: DictConfig, path: str, *, skip: tuple[str, ...] = (), given: tuple[str, ...] = ()) -> tuple[Any, dict]:
-    """A node's target and its arguments, checked against the signature before anything is built.
-
-    skip: keys of the node that are not the target's. given: arguments that the caller adds. Raises InputError with every
-    mismatch: unknown names with the nearest one, missing arguments, wrong types.
-    """
-    target = target_of(node, path)
-    arguments = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in node.items()
-        if key != "_target_" and key not in skip
-    }
-    parameters = inspect.signature(target).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    found = []
-    for key, value in arguments.items():
-        if key not in parameters and not takes_any:
-            found.append(
-                f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}"
-            )
-        elif key in hints and not _fits(value, hints[key]):
-            found.append(f"{path}.{key}={value}: {target.__name__} expects {_words(hints[key])}")
-    for name, parameter in parameters.items():
-        required = parameter.default is parameter.empty and parameter.kind in (
-            parameter.POSITIONAL_OR_KEYWORD,
-            parameter.KEYWORD_ONLY,
-        )
-        if required and name not in arguments and name not in given:
-            found.append(f"{path}.{name} is missing: {target.__name__} needs it")
-    if found:
-        raise InputError(*found)
-    return target, arguments
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value may be given where a parameter has this annotation; what is not plain is not judged."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str, dict):
-        return isinstance(value, hint)
-    if typing.get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    return True
-
-
-def _words(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-
-
-# --- The fingerprint of a run ---
-
-# Keys that cannot change a weight: moving the data, watching more closely or evaluating otherwise is the same run.
-_NOT_IN_FINGERPRINT = (
-    *("seed", "run_dir", "plan_only", "names", "recipe", "eval_dataset", "evaluation", "probe"),
-    *("dataset.root", "dataset.memory_gb", "dataset.download", "dataset.scale", "backbone.weights"),
-    *("trainer.device", "trainer.workers", "trainer.threads", "trainer.resume", "trainer.tensorboard"),
-    *("trainer.log_every_steps", "trainer.save_every_epochs", "trainer.save_every_steps", "trainer.keep_last"),
-)
-
-
-def flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
-    result = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
-
-
-def decisive(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
-    """The flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads."""
-    below = tuple(f"{key}." for key in _NOT_IN_FINGERPRINT)
-    keys = {k: v for k, v in flat(config).items() if k not in _NOT_IN_FINGERPRINT and not k.startswith(below)}
-    return keys | {f"content of {name}": digest for name, digest in hashes.items()}
-
-
-def fingerprint(keys: dict[str, Any]) -> str:
-    """Eight hex digits of the decisive keys."""
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]

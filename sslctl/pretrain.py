@@ -14,7 +14,7 @@ from sslctl.backbones import describe
 from sslctl.build import Preprocess, build_backbone, build_method, build_source, build_views, preprocess_of
 from sslctl.checkpoint import save_tensors
 from sslctl.cli import Stopped
-from sslctl.config import InputError, decisive, fingerprint
+from sslctl.config import InputError
 from sslctl.data.loader import batches
 from sslctl.data.sources import Source
 from sslctl.evaluation.online import closing_records, online_knn
@@ -23,6 +23,7 @@ from sslctl.evaluation.verbs import labelled_sources
 from sslctl.logs import duration
 from sslctl.methods.base import Facts, Method
 from sslctl.plan import Plan, make_plan
+from sslctl.run_directory import decisive, fingerprint
 from sslctl.train import Interrupted, Setup, Signals, build_optimizer, fit
 from sslctl.weights import weights_sha256
 

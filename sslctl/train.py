@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sslctl import checkpoint
-from sslctl.config import InputError, bind
+from sslctl.binding import bind
+from sslctl.config import InputError
 from sslctl.data.batch import Batch
 from sslctl.logs import Log
 from sslctl.methods.base import Method

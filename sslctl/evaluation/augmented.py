@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from sslctl import run_directory as rundir
 from sslctl.build import build_views
 from sslctl.cli import Stopped
-from sslctl.config import InputError, decisive, fingerprint
+from sslctl.config import InputError
 from sslctl.data.loader import batches
 from sslctl.evaluation.features import extract
 from sslctl.evaluation.knn import accuracy
@@ -18,6 +18,7 @@ from sslctl.evaluation.subjects import Subject
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.plan import make_plan
+from sslctl.run_directory import decisive, fingerprint
 from sslctl.train import Setup, Signals, build_optimizer, fit
 
 
