@@ -1,5 +1,6 @@
 """The words of a command line: paths are quoted for Hydra, and what is wrong with an override is said in sslctl's words."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -116,7 +117,9 @@ def refuse_new_keys(verb: str, prepared: Prepared) -> None:
         if key in known:
             messages.append(f"{override}: {key} is a key already; write {key}=… without the mark")
         else:
-            messages.append(f"{override}: {key} is not a key of {verb}, and none can be added{nearest(key, known)}")
+            group, _, leaf = key.rpartition(".")
+            near = _nearest_key(group, leaf, known)
+            messages.append(f"{override}: {key} is not a key of {verb}, and none can be added{near}")
     raise InputError(*messages)
 
 
@@ -162,7 +165,8 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
             value = override.value()
             if _other_kind(before, value):
                 found.append(f"{text}: expected {_kind(before)}, found {_kind(value)}")
-            OmegaConf.update(config, key, value)
+            else:
+                OmegaConf.update(config, key, value)
         except OmegaConfBaseException as problem:
             found.append(f"{text}: {_first_line(problem)}")
     if not found:
@@ -241,15 +245,26 @@ def _unknown_key(verb: str, key: str, known: list[str], config: Any) -> str:
             "this dataset has no dataset.root: for a folder of your own images say dataset=folder (no labels) or"
             " dataset=imagefolder (one folder a class) as well"
         )
-    near = nearest(key, known)
-    if not near:  # the last part may be right and the place wrong
-        same = [k for k in known if k.rpartition(".")[2] == leaf]
-        near = f" (nearest: {same[0]})" if same else near
+    near = _nearest_key(group, leaf, known) or nearest(key, known)
     if group in known:
         target = config[group].get("_target_") if group else None
         if target:
             return f"{key} is not an argument of {target.rpartition('.')[2]}{near}"
     return f"{key} is not a key of {verb}{near}"
+
+
+def _nearest_key(group: str, leaf: str, known: list[str]) -> str:
+    """' (nearest: …)' of a key whose last part may be half right (lrr for base_lr) or in the wrong place."""
+    here = [k for k in known if k.rpartition(".")[0] == group]
+    elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
+
+    def likeness(key: str) -> float:
+        own = key.rpartition(".")[2]
+        words = [own, *own.split("_")]
+        return max(difflib.SequenceMatcher(None, leaf, word).ratio() for word in words)
+
+    near = sorted((k for k in here if likeness(k) >= 0.6), key=likeness, reverse=True)[:2] or elsewhere[:1]
+    return f" (nearest: {', '.join(near)})" if near else ""
 
 
 def _kind(value: Any) -> str:

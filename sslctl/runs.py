@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sslctl import run_directory as rundir
 from sslctl.checkpoint import steps_on_disk
 from sslctl.config import InputError
+from sslctl.evaluation.results import console
 
 
 def runs(config: Any) -> None:
@@ -31,7 +31,7 @@ def runs(config: Any) -> None:
         if status != "finished":
             environment = rundir.read_json(run / rundir.ENVIRONMENT)
             resumable.append(f"  (cd {environment['cwd']} && {environment['command']})")
-    Console(soft_wrap=True).print(table)
+    console().print(table)
     if resumable:
         print("to continue:")
         print("\n".join(resumable))

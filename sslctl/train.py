@@ -99,8 +99,8 @@ def fit(setup: Setup, signals: Signals) -> bool:
         method.to(memory_format=torch.channels_last)
     first, known = resume(setup)
     with Log(setup.run_dir, plan, first, setup.tensorboard) as log:
-        if first and plan.due(plan.knn_every_steps, first) and not known:
-            evaluate_online(setup, log, first, signals)  # abandoned by the signal that stopped the run
+        if plan.due(plan.knn_every_steps, first) and not known:  # of untrained weights, or cut short by a signal
+            evaluate_online(setup, log, first, signals)
         for step, batch in enumerate(setup.batches(first), start=first):
             if step % plan.steps_per_epoch == 0:
                 method.start_epoch(step // plan.steps_per_epoch)

@@ -146,7 +146,7 @@ def _cifar_rows(path: Path) -> np.ndarray:
 
 
 def imagefolder(
-    split: str, root: str, image_size: int | None, channels: int, memory_gb: float, name: str | None = None
+    split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float, name: str | None = None
 ) -> Source:
     """Class folders: root/train/<class>/… and root/test/<class>/… (or val/), or root/<class>/… alone.
 
@@ -185,7 +185,7 @@ def _held_out(name: str) -> bool:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") % 5 == 0
 
 
-def folder(split: str, root: str, image_size: int | None, channels: int, memory_gb: float) -> Source:
+def folder(split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float) -> Source:
     """All images below a folder, flat or nested, without labels."""
     base = files.existing_folder(root)
     if split == "test":

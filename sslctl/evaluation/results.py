@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -73,4 +74,9 @@ def show(records: list[dict], title: str) -> None:
         table.add_column(f"{protocol}\n{labels} labels\n{metric} %", justify="right")
     for row in rows:
         table.add_row(row, *(cells.get((row, *column), "") for column in columns))
-    Console(soft_wrap=True).print(table)
+    console().print(table)
+
+
+def console() -> Console:
+    """The terminal, or 140 columns where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
