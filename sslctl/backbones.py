@@ -124,12 +124,12 @@ class SmallResNet(nn.Module):
     """One or more basic blocks a stage, the first stage at `stem_stride`, each later one at half the size.
 
     widths: channels of each stage; the last is embed_dim. blocks: basic blocks a stage.
-    stem_stride: 1 or 2, or 0 for auto: 2 from 24 pixels on, where a full-size first stage takes most of the time.
+    stem_stride: 1 or 2, or 0 for auto: 2 from 16 pixels on, where a full-size first stage takes most of the time.
     """
 
     def __init__(self, widths: list[int], blocks: int, stem_stride: int, channels: int, image_size: int):
         super().__init__()
-        stride = stem_stride or (2 if image_size >= 24 else 1)
+        stride = stem_stride or (2 if image_size >= 16 else 1)
         self.stem = f"3×3 stride {stride}, no max-pool"
         self.embed_dim = widths[-1]
         self.conv1, self.bn1 = _conv(channels, widths[0], 3, stride), nn.BatchNorm2d(widths[0])

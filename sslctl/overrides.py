@@ -192,7 +192,7 @@ def refuse_unpinned_method(config: Any) -> None:
         if loaded is None:
             continue
         raw = OmegaConf.to_container(loaded.config)
-        pinned = [d.get_name() for d in loaded.defaults_list or [] if d.get_group_path().strip("/") == "method"]
+        pinned = [d.value for d in loaded.defaults_list or [] if getattr(d, "group", "").strip("/") == "method"]
         if raw.get("method") and pinned and pinned[0] != method:
             raise InputError(
                 f"experiment={experiment} sets values of method={pinned[0]}: method={method} cannot go with it"

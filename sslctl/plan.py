@@ -129,7 +129,8 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     warmup = durations.pop("warmup") or 0
     if warmup >= total and total > 1:
         raise InputError(
-            f"the warm-up of {warmup} steps is as long as the run of {total} steps: scheduler.warmup_epochs"
+            f"the warm-up of {warmup} steps is as long as the run of {total}: set scheduler.warmup_epochs to less than"
+            f" {total / steps_per_epoch:g}"
         )
     for name, steps in durations.items():
         if steps is None or steps == 0:
