@@ -124,15 +124,19 @@ class SmallResNet(nn.Module):
     """One or more basic blocks a stage, the first stage at `stem_stride`, each later one at half the size.
 
     widths: channels of each stage; the last is embed_dim. blocks: basic blocks a stage.
-    stem_stride: 1 or 2, or 0 for auto: 2 from 16 pixels on, where a full-size first stage takes most of the time.
+    stem_stride: 1, 2, 4 (2 and a max-pool), or 0 for auto: 2 from 16 pixels and 4 from 96 pixels on, where larger maps
+    would take most of the time.
     """
 
     def __init__(self, widths: list[int], blocks: int, stem_stride: int, channels: int, image_size: int):
         super().__init__()
-        stride = stem_stride or (2 if image_size >= 16 else 1)
-        self.stem = f"3×3 stride {stride}, no max-pool"
+        stride = stem_stride or (4 if image_size >= 96 else 2 if image_size >= 16 else 1)
+        if stride not in (1, 2, 4):
+            raise ValueError(f"backbone.stem_stride={stem_stride}: expected 0 (auto), 1, 2 or 4")
+        self.stem = f"3×3 stride {min(stride, 2)}, {'max-pool' if stride == 4 else 'no max-pool'}"
+        self.pool = nn.MaxPool2d(3, 2, 1) if stride == 4 else nn.Identity()
         self.embed_dim = widths[-1]
-        self.conv1, self.bn1 = _conv(channels, widths[0], 3, stride), nn.BatchNorm2d(widths[0])
+        self.conv1, self.bn1 = _conv(channels, widths[0], 3, min(stride, 2)), nn.BatchNorm2d(widths[0])
         stages, d_in = [], widths[0]
         for stage, width in enumerate(widths):
             for block in range(blocks):
@@ -141,7 +145,7 @@ class SmallResNet(nn.Module):
         self.layers = nn.Sequential(*stages)
 
     def feature_map(self, x: Tensor) -> Tensor:
-        return self.layers(F.relu(self.bn1(self.conv1(x)), inplace=True))  # (B, D, h, w)
+        return self.layers(self.pool(F.relu(self.bn1(self.conv1(x)), inplace=True)))  # (B, D, h, w)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.feature_map(x).mean(dim=(2, 3))  # (B, D)

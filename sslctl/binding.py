@@ -12,13 +12,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from sslctl.config import InputError, nearest
 
-_allowed: list[str] = ["sslctl", "torch.optim"]
+_OWN = ("sslctl", "torch.optim")
+_allowed: list[str] = [*_OWN]
 
 
 def allow(packages: list[str], directories: list[Path]) -> None:
     """Lets `_target_` reach the user's own packages, looked for in these directories too. The command line's only."""
     _allowed.extend(package for package in packages if package not in _allowed)
     sys.path.extend(str(d) for d in directories if packages and str(d) not in sys.path)
+
+
+def allowed_by_user() -> list[str]:
+    """The packages that the command line allowed."""
+    return _allowed[len(_OWN) :]
 
 
 def target_of(node: DictConfig, path: str) -> Any:

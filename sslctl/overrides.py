@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,6 +173,21 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
     if not found:
         found = mistakes(SCHEMAS[verb.replace("-", "_")], config)
     return InputError(*(found or [_first_line(error)]))
+
+
+def command_line() -> str:
+    """The command that makes the running job again, also when it is one of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from sslctl.binding import allowed_by_user
+    from sslctl.cli import CONFIGS
+
+    hydra = HydraConfig.get()
+    sources = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    words = [f"--config-dir={s}" for s in sources if s != CONFIGS]
+    allow = allowed_by_user()
+    words += [f"allow=[{','.join(allow)}]"] if allow else []
+    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *words, *hydra.overrides.task])
 
 
 def refuse_unpinned_method(config: Any) -> None:

@@ -12,16 +12,17 @@ from omegaconf import OmegaConf
 from sslctl import run_directory as rundir
 from sslctl.backbones import describe
 from sslctl.build import Preprocess, build_backbone, build_method, build_source, build_views, preprocess_of
-from sslctl.checkpoint import save_tensors
+from sslctl.checkpoint import newest_valid, save_tensors
 from sslctl.cli import Stopped
 from sslctl.config import InputError
 from sslctl.data.loader import batches
 from sslctl.data.sources import Source
 from sslctl.evaluation.online import closing_records, online_knn
 from sslctl.evaluation.results import append, show
-from sslctl.evaluation.verbs import labelled_sources
+from sslctl.evaluation.verbs import labelled_sources, refuse_other_images
 from sslctl.logs import duration
 from sslctl.methods.base import Facts, Method
+from sslctl.overrides import command_line
 from sslctl.plan import Plan, make_plan
 from sslctl.run_directory import decisive, fingerprint
 from sslctl.train import Interrupted, Setup, Signals, build_optimizer, fit
@@ -50,7 +51,7 @@ def pretrain(config: Any) -> None:
     )
     method = build_method(config.method, backbone, facts)
     views = build_views(config, source.image_size, plan.dropped)
-    probed = _probed(config, source)
+    probed = _probed(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
     setup = Setup(
         plan=plan,
@@ -71,23 +72,21 @@ def pretrain(config: Any) -> None:
         keep_last=config.trainer.keep_last,
         tensorboard=config.trainer.tensorboard,
         describe=source.describe,
-        knn=online_knn(config.evaluation.knn, source, preprocess, plan, config.trainer.workers)
-        if source.labelled
-        else None,
+        knn=online_knn(config.evaluation.knn, probed[0], preprocess, plan, config.trainer.workers) if probed else None,
     )
     lock = None
     describe_run(config, plan, method, preprocess, views.sizes(), run_dir)
     if config.plan_only:
         time_steps(setup)
         return
-    if config.trainer.resume == "must" and not (run_dir / "checkpoints").is_dir():
-        raise InputError(f"trainer.resume=must: {run_dir} has no checkpoint")
+    if config.trainer.resume == "must" and newest_valid(run_dir) is None:
+        raise InputError(f"trainer.resume=must: {run_dir} has no valid checkpoint")
     rundir.make(run_dir)
     lock = rundir.Lock(run_dir)
     try:
-        rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess))
+        rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess), command_line())
         point_latest(run_dir)
-        if finished(run_dir, plan, bool(probed)):
+        if finished(run_dir, plan, bool(probed) and config.evaluation.closing):
             print(f"already finished: {run_dir}")
             return
         with Signals() as signals:
@@ -102,10 +101,12 @@ def pretrain(config: Any) -> None:
         lock.release()
 
 
-def _probed(config: Any, source: Source) -> tuple[Source, Source] | None:
+def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:
     """The labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else nothing."""
     if config.eval_dataset is not None:
-        return labelled_sources(config.eval_dataset)
+        train, test = labelled_sources(config.eval_dataset)
+        refuse_other_images("this run", preprocess, train, "eval_dataset")
+        return train, test
     return (source, build_source(config.dataset, "test")) if source.labelled else None
 
 
@@ -128,9 +129,9 @@ def point_latest(run_dir: Path) -> None:
         temporary.replace(link)
 
 
-def finished(run_dir: Path, plan: Plan, labelled: bool) -> bool:
+def finished(run_dir: Path, plan: Plan, evaluated: bool) -> bool:
     """Whether the weights of the last step and the closing results are there."""
-    return (run_dir / rundir.BACKBONE).exists() and (not labelled or _closing_there(run_dir, plan))
+    return (run_dir / rundir.BACKBONE).exists() and (not evaluated or _closing_there(run_dir, plan))
 
 
 def _closing_there(run_dir: Path, plan: Plan) -> bool:

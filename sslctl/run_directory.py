@@ -5,9 +5,7 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import socket
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,13 +72,15 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def start(run_dir: Path, config: dict, hashes: dict[str, str], facts: dict, preprocess: dict) -> None:
+def start(run_dir: Path, config: dict, hashes: dict[str, str], facts: dict, preprocess: dict, command: str) -> None:
     """Writes a new run's config.yaml, environment.json and preprocess.json, or checks that the old ones are of this run."""
     if is_run(run_dir):
         refuse_another_config(run_dir, config, hashes)
         return
     write_atomically(run_dir / PREPROCESS, json.dumps(preprocess, indent=1))
-    write_atomically(run_dir / ENVIRONMENT, json.dumps(environment() | {"hashes": hashes, "facts": facts}, indent=1))
+    write_atomically(
+        run_dir / ENVIRONMENT, json.dumps(environment(command) | {"hashes": hashes, "facts": facts}, indent=1)
+    )
     write_atomically(
         run_dir / CONFIG, yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
     )
@@ -126,10 +126,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def environment() -> dict[str, Any]:
+def environment(command: str) -> dict[str, Any]:
     """Where and with what a run was started."""
     return {
-        "command": shlex.join(["sslctl", *sys.argv[1:]]),
+        "command": command,
         "cwd": os.getcwd(),
         "host": socket.gethostname(),
         "platform": platform.platform(),

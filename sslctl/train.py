@@ -142,7 +142,8 @@ def resume(setup: Setup) -> tuple[int, bool]:
     found = checkpoint.newest_valid(setup.run_dir)
     torch.set_num_threads(setup.plan.threads)
     if found is None:
-        cut_metrics(setup.run_dir, 0)
+        cut_metrics(setup.run_dir, -1)
+        print("  starting at step 0: no checkpoint yet", flush=True)
         return 0, False
     state = checkpoint.load(found, setup.method)
     step, total = state["step"], setup.plan.total_steps

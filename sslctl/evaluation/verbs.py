@@ -76,7 +76,7 @@ def evaluate_all(config: Any, protocol: Callable[[Subject, Task], list[dict]]) -
     for run, path in who.resolve_runs(config.ckpt):
         node = config.dataset or _dataset_of_run(run)
         train, test = labelled_sources(node)
-        refuse_other_images(run, train)
+        refuse_other_images(str(run), who.run_preprocess(run), train, "dataset")
         makers = {
             "trained": lambda run=run, path=path: who.trained(run, path, config.features, config.backbone),
             "random": lambda run=run: who.random(run, config.features),
@@ -138,12 +138,12 @@ def labelled_sources(node: Any) -> tuple[Source, Source]:
     return train, test
 
 
-def refuse_other_images(run: Path, source: Source) -> None:
+def refuse_other_images(what: str, preprocess: Preprocess, source: Source, key: str) -> None:
     """The backbone sees images as in pretraining: another channel count or size is refused, not converted silently."""
-    preprocess = who.run_preprocess(run)
     if (source.channels, source.image_size) != (preprocess.channels, preprocess.image_size):
+        found = f"{source.channels}×{source.image_size}×{source.image_size}"
+        channels = "" if source.channels == preprocess.channels else f" and {key}.channels={preprocess.channels}"
         raise InputError(
-            f"{run} was trained on {preprocess.words()}, {source.name} has {source.channels}×{source.image_size}×"
-            f"{source.image_size} images: set dataset.image_size={preprocess.image_size}"
-            + ("" if source.channels == preprocess.channels else f" and dataset.channels={preprocess.channels}")
+            f"{what} takes {preprocess.words()}, {source.name} has {found} images:"
+            f" set {key}.image_size={preprocess.image_size}{channels}"
         )

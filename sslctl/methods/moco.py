@@ -47,6 +47,10 @@ class MoCo(Method):
         self.temperature, self.symmetric = temperature, symmetric
         self.teacher_momentum, self.teacher_momentum_end = teacher_momentum, teacher_momentum_end
 
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        h = self.backbone(images)  # (B, D)
+        return {"backbone": h, "projector": self.projector(h)}
+
     def schedules(self, step: int) -> dict[str, float]:
         start, end = self.teacher_momentum, self.teacher_momentum_end
         return {"teacher_momentum": cosine_between(start, end, step, self.facts.total_steps)}

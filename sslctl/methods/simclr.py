@@ -1,5 +1,7 @@
 """SimCLR: agreement of two views against all other images of the batch (Chen et al. 2020, arXiv:2002.05709)."""
 
+from torch import Tensor
+
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import nt_xent
@@ -27,6 +29,10 @@ class SimCLR(Method):
         width = backbone.embed_dim
         self.projector = mlp(width, hidden_dim or width, out_dim, projector_layers, norm=norm, last_norm=norm)
         self.temperature = temperature
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        h = self.backbone(images)  # (B, D)
+        return {"backbone": h, "projector": self.projector(h)}
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         views = batch.views["global"]  # (2, B, C, H, W)
