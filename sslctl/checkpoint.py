@@ -43,6 +43,12 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
     state: "step", "optimizer" (a state_dict), "generators" from `generators()`, "threads".
     """
     final = run_dir / "checkpoints" / f"step-{step}"
+    if final.exists():
+        try:
+            verify(final)
+            return final  # the same step again, after an evaluation was cut short
+        except CheckpointError:
+            shutil.rmtree(final)
     temporary = final.with_name(f".step-{step}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -54,8 +60,6 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
         for name in (_WEIGHTS, _STATE, _MANIFEST):
             _sync(temporary / name)
         _sync(temporary)
-        if final.exists():  # the same step saved again, after a resume
-            shutil.rmtree(final)
         temporary.rename(final)
         _sync(final.parent)
     except OSError as error:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"))
     try:
         prepared = overrides.prepare(arguments[1:])
-        allow(prepared.allow, prepared.config_dirs)
+        allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
         overrides.refuse_new_keys(verb, prepared)
         return _run(verb, prepared)
     except InputError as error:

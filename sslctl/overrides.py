@@ -13,6 +13,7 @@ from sslctl.config import SCHEMAS, InputError, mistakes, nearest
 
 # Keys whose values are paths: anything may stand in them.
 _PATHS = re.compile(r"^(\+*)((eval_)?dataset\.root|run_dir|ckpt|backbone\.weights|out)$")
+_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
 _FREE = ("backbone.kwargs.",)  # dictionaries that take new keys
 
 
@@ -34,50 +35,40 @@ class Prepared:
 
 
 def prepare(arguments: list[str]) -> Prepared:
-    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] and --config-dir out for sslctl."""
-    prepared, words = Prepared(allow=[p for p in os.environ.get("SSLCTL_ALLOW", "").split(",") if p]), []
+    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] out for sslctl, and puts options last."""
+    prepared = Prepared(allow=[p for p in os.environ.get("SSLCTL_ALLOW", "").split(",") if p])
     sweeps = any(a in ("-m", "--multirun") for a in arguments)
-    queue = list(arguments)
+    words, options, queue = [], [], list(arguments)
     while queue:
         argument = queue.pop(0)
-        if argument in (
-            "--config-dir",
-            "-cd",
-            "--cfg",
-            "-c",
-            "--package",
-            "-p",
-            "--config-name",
-            "-cn",
-            "--info",
-            "-i",
-        ):
-            value = queue.pop(0) if queue else ""
-            prepared.arguments += [argument, value]
-            if argument in ("--config-dir", "-cd"):
+        if argument.startswith("-"):
+            name, given, value = argument.partition("=")
+            if name in _WITH_VALUE and not given:
+                value = queue.pop(0) if queue else ""
+            options += [name, value] if name in _WITH_VALUE else [argument]
+            if name in ("--config-dir", "-cd"):
                 prepared.config_dirs.append(Path(value).expanduser().resolve())
-        elif argument.startswith("-"):
-            prepared.arguments.append(argument)
-        elif "=" not in argument and not argument.startswith(("~", "+")):
-            words.append(argument)
+        elif argument.startswith("allow="):
+            prepared.allow += [p.strip() for p in argument.removeprefix("allow=").strip("[]").split(",") if p.strip()]
+        elif "=" in argument or argument.startswith(("~", "+")):
+            prepared.arguments.append(_for_hydra(argument, sweeps))
         else:
-            key, _, value = argument.partition("=")
-            if key == "allow":
-                prepared.allow += [p.strip() for p in value.strip("[]").split(",") if p.strip()]
-            elif _PATHS.match(key):
-                prepared.arguments.append(f"{key}={_path_value(key, value, sweeps)}")
-            elif key == "eval_dataset":
-                prepared.arguments.append(f"dataset@eval_dataset={value}")
-            else:
-                prepared.arguments.append(argument)
+            words.append(argument)
     if words:
         prepared.arguments.append(f"ckpt=[{','.join(quote(str(Path(w).expanduser())) for w in words)}]")
+    prepared.arguments += options  # Hydra's parser takes overrides in one piece only
     for directory in prepared.config_dirs:
         if not directory.is_dir():
             raise InputError(f"--config-dir {directory}: no such directory")
-    if prepared.allow:
-        prepared.config_dirs.append(Path.cwd())
     return prepared
+
+
+def _for_hydra(argument: str, sweeps: bool) -> str:
+    """One override as Hydra's grammar wants it."""
+    key, _, value = argument.partition("=")
+    if _PATHS.match(key):
+        return f"{key}={_path_value(key, value, sweeps)}"
+    return f"dataset@eval_dataset={value}" if key == "eval_dataset" else argument
 
 
 def quote(value: str) -> str:
