@@ -19,8 +19,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.network = network
         self.embed_dim: int = network.embed_dim
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> zero mean, unit variance over the dataset."""
@@ -187,7 +187,9 @@ class Timm(nn.Module):
             self.model = timm.create_model(model, pretrained=False, num_classes=0, img_size=image_size, **arguments)
         except TypeError:
             self.model = timm.create_model(model, pretrained=False, num_classes=0, **arguments)
-        self.embed_dim = self.model.num_features
+        self.embed_dim = (
+            getattr(self.model, "head_hidden_size", None) or self.model.num_features
+        )  # some widen after pooling
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)  # (B, D), pooled as the model does

@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class GroupedBatchNorm2d(nn.BatchNorm2d):
+class _Grouped(_BatchNorm):
     """Statistics over each of `groups` consecutive parts of the batch; running ones are the groups' mean.
 
     Stands for the separate BatchNorms of as many devices: with one statistic for the whole batch a query could
@@ -33,11 +34,29 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         return torch.cat(parts)
 
 
+class GroupedBatchNorm1d(_Grouped, nn.BatchNorm1d):
+    """On (B, D)."""
+
+
+class GroupedBatchNorm2d(_Grouped, nn.BatchNorm2d):
+    """On (B, C, H, W)."""
+
+
+_KINDS = {nn.BatchNorm1d: GroupedBatchNorm1d, nn.BatchNorm2d: GroupedBatchNorm2d}
+
+
 def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
-    """Makes every BatchNorm2d inside a module take its statistics in groups. Names and tensors stay as they are."""
+    """Makes every BatchNorm inside a module take its statistics in groups. Names and tensors stay as they are.
+
+    Raises ValueError where a BatchNorm is of another library's kind and groups are asked for.
+    """
     for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
-            if type(child) not in (nn.BatchNorm2d, GroupedBatchNorm2d):
-                raise ValueError(f"BatchNorm groups need torch's BatchNorm2d; this backbone has {type(child).__name__}")
-            child.__class__, child.groups = GroupedBatchNorm2d, groups
+        if isinstance(child, _Grouped):
+            child.groups = groups
+        elif isinstance(child, _BatchNorm) and groups > 1:
+            if type(child) not in _KINDS:
+                raise ValueError(
+                    f"BatchNorm groups need torch's own BatchNorm; this backbone has {type(child).__name__}"
+                )
+            child.__class__, child.groups = _KINDS[type(child)], groups
     return module

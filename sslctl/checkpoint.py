@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,11 +182,16 @@ def load(path: Path, module: nn.Module) -> dict[str, Any]:
     return state
 
 
+# What torch's reader raises on files that are cut short, altered or full of objects: it has no exception of its own.
+_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
+_DAMAGED += (AssertionError, struct.error)
+
+
 def load_pickle(path: Path) -> Any:
     """A torch file of tensors and plain types. Anything that would run code is refused."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except _DAMAGED as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} ({_size(path)} bytes) is not a file of tensors and plain values, and nothing else is loaded: {first}"

@@ -8,6 +8,7 @@ import torch
 
 from sslctl.config import InputError
 from sslctl.data.sources import Source
+from sslctl.methods.base import Facts
 from sslctl.optim import SHAPES, Schedule, scaled_lr
 from sslctl.views.maker import dropped_operations
 
@@ -36,6 +37,18 @@ class Plan:
     log_every_steps: int
     save_every_steps: int | None
     knn_every_steps: int | None
+
+    def facts(self, num_classes: int) -> Facts:
+        """What the method may know of it."""
+        return Facts(
+            channels=self.channels,
+            image_size=self.image_size,
+            num_images=self.num_images,
+            num_classes=num_classes,
+            batch_size=self.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
 
     def due(self, every: int | None, step: int) -> bool:
         """Whether something that happens every so many steps happens after `step` completed steps."""

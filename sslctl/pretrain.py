@@ -21,7 +21,7 @@ from sslctl.evaluation.online import closing_records, online_knn
 from sslctl.evaluation.results import append, show
 from sslctl.evaluation.verbs import labelled_sources, refuse_other_images
 from sslctl.logs import duration
-from sslctl.methods.base import Facts, Method
+from sslctl.methods.base import Method
 from sslctl.overrides import command_line
 from sslctl.plan import Plan, make_plan
 from sslctl.run_directory import decisive, fingerprint
@@ -41,14 +41,7 @@ def pretrain(config: Any) -> None:
     hashes = {"data": source.content_hash} | (
         {"weights": weights_sha256(backbone)} if config.backbone.get("weights") else {}
     )
-    facts = Facts(
-        channels=source.channels,
-        image_size=source.image_size,
-        num_images=len(source),
-        num_classes=len(source.classes),
-        steps_per_epoch=plan.steps_per_epoch,
-        total_steps=plan.total_steps,
-    )
+    facts = plan.facts(len(source.classes))
     method = build_method(config.method, backbone, facts)
     views = build_views(config, source.image_size, plan.dropped)
     probed = _probed(config, source, preprocess)

@@ -99,8 +99,9 @@ def fit(setup: Setup, signals: Signals) -> bool:
         method.to(memory_format=torch.channels_last)
     first, known = resume(setup)
     with Log(setup.run_dir, plan, first, setup.tensorboard) as log:
-        if plan.due(plan.knn_every_steps, first) and not known:  # of untrained weights, or cut short by a signal
-            evaluate_online(setup, log, first, signals)
+        missing = plan.due(plan.knn_every_steps, first) and not known  # of untrained weights, or cut short by a signal
+        if missing and not evaluate_online(setup, log, first, signals):
+            return False
         for step, batch in enumerate(setup.batches(first), start=first):
             if step % plan.steps_per_epoch == 0:
                 method.start_epoch(step // plan.steps_per_epoch)
@@ -120,13 +121,16 @@ def fit(setup: Setup, signals: Signals) -> bool:
             optimizer.zero_grad(set_to_none=True)
             method.after_step(s, out.get("carry", {}))
             done = step + 1
-            last = done == plan.total_steps
+            last, stopping = (
+                done == plan.total_steps,
+                bool(signals.status),
+            )  # one look: a later signal is the next step's
             if last or plan.due(plan.log_every_steps, done):
                 log.record(done, {**scalars(out), "grad_norm": norm.item(), "lr": lr, **s})
-            if last or signals.status or plan.due(plan.save_every_steps, done):
+            if last or stopping or plan.due(plan.save_every_steps, done):
                 log.flush()
                 save(setup, done)
-            if signals.status:
+            if stopping:
                 return False
             if plan.due(plan.knn_every_steps, done) and not evaluate_online(setup, log, done, signals):
                 save(setup, done)

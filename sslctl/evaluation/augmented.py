@@ -15,7 +15,6 @@ from sslctl.evaluation.knn import accuracy
 from sslctl.evaluation.protocols import Task
 from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
-from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.plan import make_plan
 from sslctl.run_directory import decisive, fingerprint
@@ -31,14 +30,7 @@ def augmented_records(subject: Subject, task: Task) -> list[dict]:
     plan = make_plan(settings, train)
     torch.set_num_threads(plan.threads)
     torch.manual_seed(config.seed)
-    facts = Facts(
-        channels=train.channels,
-        image_size=train.image_size,
-        num_images=len(train),
-        num_classes=len(train.classes),
-        steps_per_epoch=plan.steps_per_epoch,
-        total_steps=plan.total_steps,
-    )
+    facts = plan.facts(len(train.classes))
     method = Supervised(copy.deepcopy(subject.backbone), facts, frozen=True)
     views = build_views(config, train.image_size, plan.dropped)
     resolved = OmegaConf.to_container(settings, resolve=True)

@@ -21,6 +21,7 @@ class Facts:
     image_size: int
     num_images: int
     num_classes: int  # 0 where there are no labels
+    batch_size: int  # global
     steps_per_epoch: int
     total_steps: int
 

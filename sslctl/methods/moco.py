@@ -37,6 +37,10 @@ class MoCo(Method):
     ):
         super().__init__(backbone, facts)
         width = backbone.embed_dim
+        if facts.batch_size % batchnorm_groups:
+            raise ValueError(
+                f"batchnorm_groups={batchnorm_groups} does not divide trainer.batch_size={facts.batch_size}"
+            )
         group_batchnorm(backbone, batchnorm_groups)
         self.projector = mlp(width, hidden_dim or width, out_dim, projector_layers, norm=False)
         self.teacher_backbone = teacher_of(backbone)

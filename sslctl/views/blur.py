@@ -22,4 +22,5 @@ def gaussian_blur(images: Tensor, sigma: Tensor, size: int) -> Tensor:
     padded = F.pad(images, (half, half, half, half), mode="reflect")
     height, width = images.shape[2:]
     rows = sum(weights[:, k, None, None, None] * padded[:, :, k : k + height] for k in range(size))
-    return sum(weights[:, k, None, None, None] * rows[:, :, :, k : k + width] for k in range(size))
+    blurred = sum(weights[:, k, None, None, None] * rows[:, :, :, k : k + width] for k in range(size))
+    return blurred.clamp(0, 1)  # weights sum to 1 only to rounding

@@ -24,6 +24,11 @@ def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
     return (images * factor + (1 - factor) * other).clamp_(0, 1)
 
 
+def _refuse_grey(operation: str, images: Tensor) -> None:
+    if images.shape[1] != 3:
+        raise ValueError(f"{operation} needs three channels, found {images.shape[1]}")
+
+
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """images: (B, C, H, W); factor: (B,), 0 black, 1 unchanged."""
     return (images * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
@@ -31,11 +36,13 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """images: (B, C, H, W); factor: (B,), 0 the mean grey, 1 unchanged."""
-    return _blend(images, luma(images).mean(dim=(1, 2, 3), keepdim=True), factor)
+    # One axis after the other: a joint mean is split over threads by the batch's shape, and its last bits follow.
+    return _blend(images, luma(images).mean(3, keepdim=True).mean(2, keepdim=True), factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
     """images: (B, 3, H, W); factor: (B,), 0 greyscale, 1 unchanged."""
+    _refuse_grey("saturation", images)
     return _blend(images, luma(images), factor)
 
 
@@ -61,6 +68,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 def grayscale(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> the same shape, three equal channels."""
+    _refuse_grey("grayscale", images)
     return luma(images).expand_as(images).contiguous()
 
 

@@ -1,0 +1,247 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sslctl.methods.base import teacher_of
+from sslctl.optim import LARS, Schedule, cosine_between, parameter_groups, scaled_lr
+
+# --- LARS ---
+
+
+def norm(values):
+    return math.sqrt(sum(v * v for v in values))
+
+
+def reference_lars(weight, gradients, rates, *, weight_decay, momentum, trust, adapt):
+    """The update rule on lists of Python floats; one list of gradients and one learning rate a step."""
+    weight, buffer = list(weight), [0.0] * len(weight)
+    for gradient, lr in zip(gradients, rates, strict=True):
+        update = [g + weight_decay * w for g, w in zip(gradient, weight, strict=True)]
+        ratio = 1.0
+        if adapt and norm(weight) > 0 and norm(update) > 0:
+            ratio = trust * norm(weight) / norm(update)
+        buffer = [momentum * m + ratio * u for m, u in zip(buffer, update, strict=True)]
+        weight = [w - lr * m for w, m in zip(weight, buffer, strict=True)]
+    return weight
+
+
+def random_run(steps, shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(steps, *shape, generator=generator, dtype=torch.float64)
+    return start, gradients
+
+
+def run_lars(optimizer, weight, gradients, rates):
+    for gradient, lr in zip(gradients, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+@pytest.mark.parametrize("adapt", [True, False])
+def test_lars_equals_plain_python(weight_decay, adapt):
+    """The learning rate changes from step to step, so a rate inside the momentum buffer would show."""
+    start, gradients = random_run(6, (3, 4))
+    rates = [0.1, 0.2, 0.4, 0.3, 0.05, 0.0]
+    weight = nn.Parameter(start.clone())
+    groups = [{"params": [weight], "weight_decay": weight_decay, "adapt": adapt}]
+    optimizer = LARS(groups, lr=0.1, momentum=0.9, trust=1e-2)
+    found = run_lars(optimizer, weight, gradients, rates)
+    expected = reference_lars(
+        start.flatten().tolist(),
+        [g.flatten().tolist() for g in gradients],
+        rates,
+        weight_decay=weight_decay,
+        momentum=0.9,
+        trust=1e-2,
+        adapt=adapt,
+    )
+    torch.testing.assert_close(found.flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_lars_without_weight_decay_still_adapts():
+    """The first step moves by lr · trust · |w| whatever the size of the gradient."""
+    start, gradients = random_run(1, (5, 5))
+    for size in (1e-3, 1.0, 1e3):
+        weight = nn.Parameter(start.clone())
+        run_lars(LARS([weight], lr=1.0, momentum=0.9, trust=1e-3), weight, gradients * size, [0.5])
+        moved = (weight.detach() - start).norm().item()
+        assert moved == pytest.approx(0.5 * 1e-3 * start.norm().item(), rel=1e-9)
+
+
+def test_lars_of_an_excluded_group_is_momentum_sgd():
+    start, gradients = random_run(5, (7,))
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    groups = [{"params": [ours], "weight_decay": 0.0, "adapt": False}]
+    found = run_lars(LARS(groups, lr=0.1, momentum=0.9, trust=1e-3, weight_decay=1.0), ours, gradients, [0.1] * 5)
+    expected = run_lars(torch.optim.SGD([theirs], lr=0.1, momentum=0.9), theirs, gradients, [0.1] * 5)
+    torch.testing.assert_close(found, expected, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("zero", ["weight", "gradient"])
+def test_lars_of_a_zero_norm_uses_a_ratio_of_one(zero):
+    start, gradients = random_run(1, (3, 3))
+    start, gradients = (start * 0, gradients) if zero == "weight" else (start, gradients * 0)
+    weight = nn.Parameter(start.clone())
+    found = run_lars(LARS([weight], lr=0.1, momentum=0.9, trust=1e-3), weight, gradients, [0.1])
+    assert torch.equal(found, start - 0.1 * gradients[0])
+
+
+def test_lars_leaves_alone_what_has_no_gradient():
+    used, unused = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([used, unused], lr=0.1, momentum=0.9, trust=1e-3, weight_decay=0.1)
+    used.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(unused, torch.ones(2, 2))
+    assert not torch.equal(used, torch.ones(2, 2))
+    assert unused not in optimizer.state
+
+
+def test_lars_continues_from_its_saved_state():
+    start, gradients = random_run(6, (4, 4))
+    straight, stopped = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    options = {"lr": 0.1, "momentum": 0.9, "trust": 1e-2, "weight_decay": 1e-3}
+    run_lars(LARS([straight], **options), straight, gradients, [0.1] * 6)
+    first = LARS([stopped], **options)
+    run_lars(first, stopped, gradients[:3], [0.1] * 3)
+    state, resumed = copy.deepcopy(first.state_dict()), LARS([stopped], **options)
+    resumed.load_state_dict(state)
+    run_lars(resumed, stopped, gradients[3:], [0.1] * 3)
+    assert torch.equal(stopped, straight)
+
+
+# --- Parameter groups and learning rates ---
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+        self.teacher = teacher_of(self.student)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def names_of(module, group):
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {names[parameter] for parameter in group["params"]}
+
+
+def test_parameter_groups_leave_out_the_teacher_and_exclude_biases_and_norms():
+    network = Network()
+    weights, others = parameter_groups(network, 0.1, exclude_bias_and_norm=True)
+    assert names_of(network, weights) == {"student.0.weight", "student.3.weight"}
+    assert names_of(network, others) == {
+        "student.0.bias",
+        "student.1.weight",
+        "student.1.bias",
+        "student.3.bias",
+        "scale",
+    }
+    assert (weights["weight_decay"], weights["adapt"]) == (0.1, True)
+    assert (others["weight_decay"], others["adapt"]) == (0.0, False)
+
+
+def test_parameter_groups_without_exclusion_are_one_of_everything_trained():
+    network = Network()
+    (group,) = parameter_groups(network, 0.1, exclude_bias_and_norm=False)
+    trained = {name for name, _ in network.named_parameters() if not name.startswith("teacher")}
+    assert names_of(network, group) == trained
+    assert (group["weight_decay"], group["adapt"]) == (0.1, True)
+
+
+def test_parameter_groups_hold_no_empty_group():
+    (group,) = parameter_groups(nn.Linear(3, 2, bias=False), 0.1, exclude_bias_and_norm=True)
+    assert len(group["params"]) == 1
+    (group,) = parameter_groups(nn.BatchNorm1d(3), 0.1, exclude_bias_and_norm=True)
+    assert group["adapt"] is False
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "scaling", "expected"),
+    [(256, "linear", 0.3), (4096, "linear", 4.8), (64, "linear", 0.075), (1024, "sqrt", 0.6), (4096, "none", 0.3)],
+)
+def test_scaled_lr_is_per_256_images(batch_size, scaling, expected):
+    assert scaled_lr(0.3, batch_size, scaling) == pytest.approx(expected)
+
+
+def test_scaled_lr_of_simclr_is_the_papers():
+    """Appendix B.1: 0.075 · √4096 = 4.8 = 0.3 · 4096 / 256."""
+    assert scaled_lr(0.075 * 16, 4096, "sqrt") == pytest.approx(0.075 * math.sqrt(4096))
+    assert scaled_lr(0.3, 4096, "linear") == pytest.approx(0.075 * math.sqrt(4096))
+
+
+# --- Schedules ---
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "points"),
+    [
+        ("constant", {}, {0: 1, 50: 1, 99: 1}),
+        ("step", {"every": 30, "gamma": 0.1}, {0: 1, 29: 1, 30: 0.1, 59: 0.1, 60: 0.01, 99: 0.001}),
+        ("multistep", {"milestones": [60, 80], "gamma": 0.1}, {0: 1, 59: 1, 60: 0.1, 79: 0.1, 80: 0.01, 99: 0.01}),
+        ("multistep", {"milestones": [], "gamma": 0.1}, {0: 1, 99: 1}),
+        ("cosine", {"end": 0.0}, {0: 1, 25: (2 + math.sqrt(2)) / 4, 50: 0.5, 75: (2 - math.sqrt(2)) / 4, 100: 0}),
+        ("cosine", {"end": 0.2}, {0: 1, 50: 0.6, 100: 0.2, 130: 0.2}),
+        (
+            "cosine_restarts",
+            {"end": 0.0, "period": 10, "growth": 2},  # anew at 10, 30 and 70
+            {0: 1, 5: 0.5, 9: (1 + math.cos(0.9 * math.pi)) / 2, 10: 1, 20: 0.5, 30: 1, 50: 0.5, 70: 1},
+        ),
+        ("cosine_restarts", {"end": 0.1, "period": 20, "growth": 1}, {0: 1, 10: 0.55, 20: 1, 30: 0.55, 80: 1}),
+    ],
+)
+def test_schedule_passes_through_its_points(shape, arguments, points):
+    schedule = Schedule(shape, total_steps=100, warmup_steps=0, arguments=arguments)
+    for at, expected in points.items():
+        assert schedule(at) == pytest.approx(expected, abs=1e-12), at
+
+
+@pytest.mark.parametrize("shape", ["constant", "cosine", "cosine_restarts"])
+def test_schedule_warms_up_linearly_to_the_peak(shape):
+    arguments = {"constant": {}, "cosine": {"end": 0.0}, "cosine_restarts": {"end": 0.0, "period": 20, "growth": 1}}
+    schedule = Schedule(shape, total_steps=110, warmup_steps=10, arguments=arguments[shape])
+    assert [schedule(at) for at in range(10)] == pytest.approx([(at + 1) / 10 for at in range(10)])
+    assert schedule(10) == 1.0
+
+
+def test_schedule_begins_its_cosine_after_the_warm_up():
+    cosine = Schedule("cosine", total_steps=110, warmup_steps=10, arguments={"end": 0.0})
+    assert cosine(60) == pytest.approx(0.5)
+    assert cosine(110) == pytest.approx(0.0)
+    restarts = Schedule(
+        "cosine_restarts", total_steps=110, warmup_steps=10, arguments={"end": 0, "period": 40, "growth": 1}
+    )
+    assert [restarts(at) for at in (30, 50, 70)] == pytest.approx([0.5, 1.0, 0.5])
+
+
+def test_schedule_counts_milestones_from_the_start_of_the_run():
+    schedule = Schedule("multistep", 100, 20, {"milestones": [30], "gamma": 0.5})
+    assert [schedule(at) for at in (0, 19, 20, 29, 30)] == pytest.approx([0.05, 1.0, 1.0, 1.0, 0.5])
+
+
+def test_schedule_of_a_run_that_is_all_warm_up_ends_at_the_peak():
+    schedule = Schedule("cosine", total_steps=10, warmup_steps=10, arguments={"end": 0.0})
+    assert schedule(9) == 1.0
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.99, 1.0), (0.04, 0.4), (0.996, 0.9)])
+def test_cosine_between_runs_from_start_to_end(start, end):
+    values = [cosine_between(start, end, step, 200) for step in range(201)]
+    assert values[0] == pytest.approx(start)
+    assert values[100] == pytest.approx((start + end) / 2)
+    assert values[200] == pytest.approx(end)
+    assert values == sorted(values, reverse=end < start)
+
+
+def test_cosine_between_is_byols_momentum():
+    """BYOL, section 3.3: 1 - (1 - m) · (cos(π t / T) + 1) / 2."""
+    for step in (0, 17, 333, 1000):
+        expected = 1 - (1 - 0.996) * (math.cos(math.pi * step / 1000) + 1) / 2
+        assert cosine_between(0.996, 1.0, step, 1000) == pytest.approx(expected, abs=1e-12)
