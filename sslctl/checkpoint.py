@@ -192,7 +192,7 @@ def load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
         raise CheckpointError(
             f"{path} ({_size(path)} bytes) is not a file of tensors and plain values, and nothing else is loaded: {first}"
         ) from error

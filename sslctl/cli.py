@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import traceback
+from dataclasses import fields
 from pathlib import Path
 
 from sslctl import overrides
@@ -73,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         prepared = overrides.prepare(arguments[1:])
         allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
+        if prepared.words and "ckpt" not in {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}:
+            raise InputError(f"{' '.join(prepared.words)}: {verb} takes key=value words only")
         overrides.refuse_new_keys(verb, prepared)
         return _run(verb, prepared)
     except InputError as error:
@@ -89,23 +92,28 @@ def main(argv: list[str] | None = None) -> int:
 def _run(verb: str, prepared: overrides.Prepared) -> int:
     """Hands one verb's arguments to Hydra and turns Hydra's errors into sslctl's."""
     import hydra
-    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     schema_name = verb.replace("-", "_")
     register_schemas()
     failures: list[tuple[str, Exception]] = []
+    started = False
 
     def job(config) -> None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        nonlocal started
+        started = True
         sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-        words = " ".join(HydraConfig.get().overrides.task)
+        words = " ".join(overrides.task_overrides())
         if sweeping:
             print(f"── job {HydraConfig.get().job.num}: {words}", flush=True)
         try:
-            found = mistakes(SCHEMAS[schema_name], config)
+            try:
+                found = mistakes(SCHEMAS[schema_name], config)
+            except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+                raise InputError(overrides.located(error)) from error
             if found:
                 raise InputError(*found)
             overrides.refuse_unpinned_method(config)
@@ -120,16 +128,16 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
                 raise error from None  # Hydra goes on with the other jobs
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
-    before, sys.argv = sys.argv, ["sslctl", *prepared.arguments]
+    before, sys.argv = sys.argv, ["sslctl"]
     try:
         with tempfile.TemporaryDirectory(prefix="sslctl-sweep-") as scratch:
             if prepared.sweeps:  # Hydra insists on writing multirun.yaml somewhere
                 sys.argv.append(f"hydra.sweep.dir={scratch}")
+            sys.argv += prepared.arguments
             hydra.main(config_path=str(CONFIGS), config_name=schema_name, version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if not failures:
+    except Exception as error:
+        if not started:  # Hydra could not compose it
             raise overrides.explain(verb, prepared, error) from error
-    except Exception:
         if not failures:
             raise
     finally:
@@ -162,9 +170,16 @@ def _complete(arguments: list[str]) -> int:
         prefix = words[1] if len(words) == 2 else ""
         print(" ".join(verb for verb in VERBS if verb.startswith(prefix)))
         return 0
-    verb = words[1] if len(words) > 1 and words[1] in VERBS else "pretrain"
-    os.environ["COMP_LINE"] = line.replace(f" {verb}", "", 1)
-    return _run(verb, overrides.Prepared(arguments=[flag, *arguments[arguments.index(flag) + 1 :]]))
+    if "query" in arguments[-1] and words[1] not in VERBS:
+        return 0
+    verb = words[1] if len(words) > 1 else "pretrain"
+    rest = line[len(line.rstrip()) :]
+    kept = [w for i, w in enumerate(words) if i == 0 or "=" in w or (1 < i == len(words) - 1 and not rest)]
+    os.environ["COMP_LINE"] = " ".join(kept) + rest
+    try:
+        return _run(verb, overrides.Prepared(arguments=[flag, *arguments[arguments.index(flag) + 1 :]]))
+    except InputError:
+        return 0  # a half-written line: nothing to offer, and no place for a message
 
 
 def _refuse(error: InputError) -> int:

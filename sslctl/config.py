@@ -4,8 +4,10 @@ Values live in configs/*.yaml only; here are types and ranges. Nothing in this f
 """
 
 import difflib
+import os
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -22,6 +24,11 @@ class InputError(Exception):
 def _in(low: float | None = None, high: float | None = None, choices: tuple = (), above: float | None = None) -> Any:
     """A key with a range: low <= value <= high, value > above, or one of the choices."""
     return field(default=MISSING, metadata={"low": low, "high": high, "choices": choices, "above": above})
+
+
+def user_path(text: Any) -> Path:
+    """A path as a user writes it; ~ of a user who does not exist stays as it is."""
+    return Path(os.path.expanduser(str(text)))
 
 
 # --- Schemas ---
@@ -204,6 +211,10 @@ def nearest(word: str, choices: typing.Iterable[str]) -> str:
 def mistakes(schema: type, config: DictConfig) -> list[str]:
     """Every value of a composed configuration that is missing, out of range or contradicts another one."""
     found = _out_of_range(schema, config, "")
+    if "probe" in config:
+        found += [
+            f"probe.{key} is empty: name at least one value" for key in ("lr", "weight_decay") if not config.probe[key]
+        ]
     if "optimizer" in config:
         found += _optimizer_mistakes(config)
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.build import Preprocess, build_backbone
 from sslctl.checkpoint import CheckpointError, compare, load_tensors
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.run_directory import BACKBONE, PREPROCESS, is_run, read_config, read_json
 from sslctl.views.maker import resize_and_crop
 
@@ -42,7 +42,7 @@ def load(run: str | Path) -> tuple[Backbone, Transform]:
     The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim); normalisation is inside. Raises InputError when
     the directory is no finished run or any tensor does not match.
     """
-    path = Path(run).expanduser()
+    path = user_path(run)
     if not is_run(path):
         raise InputError(f"{path} is not a run directory")
     if not (path / BACKBONE).exists():

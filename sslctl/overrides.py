@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sslctl.config import SCHEMAS, InputError, mistakes, nearest
+from sslctl.config import SCHEMAS, InputError, mistakes, nearest, user_path
 
 # Keys whose values are paths: anything may stand in them.
 _PATHS = re.compile(r"^(\+*)((eval_)?dataset\.root|run_dir|ckpt|backbone\.weights|out)$")
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
+_OPTIONAL = ("experiment", "dataset@eval_dataset")  # choices that may be null
 _FREE = ("backbone.kwargs.",)  # dictionaries that take new keys
 
 
@@ -24,6 +25,7 @@ class Prepared:
     arguments: list[str] = field(default_factory=list)
     allow: list[str] = field(default_factory=list)
     config_dirs: list[Path] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)  # without "=", taken for ckpt
 
     @property
     def sweeps(self) -> bool:
@@ -38,7 +40,7 @@ def prepare(arguments: list[str]) -> Prepared:
     """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] out for sslctl, and puts options last."""
     prepared = Prepared(allow=[p for p in os.environ.get("SSLCTL_ALLOW", "").split(",") if p])
     sweeps = any(a in ("-m", "--multirun") for a in arguments)
-    words, options, queue = [], [], list(arguments)
+    options, queue = [], list(arguments)
     while queue:
         argument = queue.pop(0)
         if argument.startswith("-"):
@@ -47,15 +49,15 @@ def prepare(arguments: list[str]) -> Prepared:
                 value = queue.pop(0) if queue else ""
             options += [name, value] if name in _WITH_VALUE else [argument]
             if name in ("--config-dir", "-cd"):
-                prepared.config_dirs.append(Path(value).expanduser().resolve())
+                prepared.config_dirs.append(user_path(value).resolve())
         elif argument.startswith("allow="):
             prepared.allow += [p.strip() for p in argument.removeprefix("allow=").strip("[]").split(",") if p.strip()]
         elif "=" in argument or argument.startswith(("~", "+")):
             prepared.arguments.append(_for_hydra(argument, sweeps))
         else:
-            words.append(argument)
-    if words:
-        prepared.arguments.append(f"ckpt=[{','.join(quote(str(Path(w).expanduser())) for w in words)}]")
+            prepared.words.append(argument)
+    if prepared.words:
+        prepared.arguments.append(f"ckpt=[{','.join(quote(os.path.expanduser(w)) for w in prepared.words)}]")
     prepared.arguments += options  # Hydra's parser takes overrides in one piece only
     for directory in prepared.config_dirs:
         if not directory.is_dir():
@@ -75,13 +77,14 @@ def quote(value: str) -> str:
     """A string that Hydra's grammar and OmegaConf's interpolation read back as it is."""
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
-    return "'" + escaped.replace("${", "\\${") + "'"
+    escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", escaped)
+    return "'" + escaped + "'"
 
 
 def _path_value(key: str, value: str, sweeps: bool) -> str:
     if value in ("", "null") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return value
-    expanded = str(Path(value).expanduser()) if value.startswith("~") else value
+    expanded = os.path.expanduser(value)
     if not Path(expanded).exists():
         if key == "ckpt" and value.startswith("[") and value.endswith("]"):
             return value
@@ -117,53 +120,81 @@ def refuse_new_keys(verb: str, prepared: Prepared) -> None:
 
 def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
     """All that is wrong with the overrides of a command that Hydra refused, in one report."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    found, choices, values = [], [], []
-    parser = OverridesParser.create()
+    found, choices, values = _read_overrides(prepared)
+    try:
+        config = compose_choices(verb, prepared, choices)
+    except Exception as again:
+        return InputError(*(found or [first_line(again)]))
+    known = list(_keys(config))
+    for text, override in values:
+        if override.key_or_group not in known:
+            found.append(_unknown_key(verb, override.key_or_group, known, config))
+        elif not override.is_sweep_override():
+            found += _wrong_value(text, override, config)
+    if not found:
+        try:
+            found = mistakes(SCHEMAS[verb.replace("-", "_")], config)
+        except OmegaConfBaseException as problem:
+            found = [located(problem)]
+    return InputError(*(found or [first_line(error)]))
+
+
+def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tuple[str, Any]]]:
+    """(what is wrong with choices of files, the sound choices, the other overrides as (text, parsed))."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found, choices, values, parser = [], [], [], OverridesParser.create()
     for text in prepared.overrides:
         try:
             override = parser.parse_override(text)
         except Exception:
             found.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
             continue
-        if override.is_sweep_override():
-            continue
-        options = _options(prepared, override.key_or_group)
-        if options and isinstance(override.value(), str | type(None)):
-            name = override.value()
-            if name is not None and name not in options:
-                found.append(
-                    f"{text}: no such {override.key_or_group}{nearest(str(name), options)}; there are {', '.join(options)}"
-                )
-            else:
-                choices.append(text)
+        group, options = override.key_or_group, _options(prepared, override.key_or_group)
+        sweep = override.is_sweep_override()
+        if sweep and not prepared.sweeps:
+            found.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
+        elif options:
+            names = list(override.sweep_string_iterator()) if sweep else [override.value()]
+            wrong = [n for n in names if n not in options and not (n is None and group in _OPTIONAL)]
+            found += [
+                f"{text}: no such {group}{nearest(str(n), options)}; there are {', '.join(options)}" for n in wrong
+            ]
+            choices += [] if wrong or sweep else [text]
         elif not override.is_hydra_override() and not text.startswith(("+", "~")):
             values.append((text, override))
+    return found, choices, values
+
+
+def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
+    """Applies one override to the configuration, or says why it cannot be."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        config = compose_choices(verb, prepared, choices)
-    except Exception as again:
-        return InputError(*(found or [_first_line(again)]))
-    known = list(_keys(config))
-    for text, override in values:
-        key = override.key_or_group
-        if key not in known:
-            found.append(_unknown_key(verb, key, known, config))
-            continue
-        try:
-            before = OmegaConf.select(config, key, throw_on_missing=False)
-            value = override.value()
-            if _other_kind(before, value):
-                found.append(f"{text}: expected {_kind(before)}, found {_kind(value)}")
-            else:
-                OmegaConf.update(config, key, value)
-        except OmegaConfBaseException as problem:
-            found.append(f"{text}: {_first_line(problem)}")
-    if not found:
-        found = mistakes(SCHEMAS[verb.replace("-", "_")], config)
-    return InputError(*(found or [_first_line(error)]))
+        before = OmegaConf.select(config, override.key_or_group, throw_on_missing=False)
+        if _other_kind(before, override.value()):
+            return [f"{text}: expected {_kind(before)}, found {_kind(override.value())}"]
+        OmegaConf.update(config, override.key_or_group, override.value())
+    except OmegaConfBaseException as problem:
+        return [f"{text}: {first_line(problem)}"]
+    return []
+
+
+def located(error: Any) -> str:
+    """An OmegaConf error with the key it is about."""
+    key = getattr(error, "full_key", None)
+    return f"{key}: {first_line(error)}" if key else first_line(error)
+
+
+def task_overrides() -> list[str]:
+    """The overrides of the running job, as they were written."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
 def command_line() -> str:
@@ -178,7 +209,7 @@ def command_line() -> str:
     words = [f"--config-dir={s}" for s in sources if s != CONFIGS]
     allow = allowed_by_user()
     words += [f"allow=[{','.join(allow)}]"] if allow else []
-    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *words, *hydra.overrides.task])
+    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *words, *task_overrides()])
 
 
 def refuse_unpinned_method(config: Any) -> None:
@@ -246,6 +277,8 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _unknown_key(verb: str, key: str, known: list[str], config: Any) -> str:
+    from omegaconf import OmegaConf
+
     group, _, leaf = key.rpartition(".")
     if group == "dataset" and leaf == "root":
         return (
@@ -254,7 +287,7 @@ def _unknown_key(verb: str, key: str, known: list[str], config: Any) -> str:
         )
     near = _nearest_key(group, leaf, known) or nearest(key, known)
     if group in known:
-        target = config[group].get("_target_") if group else None
+        target = OmegaConf.select(config, f"{group}._target_") if group else None
         if target:
             return f"{key} is not an argument of {target.rpartition('.')[2]}{near}"
     return f"{key} is not a key of {verb}{near}"
@@ -294,6 +327,6 @@ def _other_kind(before: Any, value: Any) -> bool:
     return _kind(before) != _kind(value)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from sslctl.backbones import describe
 from sslctl.build import Preprocess, build_backbone, build_method, build_source, build_views, preprocess_of
 from sslctl.checkpoint import newest_valid, save_tensors
 from sslctl.cli import Stopped
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.data.loader import batches
 from sslctl.data.sources import Source
 from sslctl.evaluation.online import closing_records, online_knn
@@ -106,7 +106,7 @@ def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source
 def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Path:
     """run_dir=, or runs/<dataset>/<method>-<backbone>-<fingerprint>-s<seed>."""
     if config.run_dir:
-        return Path(config.run_dir).expanduser()
+        return user_path(config.run_dir)
     names = config.names
     mark = fingerprint(decisive(resolved, hashes))
     return Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{mark}-s{config.seed}"

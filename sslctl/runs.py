@@ -7,14 +7,14 @@ from rich.table import Table
 
 from sslctl import run_directory as rundir
 from sslctl.checkpoint import steps_on_disk
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.evaluation.results import console
 
 
 def runs(config: Any) -> None:
     """A table of the runs below a directory (runs/ unless named), and the command that continues each unfinished one."""
     words = config.ckpt if config.ckpt else ["runs"]
-    roots = [Path(str(w)).expanduser() for w in ([words] if isinstance(words, str) else words)]
+    roots = [user_path(w) for w in ([words] if isinstance(words, str) else words)]
     for root in roots:
         if not root.is_dir():
             raise InputError(f"no runs: {root} is not a directory (sslctl runs DIR looks elsewhere)")

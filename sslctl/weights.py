@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
 from sslctl.checkpoint import CheckpointError, compare, load_pickle, load_tensors, newest_valid
+from sslctl.config import user_path
 from sslctl.run_directory import BACKBONE, is_run
 
 # Wrappers that training codes leave around a backbone's names, and classifiers that a backbone has no place for.
@@ -46,7 +47,7 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool) -> str:
 
     partial: load what matches all the same (backbone.partial=true). The file's classifier is left out and reported.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     found = read_weights(file)
     expected = backbone.state_dict()
     inner = {name.removeprefix("network."): name for name in expected if name.startswith("network.")}

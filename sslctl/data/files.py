@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -23,7 +23,7 @@ def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
     """The folder dataset.root names."""
     if not root:
         raise InputError("dataset.root is not set: dataset.root=/path/to/images")
-    path = Path(root).expanduser()
+    path = user_path(root)
     if may_be_made and not path.exists():
         path.mkdir(parents=True)
     if not path.is_dir():

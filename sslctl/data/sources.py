@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.data import files
 from sslctl.data.sampler import permuted
 
@@ -224,7 +224,7 @@ def _from_files(
 
 def data_home() -> Path:
     """Where downloads go: $SSLCTL_DATA, or sslctl/ in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    home = Path(os.environ.get("SSLCTL_DATA", cache / "sslctl" / "data")).expanduser()
+    cache = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    home = user_path(os.environ.get("SSLCTL_DATA", cache / "sslctl" / "data"))
     home.mkdir(parents=True, exist_ok=True)
     return home

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sslctl.checkpoint import load_tensors, save_tensors
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.views.maker import clean
@@ -53,7 +53,7 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
     """The tensor kept under a key, computed when it is not there. The oldest files make room; limit 0 keeps nothing."""
     if limit_gb <= 0:
         return compute()
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sslctl" / "features"
+    folder = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sslctl" / "features"
     path = folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.safetensors"
     if path.exists():
         try:

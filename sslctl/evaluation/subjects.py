@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslctl import checkpoint
 from sslctl.build import Preprocess, build_backbone, build_method
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.methods.base import Facts, Method
 from sslctl.run_directory import ENVIRONMENT, PREPROCESS, find_runs, read_config, read_json
 from sslctl.weights import weights_sha256
@@ -36,7 +36,7 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
     words = [ckpt] if isinstance(ckpt, str) else list(ckpt or [])
     found = []
     for word in words:
-        path = Path(str(word)).expanduser()
+        path = user_path(word)
         if not path.exists():
             raise InputError(f"ckpt={path}: no such run")
         if path.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslctl.build import Preprocess, build_source, preprocess_of
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.augmented import augmented_records
@@ -64,7 +64,7 @@ def evaluate_all(config: Any, protocol: Callable[[Subject, Task], list[dict]]) -
     unknown = [s for s in config.subjects if s not in SUBJECTS]
     if unknown or not config.subjects:
         raise InputError(f"subjects={unknown}: expected some of {', '.join(SUBJECTS)}")
-    out = Path(config.out).expanduser() if config.out else None
+    out = user_path(config.out) if config.out else None
     if not config.ckpt:
         node = _wanted_dataset(config)
         train, test = labelled_sources(node)

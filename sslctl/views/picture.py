@@ -1,6 +1,5 @@
 """sslctl views: a picture of what the augmentation does to the dataset's images."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslctl.build import build_source
-from sslctl.config import InputError
+from sslctl.config import InputError, user_path
 from sslctl.views.maker import ViewMaker, dropped_operations
 from sslctl.views.random import Key
 
@@ -19,9 +18,13 @@ _CELL, _GAP = 96, 4  # pixels
 
 def views(config: Any) -> None:
     """One row an image: the original, then for each epoch all its views."""
-    out = Path(config.out).expanduser()
+    out = user_path(config.out)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"out={out}: expected a .png or .jpg file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
     source = build_source(config.dataset, "train")
     augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
     dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)
@@ -37,7 +40,6 @@ def views(config: Any) -> None:
             cells += [view[0] for group in maker.finish(crops, key).values() for view in group]
         lines.append(torch.cat([_cell(cell) for cell in cells], 2))
     picture = torch.cat(lines, 1)  # (3, H, W)
-    out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(out)
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in maker.sizes().items())
     print(f"{source.name}: {sizes}; dropped: {', '.join(dropped) or 'no operation'}")

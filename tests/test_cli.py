@@ -1,0 +1,525 @@
+"""The command line: what it refuses and how, what it prints, completion, paths, bare words and sweeps."""
+
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sslctl.cli import CONFIGS, VERBS
+from sslctl.config import SCHEMAS
+from tests.conftest import QUICK, write_images
+
+PLAN = (*QUICK, "plan_only=true")
+
+
+def listing(folder: Path) -> list[str]:
+    """Everything below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def refuse(cli, workdir):
+    """refuse(*words, lines=1): a command that must end with status 2, so many short lines, and nothing written.
+
+    Returns what it said.
+    """
+
+    def run(*words, lines=1):
+        before = listing(workdir)
+        result = cli(*words)
+        said = result.err.splitlines()
+        assert result.status == 2, result
+        assert "Traceback" not in result.out + result.err
+        assert all(line.startswith("sslctl: ") for line in said), said
+        assert len(said) == lines, said
+        assert max(map(len, said)) <= 400, said
+        assert listing(workdir) == before
+        return result.err
+
+    return run
+
+
+# --- Bad input ---
+
+MISTAKES = {
+    "verb": ("pretrian", "'pretrian'", "nearest: pretrain"),
+    "key": ("pretrain optimizer.lrr=1", "optimizer.lrr", "nearest: optimizer.base_lr"),
+    "key-of-method": ("pretrain method.queue_siz=5", "method.queue_siz", "MoCo", "nearest: method.queue_size"),
+    "key-of-trainer": ("pretrain trainer.epoch=3", "trainer.epoch ", "nearest: trainer.epochs"),
+    "key-deep-down": ("pretrain augmentation.globl.flip=0.5", "augmentation.globl.flip", "augmentation.global.flip"),
+    "key-of-other-verb": ("runs trainer.epochs=1", "trainer.epochs", "not a key of runs"),
+    "key-of-views": ("views imagess=2", "imagess", "nearest: images"),
+    "word-where-no-run-is-asked-for": ("pretrain moko", "moko"),
+    "plus": ("pretrain +optimizer.lrr=1", "+optimizer.lrr=1", "nearest: optimizer.base_lr"),
+    "plus-new-group": ("pretrain +optimiser.lr=1", "+optimiser.lr=1", "none can be added"),
+    "plus-plus": ("pretrain ++optimizer.base_lr=1", "++optimizer.base_lr=1", "optimizer.base_lr=… without the mark"),
+    "tilde": ("pretrain ~optimizer.momentum", "~optimizer.momentum"),
+    "plus-kwargs-of-another-group": ("pretrain +method.kwargs.depth=1", "+method.kwargs.depth=1"),
+    "kwargs-without-plus": ("pretrain backbone=timm backbone.kwargs.depth=1", "backbone.kwargs.depth"),
+    "epochs-word": ("pretrain trainer.epochs=abc", "trainer.epochs=abc", "a whole number"),
+    "epochs-fraction": ("pretrain trainer.epochs=1.5", "trainer.epochs=1.5", "a whole number"),
+    "epochs-null": ("pretrain trainer.epochs=null", "trainer.epochs=null"),
+    "base-lr-word": ("pretrain optimizer.base_lr=abc", "optimizer.base_lr=abc", "a number"),
+    "base-lr-negative": ("pretrain optimizer.base_lr=-1", "optimizer.base_lr=-1", "more than 0"),
+    "queue-size-fraction": ("pretrain method.queue_size=1.5", "method.queue_size=1.5", "int"),
+    "widths-number": ("pretrain backbone.widths=8", "backbone.widths=8", "list"),
+    "flip": ("pretrain augmentation.global.flip=2", "augmentation.global.flip=2", "at most 1"),
+    "keep-last": ("pretrain trainer.keep_last=1", "trainer.keep_last=1", "at least 2"),
+    "precision": ("pretrain trainer.precision=fb16", "trainer.precision=fb16", "fp32", "nearest: bf16"),
+    "seed-unknown-variable": ("pretrain seed=${nowhere}", "seed", "nowhere"),
+    "unreadable": ("pretrain optimizer.base_lr=(", "optimizer.base_lr=(", "cannot be read"),
+    "method": ("pretrain method=moca", "method=moca", "nearest: moco", "simclr"),
+    "dataset": ("pretrain dataset=digit", "dataset=digit", "nearest: digits", "imagefolder"),
+    "optimizer": ("pretrain optimizer=adamz", "optimizer=adamz", "nearest: adam", "lars"),
+    "eval-dataset": ("pretrain eval_dataset=digit", "eval_dataset=digit", "nearest: digits"),
+    "method-null": ("pretrain method=null", "method"),
+    "group-number": ("pretrain trainer=5", "trainer"),
+    "method-in-a-sweep": ("pretrain -m method=simclr,moca", "moca", "nearest: moco"),
+    "key-in-a-sweep": ("pretrain -m optimizer.lrr=1,2", "optimizer.lrr", "nearest: optimizer.base_lr"),
+    "sweep-without-m": ("pretrain seed=0,1", "seed=0,1", "-m"),
+    "batch-too-large": ("pretrain trainer.batch_size=5000", "1438 images", "trainer.batch_size=5000"),
+    "root-of-digits": ("pretrain dataset.root=images", "dataset=folder"),
+    "root-missing": ("pretrain dataset=folder", "dataset.root is not set"),
+    "root-of-unknown-user": ("pretrain dataset=folder dataset.root=~nobody-here/images", "~nobody-here/images"),
+    "warmup-too-long": ("pretrain trainer.epochs=2 scheduler.warmup_epochs=3", "warm-up", "scheduler.warmup_epochs"),
+    "warmup-twice": (
+        "pretrain scheduler.warmup_epochs=1 scheduler.warmup_steps=5",
+        "scheduler.warmup_epochs",
+        "scheduler.warmup_steps",
+    ),
+    "scheduler-shape": ("pretrain scheduler.shape=cosin", "scheduler.shape=cosin", "cosine"),
+    "timm-model": ("pretrain backbone=timm backbone.model=resnet19", "backbone.model=resnet19", "resnet18"),
+    "batchnorm-groups": (
+        "pretrain plan_only=true trainer.threads=1 method.batchnorm_groups=7",
+        "128",
+        "batchnorm_groups=7",
+    ),
+    "probe-without-settings": ("pretrain plan_only=true backbone=mlp trainer.threads=1 probe.lr=[]", "probe.lr"),
+    "foreign-target": ("pretrain method._target_=os.system", "os.system", "allow=[os]"),
+    "config-dir": ("pretrain --config-dir nowhere", "nowhere", "no such directory"),
+    "run": ("linear-eval nowhere", "ckpt=nowhere", "no such run"),
+    "ckpt": ("knn-eval ckpt=nowhere", "ckpt=nowhere", "no such run"),
+    "nothing-to-evaluate": ("linear-eval", "sslctl linear-eval runs/latest"),
+    "protocol": ("linear-eval protocol=cachd", "protocol=cachd", "nearest: cached"),
+    "runs": ("runs nowhere", "nowhere", "not a directory"),
+    "picture": ("views out=picture.gif", "picture.gif", ".png"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_bad_input_is_refused_in_one_line_and_writes_nothing(refuse, case):
+    line, *fragments = MISTAKES[case]
+    said = refuse(*line.split())
+    for fragment in fragments:
+        assert fragment in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_an_absent_device_is_refused_with_those_that_are_there(refuse):
+    said = refuse("pretrain", "trainer.device=cuda")
+    assert "trainer.device=cuda" in said
+    assert "cpu" in said
+
+
+def test_several_mistakes_are_reported_together(refuse):
+    said = refuse("pretrain", "optimizer.lrr=1", "trainer.epoch=3", "method=moca", "trainer.batch_size=x", lines=4)
+    for fragment in ("optimizer.lrr", "trainer.epoch ", "method=moca", "trainer.batch_size=x"):
+        assert said.count(fragment) == 1, said
+
+
+def test_several_values_out_of_range_are_reported_together(refuse):
+    said = refuse("pretrain", "trainer.epochs=0", "optimizer.base_lr=-1", "trainer.keep_last=1", lines=3)
+    for fragment in ("trainer.epochs=0", "optimizer.base_lr=-1", "trainer.keep_last=1"):
+        assert fragment in said
+
+
+def test_an_unknown_option_is_named_without_a_traceback(cli, workdir):
+    result = cli("pretrain", "--folder")
+    assert result.status == 2
+    assert "--folder" in result.err
+    assert "Traceback" not in result.err
+    assert listing(workdir) == []
+
+
+def test_debug_shows_the_traceback(cli, monkeypatch):
+    assert "Traceback" not in cli("pretrain", "trainer.keep_last=1").err
+    monkeypatch.setenv("SSLCTL_DEBUG", "1")
+    result = cli("pretrain", "trainer.keep_last=1")
+    assert result.status == 2
+    assert "Traceback" in result.err
+
+
+# --- Folders that cannot be trained on ---
+
+
+@pytest.fixture
+def folders(workdir):
+    """Folders and a file that hold too little."""
+    (workdir / "empty").mkdir()
+    (workdir / "texts").mkdir()
+    (workdir / "texts" / "notes.txt").write_text("no image")
+    (workdir / "file").write_text("no folder")
+    write_images(workdir / "few", count=4)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("root", "fragments"),
+    [
+        ("empty", ("no images in empty", ".png")),
+        ("texts", ("no images in texts", "1 other file")),
+        ("nowhere", ("dataset.root=nowhere", "no such folder")),
+        ("file", ("dataset.root=file", "not a folder")),
+        ("few", ("4 images", "trainer.batch_size=16")),
+    ],
+)
+def test_a_folder_without_enough_images_is_refused(refuse, folders, root, fragments):
+    said = refuse("pretrain", "trainer.batch_size=16", "dataset=folder", f"dataset.root={root}")
+    assert all(fragment in said for fragment in fragments), said
+
+
+@pytest.mark.parametrize("run_dir", ["file", "file/run", "file/deep/run"])
+def test_a_run_directory_below_a_regular_file_is_refused(refuse, folders, run_dir):
+    assert f"run_dir={run_dir} cannot be written" in refuse("pretrain", *QUICK, f"run_dir={run_dir}")
+    assert (folders / "file").read_text() == "no folder"
+
+
+def test_a_picture_below_a_regular_file_is_refused(refuse, folders):
+    assert "file/views.png" in refuse("views", "images=1", "draws=1", "out=file/views.png")
+
+
+# --- Runs and weights that are none ---
+
+
+@pytest.mark.parametrize("verb", ["linear-eval", "knn-eval"])
+@pytest.mark.parametrize(
+    ("word", "fragment"), [("nowhere", "no such run"), ("empty", "no run directory there"), ("file", "is a file")]
+)
+def test_a_checkpoint_that_is_none_is_refused(refuse, folders, verb, word, fragment):
+    said = refuse(verb, f"ckpt={word}")
+    assert f"ckpt={word}" in said
+    assert fragment in said
+
+
+def test_a_checkpoint_of_another_backbone_is_refused_with_its_differences(refuse, finished_run):
+    before = listing(finished_run)
+    said = refuse("linear-eval", str(finished_run), "backbone=resnet18", lines=4)
+    assert "is of another model" in said
+    for kind in ("missing", "unexpected", "of another shape"):
+        assert re.search(rf"\d+ tensors {kind}", said), said
+    assert listing(finished_run) == before
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.fixture
+def malicious(workdir, tmp_path_factory):
+    """A function that writes a malicious file in one of two formats; and the folder that unpickling it would make."""
+    canary = tmp_path_factory.mktemp("canaries") / "canary"
+
+    def write(kind):
+        path = workdir / f"{kind}.pt"
+        if kind == "torch":
+            torch.save({"state_dict": Malicious(canary)}, path)
+            torch.load(path, weights_only=False)
+        else:
+            path.write_bytes(pickle.dumps({"state_dict": Malicious(canary)}))
+            pickle.loads(path.read_bytes())
+        assert canary.exists()  # the trap works
+        canary.rmdir()
+        return path
+
+    return write, canary
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "linear-eval ckpt={}",
+        "knn-eval {}",
+        "linear-eval dataset=digits backbone=mlp backbone.weights={}",
+        "pretrain backbone=mlp backbone.weights={}",
+    ],
+)
+def test_a_malicious_pickle_is_refused_and_never_run(refuse, malicious, kind, words):
+    write, canary = malicious
+    path = write(kind)
+    said = refuse(*words.format(path.name).split())
+    assert path.name in said
+    assert "weights_only" not in said  # no advice to load it in a way that would run it
+    assert not canary.exists()
+
+
+# --- What it prints ---
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",), ()])
+def test_help_lists_every_verb(cli, words):
+    result = cli(*words)
+    assert result.status == 0
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} ", result.out, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_its_keys(cli, verb):
+    result = cli(verb, "--help")
+    assert result.status == 0
+    assert result.err == ""
+    for field in fields(SCHEMAS[verb.replace("-", "_")]):
+        assert re.search(rf"^{field.name}:", result.out, re.MULTILINE), field.name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_cfg_job_prints_the_composed_configuration(cli, workdir, verb):
+    result = cli(verb, "--cfg", "job")
+    assert result.status == 0
+    assert yaml.safe_load(result.out).keys() == {field.name for field in fields(SCHEMAS[verb.replace("-", "_")])}
+    assert listing(workdir) == []
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_cfg_job_resolves_interpolations_when_asked(cli, optimizer):
+    result = cli("pretrain", f"optimizer={optimizer}", "--cfg", "job", "--resolve")
+    assert result.status == 0, result.err
+    assert "${" not in result.out
+    assert isinstance(yaml.safe_load(result.out)["optimizer"]["base_lr"], float)
+
+
+def test_options_may_stand_between_overrides(cli):
+    result = cli("pretrain", "seed=3", "--cfg", "job", "method=simclr")
+    assert result.status == 0, result.err
+    config = yaml.safe_load(result.out)
+    assert config["seed"] == 3
+    assert config["method"]["_target_"].endswith("SimCLR")
+
+
+def test_version_is_that_of_the_package(cli):
+    assert cli("--version").out == f"sslctl {version('sslctl')}\n"
+
+
+# --- Completion ---
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("sslctl pre", {"pretrain"}),
+        ("sslctl ", set(VERBS)),
+        ("sslctl pretrain method=mo", {f"method={f.stem}" for f in (CONFIGS / "method").glob("mo*.yaml")}),
+        ("sslctl pretrain trainer.ep", {"trainer.epochs="}),
+        ("sslctl pretrain method=simclr trainer.ep", {"trainer.epochs="}),
+        ("sslctl linear-eval prot", {"protocol="}),
+        ("sslctl views augmentation=li", {"augmentation=linear"}),
+    ],
+)
+def test_completion_offers_verbs_keys_and_choices(cli, monkeypatch, line, expected):
+    monkeypatch.setenv("COMP_LINE", line)
+    result = cli("-sc", "query=bash")
+    assert (result.status, result.err) == (0, "")
+    assert set(result.out.split()) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["sslctl nope x", "sslctl pretrain method=nope opt", "sslctl linear-eval runs/a ", "sslctl pretrain optimizer.x=("],
+)
+def test_completion_of_a_wrong_line_stays_silent(cli, monkeypatch, line):
+    monkeypatch.setenv("COMP_LINE", line)
+    result = cli("-sc", "query=bash")
+    assert (result.status, result.err) == (0, "")
+
+
+def test_completion_can_be_installed(cli):
+    result = cli("-sc", "install=bash")
+    assert result.status == 0
+    assert "complete " in result.out
+
+
+# --- Torch is imported only when work starts ---
+
+
+def imports_torch(spawn, *words, **environment):
+    result = spawn(*words, program=("-X", "importtime", "-m", "sslctl"), **environment)
+    assert re.search(r"\| +sslctl\.cli$", result.err, re.MULTILINE), result.err
+    return re.search(r"\| +torch$", result.err, re.MULTILINE) is not None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "pretrain --help",
+        "pretrain --cfg job",
+        "pretrian",
+        "pretrain method=moca",
+        "pretrain trainer.epochs=a",
+    ],
+)
+def test_help_and_typos_do_not_import_torch(spawn, words):
+    assert not imports_torch(spawn, *words.split())
+
+
+def test_completion_does_not_import_torch(spawn):
+    assert not imports_torch(spawn, "-sc", "query=bash", COMP_LINE="sslctl pretrain method=mo")
+
+
+def test_work_imports_torch(spawn):
+    assert imports_torch(spawn, "runs", "nowhere")  # so that the tests above can fail
+
+
+# --- Paths ---
+
+NAMES = [
+    "two words, [a](b){c} #1: 50%",
+    "a=b",
+    "it's",
+    'say "no"',
+    "a$b",
+    "a${x}b",
+    "Größe 画像",
+    "back\\slash\\",
+    "back\\${x}",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_with_special_characters_work(cli, workdir, name):
+    write_images(workdir / name)
+    result = cli("pretrain", *PLAN, "dataset=folder", f"dataset.root={name}", f"run_dir={name}/run")
+    assert result.status == 0, result.err
+    assert f"data       {name} (train): 16 images" in result.out
+    assert f"run        {name}/run\n" in result.out
+
+
+def test_a_run_with_special_characters_in_its_paths_finishes_and_continues(cli, workdir):
+    name = "[a], it's ${x} = Größe"
+    write_images(workdir / name, count=32)
+    words = ("pretrain", *QUICK, "dataset=folder", f"dataset.root={name}", f"run_dir={name}/run")
+    assert cli(*words).status == 0
+    assert (workdir / name / "run" / "backbone.safetensors").exists()
+    assert yaml.safe_load((workdir / name / "run" / "config.yaml").read_text())["dataset"]["root"] == name
+    again = cli(*words)
+    assert again.status == 0
+    assert f"already finished: {name}/run" in again.out
+    recorded = shlex.split(json.loads((workdir / name / "run" / "environment.json").read_text())["command"])
+    assert recorded[0] == "sslctl"
+    assert f"already finished: {name}/run" in cli(*recorded[1:]).out
+
+
+def test_tilde_is_expanded(cli, workdir, monkeypatch):
+    monkeypatch.setenv("HOME", str(workdir / "home"))
+    write_images(workdir / "home" / "my images")
+    result = cli("pretrain", *PLAN, "dataset=folder", "dataset.root=~/my images", "run_dir=~/my run")
+    assert result.status == 0, result.err
+    assert "my images (train): 16 images" in result.out
+    assert f"run        {workdir}/home/my run\n" in result.out
+
+
+@pytest.mark.parametrize("form", ["{}", "ckpt={}"])
+@pytest.mark.parametrize("name", [n for n in NAMES if "=" not in n])
+def test_words_and_ckpt_name_runs(refuse, form, name):
+    assert f"ckpt={name}: no such run" in refuse("knn-eval", form.format(name))
+
+
+def test_several_words_are_several_runs(cli, workdir, finished_run):
+    for name in ("first run", "b, [c]"):
+        shutil.copytree(finished_run, workdir / name, symlinks=True)
+    result = cli("knn-eval", "first run", "b, [c]", "plan_only=true")
+    assert result.status == 0, result.err
+    for name in ("first run", "b, [c]"):
+        assert f"{workdir}/{name} at step-2" in result.out
+
+
+def test_a_directory_is_searched_for_runs(cli, workdir, finished_run):
+    for name in ("x/a", "x/deep/b"):
+        shutil.copytree(finished_run, workdir / name, symlinks=True)
+    result = cli("knn-eval", "x", "plan_only=true")
+    assert result.status == 0, result.err
+    assert [line for line in result.out.splitlines() if line.endswith("at step-2")] == [
+        f"{workdir}/x/{name} at step-2" for name in ("a", "deep/b")
+    ]
+
+
+# --- Sweeps ---
+
+
+def jobs(result) -> list[str]:
+    return re.findall(r"^── job (\d+):", result.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("place", ["first", "between"])
+def test_a_sweep_of_plans_runs_every_job_and_writes_nothing(cli, workdir, place):
+    words = ("-m", *PLAN, "seed=0,1") if place == "first" else (*PLAN, "-m", "seed=0,1")
+    result = cli("pretrain", *words)
+    assert result.status == 0, result.err
+    assert jobs(result) == ["0", "1"]
+    assert len(re.findall(r"^run        .*-s([01])$", result.out, re.MULTILINE)) == 2
+    assert listing(workdir) == []
+
+
+def test_a_sweep_writes_its_runs_and_nothing_else(cli, workdir, labelled_images):
+    result = cli("pretrain", "-m", *QUICK, "dataset=imagefolder", f"dataset.root={labelled_images}", "seed=0,1")
+    assert result.status == 0, result.err
+    assert os.listdir(workdir) == ["runs"]
+    runs = sorted(path.parent.name for path in workdir.rglob("backbone.safetensors") if "latest" not in path.parts)
+    assert [name[-3:] for name in runs] == ["-s0", "-s1"]
+    assert not [path for path in listing(workdir) if re.search(r"multirun|\.hydra|outputs|\.log$", path)]
+
+
+@pytest.mark.parametrize("choice", ["optimizer.base_lr=0.1,-1,0.2", "trainer.batch_size=16,5000,32"])
+def test_a_failing_job_does_not_end_the_sweep(cli, workdir, choice):
+    key, _, values = choice.partition("=")
+    good, bad, other = values.split(",")
+    result = cli("pretrain", "-m", *(word for word in PLAN if not word.startswith(key)), choice)
+    assert result.status == 1
+    assert jobs(result) == ["0", "1", "2"]
+    assert result.out.count("nothing was trained or written") == 2
+    summary = result.err.partition("1 of the sweep's jobs failed")[2]
+    assert f"{key}={bad}" in summary
+    assert f"{key}={good} " not in summary
+    assert f"{key}={other} " not in summary
+    assert "Traceback" not in result.err
+    assert listing(workdir) == []
+
+
+def test_a_job_that_exits_does_not_end_the_sweep(cli, workdir):
+    (workdir / "own" / "method").mkdir(parents=True)
+    (workdir / "own" / "leaves.py").write_text(
+        "import sys\n"
+        "from sslctl.methods.base import Method\n\n"
+        "class Leaves(Method):\n"
+        "    def training_step(self, batch, s):\n"
+        "        sys.exit(0)\n"
+    )
+    (workdir / "own" / "method" / "leaves.yaml").write_text(
+        "# @package _global_\ndefaults:\n- override /optimizer: sgd\nmethod:\n  _target_: leaves.Leaves\n"
+    )
+    before = listing(workdir)
+    words = [word for word in PLAN if not word.startswith("method=")]
+    result = cli("pretrain", "-m", "--config-dir", "own", "allow=[leaves]", *words, "method=leaves,simclr")
+    assert result.status == 1
+    assert jobs(result) == ["0", "1"]
+    assert result.out.count("nothing was trained or written") == 1
+    summary = result.err.partition("1 of the sweep's jobs failed")[2]
+    assert "method=leaves" in summary
+    assert "sys.exit(0)" in summary
+    assert [path for path in listing(workdir) if "__pycache__" not in path] == before
