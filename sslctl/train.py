@@ -1,9 +1,10 @@
 """fit(): the one loop that trains everything."""
 
+import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,7 +67,7 @@ class Setup:
     plan: Plan
     method: Method
     optimizer: torch.optim.Optimizer
-    batches: Callable[[int], Iterator[Batch]]  # first step -> the batches from there to the end
+    batches: Callable[[int], Generator[Batch]]  # first step -> the batches from there to the end
     run_dir: Path
     keep_last: int
     tensorboard: bool
@@ -98,11 +99,12 @@ def fit(setup: Setup, signals: Signals) -> bool:
     if plan.channels_last:
         method.to(memory_format=torch.channels_last)
     first, known = resume(setup)
-    with Log(setup.run_dir, plan, first, setup.tensorboard) as log:
+    log = Log(setup.run_dir, plan, first, setup.tensorboard)
+    with log, contextlib.closing(setup.batches(first)) as batches:
         missing = plan.due(plan.knn_every_steps, first) and not known  # of untrained weights, or cut short by a signal
         if missing and not evaluate_online(setup, log, first, signals):
             return False
-        for step, batch in enumerate(setup.batches(first), start=first):
+        for step, batch in enumerate(batches, start=first):
             if step % plan.steps_per_epoch == 0:
                 method.start_epoch(step // plan.steps_per_epoch)
             s = method.schedules(step)

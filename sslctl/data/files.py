@@ -15,7 +15,7 @@ from sslctl.config import InputError, user_path
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class ImageError(Exception):
+class ImageError(RuntimeError):
     """An image that cannot be read. Names its path."""
 
 
@@ -33,8 +33,10 @@ def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
 
 def scan(base: Path) -> list[str]:
     """The images below a folder, as sorted relative POSIX paths."""
-    names, others = [], 0
-    for directory, _, entries in os.walk(base, followlinks=True):
+    names, others, seen = [], 0, set()
+    for directory, below, entries in os.walk(base, followlinks=True):
+        seen.add(os.path.realpath(directory))  # a link to a parent is not entered again
+        below[:] = sorted(d for d in below if os.path.realpath(os.path.join(directory, d)) not in seen)
         for entry in entries:
             if entry.lower().endswith(EXTENSIONS):
                 names.append(os.path.relpath(os.path.join(directory, entry), base).replace(os.sep, "/"))
@@ -51,6 +53,8 @@ def read(path: str, channels: int) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.mode.startswith("I"):  # 16 bits: PIL's own conversion would cut them off at 255
+                    image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"cannot read {path}: {error}") from error

@@ -1,5 +1,6 @@
 """From a source to batches of views: an index into memory where the images fit, worker processes where they do not."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sslctl.data import files
 from sslctl.data.batch import Batch
 from sslctl.data.sampler import batch_indices
 from sslctl.data.sources import Source
@@ -29,7 +31,7 @@ def batches(
     device: torch.device,
     close_in_workers: tuple[int, ...] = (),
 ) -> Iterator[Batch]:
-    """The batches of steps first_step … total_steps - 1, the same for any number of workers.
+    """The batches of steps first_step … total_steps - 1, the same for any number of workers. Close it when done.
 
     close_in_workers: file descriptors (the run's lock) that worker processes must not keep open.
     """
@@ -52,11 +54,12 @@ def batches(
         generator=torch.Generator(),  # else every iter() draws from the global one
         worker_init_fn=functools.partial(_start_worker, close_in_workers),
     )
-    for step, (crops, rows) in enumerate(loader, start=first_step):
-        index = rows.to(device)
-        key = Key(seed, step // steps_per_epoch, index)
-        crops = {group: cut.to(device) for group, cut in crops.items()}
-        yield Batch(views.finish(crops, key), source.labels[rows].to(device), index, key)
+    with _fetched(loader) as fetched:
+        for step, (crops, rows) in enumerate(fetched, start=first_step):
+            index = rows.to(device)
+            key = Key(seed, step // steps_per_epoch, index)
+            crops = {group: cut.to(device) for group, cut in crops.items()}
+            yield Batch(views.finish(crops, key), source.labels[rows].to(device), index, key)
 
 
 def clean_batches(
@@ -75,10 +78,27 @@ def clean_batches(
         _Clean(source, rows, resize),
         batch_size=batch_size,
         num_workers=workers,
+        collate_fn=_stack,
         generator=torch.Generator(),
         worker_init_fn=functools.partial(_start_worker, ()),
     )
-    yield from loader
+    with _fetched(loader) as fetched:
+        yield from fetched
+
+
+@contextlib.contextmanager
+def _fetched(loader: DataLoader) -> Iterator[Iterator]:
+    """What a loader fetches; its workers end with the block.
+
+    They ignore SIGTERM, so that an exception which keeps the iterator alive would leave the interpreter waiting for
+    them at its exit. torch has no public way to end them.
+    """
+    iterator = iter(loader)
+    try:
+        yield map(_raised, iterator)
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()
 
 
 class _Steps:
@@ -103,10 +123,13 @@ class _Cuts(Dataset):
     def __init__(self, source: Source, views: ViewMaker, seed: int):
         self.source, self.views, self.seed = source, views, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[dict[str, Tensor], int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[dict[str, Tensor], int] | files.ImageError:
         epoch, row = item
         key = Key(self.seed, epoch, torch.tensor([row]))
-        return self.views.cut(self.source.read(row), key), row
+        try:
+            return self.views.cut(self.source.read(row), key), row
+        except files.ImageError as error:
+            return error
 
 
 class _Clean(Dataset):
@@ -116,12 +139,37 @@ class _Clean(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: int) -> Tensor:
-        return resize_and_crop(self.source.read(int(self.rows[position])), self.source.image_size, self.resize)
+    def __getitem__(self, position: int) -> Tensor | files.ImageError:
+        try:
+            return resize_and_crop(self.source.read(int(self.rows[position])), self.source.image_size, self.resize)
+        except files.ImageError as error:
+            return error
 
 
-def _collate(items: list[tuple[dict[str, Tensor], int]]) -> tuple[dict[str, Tensor], Tensor]:
+# A bad image comes out of a worker as a value: raised there, torch would wrap its one line in a traceback.
+
+
+def _first_error(items: list) -> files.ImageError | None:
+    return next((item for item in items if isinstance(item, files.ImageError)), None)
+
+
+def _raised(batch):
+    """A batch, unless it is an error."""
+    if isinstance(batch, files.ImageError):
+        raise batch
+    return batch
+
+
+def _stack(images: list[Tensor]) -> Tensor | files.ImageError:
+    """[(C, S, S)] -> (B, C, S, S)."""
+    return _first_error(images) or torch.stack(images)
+
+
+def _collate(items: list[tuple[dict[str, Tensor], int]]) -> tuple[dict[str, Tensor], Tensor] | files.ImageError:
     """[(group -> (V, C, h, w), row)] -> (group -> (V, B, C, h, w), (B,))."""
+    error = _first_error(items)
+    if error:
+        return error
     crops = {group: torch.stack([cut[group] for cut, _ in items], 1) for group in items[0][0]}
     return crops, torch.tensor([row for _, row in items])
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
         folder = base / "FashionMNIST" / "raw"
     images = _idx(folder / f"{stem}-images-idx3-ubyte", dimensions=3)[:, None]
     labels = _idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
+    if len(images) != len(labels):
+        raise InputError(f"{folder} holds {len(images)} {stem} images and {len(labels)} labels")
     return _in_memory("fashion_mnist", split, images, labels, _FASHION, image_size)
 
 
@@ -100,11 +103,15 @@ def _idx(path: Path, dimensions: int) -> Tensor:
     packed = path.with_name(path.name + ".gz")
     if not path.exists() and not packed.exists():
         raise InputError(f"no {path.name}[.gz] in {path.parent}")
-    data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    if data[:4] != bytes([0, 0, 8, dimensions]):
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{packed} is not a whole gzip file: {error}") from error
+    header = 4 + 4 * dimensions
+    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < header:
         raise InputError(f"{path} is not an idx file of bytes with {dimensions} dimensions")
     sizes = np.frombuffer(data, ">i4", dimensions, offset=4).tolist()
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    body = np.frombuffer(data, np.uint8, offset=header)
     if len(body) != np.prod(sizes):
         raise InputError(f"{path} holds {len(body)} bytes of data, its header says {sizes}")
     return torch.from_numpy(body.copy()).view(sizes)

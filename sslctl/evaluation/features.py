@@ -1,5 +1,6 @@
 """Features of clean images, extracted once per (weights, dataset, split) and kept on disk."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -43,9 +44,12 @@ def extract(
     poll: called between batches; may raise to abandon the extraction.
     """
     parts = []
-    for images in clean_batches(source, rows, resize=resize, batch_size=batch_size, workers=workers):
-        poll()
-        parts.append(function(clean(images.to(device))).float().cpu())
+    with contextlib.closing(
+        clean_batches(source, rows, resize=resize, batch_size=batch_size, workers=workers)
+    ) as batches:
+        for images in batches:
+            poll()
+            parts.append(function(clean(images.to(device))).float().cpu())
     return torch.cat(parts)
 
 

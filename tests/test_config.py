@@ -1,0 +1,357 @@
+"""The configurations: their order, what beats what, that every file composes and trains, and a user's own method."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+import sslctl
+from sslctl.checkpoint import load_tensors
+from sslctl.cli import CONFIGS
+from sslctl.evaluation.subjects import load_method
+from sslctl.overrides import Prepared, compose_choices
+from tests.conftest import QUICK
+
+
+def choices(group: str) -> list[str]:
+    """The files of a group."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def resolved(config) -> dict:
+    """Plain values; `names` asks the running job for its choices, and there is none."""
+    return {
+        key: OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
+        for key in config
+        if key != "names"
+    }
+
+
+def composed(*words: str, config_dir: Path | None = None) -> dict:
+    """The resolved configuration of a pretraining."""
+    return resolved(compose_choices("pretrain", Prepared(config_dirs=[config_dir] if config_dir else []), list(words)))
+
+
+# --- What beats what ---
+
+
+def test_the_defaults_order_is_fixed():
+    defaults = yaml.safe_load((CONFIGS / "pretrain.yaml").read_text())["defaults"]
+    order = [entry if isinstance(entry, str) else next(iter(entry)) for entry in defaults]
+    assert order == [
+        *("pretrain_schema", "_self_", "dataset", "dataset@eval_dataset", "augmentation", "backbone", "optimizer"),
+        *("scheduler", "trainer", "method", "experiment", "hydra"),
+    ]
+
+
+def test_another_optimizer_takes_nothing_from_the_first():
+    sgd = composed("method=moco")["optimizer"]
+    adamw = composed("method=moco", "optimizer=adamw")["optimizer"]
+    recipe = yaml.safe_load((CONFIGS / "method" / "moco.yaml").read_text())["recipe"]
+    assert (sgd["base_lr"], sgd["weight_decay"]) == (recipe["sgd"]["base_lr"], recipe["sgd"]["weight_decay"])
+    assert (adamw["base_lr"], adamw["weight_decay"]) == (recipe["adamw"]["base_lr"], recipe["adamw"]["weight_decay"])
+    assert adamw["base_lr"] != sgd["base_lr"]
+    assert "momentum" in sgd
+    assert "momentum" not in adamw
+
+
+def test_an_optimizer_without_a_recipe_has_its_own_values():
+    optimizer = composed("method=moco", "optimizer=rmsprop")["optimizer"]
+    assert (optimizer["base_lr"], optimizer["weight_decay"], optimizer["momentum"]) == (1e-3, 0.0, 0.9)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_command_line_beats_the_recipe_in_any_order(order):
+    words = ["optimizer.base_lr=0.5", "optimizer.momentum=0.1", "method=moco", "optimizer=sgd"][::order]
+    optimizer = composed(*words)["optimizer"]
+    assert (optimizer["base_lr"], optimizer["momentum"]) == (0.5, 0.1)
+    assert optimizer["weight_decay"] == composed("method=moco")["optimizer"]["weight_decay"]
+
+
+def test_the_command_line_reaches_a_recipe():
+    assert composed("method=moco", "recipe.sgd.base_lr=0.7")["optimizer"]["base_lr"] == 0.7
+
+
+def test_a_method_takes_the_datasets_scale_and_the_command_line_beats_it():
+    assert composed("method=moco", "dataset=digits")["method"]["queue_size"] == 1024
+    assert composed("method=moco", "dataset=folder")["method"]["queue_size"] == 65536
+    assert composed("method=moco", "dataset=digits", "method.queue_size=64")["method"]["queue_size"] == 64
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A function that writes files of a user's configuration directory, and the directory."""
+    folder = tmp_path / "own"
+
+    def write(name: str, text: str) -> Path:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+        return folder
+
+    return write
+
+
+PINNED = """# @package _global_
+defaults:
+  - override /method: simclr
+method:
+  temperature: 0.25
+recipe:
+  lars:
+    base_lr: 0.9
+trainer:
+  epochs: 7
+"""
+
+
+def test_an_experiment_beats_method_dataset_and_recipe(own):
+    folder = own("experiment/pinned.yaml", PINNED)
+    plain = composed("method=simclr")
+    config = composed("experiment=pinned", config_dir=folder)
+    assert config["method"] == plain["method"] | {"temperature": 0.25}
+    assert (config["optimizer"]["base_lr"], config["trainer"]["epochs"]) == (0.9, 7)
+    assert (plain["optimizer"]["base_lr"], plain["trainer"]["epochs"]) != (0.9, 7)
+
+
+def test_the_command_line_beats_an_experiment(own):
+    folder = own("experiment/pinned.yaml", PINNED)
+    words = ("experiment=pinned", "method.temperature=0.1", "trainer.epochs=2", "optimizer.base_lr=0.3")
+    config = composed(*words, config_dir=folder)
+    assert (config["method"]["temperature"], config["trainer"]["epochs"]) == (0.1, 2)
+    assert config["optimizer"]["base_lr"] == 0.3
+
+
+@pytest.mark.parametrize(("method", "status"), [("simclr", 0), ("moco", 2)])
+def test_an_experiment_that_pins_its_method_refuses_another(cli, own, method, status):
+    folder = own("experiment/pinned.yaml", PINNED)
+    words = ("pretrain", "--config-dir", str(folder), "experiment=pinned", *QUICK, "plan_only=true")
+    result = cli(*words, f"method={method}")
+    assert result.status == status, result.err
+    if status:
+        assert result.err == ("sslctl: experiment=pinned sets values of method=simclr: method=moco cannot go with it\n")
+
+
+# --- Every file ---
+
+
+@pytest.mark.parametrize("method", choices("method"))
+def test_a_method_composes_with_every_optimizer(method):
+    for optimizer in choices("optimizer"):
+        config = composed(f"method={method}", f"optimizer={optimizer}")
+        own = yaml.safe_load((CONFIGS / "optimizer" / f"{optimizer}.yaml").read_text())
+        assert config["optimizer"].keys() == own.keys(), optimizer
+        assert isinstance(config["optimizer"]["base_lr"], float), optimizer
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_an_experiment_composes_and_its_values_arrive(experiment):
+    config = composed(f"experiment={experiment}")
+    own = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())
+    for group in ("method", "trainer", "dataset", "backbone"):
+        for key, value in own.get(group, {}).items():
+            assert config[group][key] == value, f"{group}.{key}"
+
+
+EXTRA = {  # what a choice needs to be small
+    "backbone=timm": ("backbone.model=vit_tiny_patch16_224", "+backbone.kwargs.depth=1"),
+    "backbone=small_resnet": ("backbone.widths=[4,8]",),
+}
+SLOW = ("backbone=resnet34", "backbone=resnet50")
+EVERY = [
+    *(f"{group}={name}" for group in ("method", "optimizer", "scheduler", "trainer") for name in choices(group)),
+    *(f"augmentation={name} method=supervised" for name in choices("augmentation")),  # which takes any number of views
+    *(f"backbone={name}" for name in choices("backbone")),
+]
+
+
+def trained_tensors(state: dict) -> list[tuple[str, torch.Tensor]]:
+    """The trained tensors of a backbone: neither its normalisation nor BatchNorm's statistics."""
+    statistics = ("mean", "std", "running_mean", "running_var", "num_batches_tracked")
+    return [(name, tensor) for name, tensor in state.items() if name.rpartition(".")[2] not in statistics]
+
+
+@pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in EVERY])
+def test_every_choice_takes_two_steps(cli, workdir, labelled_images, choice):
+    words = choice.split()
+    quick = [word for word in QUICK if not (word.startswith("backbone") and choice.startswith("backbone"))]
+    data = ("dataset=imagefolder", f"dataset.root={labelled_images}", "trainer.log_every_steps=1", "run_dir=run")
+    result = cli("pretrain", *quick, *data, *words, *EXTRA.get(choice, ()))
+    assert result.status == 0, result.err
+    losses = [json.loads(line)["loss"] for line in (workdir / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert all(torch.isfinite(torch.tensor(losses)))
+    after = load_tensors(workdir / "run" / "backbone.safetensors")
+    before = load_method(workdir / "run").backbone.state_dict()
+    assert after.keys() == before.keys()
+    assert any(not torch.equal(after[name], tensor) for name, tensor in trained_tensors(before))
+
+
+@pytest.mark.slow
+def test_check_passes(cli, workdir):
+    result = cli("check")
+    assert (result.status, result.err) == (0, "")
+    for group in ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment"):
+        for name in choices(group):
+            assert f"ok      pretrain {group}={name}\n" in result.out
+    assert "wrong" not in result.out
+
+
+@pytest.mark.slow
+def test_check_names_a_users_wrong_file(cli, own):
+    own("optimizer/bent.yaml", (CONFIGS / "optimizer" / "sgd.yaml").read_text() + "momentun: 0.9\n")
+    folder = own("trainer/endless.yaml", "defaults:\n- default\n- _self_\nepochs: many\n")
+    result = cli("check", "--config-dir", str(folder))
+    assert result.status == 2
+    wrong = [line for line in result.out.splitlines() if line.startswith("wrong")]
+    assert wrong == ["wrong   pretrain optimizer=bent", "wrong   pretrain trainer=endless"]
+    bent, endless = result.err.splitlines()
+    assert "optimizer=bent: optimizer.momentun is not an argument of SGD (nearest: momentum)" in bent
+    assert "trainer=endless: " in endless
+    assert "many" in endless
+
+
+# --- Free dictionaries ---
+
+
+def test_a_free_dictionary_takes_new_keys(cli):
+    words = (
+        "backbone=timm",
+        "+backbone.kwargs.depth=1",
+        "+backbone.kwargs.embed_dim=24",
+        "+backbone.kwargs.num_heads=2",
+    )
+    result = cli("pretrain", *words, "--cfg", "job")
+    assert result.status == 0, result.err
+    assert yaml.safe_load(result.out)["backbone"]["kwargs"] == {"depth": 1, "embed_dim": 24, "num_heads": 2}
+
+
+def test_keys_of_a_free_dictionary_reach_the_model(cli):
+    quick = [word for word in QUICK if not word.startswith("backbone")]
+    words = (
+        "backbone=timm",
+        "+backbone.kwargs.depth=1",
+        "+backbone.kwargs.embed_dim=24",
+        "+backbone.kwargs.num_heads=2",
+    )
+    result = cli("pretrain", *quick, *words, "plan_only=true")
+    assert result.status == 0, result.err
+    assert "24 features" in result.out
+
+
+# --- A user's method: one file and one YAML ---
+
+MODULE = """import os
+from pathlib import Path
+
+import torch.nn.functional as F
+from sslctl.heads import mlp
+from sslctl.methods.base import Batch, Facts, Method
+
+Path(os.environ["CANARY"]).touch()
+
+
+class MyMethod(Method):
+    def __init__(self, backbone, facts: Facts, *, out_dim: int, temperature: float):
+        super().__init__(backbone, facts)
+        self.projector = mlp(backbone.embed_dim, 8, out_dim, 2, norm=True, last_norm=False)
+        self.temperature = temperature
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        z1, z2 = (self.projector(self.backbone(view)) for view in batch.views["global"])
+        return {"loss": F.mse_loss(z1, z2) / self.temperature}
+"""
+YAML = """# @package _global_
+defaults:
+  - override /augmentation: moco_v2
+  - override /optimizer: sgd
+method:
+  _target_: my_method.MyMethod
+  out_dim: 4
+  temperature: 0.5
+"""
+
+
+@pytest.fixture
+def canary(tmp_path_factory, monkeypatch):
+    """A file that importing the user's module makes."""
+    path = tmp_path_factory.mktemp("canary") / "imported"
+    monkeypatch.setenv("CANARY", str(path))
+    return path
+
+
+@pytest.fixture
+def my_method(own, canary, workdir, labelled_images):
+    """The words of a short training with a user's method, and its configuration directory."""
+    own("my_method.py", MODULE)
+    folder = own("method/my_method.yaml", YAML)
+    quick = [word for word in QUICK if not word.startswith("method=")]
+    data = ("dataset=imagefolder", f"dataset.root={labelled_images}")
+    return ("pretrain", *quick, *data, "run_dir=run", "method=my_method"), folder
+
+
+@pytest.mark.parametrize("option", ["--config-dir {}", "--config-dir={}", "-cd {}"])
+def test_a_users_method_trains_and_finishes(cli, workdir, my_method, canary, option):
+    words, folder = my_method
+    result = cli(*words, *option.format(folder).split(), "allow=[my_method]")
+    assert result.status == 0, result.err
+    assert canary.exists()
+    backbone, _ = sslctl.load("run")
+    assert backbone(torch.zeros(2, 3, 16, 16)).shape == (2, 8)
+
+
+def test_a_users_package_may_be_allowed_by_the_environment(cli, my_method, monkeypatch):
+    words, folder = my_method
+    monkeypatch.setenv("SSLCTL_ALLOW", "my_method")
+    assert cli(*words, "--config-dir", str(folder), "plan_only=true").status == 0
+
+
+@pytest.mark.parametrize("allow", [(), ("allow=[another]",), ("allow=[my_metho]",)])
+def test_a_users_method_is_refused_and_not_run_unless_allowed(cli, workdir, my_method, canary, allow):
+    words, folder = my_method
+    result = cli(*words, "--config-dir", str(folder), *allow)
+    assert result.status == 2
+    assert "my_method.MyMethod" in result.err
+    assert "allow=[my_method]" in result.err
+    assert not canary.exists()
+    assert not (workdir / "run").exists()
+
+
+def test_a_configuration_file_cannot_allow_itself(cli, own, my_method, canary):
+    words, folder = my_method
+    own("method/my_method.yaml", YAML + "allow: [my_method]\n")
+    result = cli(*words, "--config-dir", str(folder))
+    assert result.status == 2
+    assert not canary.exists()
+
+
+def test_a_finished_run_of_a_users_method_allows_nothing_by_itself(cli, spawn, my_method, canary):
+    words, folder = my_method
+    assert cli(*words, "--config-dir", str(folder), "allow=[my_method]").status == 0
+    canary.unlink()
+    result = spawn("knn-eval", "run", "plan_only=true", "--config-dir", folder)
+    assert result.status == 2
+    assert "allow=[my_method]" in result.err
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("out_dim: 4", "out_dimm: 4", "method.out_dimm is not an argument of MyMethod (nearest: out_dim)"),
+        ("out_dim: 4", "out_dim: four", "method.out_dim=four: MyMethod expects int"),
+        ("  out_dim: 4\n", "", "method.out_dim is missing: MyMethod needs it"),
+        ("MyMethod", "MyMetod", "method._target_=my_method.MyMetod cannot be imported"),
+    ],
+)
+def test_a_mistake_in_a_users_file_is_named(cli, workdir, own, my_method, before, after, said):
+    words, folder = my_method
+    assert before in YAML
+    own("method/my_method.yaml", YAML.replace(before, after))
+    result = cli(*words, "--config-dir", str(folder), "allow=[my_method]")
+    assert result.status == 2
+    assert said in result.err
+    assert "Traceback" not in result.err
+    assert not (workdir / "run").exists()

@@ -1,0 +1,205 @@
+"""sslctl.load: a finished run's backbone in Python, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import sslctl
+from sslctl.build import Preprocess
+from sslctl.checkpoint import newest_valid
+from sslctl.config import InputError
+from sslctl.evaluation.subjects import trained
+from sslctl.loading import Transform
+from sslctl.views.maker import resize_and_crop
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of the finished run that a test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture
+def resized(run):
+    """A run whose backbone sees the central 16 pixels of images whose shorter side is 20."""
+    path = run / "preprocess.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resize": 20}))
+    return run
+
+
+def test_the_backbone_gives_the_methods_features(finished_run, labelled_images):
+    backbone, preprocess = sslctl.load(finished_run)
+    images = [Image.open(path) for path in sorted(labelled_images.glob("test/*/*.png"))]
+    batch = torch.stack([preprocess(image) for image in images])
+    with torch.no_grad():
+        ours = backbone(batch)
+        theirs = trained(finished_run, newest_valid(finished_run), "backbone").function(batch)
+    assert ours.shape == (32, 8)
+    assert torch.equal(ours, theirs)
+    assert ours.std(0).max() > 0
+
+
+def test_the_backbone_is_in_eval_mode_and_carries_its_normalisation(finished_run):
+    backbone, _ = sslctl.load(str(finished_run))
+    assert not any(module.training for module in backbone.modules())
+    assert torch.allclose(backbone.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    assert torch.allclose(backbone.normalize(backbone.mean + backbone.std), torch.ones(1, 3, 1, 1))
+    one = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(backbone(one)[:1], backbone(one[:1]), atol=1e-6)  # no image depends on the batch
+
+
+def test_tilde_is_expanded(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    backbone, _ = sslctl.load("~/run")
+    assert backbone.embed_dim == 8
+
+
+# --- The transform ---
+
+
+def pixels(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (30, 50), (50, 30), (9, 12)])
+def test_pil_array_and_tensor_give_the_same_input(resized, height, width):
+    _, preprocess = sslctl.load(resized)
+    array = pixels(height, width)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    made = preprocess(array)
+    assert made.shape == (3, 16, 16)
+    assert made.dtype == torch.float32
+    assert torch.equal(made, preprocess(Image.fromarray(array)))
+    assert torch.equal(made, preprocess(tensor))
+    assert torch.equal(made, resize_and_crop(tensor, 16, 20).float() / 255)
+
+
+def test_an_image_of_the_right_size_stays_as_it_is(finished_run):
+    _, preprocess = sslctl.load(finished_run)
+    array = pixels(16, 16)
+    assert torch.equal(preprocess(array), torch.from_numpy(array).permute(2, 0, 1) / 255)
+
+
+def test_pil_images_of_other_modes_are_converted(finished_run):
+    _, preprocess = sslctl.load(finished_run)
+    grey = Image.new("L", (16, 16), 51)
+    assert torch.allclose(preprocess(grey), torch.full((3, 16, 16), 0.2))
+    palette = Image.new("RGB", (16, 16), (255, 0, 51)).quantize(4)
+    assert torch.allclose(preprocess(palette)[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+
+
+def test_a_backbone_of_grey_images_takes_grey_arrays(run):
+    path = run / "preprocess.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"channels": 1}))
+    preprocess = Transform(Preprocess(**json.loads(path.read_text())))
+    array = pixels(16, 16)[:, :, 0]
+    assert preprocess(array).shape == (1, 16, 16)
+    assert torch.equal(preprocess(array), preprocess(array[:, :, None]))
+    assert torch.equal(preprocess(array), preprocess(Image.fromarray(array)))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pixels(16, 16).astype(np.float32),
+        pixels(16, 16)[:, :, :1],
+        pixels(16, 16)[:, :, 0],
+        torch.zeros(16, 16, 3, dtype=torch.uint8),
+        torch.zeros(2, 3, 16, 16, dtype=torch.uint8),
+        torch.zeros(3, 16, 16),
+    ],
+    ids=["floats", "one-channel", "grey-array", "channels-last", "batch", "float-tensor"],
+)
+def test_an_input_of_another_kind_is_refused(finished_run, image):
+    _, preprocess = sslctl.load(finished_run)
+    with pytest.raises(InputError, match=r"expected \(3, H, W\) uint8, found"):
+        preprocess(image)
+
+
+# --- What is refused ---
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, which may then be written anew: load_file maps it into memory."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def test_a_run_that_is_not_finished_is_refused(run):
+    (run / "backbone.safetensors").unlink()
+    with pytest.raises(InputError, match="is not finished"):
+        sslctl.load(run)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(InputError, match="is not a run directory"):
+            sslctl.load(path)
+
+
+def without_one(tensors):
+    tensors.pop(sorted(tensors)[0])
+
+
+def with_one_more(tensors):
+    tensors["network.extra"] = torch.zeros(1)
+
+
+def with_another_name(tensors):
+    name = sorted(tensors)[0]
+    tensors[f"{name}s"] = tensors.pop(name)
+
+
+def with_another_shape(tensors):
+    name = next(n for n in sorted(tensors) if tensors[n].ndim == 2)
+    tensors[name] = tensors[name][:-1].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_one, "1 tensors missing"),
+        (with_one_more, "1 tensors unexpected: network.extra"),
+        (with_another_name, "1 tensors missing"),
+        (with_another_shape, "1 tensors of another shape"),
+    ],
+)
+def test_weights_with_other_tensors_are_refused(run, change, said):
+    path = run / "backbone.safetensors"
+    tensors = read(path)
+    change(tensors)
+    save_file(tensors, path)
+    with pytest.raises(InputError) as caught:
+        sslctl.load(run)
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_weights_that_were_cut_are_refused_by_name(run, kept):
+    path = run / "backbone.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match="is not a safetensors file") as caught:
+        sslctl.load(run)
+    assert str(path) in str(caught.value)
+
+
+def test_weights_that_are_a_pickle_are_refused(run):
+    path = run / "backbone.safetensors"
+    torch.save(read(path), path)
+    with pytest.raises(InputError, match="is not a safetensors file"):
+        sslctl.load(run)
+
+
+@pytest.mark.parametrize("name", ["preprocess.json", "config.yaml"])
+def test_a_damaged_description_is_refused_by_name(run, name):
+    (run / name).write_text("{")
+    with pytest.raises(InputError, match=name):
+        sslctl.load(run)
