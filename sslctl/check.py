@@ -51,7 +51,7 @@ def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[st
         composed = compose(verb.replace("_", "-"), own, choice)
         problems = mistakes(SCHEMAS[verb], composed)
     except (HydraException, OmegaConfBaseException) as error:
-        return [str(error).splitlines()[0]]
+        return [" ".join(line.strip() for line in str(error).splitlines()[:2])]
     for key, skip, given in (
         ("dataset", DATASET_OWN, ("split",)),
         ("backbone", BACKBONE_OWN, ("channels", "image_size")),

@@ -5,6 +5,7 @@ manifest.json (sizes and SHA-256). It is written under a temporary name, synced,
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -12,19 +13,22 @@ import random
 import shutil
 import struct
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sslctl.config import InputError
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 _STATE_PARTS = ("step", "optimizer", "generators", "threads")
+_GENERATORS = ("torch", "cuda", "numpy", "python")
 
 
 class CheckpointError(InputError):
@@ -55,7 +59,9 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
     try:
         temporary.mkdir(parents=True)
         save_tensors(temporary / _WEIGHTS, module.state_dict())
-        torch.save(state, temporary / _STATE)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        (temporary / _STATE).write_bytes(buffer.getbuffer())
         entries = {name: _digest(temporary / name) for name in (_WEIGHTS, _STATE)}
         (temporary / _MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1))
         for name in (_WEIGHTS, _STATE, _MANIFEST):
@@ -69,9 +75,14 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
             error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)
         ) from error
     _point(run_dir / "last", Path("checkpoints") / final.name)
-    for old in steps_on_disk(run_dir)[keep_last:]:
+    older = [path for path in steps_on_disk(run_dir) if step_of(path) <= step]
+    beyond = [path for path in steps_on_disk(run_dir) if step_of(path) > step]  # damaged: the run resumed before them
+    for old in older[keep_last:] + beyond:
         try:
-            shutil.rmtree(old)
+            leaving = old.with_name(f".{old.name}.removing")
+            shutil.rmtree(leaving, ignore_errors=True)
+            old.rename(leaving)  # a kill in mid-removal leaves no half of a checkpoint under its name
+            shutil.rmtree(leaving)
         except OSError as error:
             warn(f"old checkpoint {old} not removed: {error}")
     return final
@@ -88,7 +99,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         else:
             seen[place] = name
             stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    save_file(stored, path, metadata={**(metadata or {}), "aliases": json.dumps(aliases)})
+    # Written by Python, not by the library: its own errors do not say what the system said.
+    path.write_bytes(serialize(stored, metadata={**(metadata or {}), "aliases": json.dumps(aliases)}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -135,14 +147,19 @@ def _size(path: Path) -> int:
 def steps_on_disk(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, newest first, valid or not."""
     found = (run_dir / "checkpoints").glob("step-*")
-    return sorted((p for p in found if p.name[5:].isdigit()), key=lambda p: -int(p.name[5:]))
+    return sorted((p for p in found if p.name[5:].isdigit()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of checkpoints/step-N."""
+    return int(path.name[5:])
 
 
 def verify(path: Path) -> None:
     """Raises CheckpointError unless every file of the manifest is there with its size and SHA-256."""
     manifest = path / _MANIFEST
     try:
-        files = json.loads(manifest.read_text())["files"]
+        files = dict(json.loads(manifest.read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{manifest} ({_size(manifest)} bytes) cannot be read: {error}") from error
     for name in (_WEIGHTS, _STATE):
@@ -152,9 +169,7 @@ def verify(path: Path) -> None:
 
 
 def newest_valid(run_dir: Path) -> Path | None:
-    """The newest checkpoint that verifies, with a warning for each that does not; leftovers of a kill are removed."""
-    for leftover in (run_dir / "checkpoints").glob(".step-*.writing"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """The newest checkpoint that verifies, with a warning for each that does not."""
     for path in steps_on_disk(run_dir):
         try:
             verify(path)
@@ -163,6 +178,12 @@ def newest_valid(run_dir: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Deletes what a kill left half written or half removed. Only for the holder of the run's lock."""
+    for leftover in (run_dir / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load(path: Path, module: nn.Module) -> dict[str, Any]:
@@ -174,6 +195,7 @@ def load(path: Path, module: nn.Module) -> dict[str, Any]:
     module.load_state_dict(tensors, strict=True)
     state = load_pickle(path / _STATE)
     missing = [part for part in _STATE_PARTS if part not in state]
+    missing += [f"generators.{part}" for part in _GENERATORS if part not in state.get("generators", _GENERATORS)]
     if missing:
         raise CheckpointError(
             f"{path / _STATE} lacks {', '.join(missing)}: the run cannot continue exactly; to start a new one from its"
@@ -190,7 +212,9 @@ _DAMAGED += (AssertionError, struct.error)
 def load_pickle(path: Path) -> Any:
     """A torch file of tensors and plain types. Anything that would run code is refused."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles, which are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         first = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
         raise CheckpointError(

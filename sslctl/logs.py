@@ -23,7 +23,7 @@ class Log:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(run_dir), purge_step=first_step or None)
+            self.writer = SummaryWriter(str(run_dir), purge_step=first_step and first_step + 1)
         self.bar = _bar(plan.total_steps, first_step) if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Log":

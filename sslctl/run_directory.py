@@ -23,7 +23,7 @@ class Lock:
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / "lock"
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptor: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -32,9 +32,12 @@ class Lock:
             raise InputError(f"{run_dir} is in use by {holder}: wait for it, or choose another run_dir=") from None
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.register_at_fork(after_in_child=self.release)  # workers must not hold it after a kill of this process
 
     def release(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
 
 
 def is_held(run_dir: Path) -> bool:
@@ -49,6 +52,15 @@ def is_held(run_dir: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises when a directory could not be made or written here; makes nothing."""
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{path} cannot be written: {there} is {'not writable' if there.is_dir() else 'not a directory'}"
+        )
 
 
 def make(run_dir: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from sslctl import run_directory as rundir
-from sslctl.checkpoint import steps_on_disk
+from sslctl.checkpoint import step_of, steps_on_disk
 from sslctl.config import InputError, user_path
 from sslctl.evaluation.results import console
 
@@ -42,7 +42,7 @@ def _state(run: Path) -> tuple[str, str, str]:
     facts = rundir.read_json(run / rundir.ENVIRONMENT)["facts"]
     metrics = rundir.read_lines(run / rundir.METRICS)
     saved = steps_on_disk(run)
-    step = int(saved[0].name[5:]) if saved else 0
+    step = step_of(saved[0]) if saved else 0
     epochs = facts["total_steps"] // facts["steps_per_epoch"]
     knn = [m["knn"] for m in metrics if "knn" in m]
     if rundir.is_held(run):

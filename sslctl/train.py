@@ -145,6 +145,7 @@ def resume(setup: Setup) -> tuple[int, bool]:
 
     Global generators are restored here, right before the first batch is asked for.
     """
+    checkpoint.remove_leftovers(setup.run_dir)
     found = checkpoint.newest_valid(setup.run_dir)
     torch.set_num_threads(setup.plan.threads)
     if found is None:

@@ -1,8 +1,6 @@
 """From a source to batches of views: an index into memory where the images fit, worker processes where they do not."""
 
 import contextlib
-import functools
-import os
 import signal
 from collections.abc import Iterator
 
@@ -29,12 +27,8 @@ def batches(
     total_steps: int,
     workers: int,
     device: torch.device,
-    close_in_workers: tuple[int, ...] = (),
 ) -> Iterator[Batch]:
-    """The batches of steps first_step … total_steps - 1, the same for any number of workers. Close it when done.
-
-    close_in_workers: file descriptors (the run's lock) that worker processes must not keep open.
-    """
+    """The batches of steps first_step … total_steps - 1, the same for any number of workers. Close it when done."""
     size = len(source)
     steps_per_epoch = size // batch_size
     if source.images is not None:
@@ -52,7 +46,7 @@ def batches(
         num_workers=workers,
         collate_fn=_collate,
         generator=torch.Generator(),  # else every iter() draws from the global one
-        worker_init_fn=functools.partial(_start_worker, close_in_workers),
+        worker_init_fn=_start_worker,
     )
     with _fetched(loader) as fetched:
         for step, (crops, rows) in enumerate(fetched, start=first_step):
@@ -80,7 +74,7 @@ def clean_batches(
         num_workers=workers,
         collate_fn=_stack,
         generator=torch.Generator(),
-        worker_init_fn=functools.partial(_start_worker, ()),
+        worker_init_fn=_start_worker,
     )
     with _fetched(loader) as fetched:
         yield from fetched
@@ -174,9 +168,7 @@ def _collate(items: list[tuple[dict[str, Tensor], int]]) -> tuple[dict[str, Tens
     return crops, torch.tensor([row for _, row in items])
 
 
-def _start_worker(descriptors: tuple[int, ...], worker: int) -> None:
-    """Signals are the main process's to answer, and its lock must not outlive it here."""
+def _start_worker(worker: int) -> None:
+    """Signals are the main process's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for descriptor in descriptors:
-        os.close(descriptor)

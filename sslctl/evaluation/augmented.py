@@ -26,17 +26,18 @@ def augmented_records(subject: Subject, task: Task) -> list[dict]:
     config, train = task.config, task.train
     if subject.backbone is None or subject.features != "backbone":
         raise InputError(f"protocol=augmented probes a backbone's output, not {subject.name} {subject.features}")
-    settings = OmegaConf.merge(config, {"dataset": task.dataset, "backbone": None})
+    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved["dataset"] = OmegaConf.to_container(task.dataset, resolve=True)
+    settings = OmegaConf.create(resolved)
     plan = make_plan(settings, train)
     torch.set_num_threads(plan.threads)
     torch.manual_seed(config.seed)
     facts = plan.facts(len(train.classes))
     method = Supervised(copy.deepcopy(subject.backbone), facts, frozen=True)
     views = build_views(config, train.image_size, plan.dropped)
-    resolved = OmegaConf.to_container(settings, resolve=True)
-    resolved = {k: resolved[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed")}
+    decided = {k: resolved[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed")}
     hashes = {"data": train.content_hash, "weights": subject.weights_sha256}
-    run_dir = task.work / f"linear-augmented-{subject.name}-{fingerprint(decisive(resolved, hashes))}-s{config.seed}"
+    run_dir = task.work / f"linear-augmented-{subject.name}-{fingerprint(decisive(decided, hashes))}-s{config.seed}"
     rundir.make(run_dir)
     lock = rundir.Lock(run_dir)
     try:
@@ -53,7 +54,6 @@ def augmented_records(subject: Subject, task: Task) -> list[dict]:
                 total_steps=plan.total_steps,
                 workers=config.trainer.workers,
                 device=plan.device,
-                close_in_workers=(lock.descriptor,),
             ),
             run_dir=run_dir,
             keep_last=config.trainer.keep_last,

@@ -20,7 +20,7 @@ def knn_votes(
     temperature: float,
     poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Votes of the k nearest by cosine similarity, each weighing exp(similarity / temperature).
+    """Votes of the k nearest by cosine similarity, each weighing exp(similarity / temperature) relative to the nearest.
 
     queries: (N, D). Returns (N, num_classes). poll: called between blocks; may raise to abandon the work.
     """
@@ -32,7 +32,8 @@ def knn_votes(
         poll()
         block = F.normalize(queries[start : start + chunk], dim=1)
         similarity, nearest = (block @ bank_rows.T).topk(k, dim=1, sorted=False)  # (n, k)
-        votes[start : start + chunk].scatter_add_(1, bank.labels[nearest], (similarity / temperature).exp())
+        weight = ((similarity - similarity.amax(1, keepdim=True)) / temperature).exp()  # at most 1: no overflow
+        votes[start : start + chunk].scatter_add_(1, bank.labels[nearest], weight)
     return votes
 
 

@@ -51,9 +51,11 @@ def record(
 
 
 def append(path: Path, records: list[dict]) -> None:
-    """All records in one write, so that a kill leaves all or none."""
+    """All records in one write, behind the last whole line: a kill may have cut one off."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
     with path.open("a") as opened:
+        opened.truncate(len(whole[0]) + len(whole[1]))
         opened.write("".join(json.dumps(r) + "\n" for r in records))
 
 

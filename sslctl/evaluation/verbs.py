@@ -1,5 +1,6 @@
 """sslctl linear-eval and knn-eval: protocols over subjects, each result beside the same figure for random weights."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,8 @@ def label_amount(labels: Any) -> float | None:
     """None for all labels, n ≥ 1 a class, or a share of each class below 1."""
     if labels == "all":
         return None
-    if (
-        isinstance(labels, bool)
-        or not isinstance(labels, int | float)
-        or labels <= 0
-        or (labels > 1 and labels != int(labels))
-    ):
+    number = isinstance(labels, int | float) and not isinstance(labels, bool) and math.isfinite(labels)
+    if not number or labels <= 0 or (labels > 1 and labels != int(labels)):
         raise InputError(f"labels={labels}: expected all, a number a class (labels=5) or a share (labels=0.1)")
     return float(labels)
 
