@@ -16,7 +16,8 @@ def check(config: Any) -> None:
     """Prints one line a configuration; raises with all mistakes."""
     from hydra.core.hydra_config import HydraConfig
 
-    from sslctl.overrides import Prepared, compose_choices
+    from sslctl.explain import compose_choices
+    from sslctl.overrides import Prepared
 
     directories = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
     own = Prepared(config_dirs=[d for d in directories if d != CONFIGS])

@@ -118,7 +118,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _point(link: Path, target: Path) -> None:
     """Makes or replaces a symbolic link in one step."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary = link.with_name(f".{link.name}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)

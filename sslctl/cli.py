@@ -12,7 +12,7 @@ import traceback
 from dataclasses import fields
 from pathlib import Path
 
-from sslctl import overrides
+from sslctl import explain, overrides
 from sslctl.binding import allow
 from sslctl.config import SCHEMAS, InputError, mistakes, nearest
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
         if prepared.words and "ckpt" not in {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}:
             raise InputError(f"{' '.join(prepared.words)}: {verb} takes key=value words only")
-        overrides.refuse_new_keys(verb, prepared)
+        explain.refuse_new_keys(verb, prepared)
         return _run(verb, prepared)
     except InputError as error:
         return _refuse(error)
@@ -113,7 +113,7 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
             try:
                 found = mistakes(SCHEMAS[schema_name], config)
             except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-                raise InputError(overrides.located(error)) from error
+                raise InputError(explain.located(error)) from error
             if found:
                 raise InputError(*found)
             overrides.refuse_unpinned_method(config)
@@ -137,7 +137,7 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
             hydra.main(config_path=str(CONFIGS), config_name=schema_name, version_base="1.3")(job)()
     except Exception as error:
         if not started:  # Hydra could not compose it
-            raise overrides.explain(verb, prepared, error) from error
+            raise explain.explain(verb, prepared, error) from error
         if not failures:
             raise
     finally:

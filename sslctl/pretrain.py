@@ -1,11 +1,13 @@
 """sslctl pretrain: compose → check → plan → lock → resume or start → fit → evaluate."""
 
+import random
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -38,7 +40,7 @@ def pretrain(config: Any) -> None:
     preprocess = preprocess_of(config.dataset, source)
     plan = make_plan(config, source)
     torch.set_num_threads(plan.threads)
-    torch.manual_seed(config.seed)
+    seed_generators(config.seed)
     backbone = build_backbone(config.backbone, preprocess)
     hashes = {"data": source.content_hash} | (
         {"weights": weights_sha256(backbone)} if config.backbone.get("weights") else {}
@@ -92,6 +94,13 @@ def pretrain(config: Any) -> None:
                 raise Stopped(signals.status) from None
     finally:
         lock.release()
+
+
+def seed_generators(seed: int) -> None:
+    """Every global generator: initial weights, dropout, and whatever a user's method draws."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:

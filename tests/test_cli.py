@@ -259,13 +259,14 @@ def malicious(workdir, tmp_path_factory):
         "pretrain backbone=mlp backbone.weights={}",
     ],
 )
-def test_a_malicious_pickle_is_refused_and_never_run(refuse, malicious, kind, words):
+def test_a_malicious_pickle_is_refused_and_never_run(refuse, malicious, recwarn, kind, words):
     write, canary = malicious
     path = write(kind)
     said = refuse(*words.format(path.name).split())
     assert path.name in said
     assert "weights_only" not in said  # no advice to load it in a way that would run it
     assert not canary.exists()
+    assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]  # they would go to stderr too
 
 
 # --- What it prints ---

@@ -12,7 +12,8 @@ import sslctl
 from sslctl.checkpoint import load_tensors
 from sslctl.cli import CONFIGS
 from sslctl.evaluation.subjects import load_method
-from sslctl.overrides import Prepared, compose_choices
+from sslctl.explain import compose_choices
+from sslctl.overrides import Prepared
 from tests.conftest import QUICK
 
 

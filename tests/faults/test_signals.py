@@ -1,0 +1,326 @@
+"""Signals and kills: the step is completed, the run is saved, the same command continues it exactly."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sslctl.pretrain
+from sslctl import checkpoint
+from sslctl import run_directory as rundir
+from sslctl.build import build_source
+from sslctl.data.loader import clean_batches
+from sslctl.train import Interrupted, Signals
+from tests.training import (
+    SIMCLR,
+    STEPS,
+    call,
+    command,
+    contents,
+    differences,
+    finish,
+    image_folder,
+    logged_steps,
+    metrics,
+    newest,
+    own,
+    pretrain,
+    results,
+    signal_at,
+    slow,
+    start,
+    tensors,
+    wait_until,
+)
+
+LONG = (  # about 400 steps of a few milliseconds
+    *("method=moco", "method.queue_size=600", "method.batchnorm_groups=1", "backbone.widths=[8,16]"),
+    *("trainer.batch_size=64", "trainer.epochs=18", "trainer.save_every_steps=50", "evaluation.knn_every_epochs=2"),
+)
+CLOSING = (*SIMCLR, "evaluation.closing=true", "probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
+
+
+def same_run(left, right):
+    assert differences(tensors(left), tensors(right)) == []
+    assert metrics(left) == metrics(right)
+
+
+def output(folder):
+    return (folder / "output").read_text()
+
+
+@contextlib.contextmanager
+def ended(process):
+    """Ends a process that a failed test would leave behind."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+# --- In this process ---
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_the_step_with_its_status(number, status, tmp_path, capsys):
+    with signal_at(3, number):
+        assert pretrain(tmp_path / "run", *SIMCLR) == status
+    said = capsys.readouterr().err
+    assert "stopping after this step" in said
+    assert f"the same command continues {tmp_path / 'run'}" in said
+    assert [path.name for path in checkpoint.steps_on_disk(tmp_path / "run")] == ["step-3"]
+    assert not rundir.is_held(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_handlers_are_put_back_after_a_run(number, tmp_path):
+    before = signal.getsignal(number)
+    assert pretrain(tmp_path / "run", *SIMCLR, stop_after=1) == 143
+    assert signal.getsignal(number) is before
+
+
+def test_signals_only_set_a_flag_until_a_second_interrupt():
+    with Signals() as signals:
+        signals.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.status == 143
+        with pytest.raises(Interrupted):
+            signals.poll()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.status == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_in_another_thread_leaves_the_signals_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def body():
+        with Signals() as signals:
+            seen.append((signals.status, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+def test_a_signal_in_the_closing_evaluation_leaves_only_that_to_do(number, status, tmp_path, monkeypatch, capsys):
+    run, real = tmp_path / "run", sslctl.pretrain.closing_records
+
+    def closing_records(*arguments, **keywords):
+        os.kill(os.getpid(), number)
+        return real(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sslctl.pretrain, "closing_records", closing_records)
+        assert pretrain(run, *CLOSING) == status
+    assert newest(run).name == f"step-{STEPS}"
+    assert not (run / "results.jsonl").exists()
+    assert not (run / "backbone.safetensors").exists()
+    kept, logged = contents(run / "checkpoints"), metrics(run)
+    assert pretrain(run, *CLOSING) == 0
+    assert contents(run / "checkpoints") == kept
+    assert metrics(run) == logged
+    assert {r["subject"] for r in results(run / "results.jsonl")} == {"trained", "random"}
+
+
+def test_an_interrupt_while_the_data_are_read_ends_at_once(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sslctl.pretrain, "build_source", interrupted)
+    assert pretrain(tmp_path / "run", *SIMCLR) == 130
+    assert not (tmp_path / "run").exists()
+
+
+# --- Workers hold nothing ---
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"), images=60)
+
+
+def test_evaluation_workers_do_not_hold_the_lock(images, tmp_path):
+    from omegaconf import OmegaConf
+
+    node = {"_target_": "sslctl.data.sources.folder", "root": str(images), "image_size": 16}
+    source = build_source(OmegaConf.create({**node, "channels": 3, "memory_gb": 2}), "train")
+    assert source.images is None
+    lock = rundir.Lock(tmp_path)
+    batches = clean_batches(source, torch.arange(60), resize=16, batch_size=4, workers=2)
+    next(batches)
+    lock.release()  # as the kernel does when the main process is killed
+    held = rundir.is_held(tmp_path)
+    batches.close()
+    assert not held
+
+
+# --- Real processes ---
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("straight") / "run", *LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signalled_process_saves_and_continues_exactly(number, status, straight, tmp_path):
+    run, words = tmp_path / "run", command(tmp_path / "run", *LONG)
+    with ended(start(words, tmp_path)) as process:
+        wait_until(lambda: logged_steps(run) >= 70, process)
+        process.send_signal(number)
+        assert process.wait(timeout=10) == status
+    assert "stopping after this step" in output(tmp_path)
+    checkpoint.verify(newest(run))
+    assert newest(run).name == f"step-{logged_steps(run)}"
+    assert 70 <= logged_steps(run) < 396
+    assert call(words, tmp_path) == 0
+    same_run(run, straight)
+    kept = contents(run, without=("lock",))
+    assert call(words, tmp_path) == 0
+    assert "already finished" in output(tmp_path)
+    assert contents(run, without=("lock",)) == kept
+
+
+@pytest.mark.slow
+def test_a_process_killed_again_and_again_continues_exactly(straight, tmp_path):
+    run, words = tmp_path / "run", command(tmp_path / "run", *LONG)
+    for step, delay in ((10, 0.003), (90, 0.017), (200, 0.041)):  # before the first checkpoint, and after some
+        with ended(start(words, tmp_path)) as process:
+            wait_until(lambda step=step: logged_steps(run) >= step, process)
+            time.sleep(delay)
+            process.kill()
+            process.wait()
+        for path in checkpoint.steps_on_disk(run):
+            checkpoint.verify(path)
+    assert call(words, tmp_path) == 0
+    assert "resuming at step" in output(tmp_path)
+    same_run(run, straight)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_a_long_step_at_once(tmp_path):
+    words = command(tmp_path / "run", *SIMCLR, *own("SlowSimCLR"))
+    with ended(start(words, tmp_path)) as process:
+        wait_until(lambda: "in the step" in output(tmp_path), process)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: "Ctrl-C again" in output(tmp_path), process)
+        time.sleep(0.5)
+        assert process.poll() is None, "the first interrupt should wait for the step"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 130
+    assert "Traceback" not in output(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_long_closing_evaluation_is_answered_soon(tmp_path):
+    words = (*SIMCLR, "evaluation.closing=true")
+    run = tmp_path / "run"
+    with ended(start(command(run, *words, "probe.epochs=1000000"), tmp_path)) as process:
+        wait_until(lambda: "evaluating" in output(tmp_path), process)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 143
+    assert newest(run).name == f"step-{STEPS}"
+    kept = contents(run / "checkpoints")
+    assert call(command(run, *words, "probe.epochs=1"), tmp_path) == 0
+    assert contents(run / "checkpoints") == kept
+    assert (run / "backbone.safetensors").exists()
+    assert results(run / "results.jsonl")
+
+
+# --- Worker processes ---
+
+
+@pytest.fixture(scope="module")
+def streamed(images):
+    """Images of different sizes, decoded by two workers; about 12 steps an epoch."""
+    return (
+        *("dataset=imagefolder", f"dataset.root={images}", "dataset.image_size=16", "trainer.batch_size=4"),
+        *("method=moco", "method.queue_size=20", "method.batchnorm_groups=2", "trainer.epochs=15"),
+        *("trainer.workers=2", "trainer.save_every_steps=20", "evaluation.knn_every_epochs=1"),
+    )
+
+
+@pytest.fixture(scope="module")
+def streamed_straight(streamed, tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("straight") / "run", *streamed, "trainer.workers=0")
+
+
+def children(pid):
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid):
+    """Whether a process runs: neither gone nor waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_is_the_main_processs_to_answer(
+    number, status, streamed, streamed_straight, tmp_path
+):
+    run, words = tmp_path / "run", command(tmp_path / "run", *streamed)
+    with ended(start(words, tmp_path)) as process:
+        wait_until(lambda: logged_steps(run) >= 25, process)
+        workers = children(process.pid)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=20) == status
+    assert len(workers) >= 2
+    wait_until(lambda: not any(map(alive, workers)), seconds=10)
+    assert "Traceback" not in output(tmp_path)
+    assert newest(run).name == f"step-{logged_steps(run)}"
+    assert call(words, tmp_path) == 0
+    same_run(run, streamed_straight)
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_process_end_and_hold_nothing(streamed, streamed_straight, tmp_path):
+    run, words = tmp_path / "run", command(tmp_path / "run", *streamed)
+    with ended(start(words, tmp_path)) as process:
+        wait_until(lambda: logged_steps(run) >= 25 and len(children(process.pid)) >= 2, process)
+        workers = children(process.pid)
+        process.kill()
+        process.wait()
+    killed = time.monotonic()
+    assert call(words, tmp_path) == 0, output(tmp_path)  # at once: the workers may still be there
+    wait_until(lambda: not any(map(alive, workers)), seconds=max(0.1, killed + 10 - time.monotonic()))
+    pids = (process.pid, *workers)
+    assert [f for f in os.listdir("/dev/shm") if any(f.startswith(f"torch_{pid}_") for pid in pids)] == []
+    same_run(run, streamed_straight)
+
+
+# --- Two at once ---
+
+
+@pytest.mark.slow
+def test_a_second_process_in_the_same_directory_is_refused(straight, tmp_path):
+    run, words = tmp_path / "run", command(tmp_path / "run", *LONG, "trainer.epochs=60")
+    with ended(start(words, tmp_path)) as process:
+        wait_until(lambda: logged_steps(run) >= 5, process)
+        assert call(words, tmp_path) == 2
+        assert f"in use by pid {process.pid} on " in output(tmp_path)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert (run / "lock").read_text().startswith(f"pid {process.pid} ")
+    reached = logged_steps(run)
+    with ended(start(words, tmp_path)) as process:  # a lock left by a killed process is taken over
+        wait_until(lambda: (run / "lock").read_text().startswith(f"pid {process.pid} "), process)
+        wait_until(lambda: logged_steps(run) > reached, process)

@@ -1,0 +1,550 @@
+"""Faults while a run writes: kills at any byte and between any two operations, full disks, lost directories, bad numbers."""
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sslctl.pretrain
+from sslctl import checkpoint
+from sslctl import run_directory as rundir
+from sslctl.cli import main
+from sslctl.evaluation.subjects import resolve_runs
+from tests.training import (
+    MOCO,
+    REPOSITORY,
+    SIMCLR,
+    STEPS,
+    FailingMoCo,
+    command,
+    contents,
+    differences,
+    file_size_limit,
+    finish,
+    metrics,
+    newest,
+    own,
+    pretrain,
+    signal_at,
+    slow,
+    tensors,
+)
+
+# --- A checkpoint by itself ---
+
+
+def module(seed):
+    torch.manual_seed(seed)
+    return nn.Linear(64, 64)
+
+
+@functools.cache
+def prepared(step):
+    """About 17 kB of weights and twice that of optimizer and generators; made before a fork, which may not train."""
+    made = module(step)
+    optimizer = torch.optim.SGD(made.parameters(), 0.1, momentum=0.9)
+    made(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    state = {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "generators": checkpoint.generators(),
+        "threads": 1,
+    }
+    return made, state
+
+
+def save(run_dir, step, keep_last=2):
+    return checkpoint.save(run_dir, step, *prepared(step), keep_last)
+
+
+def in_child(function):
+    """Runs a function in a forked process; returns the number of the signal that ended it, 0 for none."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+
+
+def die_at_byte(size):
+    """The process dies in the write that would make a file longer than so many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def die_at_operation(number, below):
+    """The process dies just before the given operation on files below a directory: opening, renaming, removing …"""
+    seen = []
+
+    def hook(event, arguments):
+        if event == "open" or (event.startswith("os.") and event not in ("os.putenv", "os.listdir", "os.scandir")):
+            path = arguments[0] if arguments else ""
+            path = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+            if path.startswith(str(below)) or (event in ("os.remove", "os.rmdir") and not os.path.isabs(path)):
+                seen.append(event)
+                if len(seen) == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def valid(run_dir):
+    """The names of all checkpoints that are not temporary; each must verify."""
+    for path in checkpoint.steps_on_disk(run_dir):
+        checkpoint.verify(path)
+    return [path.name for path in checkpoint.steps_on_disk(run_dir)]
+
+
+def hidden(run_dir):
+    """Temporary files and directories, which begin with a dot."""
+    return [str(p.relative_to(run_dir)) for p in run_dir.rglob(".*")]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run directory with checkpoints of steps 2 and 4."""
+    save(tmp_path, 2)
+    save(tmp_path, 4)
+    return tmp_path
+
+
+def contents_only(found):
+    return {name: content for name, (_, content) in found.items()}
+
+
+def after_a_kill(run_dir, before):
+    """What must hold whenever the saving of step 6 was cut short."""
+    assert "step-4" in valid(run_dir), "the checkpoint before it is gone"
+    assert contents_only(contents(run_dir / "checkpoints" / "step-4")) == before, "the checkpoint before it is another"
+    newest_left = checkpoint.newest_valid(run_dir)
+    checkpoint.load(newest_left, module(0))
+    save(run_dir, 8)
+    assert valid(run_dir) == ["step-8", newest_left.name], "the run cannot go on as it would have"
+    assert (run_dir / "last").resolve().name == "step-8"
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 4096, 16000, 17000, 20000, 30000])
+def test_a_kill_at_a_byte_of_a_checkpoint_leaves_the_one_before(size, saved):
+    before = contents_only(contents(saved / "checkpoints" / "step-4"))
+    prepared(6)
+
+    def killed():
+        die_at_byte(size)
+        save(saved, 6)
+
+    assert in_child(killed) == signal.SIGXFSZ
+    assert checkpoint.newest_valid(saved).name == "step-4"
+    after_a_kill(saved, before)
+
+
+def killed_at_every_operation(run_dir, step, check):
+    """Cuts a save short before each of its operations in turn, always from the same start; returns what went wrong."""
+    start, problems = run_dir.with_name("start"), []
+    prepared(step)
+    run_dir.rename(start)
+    for number in range(1, 200):
+        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.copytree(start, run_dir, symlinks=True)
+
+        def killed(number=number):
+            die_at_operation(number, run_dir)
+            save(run_dir, step)
+
+        ended = in_child(killed)
+        try:
+            check()
+        except (AssertionError, checkpoint.CheckpointError) as error:
+            problems.append(f"before operation {number}: {str(error).splitlines()[0]}")
+        if not ended:
+            assert number > 1, "no operation was noticed"
+            return problems
+    raise AssertionError("a save has too many operations")
+
+
+def test_a_kill_between_two_operations_leaves_a_valid_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    before = {path.name: contents(path) for path in (save(run, 2), save(run, 4))}["step-4"]
+    assert killed_at_every_operation(run, 6, lambda: after_a_kill(run, contents_only(before))) == []
+
+
+def test_a_kill_while_the_only_checkpoint_is_saved_again_leaves_one(tmp_path):
+    run = tmp_path / "run"
+    save(run, 5)
+
+    def check():
+        assert checkpoint.newest_valid(run), "the only checkpoint is gone"
+        assert valid(run) == ["step-5"], "the only checkpoint is damaged"
+
+    assert killed_at_every_operation(run, 5, check) == []
+
+
+# --- A full disk ---
+
+
+@contextlib.contextmanager
+def no_space(where):
+    """A patched function reports a full disk."""
+
+    def full(*arguments, **_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = {
+        "fsync": (os, "fsync"),
+        "mkdir": (Path, "mkdir"),
+        "rename": (Path, "rename"),
+        "text": (Path, "write_text"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*target[where], full)
+        yield
+
+
+@pytest.mark.parametrize("fault", [0, 100, 10000, 17000, 20000, "fsync", "mkdir", "rename", "text"])
+def test_a_full_disk_is_an_error_that_leaves_the_older_checkpoints(fault, saved):
+    before = contents(saved)
+    with (
+        pytest.raises(OSError, match="checkpoint") as caught,
+        no_space(fault) if isinstance(fault, str) else file_size_limit(fault),
+    ):
+        save(saved, 6)
+    assert caught.value.errno == (errno.ENOSPC if isinstance(fault, str) else errno.EFBIG)
+    assert str(saved) in str(caught.value)
+    assert contents(saved) == before
+    assert hidden(saved) == []
+
+
+def test_a_checkpoint_can_be_written_once_there_is_space_again(saved):
+    with contextlib.suppress(Exception), file_size_limit(10000):
+        save(saved, 6)
+    assert valid(saved) == ["step-4", "step-2"]
+    save(saved, 6)
+    assert valid(saved) == ["step-6", "step-4"]
+
+
+@contextlib.contextmanager
+def limited_save(step, size):
+    """The disk is full while one step is saved."""
+    real = checkpoint.save
+
+    def save_limited(run_dir, at, *arguments, **keywords):
+        with file_size_limit(size) if at == step else contextlib.nullcontext():
+            return real(run_dir, at, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_limited)
+        yield
+
+
+def test_a_run_on_a_full_disk_fails_and_continues_exactly(tmp_path, capsys):
+    words = (*MOCO, "trainer.save_every_steps=2")
+    with limited_save(6, 5000):
+        assert pretrain(tmp_path / "run", *words) == 1
+    said = capsys.readouterr()
+    assert str(tmp_path / "run") in said.err
+    assert "saved" not in said.out + said.err
+    assert "Traceback" not in said.err
+    assert valid(tmp_path / "run") == ["step-4", "step-2"]
+    assert hidden(tmp_path / "run") == []
+    finish(tmp_path / "run", *words)
+    assert differences(tensors(tmp_path / "run"), tensors(finish(tmp_path / "straight", *words))) == []
+
+
+# --- Directories that cannot be written ---
+
+
+def test_a_run_directory_below_a_file_is_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+
+    def read(*_):
+        raise AssertionError("the data were read first")
+
+    monkeypatch.setattr(sslctl.pretrain, "build_source", read)
+    assert pretrain(tmp_path / "file" / "run", *SIMCLR) == 2
+    assert str(tmp_path / "file" / "run") in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_read_only_run_directory_is_refused(tmp_path, capsys):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    assert pretrain(tmp_path / "closed" / "run", *SIMCLR) == 2
+    assert str(tmp_path / "closed" / "run") in capsys.readouterr().err
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+def test_a_directory_that_is_lost_in_mid_run_is_an_error(tmp_path, capsys, monkeypatch):
+    run, real = tmp_path / "run", checkpoint.save
+
+    def lost(run_dir, step, *arguments, **keywords):
+        if step == 6:
+            (run / "checkpoints").rename(tmp_path / "kept")
+            (run / "checkpoints").write_text("not a directory")
+        return real(run_dir, step, *arguments, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save", lost)
+    assert pretrain(run, *SIMCLR, "trainer.save_every_steps=2") == 1
+    assert str(run / "checkpoints") in capsys.readouterr().err
+    for step in (2, 4):
+        checkpoint.verify(tmp_path / "kept" / f"step-{step}")
+    assert not (run / "backbone.safetensors").exists()
+
+
+# --- Rotation ---
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, capsys, monkeypatch):
+    real = shutil.rmtree
+
+    def rmtree(path, *arguments, **keywords):
+        if Path(path).exists() and "step-2" in str(path):
+            raise OSError(errno.EBUSY, "busy", str(path))
+        real(path, *arguments, **keywords)
+
+    save(tmp_path, 2)
+    save(tmp_path, 4)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    save(tmp_path, 6)
+    said = capsys.readouterr().err
+    assert "warning" in said
+    assert "step-2" in said
+    assert {"step-6", "step-4"} <= set(valid(tmp_path))
+
+
+def test_one_checkpoint_alone_is_refused(tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *SIMCLR, "trainer.keep_last=1") == 2
+    assert "trainer.keep_last=1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_newer_checkpoints_do_not_push_out_the_one_just_written(tmp_path):
+    for step in (20, 30):
+        (save(tmp_path, step) / "weights.safetensors").write_bytes(b"")
+    save(tmp_path, 5, keep_last=2)
+    assert checkpoint.newest_valid(tmp_path).name == "step-5"
+    save(tmp_path, 6, keep_last=2)
+    assert checkpoint.newest_valid(tmp_path).name == "step-6"
+
+
+def test_evaluating_a_living_run_leaves_its_unfinished_checkpoint(tmp_path):
+    save(tmp_path, 2)
+    rundir.start(tmp_path, {"seed": 0}, {}, {}, {}, "")
+    lock, unfinished = rundir.Lock(tmp_path), tmp_path / "checkpoints" / ".step-4.writing"
+    unfinished.mkdir()
+    (unfinished / "weights.safetensors").write_bytes(b"half")
+    assert resolve_runs(str(tmp_path)) == [(tmp_path, tmp_path / "checkpoints" / "step-2")]
+    assert (unfinished / "weights.safetensors").exists(), "the process that writes it has lost it"
+    lock.release()
+
+
+# --- Whole runs that are killed ---
+
+
+def kill_all(cases):
+    """Runs each case in a forked process that dies as the case says; for a process that has never trained itself."""
+    for run_dir, words, how, value in cases:
+
+        def run(run_dir=Path(run_dir), words=words, how=how, value=value):
+            real = checkpoint.save
+
+            def save_and_die(run_dir, step, *arguments, **keywords):
+                if step == 6 and how == "byte of a save":
+                    die_at_byte(value)
+                if step == 6 and how == "operation of a save":
+                    die_at_operation(value, run_dir)
+                return real(run_dir, step, *arguments, **keywords)
+
+            checkpoint.save = save_and_die
+            if how == "operation":
+                die_at_operation(value, run_dir)
+            with signal_at(value if how == "step" else None, signal.SIGKILL):
+                main(command(run_dir, *words))
+
+        print(in_child(run))
+
+
+def killed_runs(cases):
+    """The signals that ended the cases' processes."""
+    script = "import json, sys; from tests.faults.test_writing import kill_all; kill_all(json.load(sys.stdin))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps([(str(case[0]), *case[1:]) for case in cases]),
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+
+
+def continued_equals(run_dir, words, straight):
+    """A killed run's checkpoints are all valid, and the same command ends as the straight run did."""
+    valid(run_dir)
+    finish(run_dir, *words)
+    assert differences(tensors(run_dir), tensors(straight)) == []
+    assert metrics(run_dir) == metrics(straight)
+    assert hidden(run_dir) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["byte of a save", "operation of a save", "operation", "step"])
+def test_a_killed_run_continues_exactly(how, tmp_path):
+    words = [*MOCO, "trainer.save_every_steps=2", "evaluation.knn_every_epochs=1"]
+    straight = finish(tmp_path / "straight", *words)
+    random.seed(0)
+    values = {
+        "byte of a save": [0, 50, 1000, 5000, 10000, 20000],
+        "operation of a save": range(4, 19),
+        "operation": sorted(random.sample(range(1, 90), 10)),
+        "step": [1, 2, 4, 7, 10],
+    }[how]
+    cases = [(tmp_path / f"{how}-{value}", words, how, value) for value in values]
+    ended = killed_runs(cases)
+    assert len(ended) == len(cases)
+    assert set(ended) == {signal.SIGXFSZ if how == "byte of a save" else signal.SIGKILL}
+    for run_dir, *_ in cases:
+        run_dir.mkdir(exist_ok=True)  # killed before it made anything
+        continued_equals(run_dir, words, straight)
+
+
+# --- Loss and gradient that are not numbers ---
+
+
+@pytest.mark.parametrize(
+    ("fault", "at"),
+    [
+        *(("nan loss", 3), ("inf loss", 3), ("nan gradient", 3), ("nan loss", 0)),
+        *(slow("inf loss", 0), slow("nan gradient", 0), slow("nan loss", 9), slow("nan gradient", 9)),
+    ],
+)
+def test_a_bad_number_stops_before_anything_sees_it(fault, at, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TEST_FAULT", f"{fault}@{at}")
+    words = (*MOCO, *own("FailingMoCo"), "trainer.save_every_steps=1", "scheduler=constant")
+    assert pretrain(tmp_path / "run", *words) == 1
+    said = capsys.readouterr().err
+    assert f"step {at} " in said
+    assert "lr 0.03" in said
+    assert "digits train image " in said
+    assert fault.split()[1] in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "backbone.safetensors").exists()
+    logged = metrics(tmp_path / "run") if at else []
+    assert [m["step"] for m in logged] == list(range(1, at + 1))
+
+    alive = FailingMoCo.alive
+    for name, tensor in alive.state_dict().items():
+        assert torch.isfinite(tensor).all(), f"{name} is spoilt"
+    assert alive.queue_pointer == at * 256 % len(alive.queue)
+    if not at:
+        assert not (tmp_path / "run" / "checkpoints").exists()
+        return
+    assert valid(tmp_path / "run")[0] == f"step-{at}"
+    stored = checkpoint.load_tensors(newest(tmp_path / "run") / "weights.safetensors")
+    kept = [n for n, _ in alive.named_parameters() if not n.startswith("teacher")] + ["queue", "queue_index"]
+    assert [n for n in kept if not torch.equal(stored[n], alive.state_dict()[n])] == []
+
+
+def test_the_images_of_a_bad_step_are_those_it_was_made_of(tmp_path, capsys, monkeypatch):
+    from sslctl.data.sampler import batch_indices
+
+    monkeypatch.setenv("TEST_FAULT", "nan loss@3")
+    assert pretrain(tmp_path / "run", *MOCO, *own("FailingMoCo")) == 1
+    first = batch_indices(3, 1438, 256, seed=0)[0]
+    assert f"begin with digits train image {first}," in capsys.readouterr().err
+
+
+def test_a_run_that_stopped_at_a_bad_number_continues_once_it_is_gone(tmp_path, monkeypatch):
+    words = (*MOCO, *own("FailingMoCo"), "trainer.save_every_steps=2")
+    monkeypatch.setenv("TEST_FAULT", "nan loss@5")
+    assert pretrain(tmp_path / "run", *words) == 1
+    monkeypatch.setenv("TEST_FAULT", "nan loss@-1")
+    finish(tmp_path / "run", *words)
+    assert differences(tensors(tmp_path / "run"), tensors(finish(tmp_path / "straight", *words))) == []
+
+
+# --- Logs ---
+
+
+@pytest.fixture
+def event_files(monkeypatch):
+    """Event files of this process count from 0: those of one second are read in the order of their names, 10 before 9."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+
+
+def events(run_dir):
+    """tag -> the steps that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loaded = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    loaded.Reload()
+    return {tag: [e.step for e in loaded.Scalars(tag)] for tag in loaded.Tags()["scalars"]}
+
+
+WITH_EVENTS = (*SIMCLR, "trainer.tensorboard=true", "evaluation.knn_every_epochs=1")
+ALL_STEPS = list(range(1, STEPS + 1))
+
+
+@pytest.mark.usefixtures("event_files")
+@pytest.mark.parametrize("stops", [slow(()), slow((4,)), (5,), (3, 4), slow((10,))])
+def test_tensorboard_shows_every_step_once(stops, tmp_path):
+    run = finish(tmp_path / "run", *WITH_EVENTS, stops=stops)
+    found = events(run)
+    assert found["loss"] == ALL_STEPS
+    assert found["knn"] == [m["step"] for m in metrics(run) if "knn" in m]
+
+
+@pytest.mark.usefixtures("event_files")
+@pytest.mark.parametrize("saved_every", [1000, 2], ids=["without a checkpoint", "with one"])
+def test_tensorboard_shows_every_step_once_after_a_failure(saved_every, tmp_path, monkeypatch):
+    words = (*MOCO, *own("FailingMoCo"), "trainer.tensorboard=true", f"trainer.save_every_steps={saved_every}")
+    monkeypatch.setenv("TEST_FAULT", "nan loss@5")
+    assert pretrain(tmp_path / "run", *words) == 1
+    assert events(tmp_path / "run")["loss"] == [1, 2, 3, 4, 5]
+    monkeypatch.setenv("TEST_FAULT", "nan loss@-1")
+    finish(tmp_path / "run", *words)
+    assert events(tmp_path / "run")["loss"] == ALL_STEPS
+    assert [m["step"] for m in metrics(tmp_path / "run")] == ALL_STEPS
+
+
+@pytest.mark.usefixtures("event_files")
+def test_a_cut_off_event_record_is_tolerated(tmp_path):
+    run = tmp_path / "run"
+    assert pretrain(run, *WITH_EVENTS, stop_after=4) == 143
+    (file,) = run.glob("events.*")
+    file.write_bytes(file.read_bytes()[:-7])
+    finish(run, *WITH_EVENTS)
+    shown = events(run)["loss"]
+    assert shown[-6:] == [5, 6, 7, 8, 9, 10]
+    assert len(set(shown)) == len(shown)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_every_saved_step_once_after_a_kill(tmp_path):
+    words = [*WITH_EVENTS, "trainer.save_every_steps=4"]
+    assert killed_runs([(tmp_path / "run", words, "step", 7)]) == [signal.SIGKILL]
+    assert [m["step"] for m in metrics(tmp_path / "run") if "loss" in m] == [1, 2, 3, 4, 5, 6]
+    time.sleep(1.1)  # another process begins in another second: its event file comes later
+    finish(tmp_path / "run", *words)
+    assert events(tmp_path / "run")["loss"] == ALL_STEPS
+    assert [m["step"] for m in metrics(tmp_path / "run") if "loss" in m] == ALL_STEPS

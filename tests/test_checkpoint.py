@@ -1,0 +1,278 @@
+"""Checkpoints: what is written comes back, what is damaged is noticed, what is old goes only when something newer is there."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sslctl import checkpoint
+from sslctl.checkpoint import CheckpointError
+
+
+def state_at(step):
+    return {"step": step, "optimizer": {}, "generators": checkpoint.generators(), "threads": 1}
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return nn.Linear(3, 2)
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+
+# --- Tensors in a file ---
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6).view(2, 3),
+        torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).T,
+        torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last),
+        torch.tensor(7),
+        torch.empty(0, 3),
+        torch.tensor([True, False]),
+        torch.tensor([1.5, float("inf"), float("nan")], dtype=torch.bfloat16),
+        torch.arange(10.0)[2:5],
+    ],
+    ids=["int64", "transposed", "channels_last", "0-dim", "empty", "bool", "bf16", "a part"],
+)
+def test_tensors_come_back_as_they_were(tensor, tmp_path):
+    checkpoint.save_tensors(tmp_path / "t.safetensors", {"t": tensor})
+    found = checkpoint.load_tensors(tmp_path / "t.safetensors")["t"]
+    assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+    assert torch.allclose(found.double(), tensor.double(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_tied_parameters_are_stored_once(tmp_path):
+    module, separate = Tied(), {name: t.clone() for name, t in Tied().state_dict().items()}
+    checkpoint.save_tensors(tmp_path / "tied", module.state_dict())
+    checkpoint.save_tensors(tmp_path / "separate", separate)
+    saved = (tmp_path / "separate").stat().st_size - (tmp_path / "tied").stat().st_size
+    assert saved >= 4 * 4 * 4 - 32, "the shared 64 bytes are in the file twice"
+    found = checkpoint.load_tensors(tmp_path / "tied")
+    assert found.keys() == module.state_dict().keys()
+    assert all(torch.equal(found[name], t) for name, t in module.state_dict().items())
+
+
+def test_tied_parameters_stay_tied_when_loaded(tmp_path):
+    module = Tied()
+    path = checkpoint.save(tmp_path, 1, module, state_at(1), keep_last=2)
+    other = Tied()
+    checkpoint.load(path, other)
+    assert torch.equal(other.second.weight, module.first.weight)
+    assert other.second.weight is other.first.weight
+
+
+def test_different_views_of_one_storage_keep_their_own_values(tmp_path):
+    storage = torch.arange(6.0)
+    tensors = {"whole": storage, "part": storage[:3], "rows": storage.view(2, 3), "columns": storage.view(3, 2)}
+    checkpoint.save_tensors(tmp_path / "t", tensors)
+    found = checkpoint.load_tensors(tmp_path / "t")
+    assert all(torch.equal(found[name], t) for name, t in tensors.items())
+
+
+def test_metadata_is_kept_beside_the_aliases(tmp_path):
+    from safetensors import safe_open
+
+    checkpoint.save_tensors(tmp_path / "t", {"a": torch.ones(1)}, {"step": "12"})
+    with safe_open(tmp_path / "t", "pt") as opened:
+        assert opened.metadata()["step"] == "12"
+
+
+# --- Saving and loading ---
+
+
+def test_loading_copies_into_the_tensors_that_are_there(tmp_path):
+    saved = linear(seed=1)
+    path = checkpoint.save(tmp_path, 3, saved, state_at(3), keep_last=2)
+    module = linear(seed=2)
+    weight = module.weight
+    assert checkpoint.load(path, module)["step"] == 3
+    assert module.weight is weight
+    assert torch.equal(weight, saved.weight)
+
+
+def test_a_saved_optimizer_continues_as_if_it_had_not_been_saved(tmp_path):
+    def step(module, optimizer):
+        module(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    module = linear()
+    optimizer = torch.optim.AdamW(module.parameters(), 0.1)
+    step(module, optimizer)
+    path = checkpoint.save(tmp_path, 1, module, state_at(1) | {"optimizer": optimizer.state_dict()}, keep_last=2)
+    other = linear(seed=9)
+    resumed = torch.optim.AdamW(other.parameters(), 0.1)
+    resumed.load_state_dict(checkpoint.load(path, other)["optimizer"])
+    step(module, optimizer)
+    step(other, resumed)
+    assert torch.equal(module.weight, other.weight)
+
+
+def test_last_points_at_the_newest(tmp_path):
+    for step in (1, 2, 3):
+        path = checkpoint.save(tmp_path, step, linear(), state_at(step), keep_last=2)
+        assert (tmp_path / "last").resolve() == path.resolve()
+        assert not (tmp_path / "last").readlink().is_absolute(), "a moved run would lose its last checkpoint"
+
+
+@pytest.mark.parametrize("keep_last", [2, 3])
+def test_only_the_newest_are_kept(keep_last, tmp_path):
+    for step in (5, 10, 15, 20, 100):
+        checkpoint.save(tmp_path, step, linear(), state_at(step), keep_last)
+    assert [p.name for p in checkpoint.steps_on_disk(tmp_path)] == ["step-100", "step-20", "step-15"][:keep_last]
+    assert checkpoint.newest_valid(tmp_path).name == "step-100"
+
+
+def test_saving_a_damaged_step_again_replaces_it(tmp_path):
+    path = checkpoint.save(tmp_path, 4, linear(seed=1), state_at(4), keep_last=2)
+    (path / "weights.safetensors").write_bytes(b"damaged")
+    path = checkpoint.save(tmp_path, 4, linear(seed=2), state_at(4), keep_last=2)
+    checkpoint.verify(path)
+    module = linear()
+    checkpoint.load(path, module)
+    assert torch.equal(module.weight, linear(seed=2).weight)
+
+
+def test_nothing_but_the_checkpoint_is_left_behind(tmp_path):
+    checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    step = "checkpoints/step-1"
+    files = [f"{step}/manifest.json", f"{step}/state.pt", f"{step}/weights.safetensors"]
+    assert found == ["checkpoints", step, *files, "last"]
+
+
+def test_a_state_that_is_not_plain_is_not_needed_to_read_it(tmp_path):
+    path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    assert torch.load(path / "state.pt", weights_only=True)["step"] == 1
+
+
+# --- The manifest ---
+
+
+def test_the_manifest_lists_sizes_and_hashes(tmp_path):
+    import hashlib
+
+    path = checkpoint.save(tmp_path, 7, linear(), state_at(7), keep_last=2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["step"] == 7
+    for name in ("weights.safetensors", "state.pt"):
+        content = (path / name).read_bytes()
+        assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])
+@pytest.mark.parametrize("position", [0, 0.5, -1])
+def test_one_flipped_bit_is_noticed(name, position, tmp_path):
+    path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    checkpoint.verify(path)
+    content = bytearray((path / name).read_bytes())
+    content[int(position * len(content)) if position > 0 else position] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "half"])
+def test_a_missing_or_shortened_file_is_noticed(name, damage, tmp_path):
+    path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    content = (path / name).read_bytes()
+    if damage == "missing":
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(content[: len(content) // 2 if damage == "half" else 0])
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"files": []}', '{"files": {}}', '{"files": null}', "\x00\xff"])
+def test_a_manifest_of_something_else_is_refused(text, tmp_path):
+    path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    (path / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError):
+        checkpoint.verify(path)
+
+
+# --- Comparing ---
+
+
+def test_equal_names_and_shapes_compare_empty():
+    assert checkpoint.compare({"a": torch.zeros(2)}, {"a": torch.ones(2)}) == []
+
+
+def test_every_kind_of_difference_is_listed():
+    found = {"extra": torch.zeros(1), "same": torch.zeros(1), "shape": torch.zeros(2, 3)}
+    expected = {"gone": torch.zeros(1), "same": torch.zeros(1), "shape": torch.zeros(3, 2)}
+    text = "\n".join(checkpoint.compare(found, expected))
+    assert "1 tensors missing: gone" in text
+    assert "1 tensors unexpected: extra" in text
+    assert "shape: (2, 3) found, (3, 2) expected" in text
+    assert "same" not in text
+
+
+def test_long_lists_are_cut_and_counted():
+    lines = checkpoint.compare({}, {f"t{i}": torch.zeros(1) for i in range(9)})
+    assert len(lines) == 1
+    assert "9 tensors missing: t0, t1, t2 …" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (nn.Linear(3, 3), "weight: (2, 3) found, (3, 3) expected"),
+        (nn.Linear(3, 2, bias=False), "unexpected: bias"),
+        (nn.Bilinear(3, 2, 2), "another shape"),
+        (nn.Sequential(nn.Linear(3, 2)), "missing: 0.bias, 0.weight"),
+    ],
+)
+def test_a_checkpoint_of_another_model_changes_nothing(other, words, tmp_path):
+    path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    before = {name: t.clone() for name, t in other.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path, other)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())
+
+
+# --- Generators ---
+
+
+def draw():
+    return [
+        torch.rand(3).tolist(),
+        np.random.rand(3).tolist(),
+        np.random.standard_normal(),  # one of a pair: the other is kept inside the generator
+        random.random(),
+        random.gauss(0, 1),
+    ]
+
+
+@pytest.mark.parametrize("drawn_before", range(3))
+def test_generators_come_back_through_a_file(drawn_before, tmp_path):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    for _ in range(drawn_before):
+        draw()
+    path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    expected = [draw(), draw()]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    draw()
+    checkpoint.restore_generators(checkpoint.load(path, linear())["generators"])
+    assert [draw(), draw()] == expected

@@ -1,0 +1,245 @@
+"""Run directories: who holds one, what it was started with, what it has logged."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from sslctl import run_directory as rundir
+from sslctl.config import InputError
+
+CONFIG = {"seed": 0, "method": {"size": 3}, "dataset": {"root": "/a", "image_size": 8}, "trainer": {"epochs": 2}}
+
+
+def start(run_dir, config=CONFIG, hashes=None):
+    run_dir.mkdir(exist_ok=True)
+    rundir.start(run_dir, config, hashes or {"data": "abc"}, {"channels": 1}, {"resize": 8}, "sslctl pretrain")
+
+
+# --- The lock ---
+
+
+def test_a_second_holder_is_refused_with_pid_and_host(tmp_path):
+    lock = rundir.Lock(tmp_path)
+    with pytest.raises(InputError) as caught:
+        rundir.Lock(tmp_path)
+    assert f"pid {os.getpid()} on {socket.gethostname()}" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    lock.release()
+
+
+def test_a_refused_holder_does_not_disturb_the_first(tmp_path):
+    lock = rundir.Lock(tmp_path)
+    before = (tmp_path / "lock").read_bytes()
+    for _ in range(3):
+        with pytest.raises(InputError):
+            rundir.Lock(tmp_path)
+    assert rundir.is_held(tmp_path)
+    assert (tmp_path / "lock").read_bytes() == before
+    lock.release()
+
+
+def test_a_released_lock_can_be_taken_again(tmp_path):
+    rundir.Lock(tmp_path).release()
+    assert not rundir.is_held(tmp_path)
+    lock = rundir.Lock(tmp_path)
+    assert rundir.is_held(tmp_path)
+    lock.release()
+
+
+def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path):
+    script = "import sys, os; from pathlib import Path; from sslctl.run_directory import Lock; Lock(Path(sys.argv[1]));"
+    dead = subprocess.run([sys.executable, "-c", script + "os.kill(os.getpid(), 9)", str(tmp_path)], check=False)
+    assert dead.returncode == -9
+    assert (tmp_path / "lock").read_text().startswith("pid ")
+    lock = rundir.Lock(tmp_path)
+    assert (tmp_path / "lock").read_text() == f"pid {os.getpid()} on {socket.gethostname()}\n"
+    lock.release()
+
+
+def test_looking_whether_a_lock_is_held_changes_nothing(tmp_path):
+    assert not rundir.is_held(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Making and starting ---
+
+
+def test_a_directory_below_a_file_is_refused_by_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/run"):
+        rundir.make(tmp_path / "file" / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_read_only_directory_is_refused_by_name(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(InputError, match="Permission denied"):
+        rundir.make(tmp_path / "run")
+    tmp_path.chmod(0o755)
+
+
+def test_making_a_directory_leaves_it_empty(tmp_path):
+    rundir.make(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_started_run_knows_its_configuration(tmp_path):
+    start(tmp_path)
+    assert rundir.is_run(tmp_path)
+    assert rundir.read_config(tmp_path) == {**CONFIG, "run_dir": str(tmp_path)}
+    environment = rundir.read_json(tmp_path / "environment.json")
+    assert environment["hashes"] == {"data": "abc"}
+    assert environment["facts"] == {"channels": 1}
+    assert {"torch", "python", "sslctl"} <= environment["versions"].keys()
+    assert rundir.read_json(tmp_path / "preprocess.json") == {"resize": 8}
+
+
+def test_the_same_configuration_again_rewrites_nothing(tmp_path):
+    start(tmp_path)
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()}
+    start(tmp_path, {**CONFIG, "dataset": {"root": "/moved", "image_size": 8}})  # the data may lie elsewhere
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("config", "hashes", "line"),
+    [
+        ({**CONFIG, "method": {"size": 4}}, None, "method.size: 3 → 4"),
+        ({**CONFIG, "method": {"size": 3, "new": True}}, None, "method.new: None → True"),
+        ({**CONFIG, "seed": 1}, None, "seed: 0 → 1"),
+        ({**CONFIG, "trainer": {"epochs": 5}}, None, "trainer.epochs: 2 → 5"),
+        (CONFIG, {"data": "xyz"}, "content of data: abc → xyz"),
+    ],
+)
+def test_another_configuration_is_refused_with_what_differs(config, hashes, line, tmp_path):
+    start(tmp_path)
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()}
+    with pytest.raises(InputError) as caught:
+        start(tmp_path, config, hashes)
+    listed = [text.strip() for text in caught.value.messages if "→" in text and "asked for" not in text]
+    assert listed == [line]
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["", "- a\n- b\n", "a: [", "\x00"])
+def test_a_damaged_configuration_is_named(damage, tmp_path):
+    start(tmp_path)
+    (tmp_path / "config.yaml").write_text(damage)
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        start(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1"])
+def test_a_damaged_environment_is_named(damage, tmp_path):
+    start(tmp_path)
+    (tmp_path / "environment.json").write_text(damage)
+    with pytest.raises(InputError, match=r"environment\.json"):
+        start(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    rundir.write_atomically(tmp_path / "f", "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        rundir.write_atomically(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old"
+
+
+# --- Lines ---
+
+
+def lines(*steps):
+    return "".join(json.dumps({"step": step, "loss": step / 2}) + "\n" for step in steps)
+
+
+def test_lines_come_back(tmp_path):
+    for step in (1, 2):
+        rundir.append_line(tmp_path / "m.jsonl", {"step": step})
+    assert rundir.read_lines(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_a_file_that_is_not_there_has_no_lines(tmp_path):
+    assert rundir.read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "m.jsonl").write_text(lines(1, 2) + '{"step": 3, "lo')
+    assert [r["step"] for r in rundir.read_lines(tmp_path / "m.jsonl")] == [1, 2]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / "m.jsonl").write_text(lines(1) + "garbage\n" + lines(2))
+    with pytest.raises(InputError, match=r"m\.jsonl line 2"):
+        rundir.read_lines(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("cut", [0, 3, 5, 99])
+def test_metrics_are_cut_after_the_step_that_is_resumed(cut, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(lines(1, 2, 3, 3, 4, 5) + '{"step": 6, "lo')
+    kept = [step for step in (1, 2, 3, 3, 4, 5) if step <= cut]
+    assert [r["step"] for r in rundir.cut_metrics(tmp_path, cut)] == kept
+    assert (tmp_path / "metrics.jsonl").read_text() == lines(*kept)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_metrics_are_cut_by_a_rename(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text(lines(1, 2, 3))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tmp_path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rundir.cut_metrics(tmp_path, 1)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines(1, 2, 3)
+
+
+# --- Finding ---
+
+
+def test_runs_are_found_once_and_in_order(tmp_path):
+    for name in ("b", "a"):
+        start(tmp_path / name)
+    (tmp_path / "latest").symlink_to("b")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("{}")
+    assert rundir.find_runs(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert rundir.find_runs(tmp_path / "latest") == [tmp_path / "b"]
+    assert rundir.find_runs(tmp_path / "other") == []
+
+
+def test_the_size_of_a_run_counts_no_link_twice(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "b").symlink_to("a")
+    assert rundir.total_size(tmp_path) == 5
+
+
+# --- The fingerprint ---
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"seed": 7}, True),
+        ({"dataset": {"root": "/b", "image_size": 8}}, True),
+        ({"dataset": {"root": "/a", "image_size": 9}}, False),
+        ({"trainer": {"epochs": 2, "workers": 8}}, True),
+        ({"trainer": {"epochs": 2, "precision": "bf16"}}, False),
+        ({"run_dir": "/elsewhere"}, True),
+        ({"evaluation": {"knn": {"k": 5}}}, True),
+        ({"method": {"size": 4}}, False),
+    ],
+)
+def test_the_fingerprint_depends_on_what_can_change_a_weight(change, same):
+    marks = [rundir.fingerprint(rundir.decisive(c, {"data": "abc"})) for c in (CONFIG, CONFIG | change)]
+    assert (marks[0] == marks[1]) == same
+
+
+def test_the_fingerprint_depends_on_the_data():
+    marks = {rundir.fingerprint(rundir.decisive(CONFIG, {"data": digest})) for digest in ("abc", "abd")}
+    assert len(marks) == 2

@@ -1,0 +1,301 @@
+"""Tiny real runs for the tests of exact resume and of faults: `sslctl pretrain` on 8×8 digits, in process or not."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import sslctl.pretrain
+from sslctl import checkpoint
+from sslctl.cli import main
+from sslctl.methods.moco import MoCo
+from sslctl.methods.simclr import SimCLR
+
+REPOSITORY = Path(__file__).parents[1]
+STEPS_PER_EPOCH, STEPS = 5, 10
+TINY = (
+    *("dataset.image_size=8", "method.out_dim=16"),
+    *("trainer.batch_size=256", "trainer.epochs=2", "trainer.device=cpu", "trainer.threads=1"),
+    *("trainer.log_every_steps=1", "trainer.tensorboard=false"),
+    *("evaluation.closing=false", "evaluation.knn_every_epochs=null", "evaluation.cache_gb=0"),
+)
+SIMCLR = ("method=simclr", "scheduler.warmup_epochs=1")
+MOCO = ("method=moco", "method.queue_size=600", "method.batchnorm_groups=4")  # 256 keys a step: the queue wraps
+
+
+def slow(*values: Any):
+    """A parameter set of a test that is left out of the fast suite."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# --- Running ---
+
+
+def command(run_dir: Path, *overrides: str) -> list[str]:
+    """The words of a tiny pretraining; what is given last wins."""
+    backbone = () if any(o.startswith("backbone=") for o in overrides) else ("backbone.widths=[4,8]",)
+    return ["pretrain", *TINY, *backbone, f"run_dir={run_dir}", *overrides]
+
+
+def pretrain(run_dir: Path, *overrides: str, stop_after: int | None = None) -> int:
+    """Runs or continues a tiny run in this process and returns its exit status.
+
+    stop_after: a SIGTERM arrives while this step (counted from 1) is being calculated.
+    """
+    with signal_at(stop_after):
+        return main(command(run_dir, *overrides))
+
+
+def finish(run_dir: Path, *overrides: str, stops: tuple[int, ...] = ()) -> Path:
+    """A run that is stopped after each of these steps and continued by the same command, to its end."""
+    for stop in stops:
+        status = pretrain(run_dir, *overrides, stop_after=stop)
+        assert status == 143, f"expected to be stopped after step {stop}, found status {status}"
+        assert newest(run_dir).name == f"step-{stop}"
+    status = pretrain(run_dir, *overrides)
+    assert status == 0, f"expected a finished run, found status {status}"
+    return run_dir
+
+
+@contextlib.contextmanager
+def signal_at(step: int | None, number: int = signal.SIGTERM, module: Any = sslctl.pretrain) -> Iterator[None]:
+    """Sends this process a signal when the batch of a step (counted from 1) is asked for."""
+    real = module.batches
+
+    def batches(*args, **keywords):
+        for at, batch in enumerate(real(*args, **keywords), start=keywords["first_step"] + 1):
+            if at == step:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    module.batches = batches
+    try:
+        yield
+    finally:
+        module.batches = real
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: writes fail with EFBIG as they do with ENOSPC on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# --- What a run left ---
+
+
+def newest(run_dir: Path) -> Path:
+    """The newest checkpoint, valid or not."""
+    return checkpoint.steps_on_disk(run_dir)[0]
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """state.pt of a checkpoint."""
+    return torch.load(path / "state.pt", weights_only=True)
+
+
+def tensors(run_dir: Path) -> dict[str, Any]:
+    """Every tensor and number of the newest checkpoint: the method's, the optimizer's, the generator that dropout uses."""
+    path = newest(run_dir)
+    checkpoint.verify(path)
+    state = state_of(path)
+    for unused in ("numpy", "python"):  # two processes begin with other ones
+        del state["generators"][unused]
+    return dict(_leaves("method", checkpoint.load_tensors(path / "weights.safetensors"))) | dict(
+        _leaves("state", state)
+    )
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is None:
+        yield prefix, value
+        return
+    for name, item in items:
+        yield from _leaves(f"{prefix}/{name}", item)
+
+
+def differences(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
+    """Names that only one side has, or that are not the same bit for bit."""
+    found = sorted(left.keys() ^ right.keys())
+    return found + [name for name in sorted(left.keys() & right.keys()) if not _same(left[name], right[name])]
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    return type(left) is type(right) and left == right
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """What the run logged, without the speed, which is never the same."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+
+
+def results(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def contents(folder: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, bytes]]:
+    """(modification time, bytes) of every file below a folder."""
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and not f.is_symlink() and f.name not in without)
+    return {str(f.relative_to(folder)): (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+
+
+def edit(
+    path: Path,
+    weights: Callable[[dict[str, Tensor]], Any] = lambda tensors: None,
+    state: Callable[[dict[str, Any]], Any] = lambda state: None,
+) -> None:
+    """Changes a checkpoint in place and signs it again, so that it verifies."""
+    stored, rest = checkpoint.load_tensors(path / "weights.safetensors"), state_of(path)
+    weights(stored)
+    state(rest)
+    checkpoint.save_tensors(path / "weights.safetensors", stored)
+    torch.save(rest, path / "state.pt")
+    sign(path)
+
+
+def sign(path: Path) -> None:
+    """Makes a checkpoint's manifest that of the files that are there now."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"] = {name: checkpoint._digest(path / name) for name in manifest["files"]}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    checkpoint.verify(path)
+
+
+# --- Processes ---
+
+
+def start(
+    words: list[str], folder: Path, environment: dict[str, str] | None = None, module: str = "sslctl"
+) -> subprocess.Popen:
+    """`python -m sslctl …` in a process group of its own; its output goes to folder/output."""
+    with (folder / "output").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            cwd=folder,
+            env=os.environ
+            | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+            | (environment or {}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def call(words: list[str], folder: Path, **keywords) -> int:
+    """`python -m sslctl …` to its end; returns the exit status."""
+    return start(words, folder, **keywords).wait(timeout=120)
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 60) -> None:
+    """Waits for a condition; fails when the process ends before it, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, f"the process ended with status {process.returncode}"
+        assert time.monotonic() < deadline, f"still waiting after {seconds} s"
+        time.sleep(0.02)
+
+
+def logged_steps(run_dir: Path) -> int:
+    """The last step that a living run has logged."""
+    path = run_dir / "metrics.jsonl"
+    steps = re.findall(r'"step": (\d+)', path.read_text()) if path.exists() else []
+    return int(steps[-1]) if steps else 0
+
+
+# --- Data ---
+
+
+def image_folder(root: Path, images: int, classes: int = 2) -> Path:
+    """root/<class>/<number>.png: noise of different sizes, so that it is streamed and never held in memory."""
+    generator = np.random.default_rng(0)
+    for number in range(images):
+        folder = root / f"class{number % classes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = generator.integers(18, 30, 2)
+        pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return root
+
+
+# --- Methods of a user's own, reached by method._target_=tests.training.<name> allow=[tests] ---
+
+
+def own(name: str) -> tuple[str, ...]:
+    """The overrides that choose one of the methods below."""
+    return "allow=[tests]", f"method._target_=tests.training.{name}"
+
+
+class DropoutSimCLR(SimCLR):
+    """SimCLR with dropout before its projector."""
+
+    def __init__(self, backbone, facts, **arguments):
+        super().__init__(backbone, facts, **arguments)
+        self.projector = nn.Sequential(nn.Dropout(0.2), self.projector)
+
+
+class NoisySimCLR(SimCLR):
+    """SimCLR whose loss is scaled by NumPy's and Python's global generators."""
+
+    def training_step(self, batch, s: dict) -> dict:
+        out = super().training_step(batch, s)
+        out["loss"] = out["loss"] * (1 + random.random() + np.random.standard_normal())
+        return out
+
+
+class FailingMoCo(MoCo):
+    """MoCo whose loss or gradient is not a number at one step (from 0), as the environment says: TEST_FAULT=nan loss@3."""
+
+    alive: "FailingMoCo"
+
+    def __init__(self, backbone, facts, **arguments):
+        super().__init__(backbone, facts, **arguments)
+        FailingMoCo.alive = self
+
+    def schedules(self, step: int) -> dict[str, float]:
+        return super().schedules(step) | {"at": step}
+
+    def training_step(self, batch, s: dict) -> dict:
+        out = super().training_step(batch, s)
+        fault, _, step = os.environ["TEST_FAULT"].partition("@")
+        if s["at"] == int(step):
+            weight = next(self.backbone.parameters())
+            bad = {
+                "nan loss": weight.sum() * float("nan"),
+                "inf loss": weight.sum() * 0 + float("inf"),
+                "nan gradient": (weight * 0).sqrt().sum(),  # 0, with the derivative 0 · ∞
+            }
+            out["loss"] = out["loss"] + bad[fault]
+        return out
+
+
+class SlowSimCLR(SimCLR):
+    """SimCLR whose steps take a minute, looking at nothing."""
+
+    def training_step(self, batch, s: dict) -> dict:
+        print("in the step", flush=True)
+        time.sleep(60)
+        return super().training_step(batch, s)
