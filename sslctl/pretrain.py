@@ -17,7 +17,6 @@ from sslctl.build import Preprocess, build_backbone, build_method, build_source,
 from sslctl.checkpoint import newest_valid, save_tensors
 from sslctl.cli import Stopped
 from sslctl.config import InputError, user_path
-from sslctl.data.loader import batches
 from sslctl.data.sources import Source
 from sslctl.evaluation.online import closing_records, online_knn
 from sslctl.evaluation.results import append, show
@@ -27,7 +26,7 @@ from sslctl.methods.base import Method
 from sslctl.overrides import command_line
 from sslctl.plan import Plan, make_plan
 from sslctl.run_directory import decisive, fingerprint
-from sslctl.train import Interrupted, Setup, Signals, build_optimizer, fit
+from sslctl.train import Interrupted, Setup, Signals, fit, set_up
 from sslctl.weights import weights_sha256
 
 
@@ -50,26 +49,8 @@ def pretrain(config: Any) -> None:
     views = build_views(config, source.image_size, plan.dropped)
     probed = _probed(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
-    setup = Setup(
-        plan=plan,
-        method=method,
-        optimizer=build_optimizer(config.optimizer, method, plan.lr),
-        batches=lambda first: batches(
-            source,
-            views,
-            batch_size=plan.batch_size,
-            seed=config.seed,
-            first_step=first,
-            total_steps=plan.total_steps,
-            workers=config.trainer.workers,
-            device=plan.device,
-        ),
-        run_dir=run_dir,
-        keep_last=config.trainer.keep_last,
-        tensorboard=config.trainer.tensorboard,
-        describe=source.describe,
-        knn=online_knn(config.evaluation.knn, probed[0], preprocess, plan, config.trainer.workers) if probed else None,
-    )
+    knn = online_knn(config.evaluation.knn, probed[0], preprocess, plan, config.trainer.workers) if probed else None
+    setup = set_up(config, plan, method, source, views, run_dir, knn)
     describe_run(config, plan, method, preprocess, views.sizes(), run_dir)
     if config.plan_only:
         time_steps(setup)

@@ -16,11 +16,14 @@ from sslctl import checkpoint
 from sslctl.binding import bind
 from sslctl.config import InputError
 from sslctl.data.batch import Batch
+from sslctl.data.loader import batches
+from sslctl.data.sources import Source
 from sslctl.logs import Log
 from sslctl.methods.base import Method
 from sslctl.optim import parameter_groups
 from sslctl.plan import Plan
 from sslctl.run_directory import cut_metrics
+from sslctl.views import ViewMaker
 
 
 class NonFiniteError(RuntimeError):
@@ -88,6 +91,38 @@ def build_optimizer(node: Any, method: Method, lr: float) -> torch.optim.Optimiz
         raise InputError(f"optimizer: {error}") from error
 
 
+def set_up(
+    config: Any,
+    plan: Plan,
+    method: Method,
+    source: Source,
+    views: ViewMaker,
+    run_dir: Path,
+    knn: Callable[[Method, Callable[[], None]], float] | None = None,
+) -> Setup:
+    """What fit() needs, from a configuration with optimizer, trainer and seed."""
+    return Setup(
+        plan=plan,
+        method=method,
+        optimizer=build_optimizer(config.optimizer, method, plan.lr),
+        batches=lambda first: batches(
+            source,
+            views,
+            batch_size=plan.batch_size,
+            seed=config.seed,
+            first_step=first,
+            total_steps=plan.total_steps,
+            workers=config.trainer.workers,
+            device=plan.device,
+        ),
+        run_dir=run_dir,
+        keep_last=config.trainer.keep_last,
+        tensorboard=config.trainer.tensorboard,
+        describe=source.describe,
+        knn=knn,
+    )
+
+
 def fit(setup: Setup, signals: Signals) -> bool:
     """Trains to the plan's last step, continuing from the newest valid checkpoint.
 
@@ -100,11 +135,11 @@ def fit(setup: Setup, signals: Signals) -> bool:
         method.to(memory_format=torch.channels_last)
     first, known = resume(setup)
     log = Log(setup.run_dir, plan, first, setup.tensorboard)
-    with log, contextlib.closing(setup.batches(first)) as batches:
+    with log, contextlib.closing(setup.batches(first)) as feed:
         missing = plan.due(plan.knn_every_steps, first) and not known  # of untrained weights, or cut short by a signal
         if missing and not evaluate_online(setup, log, first, signals):
             return False
-        for step, batch in enumerate(batches, start=first):
+        for step, batch in enumerate(feed, start=first):
             if step % plan.steps_per_epoch == 0:
                 method.start_epoch(step // plan.steps_per_epoch)
             s = method.schedules(step)

@@ -604,7 +604,7 @@ def test_the_augmented_probe_resumes_exactly(run, tmp_path):
     (straight, _) = added(run, "linear-eval", *AUGMENTED)
     (work,) = (run / "probes").iterdir()
     work.rename(tmp_path / "straight")
-    with signal_at(3, module=sslctl.evaluation.augmented):
+    with signal_at(3):
         assert main(["linear-eval", str(run), *AUGMENTED]) == 143
     assert newest(work).name == "step-3"
     (again, _) = added(run, "linear-eval", *AUGMENTED)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import sslctl.evaluation.online
 import sslctl.pretrain
+import sslctl.train
 from sslctl.train import Signals
 from tests.training import (
     MOCO,
@@ -199,13 +200,13 @@ def test_resume_without_a_part_of_the_state_differs(recipe, stop, part, change, 
 
 @pytest.mark.parametrize("skew", [-3, slow(1)], ids=["the epoch's first batch again", "one batch further"])
 def test_resume_at_another_position_differs(skew, straight, tmp_path, monkeypatch):
-    run, real = tmp_path / "run", sslctl.pretrain.batches
+    run, real = tmp_path / "run", sslctl.train.batches
     assert pretrain(run, *RECIPES["simclr"], stop_after=3) == 143
 
     def skewed(*arguments, first_step, total_steps, **keywords):
         return real(*arguments, first_step=first_step + skew, total_steps=total_steps + skew, **keywords)
 
-    monkeypatch.setattr(sslctl.pretrain, "batches", skewed)
+    monkeypatch.setattr(sslctl.train, "batches", skewed)
     found = differences(tensors(finish(run, *RECIPES["simclr"])), tensors(straight("simclr")))
     assert "method/backbone.network.conv1.weight" in found
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import sslctl.pretrain
+import sslctl.train
 from sslctl import checkpoint
 from sslctl.cli import main
 from sslctl.methods.moco import MoCo
@@ -73,7 +73,7 @@ def finish(run_dir: Path, *overrides: str, stops: tuple[int, ...] = ()) -> Path:
 
 
 @contextlib.contextmanager
-def signal_at(step: int | None, number: int = signal.SIGTERM, module: Any = sslctl.pretrain) -> Iterator[None]:
+def signal_at(step: int | None, number: int = signal.SIGTERM, module: Any = sslctl.train) -> Iterator[None]:
     """Sends this process a signal when the batch of a step (counted from 1) is asked for."""
     real = module.batches
 

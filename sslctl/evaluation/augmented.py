@@ -9,7 +9,6 @@ from sslctl import run_directory as rundir
 from sslctl.build import build_views
 from sslctl.cli import Stopped
 from sslctl.config import InputError
-from sslctl.data.loader import batches
 from sslctl.evaluation.features import extract
 from sslctl.evaluation.knn import accuracy
 from sslctl.evaluation.protocols import Task
@@ -18,7 +17,7 @@ from sslctl.evaluation.subjects import Subject
 from sslctl.methods.supervised import Supervised
 from sslctl.plan import make_plan
 from sslctl.run_directory import decisive, fingerprint
-from sslctl.train import Setup, Signals, build_optimizer, fit
+from sslctl.train import Signals, fit, set_up
 
 
 def augmented_records(subject: Subject, task: Task) -> list[dict]:
@@ -41,25 +40,7 @@ def augmented_records(subject: Subject, task: Task) -> list[dict]:
     rundir.make(run_dir)
     lock = rundir.Lock(run_dir)
     try:
-        setup = Setup(
-            plan=plan,
-            method=method,
-            optimizer=build_optimizer(config.optimizer, method, plan.lr),
-            batches=lambda first: batches(
-                train,
-                views,
-                batch_size=plan.batch_size,
-                seed=config.seed,
-                first_step=first,
-                total_steps=plan.total_steps,
-                workers=config.trainer.workers,
-                device=plan.device,
-            ),
-            run_dir=run_dir,
-            keep_last=config.trainer.keep_last,
-            tensorboard=config.trainer.tensorboard,
-            describe=train.describe,
-        )
+        setup = set_up(config, plan, method, train, views, run_dir)
         print("\n".join([f"linear classifier on {subject.name} weights", *plan.lines()]), flush=True)
         with Signals() as signals:
             if not fit(setup, signals):
