@@ -70,12 +70,13 @@ def show(records: list[dict], title: str) -> None:
     columns = list(dict.fromkeys((r["protocol"], r["labels"], r["metric"]) for r in records))
     rows = list(dict.fromkeys(r["subject"] for r in records))
     cells = {(r["subject"], r["protocol"], r["labels"], r["metric"]): percent(r) for r in records}
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("weights")
     for protocol, labels, metric in columns:
         table.add_column(f"{protocol}\n{labels} labels\n{metric} %", justify="right")
     for row in rows:
         table.add_row(row, *(cells.get((row, *column), "") for column in columns))
+    print(f"\n{title}", flush=True)
     console().print(table)
 
 
