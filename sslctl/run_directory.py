@@ -59,7 +59,7 @@ def refuse_unwritable(path: Path) -> None:
     there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(
-            f"{path} cannot be written: {there} is {'not writable' if there.is_dir() else 'not a directory'}"
+            f"run_dir={path} cannot be written: {there} is {'not writable' if there.is_dir() else 'not a directory'}"
         )
 
 
