@@ -54,6 +54,10 @@ class Plan:
         """Whether something that happens every so many steps happens after `step` completed steps."""
         return bool(every) and step % every == 0
 
+    def knn_due(self, step: int) -> bool:
+        """Whether the online kNN is measured after `step` completed steps: as often as asked, and at the end."""
+        return self.due(self.knn_every_steps, step) or (bool(self.knn_every_steps) and step == self.total_steps)
+
     def lines(self) -> list[str]:
         """The plan in words, one line a subject."""
         schedule = self.schedule

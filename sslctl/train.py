@@ -136,7 +136,7 @@ def fit(setup: Setup, signals: Signals) -> bool:
     first, known = resume(setup)
     log = Log(setup.run_dir, plan, first, setup.tensorboard)
     with log, contextlib.closing(setup.batches(first)) as feed:
-        missing = plan.due(plan.knn_every_steps, first) and not known  # of untrained weights, or cut short by a signal
+        missing = plan.knn_due(first) and not known  # of untrained weights, or cut short by a signal
         if missing and not evaluate_online(setup, log, first, signals):
             return False
         for step, batch in enumerate(feed, start=first):
@@ -169,7 +169,7 @@ def fit(setup: Setup, signals: Signals) -> bool:
                 save(setup, done)
             if stopping:
                 return False
-            if plan.due(plan.knn_every_steps, done) and not evaluate_online(setup, log, done, signals):
+            if plan.knn_due(done) and not evaluate_online(setup, log, done, signals):
                 save(setup, done)
                 return False
     return True
