@@ -17,9 +17,12 @@ def refuse_new_keys(verb: str, prepared: Prepared) -> None:
     wrong = [o for o in marked if not o.lstrip("+~").startswith((*_FREE, "hydra."))]
     if not wrong:
         return
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         known = list(_keys(compose_choices(verb, prepared, [])))
-    except Exception:  # whatever else is wrong will be said once these are gone
+    except (HydraException, OmegaConfBaseException):  # whatever else is wrong will be said once these are gone
         known = []
     messages = []
     for override in wrong:
@@ -59,12 +62,13 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
 def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tuple[str, Any]]]:
     """(what is wrong with choices of files, the sound choices, the other overrides as (text, parsed))."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     found, choices, values, parser = [], [], [], OverridesParser.create()
     for text in prepared.overrides:
         try:
             override = parser.parse_override(text)
-        except Exception:
+        except HydraException:
             found.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
             continue
         group, options = override.key_or_group, _options(prepared, override.key_or_group)
