@@ -1,6 +1,5 @@
 """Backbones behind one contract: images in [0, 1] go in, normalisation is the first operation, (B, D) comes out."""
 
-import inspect
 from itertools import pairwise
 
 import torch
@@ -47,11 +46,6 @@ class Backbone(nn.Module):
 def describe(network: nn.Module) -> str:
     """What the plan says of a backbone: its stem, where it has a choice."""
     return getattr(network, "stem", "as the model defines it")
-
-
-def wants(target, name: str) -> bool:
-    """Whether a backbone's constructor takes this fact about the images."""
-    return name in inspect.signature(target).parameters
 
 
 # --- torchvision's ResNets ---

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import nn
 
-from sslctl.backbones import MLP, Backbone, ResNet, SmallResNet, Timm, describe, wants
+from sslctl.backbones import MLP, Backbone, ResNet, SmallResNet, Timm, describe
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 VIT = {"model": "vit_tiny_patch16_224", "kwargs": {"patch_size": 8, "depth": 2}}
@@ -250,8 +250,3 @@ def test_timm_passes_arguments_on():
     assert sum(p.numel() for p in network.parameters()) < sum(
         p.numel() for p in timm.create_model("vit_tiny_patch16_224").parameters()
     )
-
-
-def test_wants_tells_which_facts_a_constructor_takes():
-    assert wants(ResNet, "image_size")
-    assert not wants(ResNet, "widths")
