@@ -397,6 +397,13 @@ def test_kernel_size_is_an_odd_tenth_of_the_side():
     assert [kernel_size(side) for side in (8, 16, 32, 64, 96, 224)] == [3, 3, 3, 7, 9, 23]
 
 
+def jittered(images, factors, order, chosen=None):
+    chosen = torch.ones(len(images), dtype=torch.bool) if chosen is None else chosen
+    result = images.clone()
+    colour.Jitter(factors, order, chosen).apply_(result, slice(0, len(images)))
+    return result
+
+
 @pytest.mark.parametrize("names", [["brightness", "contrast", "saturation", "hue"], ["contrast", "brightness"]])
 def test_jitter_equals_torchvision_in_each_images_own_order(names):
     orders = torch.tensor(list(permutations(range(len(names)))))
@@ -404,7 +411,7 @@ def test_jitter_equals_torchvision_in_each_images_own_order(names):
     images, key = floats(count, 3, 8, 8), Key(0, 0, torch.arange(count))
     factors = {n: key.between(n, -0.4, 0.4) if n == "hue" else key.between(n, 0.3, 1.7) for n in names}
     before = images.clone()
-    found = colour.jitter(images, factors, orders)
+    found = jittered(images, factors, orders)
     assert torch.equal(images, before)
     for b in range(count):
         expected = images[b]
@@ -417,8 +424,27 @@ def test_jitter_in_another_order_differs():
     """The negative control: brightness and contrast cut to [0, 1], so they do not commute."""
     images = floats(1, 3, 8, 8)
     factors = {"brightness": torch.tensor([1.6]), "contrast": torch.tensor([1.7])}
-    ways = [colour.jitter(images, factors, torch.tensor([order])) for order in ([0, 1], [1, 0])]
+    ways = [jittered(images, factors, torch.tensor([order])) for order in ([0, 1], [1, 0])]
     assert (ways[0] - ways[1]).abs().max() > 0.05
+
+
+def test_jitter_leaves_the_images_that_are_not_chosen_bit_for_bit():
+    images, key = floats(12, 3, 8, 8), Key(0, 0, torch.arange(12))
+    factors = {n: key.between(n, -0.4, 0.4) if n == "hue" else key.between(n, 0.3, 1.7) for n in colour.JITTER}
+    chosen = torch.arange(12) % 3 == 0
+    found = jittered(images, factors, key.permutation("order", 4), chosen)
+    assert torch.equal(found[~chosen], images[~chosen])
+    assert torch.equal(found[chosen], jittered(images, factors, key.permutation("order", 4))[chosen])
+
+
+def test_jitter_of_part_of_a_batch_takes_that_parts_parameters():
+    images, key = floats(9, 3, 15, 15), Key(0, 0, torch.arange(9))
+    factors = {n: key.between(n, -0.4, 0.4) if n == "hue" else key.between(n, 0.3, 1.7) for n in colour.JITTER}
+    order = key.permutation("order", 4)
+    jitter, parts = colour.Jitter(factors, order, key.chance("chosen", 0.7)), images.clone()
+    for rows in (slice(0, 1), slice(1, 6), slice(6, 9)):
+        jitter.apply_(parts[rows], rows)
+    assert torch.equal(parts, jittered(images, factors, order, key.chance("chosen", 0.7)))
 
 
 # --- Views ---
@@ -474,12 +500,13 @@ def reference_view(image, settings, key, group, view, size):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_view_maker_equals_torchvision_one_image_at_a_time(name):
-    images, index = pixels(16, 3, 40, 34), torch.arange(100, 116)
+@pytest.mark.parametrize(("height", "width", "side"), [(40, 34, 32), (90, 74, 72)], ids=["small", "large"])
+def test_view_maker_equals_torchvision_one_image_at_a_time(name, height, width, side):
+    images, index = pixels(16, 3, height, width), torch.arange(100, 116)
     recipe = RECIPES[name]
-    found = ViewMaker(recipe, 32)(images, Key(0, 3, index))
+    found = ViewMaker(recipe, side)(images, Key(0, 3, index))
     for group, settings in recipe.items():
-        size = {"global": 32, "local": 16}[group]
+        size = {"global": side, "local": side // 2}[group]
         assert found[group].shape == (settings["count"], 16, 3, size, size)
         for view in range(settings["count"]):
             for b in range(16):
@@ -491,7 +518,7 @@ def test_view_maker_equals_torchvision_one_image_at_a_time(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 28)])
+@pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 28), (3, 15), (3, 70)])
 @pytest.mark.parametrize("sizes", [[12, 12], [5, 19], [1] * 24], ids=["halves", "uneven", "one by one"])
 def test_views_are_bitwise_the_same_however_the_batch_is_split(name, channels, side, sizes):
     images, index = pixels(24, channels, side, side), integers(0, 10**6, 24)
@@ -538,8 +565,7 @@ def test_cut_equals_the_batched_path_to_uint8_rounding(kernel, height, width, si
     maker, index = ViewMaker(recipe, size), torch.arange(50, 62)
     images = pixels(12, 3, height, width) // 2 + 64
     batched = maker(images, Key(0, 0, index))["global"]
-    cut = [maker.cut(image, Key(0, 0, index[b : b + 1]))["global"] for b, image in enumerate(images)]
-    crops = torch.stack(cut, 1)
+    crops = maker.cut(list(images), Key(0, 0, index))["global"]
     assert crops.dtype == torch.uint8
     assert crops.shape == (2, 12, 3, size, size)
     difference = crops.float() - batched * 255
@@ -554,8 +580,7 @@ def test_finish_of_untouched_crops_equals_the_batched_path(name):
     whole = {"size": 1.0, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip": 0.0, "interpolation": "bilinear"}
     recipe = {group: {**settings, **whole} for group, settings in RECIPES[name].items()}
     maker, images, index = ViewMaker(recipe, 32), pixels(16, 3, 32, 32), torch.arange(16)
-    cut = [maker.cut(image, Key(0, 0, index[b : b + 1])) for b, image in enumerate(images)]
-    crops = {group: torch.stack([one[group] for one in cut], 1) for group in recipe}
+    crops = maker.cut(list(images), Key(0, 0, index))
     finished = maker.finish(crops, Key(0, 0, index))
     batched = maker(images, Key(0, 0, index))
     for group in recipe:
@@ -563,10 +588,11 @@ def test_finish_of_untouched_crops_equals_the_batched_path(name):
 
 
 def test_cut_of_an_image_is_the_same_in_any_batch_and_differs_by_epoch():
-    maker, image = ViewMaker(augmentation("simclr"), 32), pixels(1, 3, 50, 70)[0]
-    first, again, later = (maker.cut(image, Key(0, epoch, torch.tensor([9])))["global"] for epoch in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, later)
+    maker, images = ViewMaker(augmentation("simclr"), 32), [pixels(1, 3, 50, 70)[0], pixels(1, 3, 40, 33)[0]]
+    both = maker.cut(images, Key(0, 0, torch.tensor([4, 9])))["global"]
+    alone, later = (maker.cut(images[1:], Key(0, epoch, torch.tensor([9])))["global"] for epoch in (0, 1))
+    assert torch.equal(alone[:, 0], both[:, 1])
+    assert not torch.equal(alone, later)
 
 
 @pytest.mark.parametrize(

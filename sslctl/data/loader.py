@@ -44,7 +44,7 @@ def batches(
         _Cuts(source, views, seed),
         batch_sampler=steps,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         generator=torch.Generator(),  # else every iter() draws from the global one
         worker_init_fn=_start_worker,
     )
@@ -112,18 +112,26 @@ class _Steps:
 
 
 class _Cuts(Dataset):
-    """One image's crops: decoded once, cut for every view."""
+    """A batch's crops: every image is decoded once and cut for all views."""
+
+    TOGETHER = 16  # images held decoded at a time; their boxes are calculated together
 
     def __init__(self, source: Source, views: ViewMaker, seed: int):
         self.source, self.views, self.seed = source, views, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[dict[str, Tensor], int] | files.ImageError:
-        epoch, row = item
-        key = Key(self.seed, epoch, torch.tensor([row]))
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[dict[str, Tensor], Tensor] | files.ImageError:
+        """(epoch, image) pairs -> group -> (V, B, C, h, w) uint8, and the images (B,)."""
+        epoch, rows = items[0][0], [row for _, row in items]
+        parts = []
         try:
-            return self.views.cut(self.source.read(row), key), row
+            for start in range(0, len(rows), self.TOGETHER):
+                part = rows[start : start + self.TOGETHER]
+                parts.append(
+                    self.views.cut([self.source.read(row) for row in part], Key(self.seed, epoch, torch.tensor(part)))
+                )
         except files.ImageError as error:
             return error
+        return {group: torch.cat([part[group] for part in parts], 1) for group in parts[0]}, torch.tensor(rows)
 
 
 class _Clean(Dataset):
@@ -154,18 +162,14 @@ def _raised(batch):
     return batch
 
 
+def _as_it_is(batch):
+    """What `__getitems__` returned."""
+    return batch
+
+
 def _stack(images: list[Tensor]) -> Tensor | files.ImageError:
     """[(C, S, S)] -> (B, C, S, S)."""
     return _first_error(images) or torch.stack(images)
-
-
-def _collate(items: list[tuple[dict[str, Tensor], int]]) -> tuple[dict[str, Tensor], Tensor] | files.ImageError:
-    """[(group -> (V, C, h, w), row)] -> (group -> (V, B, C, h, w), (B,))."""
-    error = _first_error(items)
-    if error:
-        return error
-    crops = {group: torch.stack([cut[group] for cut, _ in items], 1) for group in items[0][0]}
-    return crops, torch.tensor([row for _, row in items])
 
 
 def _start_worker(worker: int) -> None:

@@ -4,6 +4,8 @@ Every operation equals the function of the same name in torchvision.transforms.f
 no hue, saturation or colour to lose: asking for those is an error, not a silent identity.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,13 +17,18 @@ def luma(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(1)
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
+    return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).unsqueeze(1)
 
 
-def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    """factor · images + (1 - factor) · other, cut to [0, 1]; factor: (B,)."""
-    factor = factor.view(-1, 1, 1, 1)
-    return (images * factor + (1 - factor) * other).clamp_(0, 1)
+def mean_luma(grey: Tensor) -> Tensor:
+    """The mean of each image of `luma`: (B, 1, H, W) -> (B, 1, 1, 1)."""
+    # One axis after the other: a joint mean is split over threads by the batch's shape, and its last bits follow.
+    return grey.mean(3, keepdim=True).mean(2, keepdim=True)
+
+
+def _each(values: Tensor) -> Tensor:
+    """One value an image: (B,) -> (B, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)
 
 
 def _refuse_grey(operation: str, images: Tensor) -> None:
@@ -31,39 +38,44 @@ def _refuse_grey(operation: str, images: Tensor) -> None:
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """images: (B, C, H, W); factor: (B,), 0 black, 1 unchanged."""
-    return (images * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
+    return (images * _each(factor)).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """images: (B, C, H, W); factor: (B,), 0 the mean grey, 1 unchanged."""
-    # One axis after the other: a joint mean is split over threads by the batch's shape, and its last bits follow.
-    return _blend(images, luma(images).mean(3, keepdim=True).mean(2, keepdim=True), factor)
+    return (images * _each(factor)).add_(mean_luma(luma(images)) * _each(1 - factor)).clamp_(0, 1)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
     """images: (B, 3, H, W); factor: (B,), 0 greyscale, 1 unchanged."""
     _refuse_grey("saturation", images)
-    return _blend(images, luma(images), factor)
+    return (images * _each(factor)).add_(luma(images) * _each(1 - factor)).clamp_(0, 1)
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue. images: (B, 3, H, W); shift: (B,) in [-0.5, 0.5], 1 being the whole circle."""
+    """Turns the hue. images: (B, 3, H, W); shift: (B,) in [-0.5, 0.5], 1 being the whole circle.
+
+    HSV and back in about thirty passes over one channel, all of them arithmetic: comparisons and selections take ten
+    times as long on a CPU.
+    """
+    _refuse_grey("hue", images)
     red, green, blue = images.unbind(1)  # (B, H, W) each
-    largest, smallest = images.amax(1), images.amin(1)
+    largest = torch.maximum(torch.maximum(red, green), blue)
+    smallest = torch.minimum(torch.minimum(red, green), blue)
     chroma = largest - smallest
-    divisor = torch.where(chroma == 0, 1.0, chroma)
-    sector = torch.where(
-        largest == red,
-        (green - blue) / divisor,
-        torch.where(largest == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )  # hue in sixths of the circle
-    sector = sector + 6 * shift.view(-1, 1, 1)
-    # Each channel is the largest value less chroma times a trapezoid of the hue: HSV to RGB without branches.
-    channels = []
-    for offset in (5, 3, 1):
-        k = (sector + offset) % 6
-        channels.append(largest - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, 1)
+    # Scaled so that the largest channel is 1 and the smallest 0; floor() then tells the largest from the others.
+    scaled = (images - smallest.unsqueeze(1)).div_(chroma.clamp(min=1e-30).unsqueeze(1))  # (B, 3, H, W)
+    r, g, b = scaled.unbind(1)
+    sixth = (r - g).add_(4).lerp_((b - r).add_(2), torch.floor(g)).lerp_(g - b, torch.floor(r))  # of the circle
+    sixth.add_(6 * shift.view(-1, 1, 1))
+    sixth.sub_(torch.floor(sixth * (1 / 6)), alpha=6)  # (B, H, W) in [0, 6]
+    # Each channel is a trapezoid of the hue: red smallest + chroma·t(3), green and blue largest - chroma·t(2), t(4).
+    for channel, center in ((r, 3), (g, 2), (b, 4)):
+        torch.sub(sixth, center, out=channel).abs_().sub_(1).clamp_(0, 1).mul_(chroma)
+    r.add_(smallest)
+    torch.sub(largest, g, out=g)
+    torch.sub(largest, b, out=b)
+    return scaled
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -77,19 +89,71 @@ def solarize(images: Tensor, threshold: float) -> Tensor:
     return torch.where(images >= threshold, 1 - images, images)
 
 
-def jitter(images: Tensor, factors: dict[str, Tensor], order: Tensor) -> Tensor:
-    """Colour jitter in an order of each image's own (Howard 2013; torchvision's ColorJitter).
+def change_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *values: Tensor) -> None:
+    """images[b] = operation(images[b], values[b]) where chosen[b], in place.
 
-    images: (B, C, H, W). factors: the operations of JITTER to apply, each with its (B,) parameters, in that order.
-    order: (B, len(factors)) int64, row b the sequence in which image b meets them.
+    On a CPU only the chosen rows are calculated. Elsewhere all are: to learn how many are chosen would stop the device.
     """
-    images = images.clone()
-    for position in range(order.shape[1]):
+    if images.device.type != "cpu":
+        images.copy_(torch.where(_each(chosen), operation(images, *values), images))
+        return
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == len(images):
+        images.copy_(operation(images, *values))
+    elif len(rows):
+        images.index_copy_(0, rows, operation(images[rows], *(value[rows] for value in values)))
+
+
+class Jitter:
+    """Colour jitter in an order of each image's own (Howard 2013; torchvision's ColorJitter), for a whole batch.
+
+    factors: the operations of JITTER to apply, each with its (B,) parameters. order: (B, len(factors)) int64, row b the
+    sequence in which image b meets them. chosen: (B,) bool, the images that are jittered at all.
+
+    Brightness, contrast and saturation are one formula, factor·x + shares of the mean and of the pixel's own grey, so
+    that at each place of the order one pass serves all images, whichever of the three they meet there.
+    """
+
+    def __init__(self, factors: dict[str, Tensor], order: Tensor, chosen: Tensor):
+        met = torch.where(chosen, order.T, -1)  # (places, B): the number of the operation each image meets there
+        self.hue_shift = factors.get("hue")
+        self.factor = torch.ones(met.shape, device=met.device)  # (places, B)
+        self.share = {}  # contrast: of the mean grey; saturation: of the pixel's
+        self.hue = torch.zeros_like(met, dtype=torch.bool)
         for number, (name, values) in enumerate(factors.items()):
-            rows = (order[:, position] == number).nonzero()[:, 0]
-            if len(rows):
-                images[rows] = JITTER[name](images[rows], values[rows])
-    return images
+            here = met == number
+            if name == "hue":
+                self.hue = here
+                continue
+            self.factor = torch.where(here, values, self.factor)
+            if name != "brightness":
+                self.share[name] = torch.where(here, 1 - values, 0.0)  # (places, B)
+        self.places = range(len(met))
+
+    def apply_(self, images: Tensor, rows: slice) -> None:
+        """Jitters, in place, the part of the batch that lies at `rows`. images: (b, C, H, W)."""
+        for place in self.places:
+            factor = self.factor[place, rows]
+            if _any(factor != 1):
+                shares = {name: share[place, rows] for name, share in self.share.items()}
+                added = [(name, share) for name, share in shares.items() if _any(share != 0)]
+                grey = luma(images) if added else None
+                means = mean_luma(grey) if "contrast" in dict(added) else None
+                other = None
+                for name, share in added:
+                    part = (means if name == "contrast" else grey) * _each(share)
+                    other = part if other is None else other + part
+                images.mul_(_each(factor))
+                if other is not None:
+                    images.add_(other)
+                images.clamp_(0, 1)
+            if self.hue_shift is not None:
+                change_(images, self.hue[place, rows], hue, self.hue_shift[rows])
+
+
+def _any(mask: Tensor) -> bool:
+    """Whether something is there to do; always so where looking would stop the device."""
+    return mask.device.type != "cpu" or bool(mask.any())
 
 
 JITTER = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}

@@ -1,18 +1,25 @@
 """From a batch of uint8 images to the views a method asks for."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslctl.allocator import keep_freed_memory
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
 from sslctl.views.random import Key
-from sslctl.views.resample import crop_boxes, resample
+from sslctl.views.resample import crop, crop_boxes, resample
 
 OPERATIONS = ("flip", *colour.JITTER, "grayscale", "blur", "solarize")
+_SMALL = 64 * 64  # pixels of an image that products with whole rows resample faster than torch does
+_PART = 1 << 20  # floats that are worked on together on a CPU: 4 MiB
+_Step = Callable[[Tensor, slice], None]
 _NEEDS_COLOUR = ("saturation", "hue", "grayscale")
 
 
@@ -49,49 +56,53 @@ class ViewMaker:
     image_size: int
     dropped: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        keep_freed_memory()
+
     def __call__(self, images: Tensor, key: Key) -> dict[str, Tensor]:
         """images: (B, C, H, W) uint8, all of one size. Returns group -> (V, B, C, h, w) float in [0, 1]."""
-        images = images.float() / 255
         height = torch.full_like(key.index, images.shape[2])
         width = torch.full_like(key.index, images.shape[3])
+        images = clean(images)
         views = {}
         for group, settings in self.augmentation.items():
-            made = []
-            for view in range(settings["count"]):
-                name = f"{group}/{view}"
-                boxes, flip = self._geometry(settings, key, name, height, width)
-                crops = resample(images, boxes, self._pixels(settings), settings["interpolation"], flip)
-                made.append(self._photometric(crops, settings, key, group, view))
-            views[group] = torch.stack(made)
+            size, kernel = self._pixels(settings), settings["interpolation"]
+            made = images.new_empty(settings["count"], *images.shape[:2], size, size)
+            for view, crops in enumerate(made):
+                boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
+                if images.device.type == "cpu" and images.shape[2] * images.shape[3] > _SMALL:
+                    for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), crops, strict=True):
+                        place.copy_(crop(image, box, size, kernel, flipped)).clamp_(0, 1)
+                else:
+                    resample(images, boxes, size, kernel, flip, out=crops)
+                self._photometric(crops, settings, key, group, view)
+            views[group] = made
         return views
 
-    def cut(self, image: Tensor, key: Key) -> dict[str, Tensor]:
-        """The crops of one image of any size, for a loader's worker: what is left is `finish`, on the whole batch.
+    def cut(self, images: list[Tensor], key: Key) -> dict[str, Tensor]:
+        """The crops of images of any size, for a loader's worker: what is left is `finish`, on the whole batch.
 
-        image: (C, H, W) uint8; key: of this one image. Returns group -> (V, C, h, w) uint8, as PIL would round them.
+        images: (C, H, W) uint8 each. Returns group -> (V, B, C, h, w) uint8, as PIL would round them.
         """
-        height, width = (torch.tensor([size]) for size in image.shape[1:])
+        height, width = (torch.tensor([image.shape[axis] for image in images]) for axis in (1, 2))
         crops = {}
         for group, settings in self.augmentation.items():
-            size, made = self._pixels(settings), []
+            size, kernel = self._pixels(settings), settings["interpolation"]
+            made = images[0].new_empty(settings["count"], len(images), len(images[0]), size, size)
             for view in range(settings["count"]):
                 boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
-                top, left, h, w = boxes[0].tolist()
-                crop = image[None, :, top : top + h, left : left + w]
-                crop = F.interpolate(crop, (size, size), mode=settings["interpolation"], antialias=True)
-                made.append(crop[0].flip(2) if flip is not None and flip[0] else crop[0])
-            crops[group] = torch.stack(made)
+                for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), made[view], strict=True):
+                    place.copy_(crop(image, box, size, kernel, flipped))
+            crops[group] = made
         return crops
 
     def finish(self, crops: dict[str, Tensor], key: Key) -> dict[str, Tensor]:
         """What follows `cut`. crops: group -> (V, B, C, h, w) uint8. Returns the same shapes, float in [0, 1]."""
         views = {}
         for group, settings in self.augmentation.items():
-            made = [
-                self._photometric(crops[group][view].float() / 255, settings, key, group, view)
-                for view in range(settings["count"])
-            ]
-            views[group] = torch.stack(made)
+            views[group] = clean(crops[group])
+            for view, images in enumerate(views[group]):
+                self._photometric(images, settings, key, group, view)
         return views
 
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -101,64 +112,70 @@ class ViewMaker:
     def _pixels(self, settings: dict) -> int:
         return round(settings["size"] * self.image_size)
 
-    def _geometry(self, settings: dict, key: Key, name: str, height: Tensor, width: Tensor):
+    def _geometry(self, settings: dict, key: Key, name: str, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 4) boxes and (B,) whether to flip."""
         boxes = crop_boxes(key, f"{name}/crop", height, width, settings["scale"], settings["ratio"])
-        flips = "flip" not in self.dropped and settings["flip"] > 0
-        return boxes, key.chance(f"{name}/flip", settings["flip"]) if flips else None
+        return boxes, key.chance(f"{name}/flip", 0.0 if "flip" in self.dropped else settings["flip"])
 
-    def _photometric(self, images: Tensor, settings: dict, key: Key, group: str, view: int) -> Tensor:
-        """Everything after crop and flip, which commutes with the flip. images: (B, C, h, w) float in [0, 1]."""
+    def _photometric(self, images: Tensor, settings: dict, key: Key, group: str, view: int) -> None:
+        """Everything after crop and flip, which commutes with the flip, in place. images: (B, C, h, w) in [0, 1]."""
         name = f"{group}/{view}"
-        steps = [self._jitter, self._grayscale]
-        for step in reversed(steps) if settings["grayscale_first"] else steps:
-            images = step(images, settings, key, name, view)
-        images = self._blur(images, settings["blur"], key, name, view)
-        return self._solarize(images, settings["solarize"], key, name, view)
+        steps = [self._jitter(settings["jitter"], key, name, view), self._grayscale(settings, key, name, view)]
+        if settings["grayscale_first"]:
+            steps.reverse()
+        steps += [self._blur(settings["blur"], key, name, view, images.shape[-1])]
+        steps += [self._solarize(settings["solarize"], key, name, view)]
+        steps = [step for step in steps if step is not None]
+        # On a CPU a part that fits in its cache goes through all operations before the next one is looked at.
+        large = images.shape[2] * images.shape[3] > _SMALL
+        length = len(images) if images.device.type != "cpu" else 1 if large else max(1, _PART // images[0].numel())
+        for start in range(0, len(images), length):
+            rows = slice(start, start + length)
+            for step in steps:
+                step(images[rows], rows)
 
-    def _chosen(self, key: Key, name: str, probability: float | list[float], view: int) -> Tensor:
-        """Rows (n,) of the images that an operation is drawn for."""
-        return key.chance(name, _per_view(probability, view)).nonzero()[:, 0]
+    # Each of the following draws an operation's parameters for the whole batch, and returns what applies it, in place,
+    # to the images that lie at some rows; None where there is nothing to do.
 
-    def _jitter(self, images: Tensor, settings: dict, key: Key, name: str, view: int) -> Tensor:
-        jitter = settings["jitter"]
+    def _jitter(self, jitter: dict, key: Key, name: str, view: int) -> _Step | None:
         names = [n for n in colour.JITTER if n not in self.dropped and jitter[n] > 0]
-        rows = self._chosen(key, f"{name}/jitter", jitter["probability"], view)
-        if not names or not len(rows):
-            return images
-        chosen, factors = key.select(rows), {}
+        probability = _per_view(jitter["probability"], view)
+        if not names or probability == 0:
+            return None
+        factors = {}
         for operation in names:
             strength = jitter[operation] * jitter["strength"]
             low, high = (-strength, strength) if operation == "hue" else (max(0.0, 1 - strength), 1 + strength)
-            factors[operation] = chosen.between(f"{name}/{operation}", low, high)
-        order = chosen.permutation(f"{name}/order", len(names))
-        return images.index_copy(0, rows, colour.jitter(images[rows], factors, order))
+            factors[operation] = key.between(f"{name}/{operation}", low, high)
+        order, chosen = key.permutation(f"{name}/order", len(names)), key.chance(f"{name}/jitter", probability)
+        return colour.Jitter(factors, order, chosen).apply_
 
-    def _grayscale(self, images: Tensor, settings: dict, key: Key, name: str, view: int) -> Tensor:
-        if "grayscale" in self.dropped:
-            return images
-        rows = self._chosen(key, f"{name}/grayscale", settings["grayscale"], view)
-        return images.index_copy(0, rows, colour.grayscale(images[rows])) if len(rows) else images
+    def _grayscale(self, settings: dict, key: Key, name: str, view: int) -> _Step | None:
+        return self._where("grayscale", settings["grayscale"], key, name, view, colour.grayscale)
 
-    def _blur(self, images: Tensor, settings: dict, key: Key, name: str, view: int) -> Tensor:
-        if "blur" in self.dropped:
-            return images
-        rows = self._chosen(key, f"{name}/blur", settings["probability"], view)
-        if not len(rows):
-            return images
-        low, high = settings["sigma"]
-        sigma = key.select(rows).between(f"{name}/sigma", low, high)
-        return images.index_copy(0, rows, gaussian_blur(images[rows], sigma, kernel_size(images.shape[-1])))
+    def _blur(self, blur: dict, key: Key, name: str, view: int, side: int) -> _Step | None:
+        sigma = key.between(f"{name}/sigma", *blur["sigma"])
+        operation = functools.partial(gaussian_blur, size=kernel_size(side))
+        return self._where("blur", blur["probability"], key, name, view, operation, sigma)
 
-    def _solarize(self, images: Tensor, settings: dict, key: Key, name: str, view: int) -> Tensor:
-        if "solarize" in self.dropped:
-            return images
-        rows = self._chosen(key, f"{name}/solarize", settings["probability"], view)
-        return images.index_copy(0, rows, colour.solarize(images[rows], settings["threshold"])) if len(rows) else images
+    def _solarize(self, solarize: dict, key: Key, name: str, view: int) -> _Step | None:
+        operation = functools.partial(colour.solarize, threshold=solarize["threshold"])
+        return self._where("solarize", solarize["probability"], key, name, view, operation)
+
+    def _where(
+        self, what: str, probability: Any, key: Key, name: str, view: int, operation: Callable, *values: Tensor
+    ) -> _Step | None:
+        """An operation that is done to some of the images, with values (B,) of each image's own."""
+        probability = _per_view(probability, view)
+        if what in self.dropped or probability == 0:
+            return None
+        chosen = key.chance(f"{name}/{what}", probability)
+        return lambda images, rows: colour.change_(images, chosen[rows], operation, *(value[rows] for value in values))
 
 
 def clean(images: Tensor) -> Tensor:
     """(B, C, H, W) uint8 -> float in [0, 1], for evaluation."""
-    return images.float() / 255
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def resize_and_crop(image: Tensor, size: int, resize: int) -> Tensor:

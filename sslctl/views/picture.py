@@ -36,7 +36,7 @@ def views(config: Any) -> None:
         cells = [image.float() / 255]
         for epoch in range(config.draws):
             key = Key(config.seed, epoch, torch.tensor([row]))
-            crops = {group: cut[:, None] for group, cut in maker.cut(image, key).items()}  # (V, 1, C, h, w)
+            crops = maker.cut([image], key)  # group -> (V, 1, C, h, w)
             cells += [view[0] for group in maker.finish(crops, key).values() for view in group]
         lines.append(torch.cat([_cell(cell) for cell in cells], 2))
     picture = torch.cat(lines, 1)  # (3, H, W)
