@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,10 @@ from sslctl.allocator import keep_freed_memory
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
 from sslctl.views.random import Key
-from sslctl.views.resample import crop, crop_boxes, resample
+from sslctl.views.resample import box_taps, by_columns, crop_boxes, cut_uint8, resample_
 
 OPERATIONS = ("flip", *colour.JITTER, "grayscale", "blur", "solarize")
-_SMALL = 64 * 64  # pixels of an image that products with whole rows resample faster than torch does
-_PART = 1 << 20  # floats that are worked on together on a CPU: 4 MiB
+_LARGE, _PART = 1 << 14, 1 << 20  # values: an image that is worked on alone, and those that are worked on together
 _Step = Callable[[Tensor, slice], None]
 _NEEDS_COLOUR = ("saturation", "hue", "grayscale")
 
@@ -61,23 +60,23 @@ class ViewMaker:
 
     def __call__(self, images: Tensor, key: Key) -> dict[str, Tensor]:
         """images: (B, C, H, W) uint8, all of one size. Returns group -> (V, B, C, h, w) float in [0, 1]."""
-        height = torch.full_like(key.index, images.shape[2])
-        width = torch.full_like(key.index, images.shape[3])
-        images = clean(images)
-        views = {}
+        batch, channels, height, width = images.shape
+        sides = torch.full_like(key.index, height), torch.full_like(key.index, width)
+        made, plans = {}, []
         for group, settings in self.augmentation.items():
-            size, kernel = self._pixels(settings), settings["interpolation"]
-            made = images.new_empty(settings["count"], *images.shape[:2], size, size)
-            for view, crops in enumerate(made):
-                boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
-                if images.device.type == "cpu" and images.shape[2] * images.shape[3] > _SMALL:
-                    for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), crops, strict=True):
-                        place.copy_(crop(image, box, size, kernel, flipped)).clamp_(0, 1)
-                else:
-                    resample(images, boxes, size, kernel, flip, out=crops)
-                self._photometric(crops, settings, key, group, view)
-            views[group] = made
-        return views
+            size, count = self._pixels(settings), settings["count"]
+            made[group] = torch.empty(count, batch, channels, size, size, device=images.device)
+            for view, crops in enumerate(made[group]):
+                boxes, flip = self._geometry(settings, key, f"{group}/{view}", *sides)
+                taps = box_taps(boxes, height, width, size, settings["interpolation"], flip)
+                plans.append((crops, *taps, self._photometric(settings, key, group, view, size)))
+        for rows in _parts(images):
+            columns = by_columns(images[rows]).div_(255)
+            for crops, vertical, horizontal, steps in plans:
+                resample_(crops[rows], columns, vertical[rows], horizontal[rows])
+                for step in steps:
+                    step(crops[rows], rows)
+        return made
 
     def cut(self, images: list[Tensor], key: Key) -> dict[str, Tensor]:
         """The crops of images of any size, for a loader's worker: what is left is `finish`, on the whole batch.
@@ -92,7 +91,7 @@ class ViewMaker:
             for view in range(settings["count"]):
                 boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
                 for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), made[view], strict=True):
-                    place.copy_(crop(image, box, size, kernel, flipped))
+                    place.copy_(cut_uint8(image, box, size, kernel, flipped))
             crops[group] = made
         return crops
 
@@ -102,7 +101,10 @@ class ViewMaker:
         for group, settings in self.augmentation.items():
             views[group] = clean(crops[group])
             for view, images in enumerate(views[group]):
-                self._photometric(images, settings, key, group, view)
+                steps = self._photometric(settings, key, group, view, images.shape[-1])
+                for rows in _parts(images):
+                    for step in steps:
+                        step(images[rows], rows)
         return views
 
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -117,22 +119,15 @@ class ViewMaker:
         boxes = crop_boxes(key, f"{name}/crop", height, width, settings["scale"], settings["ratio"])
         return boxes, key.chance(f"{name}/flip", 0.0 if "flip" in self.dropped else settings["flip"])
 
-    def _photometric(self, images: Tensor, settings: dict, key: Key, group: str, view: int) -> None:
-        """Everything after crop and flip, which commutes with the flip, in place. images: (B, C, h, w) in [0, 1]."""
+    def _photometric(self, settings: dict, key: Key, group: str, view: int, side: int) -> list[_Step]:
+        """Everything after crop and flip, which commutes with the flip."""
         name = f"{group}/{view}"
         steps = [self._jitter(settings["jitter"], key, name, view), self._grayscale(settings, key, name, view)]
         if settings["grayscale_first"]:
             steps.reverse()
-        steps += [self._blur(settings["blur"], key, name, view, images.shape[-1])]
+        steps += [self._blur(settings["blur"], key, name, view, side)]
         steps += [self._solarize(settings["solarize"], key, name, view)]
-        steps = [step for step in steps if step is not None]
-        # On a CPU a part that fits in its cache goes through all operations before the next one is looked at.
-        large = images.shape[2] * images.shape[3] > _SMALL
-        length = len(images) if images.device.type != "cpu" else 1 if large else max(1, _PART // images[0].numel())
-        for start in range(0, len(images), length):
-            rows = slice(start, start + length)
-            for step in steps:
-                step(images[rows], rows)
+        return [step for step in steps if step is not None]
 
     # Each of the following draws an operation's parameters for the whole batch, and returns what applies it, in place,
     # to the images that lie at some rows; None where there is nothing to do.
@@ -171,6 +166,14 @@ class ViewMaker:
             return None
         chosen = key.chance(f"{name}/{what}", probability)
         return lambda images, rows: colour.change_(images, chosen[rows], operation, *(value[rows] for value in values))
+
+
+def _parts(images: Tensor) -> Iterator[slice]:
+    """On a CPU a part of a batch that fits in its cache goes through all operations before the next one is looked at."""
+    size = images[0].numel()
+    length = len(images) if images.device.type != "cpu" else 1 if size > _LARGE else _PART // size
+    for start in range(0, len(images), length):
+        yield slice(start, min(start + length, len(images)))
 
 
 def clean(images: Tensor) -> Tensor:

@@ -78,6 +78,10 @@ class Key:
         """(B, n) int64, each row a random permutation of 0..n-1."""
         return self.bits(name, n).argsort(dim=1, stable=True)
 
-    def select(self, rows: Tensor) -> "Key":
-        """The key of a part of the batch. rows: indices or a mask over (B,)."""
-        return Key(self.seed, self.epoch, self.index[rows])
+    def select(self, rows: Tensor | slice) -> "Key":
+        """The key of a part of the batch. rows: indices, a slice or a mask over (B,)."""
+        return self.of(self.index[rows])
+
+    def of(self, index: Tensor) -> "Key":
+        """The key of other images in the same epoch. index: (n,) int64."""
+        return Key(self.seed, self.epoch, index)

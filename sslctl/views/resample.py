@@ -1,4 +1,4 @@
-"""Crop and resize as two small matrix products per image.
+"""Crop and resize as weighted sums of a few rows, then of a few columns.
 
 The weights are those of torch's and PIL's antialiased resampling (a triangle or a cubic kernel with a = -0.5, stretched
 by the scale when shrinking, cut at the edges of the crop), so a batch in which every image has its own crop equals
@@ -6,6 +6,7 @@ torchvision's `resized_crop(..., antialias=True)` image by image, in both direct
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -44,10 +45,40 @@ def crop_boxes(
     return torch.where(fits.any(1, keepdim=True), torch.stack([top, left, h, w], 1), central)
 
 
-def axis_weights(start: Tensor, length: Tensor, in_size: int, out_size: int, kernel: str) -> Tensor:
-    """Resampling weights along one axis: (B, out_size, in_size), rows sum to 1.
+@dataclass(frozen=True)
+class Taps:
+    """Along one axis: which places of an image make up each place of its crop, and with which weights."""
 
-    start, length: (B,) int64, the crop's first pixel and size. kernel: "bilinear" or "bicubic".
+    places: Tensor  # (B, out, taps) int64
+    weights: Tensor  # (B, out, taps), rows sum to 1
+
+    def mirrored(self, where: Tensor) -> "Taps":
+        """The other way round for some images. where: (B,) bool."""
+        where = where[:, None, None]
+        return Taps(
+            torch.where(where, self.places.flip(1), self.places), torch.where(where, self.weights.flip(1), self.weights)
+        )
+
+    def __getitem__(self, rows: slice) -> "Taps":
+        return Taps(self.places[rows], self.weights[rows])
+
+    def of_channels(self, channels: int) -> "Taps":
+        """(B, …) -> (B·channels, …), every channel as its image."""
+        return Taps(self.places.repeat_interleave(channels, 0), self.weights.repeat_interleave(channels, 0))
+
+    def sums(self, lines: Tensor) -> Tensor:
+        """lines: (B, in, n), the image's rows, or its columns. Returns (B, out, n)."""
+        batch, length, width = lines.shape
+        first = torch.arange(0, batch * length, length, device=lines.device)  # (B,)
+        table, places = lines.reshape(batch * length, width), (self.places + first[:, None, None]).flatten(0, 1)
+        sums = F.embedding_bag(places, table, per_sample_weights=self.weights.flatten(0, 1), mode="sum")
+        return sums.view(batch, -1, width)
+
+
+def axis_taps(start: Tensor, length: Tensor, in_size: int, out_size: int, kernel: str) -> Taps:
+    """The resampling along one axis. start, length: (B,) int64, the crop's first pixel and size.
+
+    kernel: "bilinear" or "bicubic".
     """
     taps = min(in_size, 2 * math.ceil(_SUPPORT[kernel] * max(1.0, in_size / out_size)) + 1)  # that any crop can need
     scale = length.float()[:, None] / out_size  # (B, 1)
@@ -66,40 +97,54 @@ def axis_weights(start: Tensor, length: Tensor, in_size: int, out_size: int, ker
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
     weights = torch.where(pixel < last[:, :, None], weights, 0.0)
     weights = weights / weights.sum(dim=2, keepdim=True)
-    places = (pixel + start[:, None, None]).clamp_(max=in_size - 1)  # past the edge: with weight 0
-    return weights.new_zeros(len(start), out_size, in_size).scatter_add_(2, places, weights)
+    return Taps((pixel + start[:, None, None]).clamp_(max=in_size - 1), weights)  # past the edge: with weight 0
 
 
-def resample(
-    images: Tensor, boxes: Tensor, out_size: int, kernel: str, flip: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
+def box_taps(
+    boxes: Tensor, height: int, width: int, out_size: int, kernel: str, flip: Tensor | None = None
+) -> tuple[Taps, Taps]:
+    """(vertical, horizontal) for boxes (B, 4) of images of height × width. flip: (B,) bool, mirrors left-right."""
+    top, left, h, w = boxes.unbind(1)
+    horizontal = axis_taps(left, w, width, out_size, kernel)
+    return axis_taps(top, h, height, out_size, kernel), horizontal if flip is None else horizontal.mirrored(flip)
+
+
+def resample_(out: Tensor, columns: Tensor, vertical: Taps, horizontal: Taps) -> None:
     """Cuts one box out of every image and resizes it.
 
-    images: (B, C, H, W) float in [0, 1]. boxes: (B, 4) int64 from `crop_boxes`. flip: (B,) bool, mirrors left-right.
-    Returns (B, C, out_size, out_size) float in [0, 1], in `out` when it is given.
+    columns: (B, W, C·H) float in [0, 1] from `by_columns`. out: (B, C, h, w), is overwritten.
     """
-    batch, channels, in_height, in_width = images.shape
-    top, left, height, width = boxes.unbind(1)
-    vertical = axis_weights(top, height, in_height, out_size, kernel)  # (B, out, H)
-    horizontal = axis_weights(left, width, in_width, out_size, kernel)  # (B, out, W)
-    if flip is not None:
-        horizontal = torch.where(flip[:, None, None], horizontal.flip(1), horizontal)
-    # Two products for all channels of an image: rows lie together as (H, C, W), no weight is repeated.
-    rows = images.transpose(1, 2).reshape(batch, in_height, channels * in_width)
-    rows = torch.bmm(vertical, rows).view(batch, out_size * channels, in_width)  # (B, out·C, W)
-    crops = torch.bmm(rows, horizontal.transpose(1, 2)).view(batch, out_size, channels, out_size).transpose(1, 2)
-    out = torch.empty_like(crops, memory_format=torch.contiguous_format) if out is None else out
-    return out.copy_(crops).clamp_(0, 1)  # the cubic kernel overshoots
+    batch, channels, _, width = out.shape
+    rows = _transposed(horizontal.sums(columns))  # (B, C·H, w)
+    x = vertical.of_channels(channels).sums(rows.view(batch * channels, -1, width))  # (B·C, h, w)
+    out.copy_(x.view(out.shape)).clamp_(0, 1)  # the cubic kernel overshoots
 
 
-def crop(image: Tensor, box: list[int], out_size: int, kernel: str, flip: bool) -> Tensor:
-    """`resample` of one image with torch's own resampling: (C, H, W) -> (C, out_size, out_size).
+def by_columns(images: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 or float -> (B, W, C·H) float, the values as they are."""
+    batch, channels, height, width = images.shape
+    return _transposed(images.reshape(batch, channels * height, width).float())
 
-    Faster than products with whole rows where images are large. uint8 in, uint8 out, rounded as PIL rounds.
-    """
+
+def _transposed(x: Tensor) -> Tensor:
+    """(B, m, n) -> (B, n, m), contiguous."""
+    if len(x) == 1:  # torch transposes one matrix in blocks, several of them value by value
+        return x[0].t().contiguous()[None]
+    return x.transpose(1, 2).contiguous()
+
+
+def resample(images: Tensor, boxes: Tensor, out_size: int, kernel: str, flip: Tensor | None = None) -> Tensor:
+    """`resample_` of a batch (B, C, H, W) in [0, 1] with boxes (B, 4). Returns (B, C, out_size, out_size)."""
+    batch, channels, height, width = images.shape
+    out = images.new_empty(batch, channels, out_size, out_size)
+    resample_(out, by_columns(images), *box_taps(boxes, height, width, out_size, kernel, flip))
+    return out
+
+
+def cut_uint8(image: Tensor, box: list[int], out_size: int, kernel: str, flip: bool) -> Tensor:
+    """The same for one uint8 image, rounded as PIL does: (C, H, W) -> (C, out_size, out_size)."""
     top, left, height, width = box
     part = image[None, :, top : top + height, left : left + width]
-    if image.dtype == torch.uint8:  # its kernel wants the channels of a pixel side by side, as files have them
-        part = part.contiguous(memory_format=torch.channels_last)
+    part = part.contiguous(memory_format=torch.channels_last)  # the layout of files, and of torch's fastest kernel
     part = F.interpolate(part, (out_size, out_size), mode=kernel, antialias=True)[0]
     return part.flip(2) if flip else part
