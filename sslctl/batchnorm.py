@@ -1,27 +1,41 @@
-"""BatchNorm over groups of the batch, which MoCo needs (arXiv:1911.05722, section 3.3)."""
+"""BatchNorm over groups of the global batch: MoCo's separate devices, or all processes as one."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sslctl import distributed
+
 
 class _Grouped(_BatchNorm):
-    """Statistics over each of `groups` consecutive parts of the batch; running ones are the groups' mean.
+    """Statistics over each of `groups` consecutive parts of the global batch; running ones are the groups' mean.
 
-    Stands for the separate BatchNorms of as many devices: with one statistic for the whole batch a query could
-    recognise its key by it.
+    Several groups stand for the separate BatchNorms of as many devices (MoCo, arXiv:1911.05722, section 3.3): with one
+    statistic for the whole batch a query could recognise its key by it. One group is the plain BatchNorm, over all
+    processes. A process holds whole groups, or a group is shared by some of them.
     """
 
     groups: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.groups == 1:
+        processes = distributed.world()
+        if not self.training or (self.groups == 1 and processes == 1):
             return super().forward(x)
-        if len(x) % self.groups:
-            raise ValueError(f"a batch of {len(x)} does not divide into {self.groups} BatchNorm groups")
         self.num_batches_tracked.add_(1)
+        if self.groups % processes == 0:
+            return self._apart(x, self.groups // processes)
+        if processes % self.groups:
+            raise ValueError(
+                f"{self.groups} BatchNorm groups do not divide among {processes} processes, nor they into these"
+            )
+        return self._together(x, processes // self.groups)
+
+    def _apart(self, x: Tensor, groups: int) -> Tensor:
+        """This process holds so many whole groups."""
+        if len(x) % groups:
+            raise ValueError(f"a batch of {len(x)} does not divide into {groups} BatchNorm groups")
         parts, means, variances = [], [], []
-        for part in x.chunk(self.groups):
+        for part in x.chunk(groups):
             mean, variance = self.running_mean.clone(), self.running_var.clone()
             parts.append(
                 nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
@@ -32,6 +46,49 @@ class _Grouped(_BatchNorm):
             self.running_mean.copy_(torch.stack(means).mean(0))
             self.running_var.copy_(torch.stack(variances).mean(0))
         return torch.cat(parts)
+
+    def _together(self, x: Tensor, processes: int) -> Tensor:
+        """So many processes share a group."""
+        first = distributed.rank() // processes * processes
+        y, mean, variance = _Synchronized.apply(x, self.eps, slice(first, first + processes))
+        count = x.numel() // x.shape[1] * processes
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        if self.affine:
+            shape = [1, -1] + [1] * (x.ndim - 2)
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
+
+
+class _Synchronized(torch.autograd.Function):
+    """x -> (x - mean) / √(variance + eps) over the rows that some processes hold, one message each way.
+
+    torch's own SyncBatchNorm refuses tensors on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float, members: slice) -> tuple[Tensor, Tensor, Tensor]:
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        x = x.float()
+        variance, mean = torch.var_mean(x, dims, correction=0)  # (C,)
+        everyones = distributed.gather(torch.stack([mean, variance])[None])[members]  # (processes, 2, C)
+        mean = everyones[:, 0].mean(0)
+        variance = (everyones[:, 1] + (everyones[:, 0] - mean) ** 2).mean(0)
+        scale = torch.rsqrt(variance + eps)
+        y = (x - mean.view(shape)) * scale.view(shape)
+        ctx.save_for_backward(y, scale)
+        ctx.members, ctx.dims, ctx.shape = members, dims, shape
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor, None, None]:
+        y, scale = ctx.saved_tensors
+        sums = torch.stack([gradient.mean(ctx.dims), (gradient * y).mean(ctx.dims)])[None]  # (1, 2, C)
+        means = distributed.gather(sums)[ctx.members].mean(0)  # (2, C)
+        mean, slope = (m.view(ctx.shape) for m in means)
+        return (gradient - mean - y * slope) * scale.view(ctx.shape), None, None
 
 
 class GroupedBatchNorm1d(_Grouped, nn.BatchNorm1d):
@@ -48,15 +105,34 @@ _KINDS = {nn.BatchNorm1d: GroupedBatchNorm1d, nn.BatchNorm2d: GroupedBatchNorm2d
 def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     """Makes every BatchNorm inside a module take its statistics in groups. Names and tensors stay as they are.
 
-    Raises ValueError where a BatchNorm is of another library's kind and groups are asked for.
+    Raises ValueError where a BatchNorm is of another library's kind and plain ones would not do.
     """
     for child in module.modules():
         if isinstance(child, _Grouped):
             child.groups = groups
-        elif isinstance(child, _BatchNorm) and groups > 1:
+        elif isinstance(child, _BatchNorm) and (groups > 1 or distributed.world() > 1):
             if type(child) not in _KINDS:
                 raise ValueError(
-                    f"BatchNorm groups need torch's own BatchNorm; this backbone has {type(child).__name__}"
+                    f"BatchNorm groups and several processes need torch's own BatchNorm; this backbone has"
+                    f" {type(child).__name__}"
                 )
             child.__class__, child.groups = _KINDS[type(child)], groups
     return module
+
+
+def synchronize_batchnorm(module: nn.Module) -> None:
+    """With several processes: makes every BatchNorm that is in no groups yet one over all of them."""
+    for child in module.modules():
+        if isinstance(child, _BatchNorm) and not isinstance(child, _Grouped):
+            group_batchnorm(child, 1)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The running means and variances inside a module."""
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.running_mean is not None]
+    return [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+
+
+def takes_batch_statistics(module: nn.Module) -> bool:
+    """Whether a BatchNorm inside normalises by the batch it is given, and not by its running statistics."""
+    return any(isinstance(child, _BatchNorm) and child.training for child in module.modules())

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sslctl.config import InputError
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
-_STATE_PARTS = ("step", "optimizer", "generators", "threads")
+_STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
 _GENERATORS = ("torch", "cuda", "numpy", "python")
 
 
@@ -45,7 +45,8 @@ def warn(message: str) -> None:
 def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], keep_last: int) -> Path:
     """Writes checkpoints/step-N, points `last` at it, and only then removes all but the newest `keep_last`.
 
-    state: "step", "optimizer" (a state_dict), "generators" from `generators()`, "threads".
+    state: "step", "optimizer" (a state_dict), "generators" (`generators()` of each process), "threads", "scaler" and
+    "skipped" (of fp16).
     """
     final = run_dir / "checkpoints" / f"step-{step}"
     if final.exists():
@@ -186,6 +187,12 @@ def remove_leftovers(run_dir: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def continue_from(run_dir: Path) -> Path | None:
+    """The checkpoint that a run goes on from, after removing what a kill left half done."""
+    remove_leftovers(run_dir)
+    return newest_valid(run_dir)
+
+
 def load(path: Path, module: nn.Module) -> dict[str, Any]:
     """Copies a verified checkpoint into existing tensors, strictly, and returns the rest of the state."""
     tensors = load_tensors(path / _WEIGHTS)
@@ -195,7 +202,8 @@ def load(path: Path, module: nn.Module) -> dict[str, Any]:
     module.load_state_dict(tensors, strict=True)
     state = load_pickle(path / _STATE)
     missing = [part for part in _STATE_PARTS if part not in state]
-    missing += [f"generators.{part}" for part in _GENERATORS if part not in state.get("generators", _GENERATORS)]
+    for process in state.get("generators", []):
+        missing += [f"generators.{part}" for part in _GENERATORS if part not in process]
     if missing:
         raise CheckpointError(
             f"{path / _STATE} lacks {', '.join(missing)}: the run cannot continue exactly; to start a new one from its"

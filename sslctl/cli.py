@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -71,13 +72,22 @@ def main(argv: list[str] | None = None) -> int:
     verb = arguments[0]
     if verb not in VERBS:
         return _refuse(InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"))
+    return guarded(lambda: _verb(verb, arguments[1:]))
+
+
+def _verb(verb: str, words: list[str]) -> int:
+    prepared = overrides.prepare(words)
+    allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
+    if prepared.words and "ckpt" not in {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}:
+        raise InputError(f"{' '.join(prepared.words)}: {verb} takes key=value words only")
+    explain.refuse_new_keys(verb, prepared)
+    return _run(verb, prepared)
+
+
+def guarded(work: Callable[[], int | None]) -> int:
+    """Does some work and returns its exit status, 0 for None; what it raises becomes a short message and a status."""
     try:
-        prepared = overrides.prepare(arguments[1:])
-        allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
-        if prepared.words and "ckpt" not in {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}:
-            raise InputError(f"{' '.join(prepared.words)}: {verb} takes key=value words only")
-        explain.refuse_new_keys(verb, prepared)
-        return _run(verb, prepared)
+        return work() or 0
     except InputError as error:
         return _refuse(error)
     except Stopped as stop:
@@ -188,8 +198,9 @@ def _refuse(error: InputError) -> int:
 
 
 def _fail(error: Exception) -> int:
-    _report(error)
-    return 1
+    if str(error) or not hasattr(error, "status"):  # without a message: another process has given it
+        _report(error)
+    return getattr(error, "status", 1)
 
 
 def _report(error: Exception, prefix: str = "") -> None:

@@ -75,7 +75,13 @@ class ViewGroupConfig:
 class TrainerConfig:
     epochs: int = _in(low=1)
     batch_size: int = _in(low=2)
-    precision: str = _in(choices=("fp32", "bf16"))
+    precision: str = _in(choices=("fp32", "bf16", "fp16"))
+    tf32: bool = MISSING
+    accumulate_steps: int = _in(low=1)
+    accumulate_approximately: bool = MISSING
+    processes: int = _in(low=1)
+    compile: bool = MISSING
+    deterministic: bool = MISSING
     device: str = _in(choices=("auto", "cpu", "cuda", "mps"))
     channels_last: bool = MISSING
     clip_grad_norm: float | None = _in(above=0)
@@ -217,6 +223,8 @@ def mistakes(schema: type, config: DictConfig) -> list[str]:
         ]
     if "optimizer" in config:
         found += _optimizer_mistakes(config)
+    if "trainer" in config:
+        found += _trainer_mistakes(config.trainer)
     return found
 
 
@@ -271,6 +279,16 @@ def _view_mistakes(settings: DictConfig, path: str) -> list[str]:
         if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
             found.append(f"{path}.{name}={pair}: expected two rising numbers, more than {low} and at most {high}")
     return found
+
+
+def _trainer_mistakes(trainer: DictConfig) -> list[str]:
+    parts = trainer.processes * trainer.accumulate_steps
+    if parts < 1 or trainer.batch_size % parts == 0:
+        return []
+    return [
+        f"trainer.batch_size={trainer.batch_size} does not divide by trainer.processes={trainer.processes} ×"
+        f" trainer.accumulate_steps={trainer.accumulate_steps}"
+    ]
 
 
 def _optimizer_mistakes(config: DictConfig) -> list[str]:

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+from sslctl.distributed import rank
 from sslctl.plan import Plan
 from sslctl.run_directory import METRICS, append_line
 
@@ -20,11 +21,12 @@ class Log:
         self.last_record: tuple[float, int] | None = None
         self.knn: float | None = None
         self.writer = None
-        if tensorboard:
+        self.writes = rank() == 0
+        if tensorboard and self.writes:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(run_dir), purge_step=first_step and first_step + 1)
-        self.bar = _bar(plan.total_steps, first_step) if sys.stdout.isatty() else None
+        self.bar = _bar(plan.total_steps, first_step) if self.writes and sys.stdout.isatty() else None
 
     def __enter__(self) -> "Log":
         if self.bar:
@@ -39,6 +41,8 @@ class Log:
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of a completed step."""
+        if not self.writes:
+            return
         now = time.monotonic()
         if "loss" in values:
             if self.last_record is not None:

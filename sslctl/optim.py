@@ -45,20 +45,23 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                update = weight.grad.add(weight, alpha=group["weight_decay"])
-                if group["adapt"]:
-                    update = update * self._ratio(weight, update, group["trust"])
-                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                momentum.mul_(group["momentum"]).add_(update)
-                weight.add_(momentum, alpha=-group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            updates = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                ratios = self._ratios(weights, updates, group["trust"])
+                torch._foreach_mul_(updates, ratios)
+            momenta = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, updates)
+            torch._foreach_add_(weights, momenta, alpha=-group["lr"])
 
     @staticmethod
-    def _ratio(weight: Tensor, update: Tensor, trust: float) -> Tensor:
-        weight_norm, update_norm = weight.norm(), update.norm()
-        return torch.where((weight_norm > 0) & (update_norm > 0), trust * weight_norm / update_norm, 1.0)
+    def _ratios(weights: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
+        """r of each weight, (); the same few operations for all of them."""
+        w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))  # (tensors,)
+        return list(torch.where((w > 0) & (g > 0), trust * w / g, 1.0).unbind())
 
 
 # --- Schedules: factors of the learning rate as functions of the step ---

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sslctl import distributed
 from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.methods.base import Facts
@@ -31,6 +32,10 @@ class Plan:
     dropped: tuple[str, ...]
     device: torch.device
     precision: str
+    accumulate_steps: int
+    processes: int
+    compiled: bool
+    deterministic: bool
     channels_last: bool
     clip_grad_norm: float | None
     threads: int
@@ -68,9 +73,20 @@ class Plan:
             f"lr         {self.lr_words}; {schedule.shape}, warm-up {schedule.warmup_steps} steps",
             f"dropped    {', '.join(self.dropped) or 'no operation'}",
             f"precision  {self.precision} on {self.device}, {self.threads} threads"
+            + (f" in each of {self.processes} processes with {self._each} images" if self.processes > 1 else "")
             + (", channels_last" if self.channels_last else "")
-            + ("" if self.device.type == "cpu" else "; resume exact to rounding only"),
+            + (", compiled" if self.compiled else "")
+            + (f", batches in {self.accumulate_steps} parts" if self.accumulate_steps > 1 else "")
+            + ("" if self.device.type == "cpu" or self.deterministic else "; resume exact to rounding only"),
         ]
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.lr * self.schedule(step)
+
+    @property
+    def _each(self) -> int:
+        return self.batch_size // self.processes
 
     @property
     def _left_out(self) -> int:
@@ -112,9 +128,13 @@ def make_plan(config: Any, source: Source) -> Plan:
         ),
         device=choose_device(trainer.device),
         precision=trainer.precision,
+        accumulate_steps=trainer.accumulate_steps,
+        processes=distributed.world(),
+        compiled=trainer.compile,
+        deterministic=trainer.deterministic,
         channels_last=trainer.channels_last,
         clip_grad_norm=trainer.clip_grad_norm,
-        threads=trainer.threads or len(os.sched_getaffinity(0)),
+        threads=trainer.threads or max(1, len(os.sched_getaffinity(0)) // distributed.world()),
         log_every_steps=trainer.log_every_steps,
         save_every_steps=every,
         knn_every_steps=max(1, round(knn_every * steps_per_epoch)) if knn_every else None,

@@ -1,5 +1,7 @@
 """sslctl pretrain: compose → check → plan → lock → resume or start → fit → evaluate."""
 
+import contextlib
+import itertools
 import random
 import resource
 import sys
@@ -11,31 +13,55 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from sslctl import distributed
 from sslctl import run_directory as rundir
 from sslctl.backbones import describe
 from sslctl.build import Preprocess, build_backbone, build_method, build_source, build_views, preprocess_of
 from sslctl.checkpoint import newest_valid, save_tensors
 from sslctl.cli import Stopped
+from sslctl.clock import words
 from sslctl.config import InputError, user_path
 from sslctl.data.sources import Source
 from sslctl.evaluation.online import closing_records, online_knn
 from sslctl.evaluation.results import append, show
 from sslctl.evaluation.verbs import labelled_sources, refuse_other_images
+from sslctl.launch import launch
 from sslctl.logs import duration
 from sslctl.methods.base import Method
 from sslctl.overrides import command_line
-from sslctl.plan import Plan, make_plan
+from sslctl.plan import Plan, choose_device, make_plan
 from sslctl.run_directory import decisive, fingerprint
-from sslctl.train import Interrupted, Setup, Signals, fit, set_up
+from sslctl.train import Interrupted, Setup, Signals, explained_memory, fit, set_up, train_step
 from sslctl.weights import weights_sha256
 
 
-def pretrain(config: Any) -> None:
-    """Trains, or continues, or finishes the evaluation of the run that this configuration names."""
+def pretrain(config: Any, command: str | None = None) -> None:
+    """Trains, or continues, or finishes the evaluation of the run that this configuration names.
+
+    command: what the user typed, where Hydra does not know it: in a process of trainer.processes.
+    """
     resolved = OmegaConf.to_container(config, resolve=True)
+    command = command or command_line()
+    processes = config.trainer.processes
+    if processes > 1 and not distributed.launched():
+        status = launch(resolved, command, processes)
+        if status:
+            raise Stopped(status)
+        return
+    distributed.join(choose_device(config.trainer.device).type)
+    try:
+        if processes not in (1, distributed.world()):
+            raise InputError(f"trainer.processes={processes} in a group of {distributed.world()}: leave it to torchrun")
+        _pretrain(config, resolved, command)
+    finally:
+        distributed.leave()
+
+
+def _pretrain(config: Any, resolved: dict, command: str) -> None:
+    """`pretrain` in one of the run's processes."""
     if not config.plan_only:
         rundir.refuse_unwritable(user_path(config.run_dir or "runs"))
-    source = build_source(config.dataset, "train")
+    source = distributed.first_first(lambda: build_source(config.dataset, "train"))
     preprocess = preprocess_of(config.dataset, source)
     plan = make_plan(config, source)
     torch.set_num_threads(plan.threads)
@@ -57,24 +83,30 @@ def pretrain(config: Any) -> None:
         return
     if config.trainer.resume == "must" and newest_valid(run_dir) is None:
         raise InputError(f"trainer.resume=must: {run_dir} has no valid checkpoint")
-    rundir.make(run_dir)
-    lock = rundir.Lock(run_dir)
-    try:
-        rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess), command_line())
-        point_latest(run_dir)
-        if finished(run_dir, plan, probed[1] if probed and config.evaluation.closing else None):
+    closing = probed[1] if probed and config.evaluation.closing else None
+    with contextlib.ExitStack() as held:
+
+        def begin() -> bool:
+            """Takes the run directory; returns whether the run is finished."""
+            rundir.make(run_dir)
+            held.callback(rundir.Lock(run_dir).release)
+            rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess), command)
+            point_latest(run_dir)
+            return finished(run_dir, plan, closing)
+
+        if distributed.first_alone(begin):
             print(f"already finished: {run_dir}")
             return
         with Signals() as signals:
             try:
                 if not fit(setup, signals):
                     raise Interrupted
-                finish(config, setup, preprocess, probed, signals)
+                if distributed.rank() == 0:
+                    finish(config, setup, preprocess, probed, signals)
             except Interrupted:
-                print(f"stopped; the same command continues {run_dir}", file=sys.stderr)
+                if distributed.rank() == 0:
+                    print(f"stopped; the same command continues {run_dir}", file=sys.stderr)
                 raise Stopped(signals.status) from None
-    finally:
-        lock.release()
 
 
 def seed_generators(seed: int) -> None:
@@ -164,26 +196,19 @@ def describe_run(config: Any, plan: Plan, method: Method, preprocess: Preprocess
     print("\n".join(lines), flush=True)
 
 
+WARMING, TIMED = 3, 10  # steps of plan_only=true
+
+
 def time_steps(setup: Setup) -> None:
-    """Times a few real steps in memory, and prints what the run will take; nothing is written."""
-    plan, method = setup.plan, setup.method
-    method.to(plan.device).train()
-    if plan.channels_last:
-        method.to(memory_format=torch.channels_last)
-    times = []
-    iterator = setup.batches(0)
-    for step in range(min(6, plan.total_steps)):
-        began = time.monotonic()
-        batch, s = next(iterator), method.schedules(step)
-        method.before_step(s)
-        with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            out = method(batch, s)
-        out["loss"].backward()
-        setup.optimizer.step()
-        setup.optimizer.zero_grad(set_to_none=True)
-        method.after_step(s, out.get("carry", {}))
-        times.append(time.monotonic() - began)
-    seconds = sorted(times)[len(times) // 2]
+    """Takes a few real steps in memory, and prints what the run will take and where the time goes; nothing is written."""
+    plan, method, clock = setup.plan, setup.method, setup.clock
+    with contextlib.closing(setup.batches(0)) as feed, explained_memory(plan, method):
+        for step, batch in enumerate(itertools.islice(feed, WARMING + TIMED)):
+            train_step(setup, step, batch)
+            if step == min(WARMING, plan.total_steps - 1) - 1:
+                clock.split()
+    split = clock.split()
+    seconds = sum(split.values()) / max(1, min(TIMED, step + 1 - WARMING))
     tensors = [*method.state_dict().values()]
     tensors += [v for state in setup.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in tensors)
@@ -191,9 +216,17 @@ def time_steps(setup: Setup) -> None:
         memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB on the GPU"
     else:
         memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB"
+    measured = ""
+    if setup.knn is not None and plan.knn_every_steps:
+        began = time.monotonic()
+        method.eval()
+        setup.knn(method, lambda: None)
+        each, times = time.monotonic() - began, -(-plan.total_steps // plan.knn_every_steps) + 1
+        measured = f" and {duration(each * times)} for the online kNN ({each:.1f} s, {times} times)"
     print(
         f"time       {1000 * seconds:.0f} ms a step, {plan.batch_size / seconds:,.0f} images/s:"
-        f" about {duration(seconds * plan.total_steps)} in all"
+        f" about {duration(seconds * plan.total_steps)} of training{measured}"
     )
+    print(f"spent on   {words(split)}")
     print(f"memory     {memory}; a checkpoint takes {size / 2**20:,.1f} MiB")
     print("plan_only=true: nothing was trained or written")

@@ -206,7 +206,14 @@ def total_size(path: Path) -> int:
 _NOT_IN_FINGERPRINT = (
     *("seed", "run_dir", "plan_only", "names", "recipe", "eval_dataset", "evaluation", "probe"),
     *("dataset.root", "dataset.memory_gb", "dataset.download", "dataset.scale", "backbone.weights"),
-    *("trainer.device", "trainer.workers", "trainer.threads", "trainer.resume", "trainer.tensorboard"),
+    *(
+        "trainer.device",
+        "trainer.processes",
+        "trainer.workers",
+        "trainer.threads",
+        "trainer.resume",
+        "trainer.tensorboard",
+    ),
     *("trainer.log_every_steps", "trainer.save_every_epochs", "trainer.save_every_steps", "trainer.keep_last"),
 )
 

@@ -1,10 +1,11 @@
 """fit(): the one loop that trains everything."""
 
 import contextlib
+import inspect
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sslctl import checkpoint
+from sslctl import checkpoint, distributed
+from sslctl.batchnorm import running_statistics, synchronize_batchnorm, takes_batch_statistics
 from sslctl.binding import bind
+from sslctl.clock import Clock, shares
 from sslctl.config import InputError
 from sslctl.data.batch import Batch
 from sslctl.data.loader import batches
@@ -22,12 +25,9 @@ from sslctl.logs import Log
 from sslctl.methods.base import Method
 from sslctl.optim import parameter_groups
 from sslctl.plan import Plan
+from sslctl.precision import Precision, prepare_device
 from sslctl.run_directory import cut_metrics
 from sslctl.views import ViewMaker
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is not a number, caught before optimizer, teacher or queue saw it."""
 
 
 class Interrupted(Exception):
@@ -70,23 +70,26 @@ class Setup:
     plan: Plan
     method: Method
     optimizer: torch.optim.Optimizer
+    precision: Precision
+    clock: Clock
     batches: Callable[[int], Generator[Batch]]  # first step -> the batches from there to the end
     run_dir: Path
     keep_last: int
     tensorboard: bool
-    describe: Callable[[int], str]  # an image's index -> where to find it
     knn: Callable[[Method, Callable[[], None]], float] | None = None  # the online evaluation
 
 
-def build_optimizer(node: Any, method: Method, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a configuration over a method's trained parameters."""
+def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
+    """The optimizer of a configuration over a method's trained parameters; torch's fused one where there is one."""
     skip = ("base_lr", "lr_scaling", "weight_decay", "exclude_bias_and_norm")
     target, arguments = bind(node, "optimizer", skip=skip, given=("params", "lr"))
     groups = parameter_groups(method, node.weight_decay, node.exclude_bias_and_norm)
     if not groups:
         raise InputError("nothing to train: no parameter of the method asks for a gradient")
+    if "fused" in inspect.signature(target).parameters and "fused" not in node and plan.device.type in ("cpu", "cuda"):
+        arguments["fused"] = True
     try:
-        return target(groups, lr=lr, **arguments)
+        return target(groups, lr=plan.lr, **arguments)
     except ValueError as error:
         raise InputError(f"optimizer: {error}") from error
 
@@ -100,11 +103,23 @@ def set_up(
     run_dir: Path,
     knn: Callable[[Method, Callable[[], None]], float] | None = None,
 ) -> Setup:
-    """What fit() needs, from a configuration with optimizer, trainer and seed."""
+    """What fit() needs, from a configuration with optimizer, trainer and seed. The method is moved to its device."""
+    prepare_device(plan.device, tf32=config.trainer.tf32, deterministic=config.trainer.deterministic)
+    synchronize_batchnorm(method)
+    method.to(plan.device).train()
+    if plan.channels_last:
+        method.to(memory_format=torch.channels_last)
+    refuse_inexact_accumulation(plan, method, config.trainer.accumulate_approximately)
+    if config.trainer.compile:
+        for child in method.children():  # losses and what follows a schedule or a key stay outside the graphs
+            child.compile(dynamic=False)
+    clock = Clock(plan.device)
     return Setup(
         plan=plan,
         method=method,
-        optimizer=build_optimizer(config.optimizer, method, plan.lr),
+        optimizer=build_optimizer(config.optimizer, method, plan),
+        precision=Precision(plan.precision, plan.device, method, source.describe),
+        clock=clock,
         batches=lambda first: batches(
             source,
             views,
@@ -114,65 +129,112 @@ def set_up(
             total_steps=plan.total_steps,
             workers=config.trainer.workers,
             device=plan.device,
+            clock=clock,
         ),
         run_dir=run_dir,
         keep_last=config.trainer.keep_last,
         tensorboard=config.trainer.tensorboard,
-        describe=source.describe,
         knn=knn,
     )
+
+
+def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool) -> None:
+    """Raises InputError where the parts of a batch, one after the other, do not add up to the batch."""
+    if plan.accumulate_steps == 1 or approximately:
+        return
+    batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
+    reasons = [reason for reason in (method.couples, batchnorm) if reason]
+    if reasons:
+        raise InputError(
+            f"trainer.accumulate_steps={plan.accumulate_steps}: {plan.accumulate_steps} parts of a batch are not the batch"
+            f" here: {'; '.join(reasons)}. trainer.accumulate_approximately=true trains on the parts all the same"
+        )
 
 
 def fit(setup: Setup, signals: Signals) -> bool:
     """Trains to the plan's last step, continuing from the newest valid checkpoint.
 
     Returns False when a signal stopped it; everything up to the last completed step is saved then. Raises
-    NonFiniteError before anything sees a loss or gradient that is not finite.
+    NonFiniteError for a loss or gradient that is not finite, OutOfMemory with what would fit.
     """
-    plan, method, optimizer = setup.plan, setup.method, setup.optimizer
-    method.to(plan.device).train()
-    if plan.channels_last:
-        method.to(memory_format=torch.channels_last)
+    plan, method, precision, clock = setup.plan, setup.method, setup.precision, setup.clock
     first, known = resume(setup)
     log = Log(setup.run_dir, plan, first, setup.tensorboard)
-    with log, contextlib.closing(setup.batches(first)) as feed:
+    with log, contextlib.closing(setup.batches(first)) as feed, explained_memory(plan, method):
         missing = plan.knn_due(first) and not known  # of untrained weights, or cut short by a signal
         if missing and not evaluate_online(setup, log, first, signals):
             return False
+        clock.lap("starting")
+        clock.split()
         for step, batch in enumerate(feed, start=first):
-            if step % plan.steps_per_epoch == 0:
-                method.start_epoch(step // plan.steps_per_epoch)
-            s = method.schedules(step)
-            lr = plan.lr * plan.schedule(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            method.before_step(s)
-            with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-                out = method(batch, s)
-            refuse_non_finite("loss", out["loss"], step, lr, batch, setup)
-            out["loss"].backward()
-            method.after_backward(s)
-            norm = clip(method, plan.clip_grad_norm)
-            refuse_non_finite("gradient", norm, step, lr, batch, setup)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step(s, out.get("carry", {}))
+            s, lr, out, norm = train_step(setup, step, batch)
             done = step + 1
-            last, stopping = (
-                done == plan.total_steps,
-                bool(signals.status),
-            )  # one look: a later signal is the next step's
-            if last or plan.due(plan.log_every_steps, done):
-                log.record(done, {**scalars(out), "grad_norm": norm.item(), "lr": lr, **s})
-            if last or stopping or plan.due(plan.save_every_steps, done):
+            last = done == plan.total_steps
+            stopping = distributed.largest(signals.status)  # one look: a later signal is the next step's
+            logging = last or plan.due(plan.log_every_steps, done)
+            saving = last or stopping or plan.due(plan.save_every_steps, done)
+            if logging or saving or plan.knn_due(done):
+                precision.look(plan.lr_at)
+            if logging:
+                skipped = {"skipped_steps": precision.skipped} if plan.precision == "fp16" else {}
+                values = {**scalars(out | {"grad_norm": norm}), "lr": lr, **s, **skipped}
+                log.record(done, values | shares(clock.split()))
+            if saving:
                 log.flush()
                 save(setup, done)
+                clock.lap("saving")
             if stopping:
+                if plan.processes > 1:
+                    signals.status = stopping  # another process's, perhaps
                 return False
-            if plan.knn_due(done) and not evaluate_online(setup, log, done, signals):
-                save(setup, done)
-                return False
+            if plan.knn_due(done):
+                complete = evaluate_online(setup, log, done, signals)
+                clock.lap("evaluation")
+                if not complete:
+                    save(setup, done)
+                    return False
     return True
+
+
+def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float], float, dict[str, Any], Tensor]:
+    """One optimizer step. Returns the schedules' values, the learning rate, the method's output and the gradient's norm."""
+    plan, method, optimizer, precision, clock = setup.plan, setup.method, setup.optimizer, setup.precision, setup.clock
+    if step % plan.steps_per_epoch == 0:
+        method.start_epoch(step // plan.steps_per_epoch)
+    s, lr = method.schedules(step), plan.lr_at(step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    method.before_step(s)
+    clock.lap("optimizer")
+    precision.begin()
+    parts = []
+    for part in batch.split(plan.accumulate_steps):
+        with precision.autocast():
+            out = method(part, s)
+        clock.lap("forward")
+        precision.scaler.scale(out["loss"] / plan.accumulate_steps).backward()
+        parts.append({name: value.detach() if name != "carry" else value for name, value in out.items()})
+        clock.lap("backward")
+    out = joined(parts)
+    distributed.average_gradients(method.parameters())
+    precision.unscale(optimizer)
+    method.after_backward(s)
+    norm = clip(method, plan.clip_grad_norm)
+    if precision.admits(step, lr, out["loss"], norm, batch):
+        optimizer.step()
+        method.after_step(s, out.get("carry", {}))
+    optimizer.zero_grad(set_to_none=True)
+    clock.lap("optimizer")
+    return s, lr, out, norm
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The output of a whole batch from those of its equal parts: means of losses and metrics, carries put together."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0] if name != "carry"}
+    carries = [part.get("carry", {}) for part in parts]
+    return whole | {"carry": {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}}
 
 
 def resume(setup: Setup) -> tuple[int, bool]:
@@ -180,56 +242,73 @@ def resume(setup: Setup) -> tuple[int, bool]:
 
     Global generators are restored here, right before the first batch is asked for.
     """
-    checkpoint.remove_leftovers(setup.run_dir)
-    found = checkpoint.newest_valid(setup.run_dir)
+    found = distributed.first_alone(lambda: checkpoint.continue_from(setup.run_dir))
     torch.set_num_threads(setup.plan.threads)
     if found is None:
-        cut_metrics(setup.run_dir, -1)
+        distributed.first_alone(lambda: cut_metrics(setup.run_dir, -1))
         print("  starting at step 0: no checkpoint yet", flush=True)
+        if distributed.rank():  # dropout draws differently in every process; in the first as in a single one
+            torch.manual_seed(torch.initial_seed() + distributed.rank())
         return 0, False
     state = checkpoint.load(found, setup.method)
     step, total = state["step"], setup.plan.total_steps
     if step > total:
         raise checkpoint.CheckpointError(f"{found} is at step {step}, beyond the run's {total} steps")
     setup.optimizer.load_state_dict(state["optimizer"])
-    if state["threads"] != setup.plan.threads:
+    setup.precision.load(state)
+    processes, generators = len(state["generators"]), state["generators"]
+    if processes != distributed.world():
+        print(f"  saved by {processes} processes, continued by {distributed.world()}: equal to rounding, not bitwise")
+    elif state["threads"] != setup.plan.threads:
         print(f"  {state['threads']} threads as the run began with, not {setup.plan.threads}: results depend on it")
         torch.set_num_threads(state["threads"])
-    kept = cut_metrics(setup.run_dir, step)
+    kept = distributed.first_alone(lambda: cut_metrics(setup.run_dir, step))
     print(f"  resuming at step {step:,} of {total:,} ({found})", flush=True)
-    checkpoint.restore_generators(state["generators"])
+    checkpoint.restore_generators(generators[min(distributed.rank(), processes - 1)])
+    if distributed.rank() >= processes:
+        torch.manual_seed(step + distributed.rank())
     return step, any(r["step"] == step and "knn" in r for r in kept)
 
 
 def save(setup: Setup, step: int) -> None:
+    """One checkpoint for all processes, with the generators of each."""
+    distributed.average(running_statistics(setup.method))
     state = {
         "step": step,
         "optimizer": setup.optimizer.state_dict(),
-        "generators": checkpoint.generators(),
+        "generators": distributed.everyones(checkpoint.generators()),
         "threads": torch.get_num_threads(),
+        **setup.precision.state(),
     }
-    checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last)
+    distributed.first_alone(lambda: checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last))
 
 
 def evaluate_online(setup: Setup, log: Log, step: int, signals: Signals) -> bool:
     """Measures and logs the online kNN without leaving a trace in the training; False when a signal cut it short."""
     if setup.knn is None:
         return True
+    distributed.average(running_statistics(setup.method))
     before = checkpoint.generators()
     setup.method.eval()
+    try:
+        return distributed.first_alone(lambda: _measured(setup, log, step, signals))
+    finally:
+        setup.method.train()
+        checkpoint.restore_generators(before)
+
+
+def _measured(setup: Setup, log: Log, step: int, signals: Signals) -> bool:
     try:
         log.record(step, {"knn": setup.knn(setup.method, signals.poll)})
     except Interrupted:
         return False
-    finally:
-        setup.method.train()
-        checkpoint.restore_generators(before)
     return True
 
 
 def scalars(out: dict[str, Any]) -> dict[str, float]:
-    """The loss and the metrics of a training step as numbers."""
-    return {name: value.item() for name, value in out.items() if isinstance(value, Tensor) and value.ndim == 0}
+    """The loss and the metrics of a training step as numbers, fetched together."""
+    found = {name: value for name, value in out.items() if isinstance(value, Tensor) and value.ndim == 0}
+    return dict(zip(found, torch.stack([value.float() for value in found.values()]).tolist(), strict=True))
 
 
 def clip(method: Method, limit: float | None) -> Tensor:
@@ -241,12 +320,25 @@ def clip(method: Method, limit: float | None) -> Tensor:
     return norm
 
 
-def refuse_non_finite(what: str, value: Tensor, step: int, lr: float, batch: Batch, setup: Setup) -> None:
-    """Raises NonFiniteError with the step, the learning rate and the images."""
-    if torch.isfinite(value):
-        return
-    images = ", ".join(setup.describe(i) for i in batch.index[:4].tolist())
-    raise NonFiniteError(
-        f"{what} is {value.item()} at step {step} (lr {lr:.3g}); nothing of this step is kept. Its images begin with {images}."
-        " A lower optimizer.base_lr, a longer warm-up or trainer.clip_grad_norm=1 usually helps"
-    )
+class OutOfMemory(RuntimeError):
+    """The machine's or the GPU's memory does not hold a step."""
+
+
+@contextlib.contextmanager
+def explained_memory(plan: Plan, method: Method) -> Iterator[None]:
+    """Turns torch's errors about memory into one line that says what would fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        words = str(error)
+        if not isinstance(error, MemoryError) and "out of memory" not in words and "can't allocate memory" not in words:
+            raise
+        parts = plan.accumulate_steps * 2
+        exact = not (method.couples or takes_batch_statistics(method))
+        way = f"trainer.accumulate_steps={parts}"
+        if not exact:
+            way += " trainer.accumulate_approximately=true (its batches are then other ones for this method)"
+        raise OutOfMemory(
+            f"out of memory with trainer.batch_size={plan.batch_size}: try {way}, a smaller trainer.batch_size, or"
+            f" trainer.precision=bf16. The checkpoints are whole. ({words.splitlines()[0][:120]})"
+        ) from error

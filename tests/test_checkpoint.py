@@ -13,7 +13,8 @@ from sslctl.checkpoint import CheckpointError
 
 
 def state_at(step):
-    return {"step": step, "optimizer": {}, "generators": checkpoint.generators(), "threads": 1}
+    generators = [checkpoint.generators()]
+    return {"step": step, "optimizer": {}, "generators": generators, "threads": 1, "scaler": {}, "skipped": [0, 0]}
 
 
 def linear(seed=0):
@@ -274,5 +275,5 @@ def test_generators_come_back_through_a_file(drawn_before, tmp_path):
     np.random.seed(1)
     random.seed(1)
     draw()
-    checkpoint.restore_generators(checkpoint.load(path, linear())["generators"])
+    checkpoint.restore_generators(checkpoint.load(path, linear())["generators"][0])
     assert [draw(), draw()] == expected

@@ -74,7 +74,7 @@ MISTAKES = {
     "widths-number": ("pretrain backbone.widths=8", "backbone.widths=8", "list"),
     "flip": ("pretrain augmentation.global.flip=2", "augmentation.global.flip=2", "at most 1"),
     "keep-last": ("pretrain trainer.keep_last=1", "trainer.keep_last=1", "at least 2"),
-    "precision": ("pretrain trainer.precision=fb16", "trainer.precision=fb16", "fp32", "nearest: bf16"),
+    "precision": ("pretrain trainer.precision=fp61", "trainer.precision=fp61", "fp32", "nearest: fp16"),
     "seed-unknown-variable": ("pretrain seed=${nowhere}", "seed", "nowhere"),
     "unreadable": ("pretrain optimizer.base_lr=(", "optimizer.base_lr=(", "cannot be read"),
     "method": ("pretrain method=moca", "method=moca", "nearest: moco", "simclr"),

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sslctl.cli import CONFIGS
+from sslctl.clock import Clock
 from sslctl.config import InputError
 from sslctl.data import files, sources
 from sslctl.data.loader import batches, clean_batches
@@ -433,6 +434,7 @@ def all_batches(source, *, first_step=0, total_steps=8, workers=0, seed=3, augme
             total_steps=total_steps,
             workers=workers,
             device=torch.device("cpu"),
+            clock=Clock(torch.device("cpu")),
         )
     )
 

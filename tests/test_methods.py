@@ -201,6 +201,11 @@ def test_moco_queue_starts_as_unit_rows_of_no_image():
     assert {"queue", "queue_index", "queue_pointer"} <= method.state_dict().keys()
 
 
+def keys_of(output):
+    """(V·B, D), the halves one after the other, from the (B, V, D) that a step carries."""
+    return output["carry"]["keys"].transpose(0, 1).flatten(0, 1)
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_moco_queue_is_written_only_after_the_step(symmetric):
     method, batch = moco(symmetric=symmetric), make_batch()
@@ -214,7 +219,7 @@ def test_moco_queue_is_written_only_after_the_step(symmetric):
     method.after_step({}, output["carry"])
     rows = BATCH * (2 if symmetric else 1)
     torch.testing.assert_close(method.queue[:rows].norm(dim=1), torch.ones(rows))
-    assert torch.equal(method.queue[:rows], output["carry"]["keys"])
+    assert torch.equal(method.queue[:rows], keys_of(output))
     assert torch.equal(method.queue_index[:rows], batch.index.repeat(2 if symmetric else 1))
     assert torch.equal(method.queue[rows:], before["queue"][rows:])
     assert torch.equal(method.queue_index[rows:], before["queue_index"][rows:])
@@ -238,7 +243,7 @@ def test_moco_queue_wraps_and_holds_the_newest_keys(size, batch):
         generator = torch.Generator().manual_seed(step)
         keys = F.normalize(torch.randn(batch, 5, generator=generator), dim=1)
         index = torch.arange(batch) + 100 * step
-        method.after_step({}, {"keys": keys, "index": index})
+        method.after_step({}, {"keys": keys[:, None], "index": index})
         newest = range(max(0, batch - size), batch)
         for key, number in zip(keys[newest.start :], index[newest.start :], strict=True):
             expected_keys[written % size], expected_index[written % size] = key, number
@@ -254,7 +259,7 @@ def test_moco_queue_holds_the_last_batch_when_the_pointer_is_back_at_the_start()
         output = method(make_batch(start=10 * step), {})
         method.after_step({}, output["carry"])
     assert method.queue_pointer == 0
-    assert torch.equal(method.queue[6:], output["carry"]["keys"])
+    assert torch.equal(method.queue[6:], keys_of(output))
     assert torch.equal(method.queue_index, torch.cat([torch.arange(6), torch.arange(10, 16)]))
 
 
@@ -308,8 +313,7 @@ def test_moco_symmetric_loss_is_the_mean_of_both_directions():
     one_way, other_way, both = moco()(batch, {}), moco()(swapped, {}), moco(symmetric=True)(batch, {})
     expected = (one_way["loss"] + other_way["loss"]) / 2
     torch.testing.assert_close(both["loss"], expected, atol=1e-5, rtol=0)
-    keys = torch.cat([one_way["carry"]["keys"], other_way["carry"]["keys"]])
-    torch.testing.assert_close(both["carry"]["keys"], keys, atol=1e-5, rtol=0)
+    torch.testing.assert_close(keys_of(both), torch.cat([keys_of(one_way), keys_of(other_way)]), atol=1e-5, rtol=0)
 
 
 def test_moco_notes_a_queue_longer_than_the_data():

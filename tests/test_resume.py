@@ -158,7 +158,7 @@ def _no_teacher(stored):
 
 def _other_generators(state):
     torch.manual_seed(5)
-    state["generators"]["torch"] = torch.get_rng_state()
+    state["generators"][0]["torch"] = torch.get_rng_state()
 
 
 def _zero(*names):

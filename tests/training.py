@@ -119,8 +119,9 @@ def tensors(run_dir: Path) -> dict[str, Any]:
     path = newest(run_dir)
     checkpoint.verify(path)
     state = state_of(path)
-    for unused in ("numpy", "python"):  # two processes begin with other ones
-        del state["generators"][unused]
+    for generators in state["generators"]:
+        for unused in ("numpy", "python"):  # two processes begin with other ones
+            del generators[unused]
     return dict(_leaves("method", checkpoint.load_tensors(path / "weights.safetensors"))) | dict(
         _leaves("state", state)
     )
@@ -148,9 +149,10 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def metrics(run_dir: Path) -> list[dict]:
-    """What the run logged, without the speed, which is never the same."""
+    """What the run logged, without times and speed, which are never the same."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+    records = [json.loads(line) for line in lines]
+    return [{k: v for k, v in r.items() if k != "images_per_second" and not k.startswith("time_")} for r in records]
 
 
 def results(path: Path) -> list[dict]:

@@ -16,3 +16,20 @@ class Batch:
     index: Tensor  # (B,) int64, the images' positions in the dataset
     key: Key  # the step's random numbers
     targets: dict = field(default_factory=dict)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """So many equal parts of the images, in order; each image keeps its views and its random numbers."""
+        if parts == 1:
+            return [self]
+        size = len(self.index) // parts
+        rows = [slice(start, start + size) for start in range(0, size * parts, size)]
+        return [
+            Batch(
+                {group: views[:, part] for group, views in self.views.items()},
+                self.label[part],
+                self.index[part],
+                self.key.select(part),
+                {name: target[part] for name, target in self.targets.items()},
+            )
+            for part in rows
+        ]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sslctl import distributed
+from sslctl.clock import Clock
 from sslctl.data import files
 from sslctl.data.batch import Batch
 from sslctl.data.sampler import batch_indices
@@ -27,17 +29,26 @@ def batches(
     total_steps: int,
     workers: int,
     device: torch.device,
+    clock: Clock,
 ) -> Iterator[Batch]:
-    """The batches of steps first_step … total_steps - 1, the same for any number of workers. Close it when done."""
+    """The batches of steps first_step … total_steps - 1, the same for any number of workers. Close it when done.
+
+    batch_size: of the global batch; a process gets its own rows of it.
+    """
     size = len(source)
     steps_per_epoch = size // batch_size
     if source.images is not None:
+        images, labels = _near(source, device)
         for step in range(first_step, total_steps):
-            rows = torch.from_numpy(batch_indices(step, size, batch_size, seed))
-            index = rows.to(device)
+            rows = torch.from_numpy(_own_indices(step, size, batch_size, seed))
+            index = _moved(rows, device)
+            taken, label = (t[rows] if t.device == rows.device else t[index] for t in (images, labels))
+            taken, label = _moved(taken, device), _moved(label, device)
             key = Key(seed, step // steps_per_epoch, index)
-            images = source.images[rows].to(device)
-            yield Batch(views(images, key), source.labels[rows].to(device), index, key)
+            clock.lap("data")
+            made = views(taken, key)
+            clock.lap("views")
+            yield Batch(made, label, index, key)
         return
     steps = _Steps(size, batch_size, seed, first_step, total_steps)
     loader = DataLoader(
@@ -47,13 +58,37 @@ def batches(
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # else every iter() draws from the global one
         worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
     )
     with _fetched(loader) as fetched:
         for step, (crops, rows) in enumerate(fetched, start=first_step):
-            index = rows.to(device)
+            index = _moved(rows, device)
             key = Key(seed, step // steps_per_epoch, index)
-            crops = {group: cut.to(device) for group, cut in crops.items()}
-            yield Batch(views.finish(crops, key), source.labels[rows].to(device), index, key)
+            crops = {group: _moved(cut, device) for group, cut in crops.items()}
+            label = _moved(source.labels[rows], device)
+            clock.lap("data")
+            made = views.finish(crops, key)
+            clock.lap("views")
+            yield Batch(made, label, index, key)
+
+
+def _near(source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A source's images and labels: on a GPU, where they take at most half of what is free there."""
+    if device.type != "cuda" or source.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return source.images, source.labels
+    return source.images.to(device), source.labels.to(device)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a GPU is not waited for."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+def _own_indices(step: int, size: int, batch_size: int, seed: int) -> np.ndarray:
+    """The images of a step's global batch that this process takes."""
+    return batch_indices(step, size, batch_size, seed)[distributed.local_rows(batch_size)]
 
 
 def clean_batches(
@@ -108,7 +143,7 @@ class _Steps:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
             epoch = step // (self.size // self.batch_size)
-            yield [(epoch, row) for row in batch_indices(step, self.size, self.batch_size, self.seed).tolist()]
+            yield [(epoch, row) for row in _own_indices(step, self.size, self.batch_size, self.seed).tolist()]
 
 
 class _Cuts(Dataset):

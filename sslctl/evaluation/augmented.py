@@ -5,6 +5,7 @@ import copy
 import torch
 from omegaconf import OmegaConf
 
+from sslctl import distributed
 from sslctl import run_directory as rundir
 from sslctl.build import build_views
 from sslctl.cli import Stopped
@@ -23,6 +24,8 @@ from sslctl.train import Signals, fit, set_up
 def augmented_records(subject: Subject, task: Task) -> list[dict]:
     """Trains a linear classifier and judges its last epoch on the clean test split. Stops and resumes as any run."""
     config, train = task.config, task.train
+    if config.trainer.processes > 1 or distributed.launched():
+        raise InputError("protocol=augmented runs in one process: trainer.processes=1")
     if subject.backbone is None or subject.features != "backbone":
         raise InputError(f"protocol=augmented probes a backbone's output, not {subject.name} {subject.features}")
     resolved = OmegaConf.to_container(config, resolve=True)

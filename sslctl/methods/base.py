@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
 from sslctl.data.batch import Batch
+from sslctl.distributed import gather
 
-__all__ = ["Batch", "Facts", "Method", "ema_update", "feature_std", "teacher_of"]
+__all__ = ["Batch", "Facts", "Method", "ema_update", "feature_std", "gather", "teacher_of"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,14 @@ class Method(nn.Module):
     """A training algorithm. Only `training_step` must be written; the rest has a default.
 
     Every tensor that influences a later step is a parameter or a persistent buffer of fixed shape, and is written in
-    `after_step` from what `training_step` returned as "carry".
+    `after_step` from what `training_step` returned as "carry": tensors with the images along their first dimension.
+
+    couples: why the loss of a batch is not the mean of its parts' losses, where it is not; gradient accumulation over
+    parts is refused with this reason. None where every image's loss stands alone (BatchNorm is looked for besides).
+    With several processes a step sees its own images only: what it compares comes through `gather`.
     """
+
+    couples: str | None = "the method does not say that each image's loss stands alone (couples = None)"
 
     def __init__(self, backbone: Backbone, facts: Facts):
         super().__init__()
@@ -86,6 +93,6 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 def feature_std(z: Tensor) -> Tensor:
     """Mean over dimensions of the standard deviation of unit-length rows, times √D: 1 when spread evenly, 0 collapsed.
 
-    z: (B, D). SimSiam, arXiv:2011.10566, section 4.1.
+    z: (B, D), this process's rows. SimSiam, arXiv:2011.10566, section 4.1.
     """
-    return F.normalize(z.float(), dim=1).std(dim=0).mean() * z.shape[1] ** 0.5
+    return F.normalize(gather(z.detach().float()), dim=1).std(dim=0).mean() * z.shape[1] ** 0.5

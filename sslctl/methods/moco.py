@@ -6,9 +6,10 @@ from torch import Tensor
 
 from sslctl.backbones import Backbone
 from sslctl.batchnorm import group_batchnorm
+from sslctl.distributed import local_rows
 from sslctl.heads import mlp
 from sslctl.losses import info_nce
-from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, teacher_of
+from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
 from sslctl.optim import cosine_between
 
 
@@ -16,9 +17,12 @@ class MoCo(Method):
     """Algorithm 1 of the paper. v1: a linear projector; v2: two layers without BatchNorm; v2+: symmetric loss.
 
     State: student, teacher, queue (K, D) of unit rows, the image each key came from, the place of the next write.
+    B rows are this process's, G the global batch's.
     batchnorm_groups: BatchNorm in so many groups of the global batch, each a device of the paper's; the teacher's
     groups are drawn anew at every step ("shuffling BN", section 3.3), so no query shares its key's statistics.
     """
+
+    couples = None  # a query's negatives are in the queue
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class MoCo(Method):
                 f"batchnorm_groups={batchnorm_groups} does not divide trainer.batch_size={facts.batch_size}"
             )
         group_batchnorm(backbone, batchnorm_groups)
+        self.batchnorm_groups = batchnorm_groups
         self.projector = mlp(width, hidden_dim or width, out_dim, projector_layers, norm=False)
         self.teacher_backbone = teacher_of(backbone)
         self.teacher_projector = teacher_of(self.projector)
@@ -68,28 +73,36 @@ class MoCo(Method):
         if len(views) != 2:
             raise ValueError(f"MoCo compares two global views, the augmentation makes {len(views)}")
         x1, x2 = views
-        own = self.queue_index == batch.index[:, None]  # (B, K), keys of the query's own image: not negatives
+        index = gather(batch.index)  # (G,) of the global batch
+        own = self.queue_index == index[:, None]  # (G, K), keys of the query's own image: not negatives
         h1, k2 = self.backbone(x1), self.keys(x2, batch)
-        loss, keys, index = self.contrast(h1, k2, own), k2, batch.index
+        loss, keys = self.contrast(h1, k2, own), [k2]
         if self.symmetric:
-            k1 = self.keys(x1, batch)
-            loss = (loss + self.contrast(self.backbone(x2), k1, own)) / 2
-            keys, index = torch.cat([k2, k1]), index.repeat(2)  # both halves are written together, after the step
-        return {"loss": loss, "feature_std": feature_std(h1), "carry": {"keys": keys, "index": index}}
+            keys.append(self.keys(x1, batch))
+            loss = (loss + self.contrast(self.backbone(x2), keys[1], own)) / 2
+        carry = {"keys": torch.stack(keys, 1), "index": index}  # both halves are written together, after the step
+        return {"loss": loss, "feature_std": feature_std(h1), "carry": carry}
 
     def contrast(self, h: Tensor, key: Tensor, own: Tensor) -> Tensor:
-        """h: (B, D) student features; key: (B, out_dim), the positive; own: (B, K) bool."""
-        return info_nce(self.projector(h), key, self.queue.clone(), self.temperature, excluded=own)
+        """h: (B, D) student features; key: (G, out_dim), the positive; own: (G, K) bool."""
+        return info_nce(gather(self.projector(h)), key, self.queue, self.temperature, excluded=own)
 
     @torch.no_grad()
     def keys(self, images: Tensor, batch: Batch) -> Tensor:
-        """(B, C, H, W) -> (B, out_dim), unit rows, BatchNorm groups of a random membership."""
-        order = batch.key.bits("moco/shuffle")[:, None].argsort(dim=0)[:, 0]  # (B,)
-        k = self.teacher_projector(self.teacher_backbone(images[order]))
+        """(B, C, H, W) -> (G, out_dim), unit rows; BatchNorm groups of a random membership in the global batch."""
+        if self.batchnorm_groups == 1:
+            k = gather(self.teacher_projector(self.teacher_backbone(images)))
+            return F.normalize(k.float(), dim=1)
+        bits = batch.key.of(gather(batch.index)).bits("moco/shuffle")  # (G,)
+        order = bits.argsort(dim=0)  # (G,)
+        shuffled = gather(images)[order][local_rows(len(order))]
+        k = gather(self.teacher_projector(self.teacher_backbone(shuffled)))
         return F.normalize(k.float(), dim=1)[order.argsort()]
 
     def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
-        keys, index = carry["keys"][-len(self.queue) :], carry["index"][-len(self.queue) :]
+        keys = carry["keys"].transpose(0, 1).flatten(0, 1)  # (G, V, out_dim) -> (V·G, out_dim)
+        index = carry["index"].repeat(carry["keys"].shape[1])
+        keys, index = keys[-len(self.queue) :], index[-len(self.queue) :]
         places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places], self.queue_index[places] = keys, index
         self.queue_pointer.copy_((self.queue_pointer + len(keys)) % len(self.queue))

@@ -5,7 +5,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import nt_xent
-from sslctl.methods.base import Batch, Facts, Method, feature_std
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 
 
 class SimCLR(Method):
@@ -13,6 +13,8 @@ class SimCLR(Method):
 
     hidden_dim: None for the backbone's width, as the paper. norm: BatchNorm in the projector, as the official code.
     """
+
+    couples = "its negatives are the other images of the batch"
 
     def __init__(
         self,
@@ -40,4 +42,4 @@ class SimCLR(Method):
             raise ValueError(f"SimCLR compares two global views, the augmentation makes {len(views)}")
         h = self.backbone(views.flatten(0, 1))  # (2B, D), both views in one forward: BatchNorm sees them together
         z1, z2 = self.projector(h).chunk(2)  # (B, out_dim) each
-        return {"loss": nt_xent(z1, z2, self.temperature), "feature_std": feature_std(h)}
+        return {"loss": nt_xent(gather(z1), gather(z2), self.temperature), "feature_std": feature_std(h)}

@@ -6,7 +6,7 @@ from torch import nn
 
 from sslctl.backbones import Backbone
 from sslctl.config import InputError
-from sslctl.methods.base import Batch, Facts, Method, feature_std
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 
 
 class Supervised(Method):
@@ -15,6 +15,8 @@ class Supervised(Method):
     frozen: the backbone is not trained and its BatchNorm statistics stay as they are: the linear probe of the papers
     (MoCo, arXiv:1911.05722, section 4.1).
     """
+
+    couples = None
 
     def __init__(self, backbone: Backbone, facts: Facts, *, frozen: bool):
         super().__init__(backbone, facts)
@@ -35,6 +37,6 @@ class Supervised(Method):
     def training_step(self, batch: Batch, s: dict) -> dict:
         with torch.set_grad_enabled(not self.frozen):
             h = self.backbone(batch.views["global"][0])  # (B, D)
-        logits = self.classifier(h).float()  # (B, num_classes)
-        hits = (logits.argmax(1) == batch.label).float().mean()
-        return {"loss": F.cross_entropy(logits, batch.label), "top1": hits, "feature_std": feature_std(h)}
+        logits, label = gather(self.classifier(h).float()), gather(batch.label)  # (B, num_classes), (B,)
+        hits = (logits.argmax(1) == label).float().mean()
+        return {"loss": F.cross_entropy(logits, label), "top1": hits, "feature_std": feature_std(h)}

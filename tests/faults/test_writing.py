@@ -61,8 +61,10 @@ def prepared(step):
     state = {
         "step": step,
         "optimizer": optimizer.state_dict(),
-        "generators": checkpoint.generators(),
+        "generators": [checkpoint.generators()],
         "threads": 1,
+        "scaler": {},
+        "skipped": [0, 0],
     }
     return made, state
 

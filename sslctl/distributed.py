@@ -1,0 +1,174 @@
+"""The processes of one run. In a single process everything here is the identity and costs nothing.
+
+Every process holds the rows [r·B, (r+1)·B) of the global batch, gathers what its loss compares, and calculates the same
+full loss. The gradient of a gathered tensor is summed over the processes, so that the mean of the processes' parameter
+gradients is exactly the gradient of that loss (`average_gradients`).
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_PATIENCE = timedelta(hours=2)  # an evaluation by the first process may take long; who starts processes sees deaths
+
+_control: dist.ProcessGroup | None = None  # for numbers that the CPU needs: never waits for a GPU
+
+
+class Elsewhere(Exception):
+    """Another process has failed and says why."""
+
+    def __init__(self, status: int):
+        super().__init__()
+        self.status = status
+
+
+def launched() -> bool:
+    """Whether this process is one of several that `sslctl` or torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """The number of this process; 0 writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join(device: str) -> None:
+    """Enters the group that the environment describes, if it does; all but the first process fall silent.
+
+    device: "cpu" or "cuda"; each process takes the GPU of its local number.
+    """
+    global _control
+    if not launched() or dist.is_initialized():
+        return
+    method = os.environ.get("SSLCTL_RENDEZVOUS", "env://")
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=method, rank=number, world_size=count, timeout=_PATIENCE)
+    _control = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend == "nccl" else dist.group.WORLD
+    if number:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  it stays for the life of the process
+
+
+def leave() -> None:
+    """Leaves the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def local_rows(count: int) -> slice:
+    """Which of `count` rows of a global batch are this process's."""
+    each = count // world()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+# --- Tensors ---
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total.chunk(world())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """(B, …) of each process -> (G, …) of the global batch, in its order; the gradient comes back to its rows.
+
+    Half precision travels as fp32.
+    """
+    if world() == 1:
+        return x
+    return _Gather.apply((x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).contiguous())
+
+
+@torch.no_grad()
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replaces tensors by their mean over the processes, all of one kind in one message."""
+    if world() == 1:
+        return
+    kinds: dict[tuple, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for same in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+        dist.all_reduce(flat)
+        means = (flat / world()).split([tensor.numel() for tensor in same])
+        torch._foreach_copy_(same, [mean.view_as(tensor) for mean, tensor in zip(means, same, strict=True)])
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """The gradient of the global loss, in every process."""
+    average(p.grad for p in parameters if p.grad is not None)
+
+
+# --- Agreement ---
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' numbers."""
+    if world() == 1:
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, dist.ReduceOp.MAX, group=_control)
+    return int(number)
+
+
+def everyones(value: Any) -> list[Any]:
+    """The processes' values (plain types and tensors), in their order."""
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value, group=_control)
+    return values
+
+
+def first_alone(function: Callable[[], Any]) -> Any:
+    """What the first process gets from a function, in every process. When it raises there, all processes stop."""
+    if world() == 1:
+        return function()
+    outcome, raised = [None, 0], None
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except BaseException as error:
+            from sslctl.config import InputError
+
+            raised, outcome[1] = error, getattr(error, "status", 2 if isinstance(error, InputError) else 1)
+    dist.broadcast_object_list(outcome, src=0, group=_control)
+    if raised is not None:
+        raised.add_note("in the first process")
+        raise raised
+    if outcome[1]:
+        raise Elsewhere(outcome[1])
+    return outcome[0]
+
+
+def first_first(function: Callable[[], Any]) -> Any:
+    """Calls a function in the first process, then in the others: what the first one downloads, the others find."""
+    if rank() == 0:
+        result = function()
+        if world() > 1:
+            dist.barrier(group=_control)
+        return result
+    dist.barrier(group=_control)
+    return function()

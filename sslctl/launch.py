@@ -1,0 +1,139 @@
+"""trainer.processes=N: the processes of one run on this machine, started, watched and ended together."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sslctl.binding import allow, allowed_by_user
+
+_GRACE_SECONDS = 10  # for the others to notice that one is gone
+
+
+class ProcessFailed(RuntimeError):
+    """One of the processes ended early. Its own message, where it has one, is part of this one."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def launch(config: dict[str, Any], command: str, processes: int) -> int:
+    """Runs `sslctl pretrain` with a resolved configuration in so many processes; returns 0, 130 or 143.
+
+    Signals to this process go on to all of them. When one fails, the others are ended. Raises ProcessFailed.
+    """
+    with tempfile.TemporaryDirectory(prefix="sslctl-processes-") as scratch, contextlib.ExitStack() as stack:
+        job = Path(scratch) / "job.json"
+        job.write_text(json.dumps({"config": config, "command": command, "allow": allowed_by_user(), "path": sys.path}))
+        watched, kept_open = os.pipe()  # the processes end when the other end closes, that is when this one dies
+        stack.callback(os.close, kept_open)
+        children = []
+        for rank in range(processes):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "SSLCTL_PARENT": watched}
+            place["SSLCTL_RENDEZVOUS"] = f"file://{scratch}/rendezvous"
+            errors = stack.enter_context((Path(scratch) / f"errors-{rank}").open("w+")) if rank else None
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "sslctl.launch", str(job)],
+                    env=os.environ | {name: str(value) for name, value in place.items()},
+                    pass_fds=(watched,),
+                    stderr=errors,
+                    start_new_session=True,  # Ctrl-C reaches them through this process, once
+                )
+            )
+        os.close(watched)
+        with _forwarded(children):
+            first = _wait(children)
+        return _verdict(children, first, Path(scratch))
+
+
+@contextlib.contextmanager
+def _forwarded(children: list[subprocess.Popen]):
+    """While this lasts, SIGTERM and SIGINT to this process go to all children and not to it."""
+
+    def forward(number: int, _) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: list[subprocess.Popen]) -> int | None:
+    """Waits for all; when one fails the others get a few seconds. Returns the number of the first that failed."""
+    first, deadline = None, None
+    while any(child.poll() is None for child in children):
+        if first is None:
+            first = next((r for r, c in enumerate(children) if c.poll() not in (None, 0, 130, 143)), None)
+            deadline = time.monotonic() + _GRACE_SECONDS
+        elif time.monotonic() > deadline:
+            for child in children:
+                child.kill()
+        time.sleep(0.05)
+    return (
+        first
+        if first is not None
+        else next((r for r, c in enumerate(children) if c.returncode not in (0, 130, 143)), None)
+    )
+
+
+def _verdict(children: list[subprocess.Popen], first: int | None, scratch: Path) -> int:
+    if first is None:
+        return max(child.returncode for child in children)
+    status = children[first].returncode
+    if status < 0:
+        raise ProcessFailed(
+            f"process {first} was killed by {signal.Signals(-status).name}; the same command continues the run", 1
+        )
+    if first == 0 or children[0].returncode == status == 2:  # its message is on the terminal already
+        raise ProcessFailed("", status)
+    words = (scratch / f"errors-{first}").read_text().strip().splitlines()
+    words = [line.removeprefix("sslctl: ") for line in words if line.startswith("sslctl: ")] or words[-1:]
+    raise ProcessFailed("\n".join([f"process {first} failed:", *words]), status)
+
+
+# --- In each process ---
+
+
+def _end_with_parent() -> None:
+    """Kills this process, and with it its loader workers, when the one that started it is gone."""
+    descriptor = int(os.environ["SSLCTL_PARENT"])
+
+    def watch() -> None:
+        os.read(descriptor, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def child(path: str) -> None:
+    """One process: the job that its parent wrote down."""
+    from omegaconf import OmegaConf
+
+    from sslctl.pretrain import pretrain
+
+    job = json.loads(Path(path).read_text())
+    sys.path.extend(entry for entry in job["path"] if entry not in sys.path)
+    allow(job["allow"], [])
+    pretrain(OmegaConf.create(job["config"]), job["command"])
+
+
+if __name__ == "__main__":
+    from sslctl.cli import guarded
+
+    _end_with_parent()
+    sys.exit(guarded(lambda: child(sys.argv[1])))
