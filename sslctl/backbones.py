@@ -151,6 +151,8 @@ class SmallResNet(nn.Module):
 class MLP(nn.Module):
     """Pixels through fully connected layers with BatchNorm and ReLU."""
 
+    fixed_size = True
+
     def __init__(self, widths: list[int], channels: int, image_size: int):
         super().__init__()
         dims = [channels * image_size**2, *widths]
@@ -176,11 +178,16 @@ class Timm(nn.Module):
 
             near = difflib.get_close_matches(model, timm.list_models(), 3)
             raise ValueError(f"backbone.model={model} is not a timm model (nearest: {', '.join(near) or 'none'})")
-        arguments = {"in_chans": channels, **kwargs}
-        try:  # transformers fix their position embedding to a size; convolutional models refuse the argument
-            self.model = timm.create_model(model, pretrained=False, num_classes=0, img_size=image_size, **arguments)
+        arguments = {"pretrained": False, "num_classes": 0, "in_chans": channels, **kwargs}
+        try:  # transformers fix their position embedding to a size, which most can resample for crops of another
+            sized = {"img_size": image_size, "dynamic_img_size": True, **arguments}
+            self.model = timm.create_model(model, **sized)
         except TypeError:
-            self.model = timm.create_model(model, pretrained=False, num_classes=0, **arguments)
+            try:
+                self.model = timm.create_model(model, img_size=image_size, **arguments)
+                self.fixed_size = True
+            except TypeError:  # convolutional models refuse the size
+                self.model = timm.create_model(model, **arguments)
         self.embed_dim = (
             getattr(self.model, "head_hidden_size", None) or self.model.num_features
         )  # some widen after pooling

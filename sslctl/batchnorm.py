@@ -133,6 +133,12 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
     return [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
 
 
+def separate_statistics(module: nn.Module) -> list[Tensor]:
+    """The running means and variances that a step with several processes leaves different in each."""
+    norms = [child for child in module.modules() if isinstance(child, _Grouped) and child.training and child.groups > 1]
+    return [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+
+
 def takes_batch_statistics(module: nn.Module) -> bool:
     """Whether a BatchNorm inside normalises by the batch it is given, and not by its running statistics."""
     return any(isinstance(child, _BatchNorm) and child.training for child in module.modules())

@@ -15,6 +15,7 @@ from sslctl.weights import load_weights
 
 DATASET_OWN = ("drops", "scale", "mean", "std", "resize")
 BACKBONE_OWN = ("weights", "partial")
+OPTIMIZER_OWN = ("base_lr", "lr_scaling", "weight_decay", "weight_decay_end", "exclude_bias_and_norm")
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,13 @@ def build_method(node: Any, backbone: Backbone, facts: Facts) -> Method:
 
 def build_views(config: Any, image_size: int, dropped: tuple[str, ...]) -> ViewMaker:
     return ViewMaker(OmegaConf.to_container(config.augmentation, resolve=True), image_size, dropped)
+
+
+def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:
+    """Raises InputError for views of other sizes than the images' where a backbone takes only these."""
+    other = [f"{group} views of {size}" for group, (_, size) in views.sizes().items() if size != image_size]
+    if other and getattr(backbone.network, "fixed_size", False):
+        raise InputError(
+            f"this backbone takes images of {image_size} pixels only, the augmentation makes {' and '.join(other)}:"
+            " choose an augmentation with one size, or a convolutional backbone"
+        )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.binding import bind
-from sslctl.build import BACKBONE_OWN, DATASET_OWN
+from sslctl.build import BACKBONE_OWN, DATASET_OWN, OPTIMIZER_OWN
 from sslctl.cli import CONFIGS
 from sslctl.config import SCHEMAS, InputError, mistakes
 from sslctl.optim import SHAPES
@@ -57,7 +57,7 @@ def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[st
         ("dataset", DATASET_OWN, ("split",)),
         ("backbone", BACKBONE_OWN, ("channels", "image_size")),
         ("method", (), ("backbone", "facts")),
-        ("optimizer", ("base_lr", "lr_scaling", "weight_decay", "exclude_bias_and_norm"), ("params", "lr")),
+        ("optimizer", OPTIMIZER_OWN, ("params", "lr")),
     ):
         if composed.get(key):
             try:

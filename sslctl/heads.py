@@ -2,27 +2,60 @@
 
 from itertools import pairwise
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def mlp(
-    in_dim: int, hidden_dim: int, out_dim: int, layers: int, *, norm: bool, last_norm: bool = False
+    in_dim: int,
+    hidden_dim: int,
+    out_dim: int,
+    layers: int,
+    *,
+    norm: bool,
+    last_norm: str = "",
+    hidden_bias: bool = False,
+    last_bias: bool = True,
+    activation: str = "relu",
 ) -> nn.Sequential:
-    """Linear (-BatchNorm)-ReLU, repeated, and a last Linear (-BatchNorm). (B, in_dim) -> (B, out_dim).
+    """Linear (-BatchNorm)-activation, repeated, and a last Linear (-BatchNorm). (B, in_dim) -> (B, out_dim).
 
-    layers: number of Linears; 1 is a linear head. norm: BatchNorm after every Linear but the last.
-    last_norm: BatchNorm without shift after the last one. A Linear in front of a BatchNorm has no bias.
+    layers: number of Linears; 1 is a linear head. norm: BatchNorm after every Linear but the last. last_norm: "" for none
+    after the last one, "affine", "scale" (no shift) or "plain" (neither). hidden_bias: Linears in front of a hidden
+    BatchNorm keep their bias, as some papers' codes; one in front of the last BatchNorm has none. activation: relu, gelu.
     """
     dims = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
     modules: list[nn.Module] = []
     for number, (d_in, d_out) in enumerate(pairwise(dims), start=1):
-        last = number == layers
-        normalised = last_norm if last else norm
-        modules.append(nn.Linear(d_in, d_out, bias=not normalised))
-        if normalised:
-            modules.append(nn.BatchNorm1d(d_out))
-            if last:
-                modules[-1].bias.requires_grad_(False)  # scale but no shift, as SimCLR's code
-        if not last:
-            modules.append(nn.ReLU(inplace=True))
+        if number < layers:
+            modules.append(nn.Linear(d_in, d_out, bias=hidden_bias or not norm))
+            modules += [nn.BatchNorm1d(d_out)] if norm else []
+            modules.append({"relu": nn.ReLU(inplace=True), "gelu": nn.GELU()}[activation])
+        else:
+            modules.append(nn.Linear(d_in, d_out, bias=last_bias and not last_norm))
+            modules += [_last_batchnorm(last_norm, d_out)] if last_norm else []
     return nn.Sequential(*modules)
+
+
+def _last_batchnorm(kind: str, dim: int) -> nn.BatchNorm1d:
+    norm = nn.BatchNorm1d(dim, affine={"affine": True, "scale": True, "plain": False}[kind])
+    if kind == "scale":
+        norm.bias.requires_grad_(False)
+    return norm
+
+
+class Prototypes(nn.Module):
+    """Cosine similarities to learnt directions: (…, D) -> (…, K). Without bias; both sides are of unit length."""
+
+    def __init__(self, dim: int, count: int):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))  # (K, D)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.linear(F.normalize(z, dim=-1), F.normalize(self.weight, dim=1))
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        """Puts the weights themselves on the unit sphere."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))

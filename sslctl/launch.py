@@ -38,7 +38,7 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
         children = []
         for rank in range(processes):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "SSLCTL_PARENT": watched}
-            place["SSLCTL_RENDEZVOUS"] = f"file://{scratch}/rendezvous"
+            place |= {"SSLCTL_RENDEZVOUS": f"file://{scratch}/rendezvous", "SSLCTL_FAILED": f"{scratch}/failed"}
             errors = stack.enter_context((Path(scratch) / f"errors-{rank}").open("w+")) if rank else None
             children.append(
                 subprocess.Popen(
@@ -50,16 +50,20 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
                 )
             )
         os.close(watched)
-        with _forwarded(children):
+        with _forwarded(children) as sent:
             first = _wait(children)
+        if first is not None and -children[first].returncode in sent:  # before it could listen
+            return 128 - children[first].returncode
         return _verdict(children, first, Path(scratch))
 
 
 @contextlib.contextmanager
 def _forwarded(children: list[subprocess.Popen]):
-    """While this lasts, SIGTERM and SIGINT to this process go to all children and not to it."""
+    """While this lasts, SIGTERM and SIGINT to this process go to all children and not to it. Yields those that came."""
+    sent = []
 
     def forward(number: int, _) -> None:
+        sent.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
@@ -67,7 +71,7 @@ def _forwarded(children: list[subprocess.Popen]):
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)} if main else {}
     try:
-        yield
+        yield sent
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -75,20 +79,19 @@ def _forwarded(children: list[subprocess.Popen]):
 
 def _wait(children: list[subprocess.Popen]) -> int | None:
     """Waits for all; when one fails the others get a few seconds. Returns the number of the first that failed."""
-    first, deadline = None, None
-    while any(child.poll() is None for child in children):
+    first, deadline, alive = None, None, True
+    while alive:
+        alive = any(child.poll() is None for child in children)
         if first is None:
-            first = next((r for r, c in enumerate(children) if c.poll() not in (None, 0, 130, 143)), None)
+            failed = [r for r, c in enumerate(children) if c.returncode not in (None, 0, 130, 143)]
+            first = min(failed, key=lambda r: children[r].returncode, default=None)  # a signal's is negative: the cause
             deadline = time.monotonic() + _GRACE_SECONDS
         elif time.monotonic() > deadline:
             for child in children:
                 child.kill()
-        time.sleep(0.05)
-    return (
-        first
-        if first is not None
-        else next((r for r, c in enumerate(children) if c.returncode not in (0, 130, 143)), None)
-    )
+        if alive:
+            time.sleep(0.05)
+    return first
 
 
 def _verdict(children: list[subprocess.Popen], first: int | None, scratch: Path) -> int:
@@ -99,6 +102,9 @@ def _verdict(children: list[subprocess.Popen], first: int | None, scratch: Path)
         raise ProcessFailed(
             f"process {first} was killed by {signal.Signals(-status).name}; the same command continues the run", 1
         )
+    if (scratch / "failed").exists():  # ends are seen in no sure order: the others fail for want of the first to fail
+        first = int((scratch / "failed").read_text())
+        status = max(1, children[first].returncode)
     if first == 0 or children[0].returncode == status == 2:  # its message is on the terminal already
         raise ProcessFailed("", status)
     words = (scratch / f"errors-{first}").read_text().strip().splitlines()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def scaled_lr(base_lr: float, batch_size: int, scaling: str) -> float:
@@ -14,20 +14,30 @@ def scaled_lr(base_lr: float, batch_size: int, scaling: str) -> float:
     return base_lr * factors[scaling]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, exclude_bias_and_norm: bool) -> list[dict]:
-    """One group of weights and, when asked for, one of biases and norms without weight decay and without LARS.
+def parameter_groups(groups: list[dict], weight_decay: float, exclude_bias_and_norm: bool) -> list[dict]:
+    """A method's groups for an optimizer: parameters that ask for no gradient (teachers) are left out.
 
-    Parameters that ask for no gradient (teachers) are left out.
+    exclude_bias_and_norm: biases and norms become groups of their own, without weight decay and without LARS.
+    decay_scale: what the weight decay of a step is multiplied with, in each group.
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not exclude_bias_and_norm:
-        return [{"params": trained, "weight_decay": weight_decay, "adapt": True}]
-    weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "adapt": True},
-        {"params": others, "weight_decay": 0.0, "adapt": False},
-    ]
-    return [group for group in groups if group["params"]]
+    result = []
+    for group in groups:
+        settings = {"lr_scale": group.get("lr_scale", 1.0), "scheduled": group.get("scheduled", True)}
+        scale = group.get("weight_decay_scale", 1.0)
+        trained = [p for p in group["params"] if p.requires_grad]
+        if exclude_bias_and_norm:
+            parts = [
+                ([p for p in trained if p.ndim > 1], scale, True),
+                ([p for p in trained if p.ndim <= 1], 0.0, False),
+            ]
+        else:
+            parts = [(trained, scale, True)]
+        result += [
+            {"params": part, "weight_decay": weight_decay * by, "decay_scale": by, "adapt": adapt, **settings}
+            for part, by, adapt in parts
+            if part
+        ]
+    return result
 
 
 class LARS(torch.optim.Optimizer):
@@ -113,6 +123,11 @@ class Schedule:
         if at < self.warmup_steps:
             return (at + 1) / self.warmup_steps
         return SHAPES[self.shape](at, self.warmup_steps, self.total_steps, **self.arguments)
+
+
+def warmed_up(start: float, end: float, step: int, warmup_steps: int) -> float:
+    """From start to end in equal steps, then end: DINO's teacher temperature."""
+    return end if step >= warmup_steps else start + (end - start) * step / warmup_steps
 
 
 def cosine_between(start: float, end: float, step: int, total_steps: int) -> float:

@@ -10,7 +10,7 @@ from sslctl import distributed
 from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.methods.base import Facts
-from sslctl.optim import SHAPES, Schedule, scaled_lr
+from sslctl.optim import SHAPES, Schedule, cosine_between, scaled_lr
 from sslctl.views.maker import dropped_operations
 
 
@@ -29,6 +29,7 @@ class Plan:
     lr: float  # at the schedule's factor 1
     lr_words: str
     schedule: Schedule
+    weight_decay: tuple[float, float | None]  # at the first step and, where it changes, at the last
     dropped: tuple[str, ...]
     device: torch.device
     precision: str
@@ -84,6 +85,11 @@ class Plan:
         """The learning rate of a step."""
         return self.lr * self.schedule(step)
 
+    def weight_decay_at(self, step: int) -> float:
+        """The weight decay of a step: along half a cosine where it has an end of its own (DINO, section 3.2)."""
+        start, end = self.weight_decay
+        return start if end is None else cosine_between(start, end, step, self.total_steps)
+
     @property
     def _each(self) -> int:
         return self.batch_size // self.processes
@@ -123,6 +129,7 @@ def make_plan(config: Any, source: Source) -> Plan:
         lr=lr,
         lr_words=f"{lr:.4g} = base_lr {config.optimizer.base_lr:g}{factor[scaling]} ({scaling} scaling)",
         schedule=_schedule(config.scheduler, steps_per_epoch, total),
+        weight_decay=(config.optimizer.weight_decay, config.optimizer.get("weight_decay_end")),
         dropped=tuple(
             dropped_operations(_plain(config.augmentation), list(config.dataset.get("drops") or []), source.channels)
         ),

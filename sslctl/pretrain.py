@@ -16,7 +16,15 @@ from omegaconf import OmegaConf
 from sslctl import distributed
 from sslctl import run_directory as rundir
 from sslctl.backbones import describe
-from sslctl.build import Preprocess, build_backbone, build_method, build_source, build_views, preprocess_of
+from sslctl.build import (
+    Preprocess,
+    build_backbone,
+    build_method,
+    build_source,
+    build_views,
+    preprocess_of,
+    refuse_sizes,
+)
 from sslctl.checkpoint import newest_valid, save_tensors
 from sslctl.cli import Stopped
 from sslctl.clock import words
@@ -52,7 +60,15 @@ def pretrain(config: Any, command: str | None = None) -> None:
     try:
         if processes not in (1, distributed.world()):
             raise InputError(f"trainer.processes={processes} in a group of {distributed.world()}: leave it to torchrun")
+        parts = distributed.world() * config.trainer.accumulate_steps
+        if config.trainer.batch_size % parts:  # torchrun's number is not in the configuration
+            raise InputError(f"trainer.batch_size={config.trainer.batch_size} does not divide into {parts} parts")
         _pretrain(config, resolved, command)
+    except distributed.Elsewhere:
+        raise
+    except Exception:
+        distributed.blame()
+        raise
     finally:
         distributed.leave()
 
@@ -73,6 +89,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     facts = plan.facts(len(source.classes))
     method = build_method(config.method, backbone, facts)
     views = build_views(config, source.image_size, plan.dropped)
+    refuse_sizes(backbone, views, source.image_size)
     probed = _probed(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
     knn = online_knn(config.evaluation.knn, probed[0], preprocess, plan, config.trainer.workers) if probed else None

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sslctl import checkpoint, distributed
-from sslctl.batchnorm import running_statistics, synchronize_batchnorm, takes_batch_statistics
+from sslctl.batchnorm import separate_statistics, synchronize_batchnorm, takes_batch_statistics
 from sslctl.binding import bind
+from sslctl.build import OPTIMIZER_OWN
 from sslctl.clock import Clock, shares
 from sslctl.config import InputError
 from sslctl.data.batch import Batch
@@ -81,9 +82,8 @@ class Setup:
 
 def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
     """The optimizer of a configuration over a method's trained parameters; torch's fused one where there is one."""
-    skip = ("base_lr", "lr_scaling", "weight_decay", "exclude_bias_and_norm")
-    target, arguments = bind(node, "optimizer", skip=skip, given=("params", "lr"))
-    groups = parameter_groups(method, node.weight_decay, node.exclude_bias_and_norm)
+    target, arguments = bind(node, "optimizer", skip=OPTIMIZER_OWN, given=("params", "lr"))
+    groups = parameter_groups(method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm)
     if not groups:
         raise InputError("nothing to train: no parameter of the method asks for a gradient")
     if "fused" in inspect.signature(target).parameters and "fused" not in node and plan.device.type in ("cpu", "cuda"):
@@ -111,6 +111,7 @@ def set_up(
         method.to(memory_format=torch.channels_last)
     refuse_inexact_accumulation(plan, method, config.trainer.accumulate_approximately)
     if config.trainer.compile:
+        torch.compiler.reset()  # after a few other shapes, a sweep's earlier jobs, torch compiles no more and says little
         for child in method.children():  # losses and what follows a schedule or a key stay outside the graphs
             child.compile(dynamic=False)
     clock = Clock(plan.device)
@@ -203,7 +204,8 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
         method.start_epoch(step // plan.steps_per_epoch)
     s, lr = method.schedules(step), plan.lr_at(step)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group["lr"] = (lr if group["scheduled"] else plan.lr) * group["lr_scale"]
+        group["weight_decay"] = plan.weight_decay_at(step) * group["decay_scale"]
     method.before_step(s)
     clock.lap("optimizer")
     precision.begin()
@@ -213,10 +215,10 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
             out = method(part, s)
         clock.lap("forward")
         precision.scaler.scale(out["loss"] / plan.accumulate_steps).backward()
-        parts.append({name: value.detach() if name != "carry" else value for name, value in out.items()})
+        parts.append({name: value.detach() if isinstance(value, Tensor) else value for name, value in out.items()})
         clock.lap("backward")
     out = joined(parts)
-    distributed.average_gradients(method.parameters())
+    distributed.average_gradients(method.parameters(), separate_statistics(method))
     precision.unscale(optimizer)
     method.after_backward(s)
     norm = clip(method, plan.clip_grad_norm)
@@ -272,7 +274,6 @@ def resume(setup: Setup) -> tuple[int, bool]:
 
 def save(setup: Setup, step: int) -> None:
     """One checkpoint for all processes, with the generators of each."""
-    distributed.average(running_statistics(setup.method))
     state = {
         "step": step,
         "optimizer": setup.optimizer.state_dict(),
@@ -287,7 +288,6 @@ def evaluate_online(setup: Setup, log: Log, step: int, signals: Signals) -> bool
     """Measures and logs the online kNN without leaving a trace in the training; False when a signal cut it short."""
     if setup.knn is None:
         return True
-    distributed.average(running_statistics(setup.method))
     before = checkpoint.generators()
     setup.method.eval()
     try:
@@ -333,12 +333,15 @@ def explained_memory(plan: Plan, method: Method) -> Iterator[None]:
         words = str(error)
         if not isinstance(error, MemoryError) and "out of memory" not in words and "can't allocate memory" not in words:
             raise
-        parts = plan.accumulate_steps * 2
-        exact = not (method.couples or takes_batch_statistics(method))
-        way = f"trainer.accumulate_steps={parts}"
-        if not exact:
-            way += " trainer.accumulate_approximately=true (its batches are then other ones for this method)"
+        each = plan.batch_size // plan.processes
+        parts = [n for n in range(2 * plan.accumulate_steps, each + 1) if each % n == 0][:1]
+        way = "".join(f"trainer.accumulate_steps={n}, " for n in parts)
+        if parts and (method.couples or takes_batch_statistics(method)):
+            way = (
+                way[:-2] + " trainer.accumulate_approximately=true (its batches are then other ones for this method), "
+            )
+        said = (words.splitlines() or [type(error).__name__])[0][:120]  # Python's own error has no words
         raise OutOfMemory(
-            f"out of memory with trainer.batch_size={plan.batch_size}: try {way}, a smaller trainer.batch_size, or"
-            f" trainer.precision=bf16. The checkpoints are whole. ({words.splitlines()[0][:120]})"
+            f"out of memory with trainer.batch_size={plan.batch_size}: try {way}a smaller trainer.batch_size, or"
+            f" trainer.precision=bf16. The checkpoints are whole. ({said})"
         ) from error

@@ -105,7 +105,7 @@ def test_moco_teacher_gets_no_gradient_and_the_whole_student_does(symmetric):
 
 def test_moco_teacher_is_in_no_parameter_group():
     method = moco()
-    groups = parameter_groups(method, 1e-4, exclude_bias_and_norm=True)
+    groups = parameter_groups(method.parameter_groups(), 1e-4, exclude_bias_and_norm=True)
     names = {p: name for name, p in method.named_parameters()}
     found = sorted(names[p] for group in groups for p in group["params"])
     assert found == sorted(name for name in names.values() if not name.startswith("teacher"))
@@ -524,7 +524,7 @@ def test_supervised_frozen_leaves_the_backbone_alone():
     """Running statistics included, whatever mode the loop puts the method in."""
     method = supervised(frozen=True).train()
     before = {name: tensor.clone() for name, tensor in method.backbone.state_dict().items()}
-    optimizer = torch.optim.SGD(parameter_groups(method, 0.0, exclude_bias_and_norm=False), lr=0.1)
+    optimizer = torch.optim.SGD(parameter_groups(method.parameter_groups(), 0.0, exclude_bias_and_norm=False), lr=0.1)
     classifier = method.classifier.weight.clone()
     method(make_batch(views=1), {})["loss"].backward()
     optimizer.step()
@@ -558,7 +558,7 @@ def test_supervised_without_labels_is_refused():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize(("norm", "last_norm"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("norm", "last_norm"), [(False, ""), (True, ""), (True, "scale"), (True, "plain")])
 def test_mlp_has_its_layers_in_order(layers, norm, last_norm):
     head = mlp(7, 11, 5, layers, norm=norm, last_norm=last_norm)
     linears = [module for module in head if isinstance(module, nn.Linear)]
@@ -573,7 +573,7 @@ def test_mlp_has_its_layers_in_order(layers, norm, last_norm):
 
 
 def test_mlp_last_norm_scales_without_a_shift():
-    norm = mlp(7, 11, 5, 2, norm=True, last_norm=True)[-1]
+    norm = mlp(7, 11, 5, 2, norm=True, last_norm="scale")[-1]
     assert norm.weight.requires_grad
     assert not norm.bias.requires_grad
     assert torch.equal(norm.bias, torch.zeros(5))

@@ -135,7 +135,7 @@ def names_of(module, group):
 
 def test_parameter_groups_leave_out_the_teacher_and_exclude_biases_and_norms():
     network = Network()
-    weights, others = parameter_groups(network, 0.1, exclude_bias_and_norm=True)
+    weights, others = parameter_groups([{"params": list(network.parameters())}], 0.1, exclude_bias_and_norm=True)
     assert names_of(network, weights) == {"student.0.weight", "student.3.weight"}
     assert names_of(network, others) == {
         "student.0.bias",
@@ -150,16 +150,18 @@ def test_parameter_groups_leave_out_the_teacher_and_exclude_biases_and_norms():
 
 def test_parameter_groups_without_exclusion_are_one_of_everything_trained():
     network = Network()
-    (group,) = parameter_groups(network, 0.1, exclude_bias_and_norm=False)
+    (group,) = parameter_groups([{"params": list(network.parameters())}], 0.1, exclude_bias_and_norm=False)
     trained = {name for name, _ in network.named_parameters() if not name.startswith("teacher")}
     assert names_of(network, group) == trained
     assert (group["weight_decay"], group["adapt"]) == (0.1, True)
 
 
 def test_parameter_groups_hold_no_empty_group():
-    (group,) = parameter_groups(nn.Linear(3, 2, bias=False), 0.1, exclude_bias_and_norm=True)
+    (group,) = parameter_groups(
+        [{"params": list(nn.Linear(3, 2, bias=False).parameters())}], 0.1, exclude_bias_and_norm=True
+    )
     assert len(group["params"]) == 1
-    (group,) = parameter_groups(nn.BatchNorm1d(3), 0.1, exclude_bias_and_norm=True)
+    (group,) = parameter_groups([{"params": list(nn.BatchNorm1d(3).parameters())}], 0.1, exclude_bias_and_norm=True)
     assert group["adapt"] is False
 
 

@@ -1,7 +1,11 @@
 """Tiny real runs for the tests of exact resume and of faults: `sslctl pretrain` on 8×8 digits, in process or not."""
 
 import contextlib
+import dataclasses
+import errno
+import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -9,7 +13,9 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +27,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sslctl.train
-from sslctl import checkpoint
+from sslctl import checkpoint, distributed
 from sslctl.cli import main
+from sslctl.methods.base import Method
 from sslctl.methods.moco import MoCo
 from sslctl.methods.simclr import SimCLR
 
@@ -36,6 +43,7 @@ TINY = (
 )
 SIMCLR = ("method=simclr", "scheduler.warmup_epochs=1")
 MOCO = ("method=moco", "method.queue_size=600", "method.batchnorm_groups=4")  # 256 keys a step: the queue wraps
+SUPERVISED = ("method=supervised",)
 
 
 def slow(*values: Any):
@@ -49,7 +57,9 @@ def slow(*values: Any):
 def command(run_dir: Path, *overrides: str) -> list[str]:
     """The words of a tiny pretraining; what is given last wins."""
     backbone = () if any(o.startswith("backbone=") for o in overrides) else ("backbone.widths=[4,8]",)
-    return ["pretrain", *TINY, *backbone, f"run_dir={run_dir}", *overrides]
+    labels = "method=supervised" in overrides
+    tiny = [word for word in TINY if not (labels and word.startswith("method."))]
+    return ["pretrain", *tiny, *backbone, f"run_dir={run_dir}", *overrides]
 
 
 def pretrain(run_dir: Path, *overrides: str, stop_after: int | None = None) -> int:
@@ -228,6 +238,90 @@ def logged_steps(run_dir: Path) -> int:
     return int(steps[-1]) if steps else 0
 
 
+# --- Several processes, forked from one that has imported everything already: in milliseconds ---
+
+
+def in_processes(function: Callable, *arguments: Any, count: int = 2, seconds: float = 60) -> list[Any]:
+    """What a module's function returns in each of so many gloo processes; fails where one of them raises or hangs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sslctl.pretrain", "sklearn.datasets", "torch._inductor", "tests.training"])
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder) / str(rank) for rank in range(count)]
+        workers = [
+            context.Process(target=_work, args=(place, rank, count, function, arguments))
+            for rank, place in enumerate(places)
+        ]
+        for worker in workers:
+            worker.start()
+        deadline = time.monotonic() + seconds
+        for worker in workers:
+            worker.join(max(0, deadline - time.monotonic()))
+        hanging = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
+        for worker in workers:
+            worker.kill()
+            worker.join()
+        assert not hanging, f"processes {hanging} still run after {seconds} s"
+        outcomes = [torch.load(place, weights_only=False) for place in places]
+    errors = [f"process {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error]
+    assert not errors, "\n".join(errors)
+    return [value for value, _ in outcomes]
+
+
+def _work(place: Path, rank: int, count: int, function: Callable, arguments: tuple) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ["SSLCTL_RENDEZVOUS"] = f"file://{place.parent}/rendezvous"
+    os.chdir(place.parent)
+    torch.set_num_threads(1)
+    value = error = None
+    try:
+        distributed.join("cpu")
+        value = function(*arguments)
+    except BaseException:
+        error = traceback.format_exc()
+    torch.save((value, error), place)
+
+
+def said_by_pretrain(run_dir: Path, *overrides: str, stop_after: int | None = None) -> tuple[int, str]:
+    """A tiny run in one of several processes: its exit status and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        status = pretrain(run_dir, *overrides, stop_after=stop_after)
+    return status, said.getvalue()
+
+
+def pretrain_in(processes: int, run_dir: Path, *overrides: str, stop_after: int | None = None) -> str:
+    """Runs or continues a tiny run in so many processes; returns what the first printed.
+
+    stop_after: a SIGTERM arrives in all of them while this step (counted from 1) is being calculated.
+    """
+    outcomes = in_processes(_pretrain, run_dir, overrides, stop_after, count=processes)
+    assert {status for status, _ in outcomes} == {143 if stop_after else 0}, outcomes
+    return outcomes[0][1]
+
+
+def _pretrain(run_dir: Path, overrides: tuple[str, ...], stop_after: int | None) -> tuple[int, str]:
+    return said_by_pretrain(run_dir, *overrides, stop_after=stop_after)
+
+
+def children_of(parent: int) -> dict[int, int]:
+    """Process id -> rank of the processes that a process has started for a run."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end at any moment
+            ours = int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+            rank = re.search(rb"(?:^|\0)RANK=(\d+)", (folder / "environ").read_bytes()) if ours else None
+            if rank:
+                found[int(folder.name)] = int(rank[1])
+    return found
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 # --- Data ---
 
 
@@ -269,7 +363,10 @@ class NoisySimCLR(SimCLR):
 
 
 class FailingMoCo(MoCo):
-    """MoCo whose loss or gradient is not a number at one step (from 0), as the environment says: TEST_FAULT=nan loss@3."""
+    """MoCo in which something goes wrong at one step (from 0), as the environment says: TEST_FAULT=nan loss@3.
+
+    TEST_RANK: in this process only. After torchrun has started everything anew, nothing goes wrong.
+    """
 
     alive: "FailingMoCo"
 
@@ -282,16 +379,50 @@ class FailingMoCo(MoCo):
 
     def training_step(self, batch, s: dict) -> dict:
         out = super().training_step(batch, s)
-        fault, _, step = os.environ["TEST_FAULT"].partition("@")
-        if s["at"] == int(step):
-            weight = next(self.backbone.parameters())
-            bad = {
-                "nan loss": weight.sum() * float("nan"),
-                "inf loss": weight.sum() * 0 + float("inf"),
-                "nan gradient": (weight * 0).sqrt().sum(),  # 0, with the derivative 0 · ∞
-            }
-            out["loss"] = out["loss"] + bad[fault]
+        fault, _, step = os.environ.get("TEST_FAULT", "none@-1").partition("@")
+        here = os.environ.get("TEST_RANK") in (None, str(distributed.rank()))
+        if s["at"] == int(step) and here and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            out["loss"] = out["loss"] + self.wrong(fault)
         return out
+
+    def wrong(self, fault: str) -> Tensor | float:
+        """Does the wrong thing, or returns what spoils the loss."""
+        if fault == "exception":
+            raise LookupError("a mistake of the user's own")
+        if fault in ("SIGKILL", "SIGTERM", "SIGINT"):
+            os.kill(os.getpid(), signal.Signals[fault])
+            return 0
+        if fault == "full disk":
+            checkpoint.save_tensors = _no_space
+            return 0
+        weight = next(self.backbone.parameters())
+        bad = {
+            "nan loss": weight.sum() * float("nan"),
+            "inf loss": weight.sum() * 0 + float("inf"),
+            "nan gradient": (weight * 0).sqrt().sum(),  # 0, with the derivative 0 · ∞
+        }
+        return bad[fault]
+
+
+def _no_space(path: Path, *_) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+class Silent(SimCLR):
+    """SimCLR by someone who does not say whether the images of a batch meet."""
+
+    couples = Method.couples
+
+
+class NappingMoCo(MoCo):
+    """MoCo whose steps take 50 ms longer than they have to, the first ones a quarter of a second."""
+
+    def schedules(self, step: int) -> dict[str, float]:
+        return super().schedules(step) | {"at": step}
+
+    def training_step(self, batch, s: dict) -> dict:
+        time.sleep(0.25 if s["at"] < 3 else 0.05)
+        return super().training_step(batch, s)
 
 
 class SlowSimCLR(SimCLR):
@@ -301,3 +432,49 @@ class SlowSimCLR(SimCLR):
         print("in the step", flush=True)
         time.sleep(60)
         return super().training_step(batch, s)
+
+
+class OverflowingMoCo(MoCo):
+    """MoCo that leaves fp16's range at some steps (from 0): TEST_FAULT=loss@3-5 or images@3-3."""
+
+    def schedules(self, step: int) -> dict[str, float]:
+        return super().schedules(step) | {"at": step}
+
+    def training_step(self, batch, s: dict) -> dict:
+        fault, _, steps = os.environ["TEST_FAULT"].partition("@")
+        first, last = map(int, steps.split("-"))
+        bad = first <= s["at"] <= last
+        if bad and fault == "images":  # activations, and with them BatchNorm's statistics
+            batch = dataclasses.replace(batch, views={name: views * 1e9 for name, views in batch.views.items()})
+        out = super().training_step(batch, s)
+        if bad and fault == "loss":  # finite itself; its gradient is not
+            out["loss"] = out["loss"] * 1e36
+        return out
+
+
+class HungryMoCo(MoCo):
+    """MoCo that finds no memory at step 3, as the environment says: TEST_MEMORY=cuda, cpu, torch, python or limit."""
+
+    def schedules(self, step: int) -> dict[str, float]:
+        return super().schedules(step) | {"at": step}
+
+    def training_step(self, batch, s: dict) -> dict:
+        if s["at"] == 3:
+            self.starve(os.environ["TEST_MEMORY"], batch)
+        return super().training_step(batch, s)
+
+    @staticmethod
+    def starve(kind: str, batch) -> None:
+        if kind == "limit":  # the system's own refusal
+            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), resource.RLIM_INFINITY))
+            batch.views["global"].repeat(1, 1 + (4 << 30) // batch.views["global"].nbytes, 1, 1, 1)
+        raise {
+            "cuda": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free"),
+            "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "cpu": RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 4 bytes"
+            ),
+            "python": MemoryError(),
+            "none": RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        }[kind]

@@ -1,6 +1,7 @@
 """The contract between a method and the training loop."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,10 @@ from sslctl.backbones import Backbone
 from sslctl.data.batch import Batch
 from sslctl.distributed import gather
 
-__all__ = ["Batch", "Facts", "Method", "ema_update", "feature_std", "gather", "teacher_of"]
+__all__ = [
+    *("Batch", "Facts", "Method", "clip_each_", "ema_update", "enqueue", "feature_std", "gather", "multi_crop"),
+    *("teacher_of", "two_views"),
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class Method(nn.Module):
     def after_step(self, s: dict[str, float], carry: dict[str, Tensor]) -> None:
         """After the optimizer: the only place where a queue, a centre or a teacher is written."""
 
+    def parameter_groups(self) -> list[dict]:
+        """{"params": [...]} each, with lr_scale, weight_decay_scale or scheduled=False (a constant learning rate) where a
+        group has another than the rest. Parameters that ask for no gradient are left out by the optimizer."""
+        return [{"params": list(self.parameters())}]
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) in [0, 1] -> named (B, D); the first is what evaluations take unless told otherwise."""
         return {"backbone": self.backbone(images)}
@@ -75,6 +84,39 @@ class Method(nn.Module):
     def notes(self) -> list[str]:
         """Sentences for the plan: what a user should know about these settings on this dataset."""
         return []
+
+
+def two_views(batch: Batch) -> Tensor:
+    """The two global views (2, B, C, H, W) of a method that compares two. Raises ValueError for another number."""
+    views = batch.views["global"]
+    if len(views) != 2:
+        raise ValueError(f"this method compares two global views, the augmentation makes {len(views)}")
+    return views
+
+
+def multi_crop(network: nn.Module, batch: Batch) -> Tensor:
+    """All views' outputs (V, B, D), the global ones first: one forward for each resolution (SwAV, section 3.3)."""
+    outputs = []
+    for group in ("global", "local"):
+        if group in batch.views:
+            views = batch.views[group]  # (V, B, C, h, w)
+            outputs.append(network(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
+    return torch.cat(outputs)
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
+    """Writes keys (n, D) over the oldest rows of a queue (K, D), and moves its pointer () on. Wraps at the end."""
+    keys = keys[-len(queue) :]
+    queue[(pointer + torch.arange(len(keys), device=keys.device)) % len(queue)] = keys
+    pointer.copy_((pointer + len(keys)) % len(queue))
+
+
+def clip_each_(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Scales every gradient by itself to at most a norm (DINO's official code; not the global norm)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    scales = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
+    torch._foreach_mul_(gradients, scales)
 
 
 def teacher_of(module: nn.Module) -> nn.Module:

@@ -29,7 +29,9 @@ class SimCLR(Method):
     ):
         super().__init__(backbone, facts)
         width = backbone.embed_dim
-        self.projector = mlp(width, hidden_dim or width, out_dim, projector_layers, norm=norm, last_norm=norm)
+        self.projector = mlp(
+            width, hidden_dim or width, out_dim, projector_layers, norm=norm, last_norm="scale" if norm else ""
+        )
         self.temperature = temperature
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

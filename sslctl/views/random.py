@@ -6,6 +6,7 @@ resume point, on every device.
 """
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -65,6 +66,11 @@ class Key:
     def uniform(self, name: str, *shape: int) -> Tensor:
         """(B, *shape) float32 in [0, 1): the upper 24 bits, exact in float32."""
         return ((self.bits(name, *shape) >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """(B, *shape) float32 of the standard normal distribution (Box & Muller 1958)."""
+        radius = (-2 * torch.log1p(-self.uniform(f"{name}/radius", *shape))).sqrt()
+        return radius * torch.cos(2 * math.pi * self.uniform(f"{name}/angle", *shape))
 
     def between(self, name: str, low: float, high: float, *shape: int) -> Tensor:
         """(B, *shape) float32 uniform in [low, high)."""

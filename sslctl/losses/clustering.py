@@ -1,0 +1,34 @@
+"""Assignments to prototypes."""
+
+import torch
+from torch import Tensor
+
+from sslctl.losses.exact import exact
+
+
+@torch.no_grad()
+@exact
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Soft assignments that use all prototypes alike (SwAV, arXiv:2006.09882, eq. 3 and 4; Cuturi 2013).
+
+    scores: (B, K) similarities. Rows and columns of exp(scores / ε) are normalised in turn; every row of the result sums to
+    exactly 1, every column to about B / K.
+    """
+    log_q = scores / epsilon  # (B, K); in logarithms, so that no temperature overflows
+    for _ in range(iterations):
+        log_q = log_q - log_q.logsumexp(0, keepdim=True)  # prototypes share the batch …
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)  # … and each sample is one
+    return log_q.exp()
+
+
+@exact
+def swav(scores: Tensor, assignments: Tensor, temperature: float) -> Tensor:
+    """Every view predicts the assignments of the others (SwAV, arXiv:2006.09882, eq. 2).
+
+    scores: (V, B, K) similarities of unit embeddings to unit prototypes, the assigned views first; assignments: (T, B, K),
+    T ≤ V, from `sinkhorn`. Mean over the T·(V - 1) pairs of different views; no gradient reaches the assignments.
+    """
+    log_p = (scores / temperature).log_softmax(-1)  # (V, B, K)
+    cross = -torch.einsum("tbk,vbk->tv", assignments.detach(), log_p) / scores.shape[1]  # (T, V)
+    others = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
+    return cross[others].mean()

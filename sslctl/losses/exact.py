@@ -1,0 +1,36 @@
+"""What keeps losses in fp32 while the networks around them run in bf16, fp16 or TF32."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_P = ParamSpec("_P")
+
+
+def exact(loss: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+    """A loss whose floating arguments arrive in at least fp32, and whose products stay out of autocast.
+
+    A temperature of 0.1 multiplies the rounding of a product by ten; exp(1 / 0.05) is no fp16 number.
+    """
+
+    @wraps(loss)
+    def full(*args: _P.args, **keywords: _P.kwargs) -> Tensor:
+        tensors = [value for value in (*args, *keywords.values()) if isinstance(value, Tensor)]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return loss(*map(_full, args), **{name: _full(value) for name, value in keywords.items()})
+
+    return full
+
+
+def _full(value):
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows on the unit sphere: (…, D) -> (…, D)."""
+    return F.normalize(z, dim=-1)

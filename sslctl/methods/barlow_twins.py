@@ -1,0 +1,50 @@
+"""Barlow Twins: the cross-correlation of two views is taken to the identity (Zbontar et al. 2021, arXiv:2103.03230)."""
+
+from torch import Tensor
+
+from sslctl.backbones import Backbone
+from sslctl.heads import mlp
+from sslctl.losses import barlow_twins
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_views
+
+
+class BarlowTwins(Method):
+    """Algorithm 1. scale: of the whole loss, which only matters to optimizers that are not LARS or Adam.
+
+    vector_lr_scale: learning rate of biases and norms against that of weights: LARS adapts the weights' only.
+    """
+
+    couples = "the correlation of two dimensions is taken over the batch"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        hidden_dim: int,
+        out_dim: int,
+        lambda_: float,
+        scale: float,
+        vector_lr_scale: float,
+    ):
+        super().__init__(backbone, facts)
+        self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, 3, norm=True, last_bias=False)
+        self.lambda_, self.scale, self.vector_lr_scale = lambda_, scale, vector_lr_scale
+
+    def parameter_groups(self) -> list[dict]:
+        trained = list(self.parameters())
+        return [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "lr_scale": self.vector_lr_scale},
+        ]
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        h = self.backbone(images)  # (B, D)
+        return {"backbone": h, "projector": self.projector(h)}
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        x1, x2 = two_views(batch)
+        h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
+        z1, z2 = gather(self.projector(h1)), gather(self.projector(h2))  # (G, out_dim)
+        loss = self.scale * barlow_twins(z1, z2, self.lambda_)
+        return {"loss": loss, "feature_std": feature_std(h1)}

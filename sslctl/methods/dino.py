@@ -1,0 +1,99 @@
+"""DINO: every crop imitates a slow teacher's view of the whole (Caron et al. 2021, arXiv:2104.14294)."""
+
+import torch
+from torch import Tensor, nn
+
+from sslctl.backbones import Backbone
+from sslctl.heads import Prototypes, mlp
+from sslctl.losses import dino
+from sslctl.methods.base import (
+    Batch,
+    Facts,
+    Method,
+    clip_each_,
+    ema_update,
+    feature_std,
+    gather,
+    multi_crop,
+    teacher_of,
+)
+from sslctl.optim import cosine_between, warmed_up
+
+
+class DINO(Method):
+    """Algorithm 1 and section 3.1. The head is three layers, a unit embedding, and unit prototypes.
+
+    head_norm: BatchNorm in the head, for ResNets. State: student, teacher, center (1, K) of the teacher's outputs.
+    teacher_temperature rises from its start over teacher_temperature_warmup_epochs. freeze_epochs: the prototypes stay as
+    they are. clip_grad: the most that each parameter's gradient may have as norm, each by itself; None for no clipping.
+    """
+
+    couples = None  # the centre is that of earlier batches
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        prototypes: int,
+        head_norm: bool,
+        student_temperature: float,
+        teacher_temperature_start: float,
+        teacher_temperature: float,
+        teacher_temperature_warmup_epochs: float,
+        center_momentum: float,
+        teacher_momentum: float,
+        teacher_momentum_end: float,
+        freeze_epochs: float,
+        clip_grad: float | None,
+    ):
+        super().__init__(backbone, facts)
+        self.head = nn.Sequential(
+            mlp(backbone.embed_dim, hidden_dim, bottleneck_dim, 3, norm=head_norm, activation="gelu", hidden_bias=True),
+            Prototypes(bottleneck_dim, prototypes),
+        )
+        self.teacher_backbone, self.teacher_head = teacher_of(backbone), teacher_of(self.head)
+        self.register_buffer("center", torch.zeros(1, prototypes))
+        self.student_temperature, self.center_momentum = student_temperature, center_momentum
+        self.teacher_temperatures = teacher_temperature_start, teacher_temperature
+        self.warmup_steps = round(teacher_temperature_warmup_epochs * facts.steps_per_epoch)
+        self.teacher_momentum, self.teacher_momentum_end = teacher_momentum, teacher_momentum_end
+        self.frozen_steps, self.clip_grad = round(freeze_epochs * facts.steps_per_epoch), clip_grad
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        return {"teacher": self.teacher_backbone(images), "backbone": self.backbone(images)}
+
+    def schedules(self, step: int) -> dict[str, float]:
+        momentum = cosine_between(self.teacher_momentum, self.teacher_momentum_end, step, self.facts.total_steps)
+        temperature = warmed_up(*self.teacher_temperatures, step, self.warmup_steps)
+        return {
+            "teacher_momentum": momentum,
+            "teacher_temperature": temperature,
+            "prototypes_frozen": float(step < self.frozen_steps),
+        }
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        h = multi_crop(self.backbone, batch)  # (V, B, D), the global views first
+        student = torch.stack([gather(self.head(view)) for view in h])  # (V, G, K)
+        with torch.no_grad():
+            views = batch.views["global"]  # (2, B, C, H, W)
+            teacher = self.teacher_head(self.teacher_backbone(views.flatten(0, 1)))  # (2B, K)
+            teacher = torch.stack([gather(view).float() for view in teacher.chunk(len(views))])  # (2, G, K)
+        loss = dino(student, teacher, self.center, self.student_temperature, s["teacher_temperature"])
+        p = ((teacher - self.center) / s["teacher_temperature"]).softmax(-1)
+        entropy = torch.special.entr(p).sum(-1).mean()  # ln K: uniform; 0: one prototype for each image
+        carry = {"logits": teacher.transpose(0, 1)}  # (G, 2, K)
+        return {"loss": loss, "teacher_entropy": entropy, "feature_std": feature_std(h[0]), "carry": carry}
+
+    def after_backward(self, s: dict) -> None:
+        if s["prototypes_frozen"]:
+            self.head[-1].weight.grad = None
+        if self.clip_grad is not None:
+            clip_each_(self.parameters(), self.clip_grad)
+
+    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+        self.center.lerp_(carry["logits"].mean((0, 1)), 1 - self.center_momentum)
+        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
+        ema_update(self.teacher_head, self.head, s["teacher_momentum"])

@@ -1,0 +1,266 @@
+"""Gradient accumulation: parts of a batch equal the batch where that is possible, and are refused where it is not."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from sslctl.backbones import Backbone
+from sslctl.clock import Clock
+from sslctl.methods.base import Batch
+from sslctl.methods.moco import MoCo
+from sslctl.methods.supervised import Supervised
+from sslctl.precision import Precision
+from sslctl.train import build_optimizer, joined, train_step
+from tests.test_methods import MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone
+from tests.test_resume import VIT
+from tests.training import MOCO, SIMCLR, SUPERVISED, differences, finish, metrics, own, pretrain, slow, tensors
+
+COUNT = 8
+MOCO_VIT = ("method=moco", "method.queue_size=600", "method.batchnorm_groups=1", *VIT)
+
+
+class Plain(nn.Module):
+    """A network without BatchNorm."""
+
+    embed_dim = 6
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(4 * (SIDE - 2) ** 2, 6))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def plain_backbone():
+    torch.manual_seed(0)
+    return Backbone(Plain(), MEAN, STD)
+
+
+def supervised(backbone, frozen):
+    torch.manual_seed(1)
+    return Supervised(backbone, facts(), frozen=frozen).train()
+
+
+METHODS = {
+    "moco": lambda: moco(plain_backbone()),
+    "symmetric moco": lambda: moco(plain_backbone(), symmetric=True),
+    "supervised": lambda: supervised(plain_backbone(), False),
+    "frozen": lambda: supervised(tiny_backbone(), True),
+    "moco with BatchNorm": moco,
+    "simclr": simclr,
+}
+
+
+def stepped(method, parts, batch=None, precision="fp32"):
+    """(loss and metrics, gradients, tensors afterwards) of one training step in so many parts."""
+    device, gradients = torch.device("cpu"), []
+    plan = SimpleNamespace(
+        device=device,
+        steps_per_epoch=10,
+        lr=0.1,
+        lr_at=lambda step: 0.1,
+        weight_decay_at=lambda step: 0.0,
+        accumulate_steps=parts,
+        clip_grad_norm=None,
+        precision=precision,
+    )
+    node = {"base_lr": 0.1, "lr_scaling": "none", "weight_decay": 0.0, "exclude_bias_and_norm": False}
+    optimizer = build_optimizer(OmegaConf.create({"_target_": "torch.optim.SGD", **node}), method, plan)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimizer.register_step_pre_hook(lambda *_: gradients.extend(p.grad.clone() for p in trained))
+    setup = SimpleNamespace(
+        plan=plan,
+        method=method,
+        optimizer=optimizer,
+        precision=Precision(precision, device, method, str),
+        clock=Clock(device),
+    )
+    _, _, out, _ = train_step(setup, 0, batch or make_batch(COUNT))
+    return out, gradients, method.state_dict()
+
+
+def far(left, right):
+    """The largest difference of two lists of tensors."""
+    return max((a - b).abs().max().item() for a, b in zip(left, right, strict=True))
+
+
+# --- Equal where every image stands alone ---
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("name", ["moco", "symmetric moco", "supervised", "frozen"])
+def test_parts_give_the_loss_and_gradients_of_the_batch(name, parts):
+    (whole, expected, after), (found, gradients, left) = (stepped(METHODS[name](), n) for n in (1, parts))
+    torch.testing.assert_close(found["loss"], whole["loss"], atol=1e-6, rtol=0)
+    assert far(gradients, expected) < 1e-6
+    assert max(g.abs().max() for g in expected) > 1e-3
+    for tensor in after:
+        torch.testing.assert_close(left[tensor], after[tensor], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["moco", "symmetric moco"])
+@pytest.mark.parametrize("queue_size", [64, 7])  # 7: fewer than a batch's keys
+def test_parts_leave_the_same_queue_in_the_same_order(name, queue_size):
+    def made():
+        return moco(plain_backbone(), symmetric=name != "moco", queue_size=queue_size)
+
+    (_, _, whole), (_, _, parts) = stepped(made(), 1), stepped(made(), 4)
+    written = COUNT * (2 if name != "moco" else 1)
+    assert torch.equal(parts["queue_index"], whole["queue_index"])
+    assert parts["queue_pointer"] == whole["queue_pointer"]
+    assert (parts["queue_index"] >= 0).sum() == min(written, queue_size)
+    torch.testing.assert_close(parts["queue"], whole["queue"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["moco with BatchNorm", "simclr"])
+def test_parts_differ_where_images_meet(name):
+    (_, expected, _), (_, gradients, _) = stepped(METHODS[name](), 1), stepped(METHODS[name](), 2)
+    assert far(gradients, expected) > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_parts_equal_the_batch_in_lower_precision_to_its_rounding(precision):
+    (_, expected, _), (_, gradients, _) = (stepped(METHODS["moco"](), n, precision=precision) for n in (1, 4))
+    assert far(gradients, expected) < 0.02 * max(g.abs().max() for g in expected)
+
+
+def test_metrics_are_means_over_the_parts():
+    method, batch = METHODS["supervised"](), make_batch(COUNT)
+    each = [method(part, {}) for part in batch.split(4)]
+    out, *_ = stepped(METHODS["supervised"](), 4, batch)
+    for name in ("loss", "top1", "feature_std"):
+        torch.testing.assert_close(out[name], torch.stack([part[name].detach() for part in each]).mean())
+        assert out[name].shape == ()
+
+
+def test_carries_are_put_together_in_the_order_of_the_images():
+    parts = [{"loss": torch.tensor(float(i)), "carry": {"keys": torch.full((2, 3), i)}} for i in range(3)]
+    out = joined(parts)
+    assert out["loss"] == 1
+    assert out["carry"]["keys"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_teacher_and_epoch_move_once_a_step():
+    calls = []
+
+    class Counting(MoCo):
+        def before_step(self, s):
+            calls.append("before")
+
+        def after_step(self, s, carry):
+            calls.append(len(carry["keys"]))
+
+        def start_epoch(self, epoch):
+            calls.append("epoch")
+
+    method = METHODS["moco"]()
+    method.__class__ = Counting
+    stepped(method, 4)
+    assert calls == ["epoch", "before", COUNT]
+
+
+# --- The parts of a batch ---
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_parts_of_a_batch_are_its_images_in_order(parts):
+    batch = make_batch(COUNT, start=3, epoch=2)
+    batch = Batch(batch.views, batch.label, batch.index, batch.key, {"mask": torch.arange(COUNT)})
+    made = batch.split(parts)
+    assert [len(part.index) for part in made] == [COUNT // parts] * parts
+    assert torch.equal(torch.cat([part.views["global"] for part in made], 1), batch.views["global"])
+    for name in ("index", "label"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in made]), getattr(batch, name))
+    assert torch.equal(torch.cat([part.targets["mask"] for part in made]), batch.targets["mask"])
+
+
+def test_the_parts_draw_the_random_numbers_of_the_batch():
+    batch = make_batch(COUNT, start=3, epoch=2)
+    parts = batch.split(4)
+    for draw in (
+        lambda key: key.uniform("mask", 5),
+        lambda key: key.permutation("order", 4),
+        lambda key: key.bits("x"),
+    ):
+        assert torch.equal(torch.cat([draw(part.key) for part in parts]), draw(batch.key))
+    assert torch.equal(batch.key.select(torch.tensor([5, 1])).uniform("mask"), batch.key.uniform("mask")[[5, 1]])
+
+
+# --- Whole runs ---
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*MOCO_VIT, "trainer.accumulate_steps=4"),
+        slow((*MOCO_VIT, "trainer.accumulate_steps=2")),
+        slow((*MOCO_VIT, "method.symmetric=true", "trainer.accumulate_steps=2")),
+        (*SUPERVISED, "method.frozen=true", "trainer.accumulate_steps=4"),
+    ],
+    ids=["moco-4", "moco-2", "symmetric-2", "frozen-4"],
+)
+def test_a_run_in_parts_equals_the_run_of_whole_batches_to_rounding(words, tmp_path):
+    parts, whole = finish(tmp_path / "parts", *words), finish(tmp_path / "whole", *words, "trainer.accumulate_steps=1")
+    found, expected = tensors(parts), tensors(whole)
+    for name, tensor in expected.items():
+        if name.startswith("method/"):
+            torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
+    for left, right in zip(metrics(parts), metrics(whole), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("stops", [(1, 7), slow((4, 5, 6))])
+def test_resume_with_accumulation_equals_the_straight_run(stops, tmp_path):
+    words = (*MOCO_VIT, "trainer.accumulate_steps=4", "+backbone.kwargs.drop_rate=0.1")
+    parts, whole = finish(tmp_path / "parts", *words, stops=stops), finish(tmp_path / "whole", *words)
+    assert differences(tensors(parts), tensors(whole)) == []
+    assert metrics(parts) == metrics(whole)
+
+
+NEGATIVES, BATCHNORM = (
+    "its negatives are the other images of the batch",
+    "BatchNorm takes its statistics over the batch",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "reasons", "others"),
+    [
+        (SIMCLR, (NEGATIVES, BATCHNORM), ()),
+        ((*SIMCLR, *VIT, "method.norm=false"), (NEGATIVES,), (BATCHNORM,)),
+        (MOCO, (BATCHNORM,), (NEGATIVES,)),
+        (SUPERVISED, (BATCHNORM,), (NEGATIVES,)),
+        ((*SIMCLR, *own("Silent")), ("does not say that each image's loss stands alone",), (NEGATIVES,)),
+    ],
+    ids=["simclr", "simclr without BatchNorm", "moco", "supervised", "a user's own"],
+)
+def test_parts_that_are_not_the_batch_are_refused_with_the_reason(words, reasons, others, tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *words, "trainer.accumulate_steps=2") == 2
+    said = capsys.readouterr().err
+    for reason in (*reasons, "trainer.accumulate_steps=2", "trainer.accumulate_approximately=true"):
+        assert reason in said
+    assert not any(other in said for other in others)
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [SIMCLR, slow(MOCO)])
+def test_they_can_be_asked_for_and_train_something_else(words, tmp_path):
+    more = ("trainer.accumulate_steps=2", "trainer.accumulate_approximately=true")
+    parts, whole = finish(tmp_path / "parts", *words, *more), finish(tmp_path / "whole", *words)
+    assert abs(metrics(parts)[0]["loss"] - metrics(whole)[0]["loss"]) > 3e-4
+    assert metrics(parts)[-1]["step"] == metrics(whole)[-1]["step"]
+
+
+def test_a_batch_that_does_not_divide_is_refused_together_with_other_mistakes(tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *MOCO_VIT, "trainer.accumulate_steps=3", "optimizer.base_lr=-1") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2
+    (about,) = [line for line in lines if "accumulate" in line]
+    assert "trainer.batch_size=256" in about
+    assert "trainer.accumulate_steps=3" in about
+    assert not (tmp_path / "run").exists()
