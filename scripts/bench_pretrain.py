@@ -94,7 +94,7 @@ def build_student(method: str, backbone: str, *, lightly: bool) -> nn.Module:
         head = SimCLRProjectionHead(net.embed_dim, net.embed_dim, DIM)
     else:
         norm = method == "simclr"
-        head = mlp(net.embed_dim, net.embed_dim, DIM, 2, norm=norm, last_norm=norm)
+        head = mlp(net.embed_dim, net.embed_dim, DIM, 2, norm=norm, last_norm="scale" if norm else "")
     return nn.Sequential(Backbone(net, [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]), head)
 
 

@@ -39,7 +39,8 @@ from sslctl.methods.base import Method
 from sslctl.overrides import command_line
 from sslctl.plan import Plan, choose_device, make_plan
 from sslctl.run_directory import decisive, fingerprint
-from sslctl.train import Interrupted, Setup, Signals, explained_memory, fit, set_up, train_step
+from sslctl.signals import Interrupted, Signals
+from sslctl.train import Setup, fit, set_up, told_of_memory, train_step
 from sslctl.weights import weights_sha256
 
 
@@ -219,7 +220,7 @@ WARMING, TIMED = 3, 10  # steps of plan_only=true
 def time_steps(setup: Setup) -> None:
     """Takes a few real steps in memory, and prints what the run will take and where the time goes; nothing is written."""
     plan, method, clock = setup.plan, setup.method, setup.clock
-    with contextlib.closing(setup.batches(0)) as feed, explained_memory(plan, method):
+    with contextlib.closing(setup.batches(0)) as feed, told_of_memory(plan, method):
         for step, batch in enumerate(itertools.islice(feed, WARMING + TIMED)):
             train_step(setup, step, batch)
             if step == min(WARMING, plan.total_steps - 1) - 1:

@@ -2,13 +2,10 @@
 
 import contextlib
 import inspect
-import signal
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,45 +20,14 @@ from sslctl.data.batch import Batch
 from sslctl.data.loader import batches
 from sslctl.data.sources import Source
 from sslctl.logs import Log
+from sslctl.memory import explained_memory
 from sslctl.methods.base import Method
 from sslctl.optim import parameter_groups
 from sslctl.plan import Plan
 from sslctl.precision import Precision, prepare_device
 from sslctl.run_directory import cut_metrics
+from sslctl.signals import Interrupted, Signals
 from sslctl.views import ViewMaker
-
-
-class Interrupted(Exception):
-    """A signal arrived in a long calculation outside the steps; the weights are saved already."""
-
-
-class Signals:
-    """SIGTERM and SIGINT set a flag that long loops look at; a second Ctrl-C ends the process at once."""
-
-    STATUS: ClassVar = {signal.SIGINT: 130, signal.SIGTERM: 143}
-
-    def __init__(self) -> None:
-        self.status = 0
-
-    def __enter__(self) -> "Signals":
-        main = threading.current_thread() is threading.main_thread()
-        self.before = {s: signal.signal(s, self._caught) for s in self.STATUS} if main else {}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _caught(self, number: int, _) -> None:
-        if number == signal.SIGINT and self.status == 130:
-            raise KeyboardInterrupt
-        self.status = self.STATUS[signal.Signals(number)]
-        print("\nsslctl: stopping after this step (Ctrl-C again to stop at once)", file=sys.stderr, flush=True)
-
-    def poll(self) -> None:
-        """Raises Interrupted when a signal has arrived."""
-        if self.status:
-            raise Interrupted
 
 
 @dataclass
@@ -139,12 +105,22 @@ def set_up(
     )
 
 
+def reasons_against_parts(method: Method) -> list[str]:
+    """Why the parts of a batch, one after the other, do not add up to the batch; empty where they do."""
+    batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
+    return [reason for reason in (method.couples, batchnorm) if reason]
+
+
+def told_of_memory(plan: Plan, method: Method) -> contextlib.AbstractContextManager:
+    """In it, running out of memory ends in a line that says what would fit."""
+    return explained_memory(plan.batch_size, plan.processes, plan.accumulate_steps, not reasons_against_parts(method))
+
+
 def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool) -> None:
-    """Raises InputError where the parts of a batch, one after the other, do not add up to the batch."""
+    """Raises InputError where a batch is to be taken in parts that do not add up to it."""
     if plan.accumulate_steps == 1 or approximately:
         return
-    batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
-    reasons = [reason for reason in (method.couples, batchnorm) if reason]
+    reasons = reasons_against_parts(method)
     if reasons:
         raise InputError(
             f"trainer.accumulate_steps={plan.accumulate_steps}: {plan.accumulate_steps} parts of a batch are not the batch"
@@ -161,7 +137,7 @@ def fit(setup: Setup, signals: Signals) -> bool:
     plan, method, precision, clock = setup.plan, setup.method, setup.precision, setup.clock
     first, known = resume(setup)
     log = Log(setup.run_dir, plan, first, setup.tensorboard)
-    with log, contextlib.closing(setup.batches(first)) as feed, explained_memory(plan, method):
+    with log, contextlib.closing(setup.batches(first)) as feed, told_of_memory(plan, method):
         missing = plan.knn_due(first) and not known  # of untrained weights, or cut short by a signal
         if missing and not evaluate_online(setup, log, first, signals):
             return False
@@ -318,30 +294,3 @@ def clip(method: Method, limit: float | None) -> Tensor:
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
     return norm
-
-
-class OutOfMemory(RuntimeError):
-    """The machine's or the GPU's memory does not hold a step."""
-
-
-@contextlib.contextmanager
-def explained_memory(plan: Plan, method: Method) -> Iterator[None]:
-    """Turns torch's errors about memory into one line that says what would fit."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        words = str(error)
-        if not isinstance(error, MemoryError) and "out of memory" not in words and "can't allocate memory" not in words:
-            raise
-        each = plan.batch_size // plan.processes
-        parts = [n for n in range(2 * plan.accumulate_steps, each + 1) if each % n == 0][:1]
-        way = "".join(f"trainer.accumulate_steps={n}, " for n in parts)
-        if parts and (method.couples or takes_batch_statistics(method)):
-            way = (
-                way[:-2] + " trainer.accumulate_approximately=true (its batches are then other ones for this method), "
-            )
-        said = (words.splitlines() or [type(error).__name__])[0][:120]  # Python's own error has no words
-        raise OutOfMemory(
-            f"out of memory with trainer.batch_size={plan.batch_size}: try {way}a smaller trainer.batch_size, or"
-            f" trainer.precision=bf16. The checkpoints are whole. ({said})"
-        ) from error

@@ -12,12 +12,12 @@ from torch._dynamo.utils import counters
 
 import sslctl
 import sslctl.clock
-from sslctl.allocator import keep_freed_memory
 from sslctl.checkpoint import load, load_tensors
 from sslctl.clock import PARTS, Clock, shares, words
+from sslctl.memory import OutOfMemory, keep_freed_memory
 from sslctl.methods.base import Method
 from sslctl.optim import LARS
-from sslctl.train import OutOfMemory, build_optimizer, explained_memory
+from sslctl.train import build_optimizer, told_of_memory
 from tests.test_methods import facts, make_batch, moco, simclr, tiny_backbone
 from tests.test_resume import VIT
 from tests.training import (
@@ -170,7 +170,7 @@ def test_accumulation_is_proposed_as_it_is_where_it_is_exact(given, tmp_path, ca
 )
 def test_the_proposed_accumulation_divides_the_batch(batch, processes, given, proposed):
     plan = SimpleNamespace(batch_size=batch, processes=processes, accumulate_steps=given)
-    with pytest.raises(OutOfMemory) as raised, explained_memory(plan, moco()):
+    with pytest.raises(OutOfMemory) as raised, told_of_memory(plan, moco()):
         raise MemoryError
     if proposed is None:
         assert "accumulate" not in str(raised.value)

@@ -18,7 +18,8 @@ from sslctl.evaluation.subjects import Subject
 from sslctl.methods.supervised import Supervised
 from sslctl.plan import make_plan
 from sslctl.run_directory import decisive, fingerprint
-from sslctl.train import Signals, fit, set_up
+from sslctl.signals import Signals
+from sslctl.train import fit, set_up
 
 
 def augmented_records(subject: Subject, task: Task) -> list[dict]:

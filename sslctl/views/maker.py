@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.allocator import keep_freed_memory
+from sslctl.memory import keep_freed_memory
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
 from sslctl.views.random import Key
