@@ -1,5 +1,3 @@
-import sys
+from sslctl.cli import command
 
-from sslctl.cli import main
-
-sys.exit(main())
+command()

@@ -70,8 +70,9 @@ def blame() -> None:
 
 
 def leave() -> None:
-    """Leaves the group."""
+    """Leaves the group when all have come to their end: one that goes earlier may take another down."""
     if dist.is_initialized():
+        dist.barrier(group=_control)
         dist.destroy_process_group()
 
 

@@ -139,7 +139,7 @@ def child(path: str) -> None:
 
 
 if __name__ == "__main__":
-    from sslctl.cli import guarded
+    from sslctl.cli import end, guarded
 
     _end_with_parent()
-    sys.exit(guarded(lambda: child(sys.argv[1])))
+    end(guarded(lambda: child(sys.argv[1])))
