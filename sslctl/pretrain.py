@@ -58,10 +58,19 @@ def pretrain(config: Any, command: str | None = None) -> None:
             raise Stopped(status)
         return
     distributed.join(choose_device(config.trainer.device).type)
-    if processes not in (1, distributed.world()):
-        raise InputError(f"trainer.processes={processes} in a group of {distributed.world()}: leave it to torchrun")
-    _pretrain(config, resolved, command)
-    distributed.leave()
+    try:
+        if processes not in (1, distributed.world()):
+            raise InputError(f"trainer.processes={processes} in a group of {distributed.world()}: leave it to torchrun")
+        parts = distributed.world() * config.trainer.accumulate_steps
+        if config.trainer.batch_size % parts:  # torchrun's number is not in the configuration
+            raise InputError(f"trainer.batch_size={config.trainer.batch_size} does not divide into {parts} parts")
+        _pretrain(config, resolved, command)
+        distributed.leave()
+    except distributed.Elsewhere:
+        raise
+    except Exception:
+        distributed.blame()
+        raise
 
 
 def _pretrain(config: Any, resolved: dict, command: str) -> None:
