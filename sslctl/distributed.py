@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 _PATIENCE = timedelta(hours=2)  # an evaluation by the first process may take long; who starts processes sees deaths
 
@@ -57,7 +58,12 @@ def join(device: str) -> None:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=method, rank=number, world_size=count, timeout=_PATIENCE)
+    store, number, count = next(rendezvous(method, number, count, timeout=_PATIENCE))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(
+        count
+    ):  # after a restart, torchrun's store has the dead ones' addresses
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
     _control = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend == "nccl" else dist.group.WORLD
     if number:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  it stays for the life of the process
@@ -71,8 +77,10 @@ def blame() -> None:
 
 def leave() -> None:
     """Leaves the group when all have come to their end: one that goes earlier may take another down."""
+    global _control
     if dist.is_initialized():
         dist.barrier(group=_control)
+        _control = None  # while anything holds the group its threads live on, and may abort the process at its end
         dist.destroy_process_group()
 
 
