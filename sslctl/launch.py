@@ -52,8 +52,8 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
         os.close(watched)
         with _forwarded(children) as sent:
             first = _wait(children)
-        if first is not None and -children[first].returncode in sent:  # before it could listen
-            return 128 - children[first].returncode
+        if first is not None and sent and not (Path(scratch) / "failed").exists():  # before they could listen
+            return 128 + sent[0]
         return _verdict(children, first, Path(scratch))
 
 
