@@ -45,6 +45,15 @@ def _last_batchnorm(kind: str, dim: int) -> nn.BatchNorm1d:
     return norm
 
 
+def prototype_head(in_dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, *, norm: bool) -> nn.Sequential:
+    """DINO's head: three Linears with GELU, then similarities of unit embeddings to unit prototypes. (…, in_dim) -> (…, K).
+
+    norm: BatchNorm after the hidden Linears (for ResNets); takes (B, in_dim) only.
+    """
+    layers = mlp(in_dim, hidden_dim, bottleneck_dim, 3, norm=norm, activation="gelu", hidden_bias=True)
+    return nn.Sequential(layers, Prototypes(bottleneck_dim, prototypes))
+
+
 class Prototypes(nn.Module):
     """Cosine similarities to learnt directions: (…, D) -> (…, K). Without bias; both sides are of unit length."""
 

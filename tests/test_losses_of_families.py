@@ -6,10 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sslctl.clustering import spherical_kmeans
 from sslctl.losses import (
     barlow_twins,
+    cpc,
     dcl,
     dino,
+    ibot,
+    memory_distillation,
+    msn,
     negative_cosine,
     nnclr,
     nt_xent,
@@ -283,3 +288,113 @@ def test_no_gradient_reaches_targets_queue_or_codes():
     (dino(student, teacher, torch.zeros(6), 0.1, 0.04) + swav(student, teacher.softmax(-1), 0.1)).backward()
     assert student.grad.abs().sum() > 0
     assert teacher.grad is None
+
+
+# --- Hidden patches, predicted patches, memories ---
+
+
+def test_ibot_equals_its_reference():
+    student, teacher, center = normal(3, 4, 5, seed=1), normal(3, 4, 5, seed=2), normal(5, seed=3)
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    expected = []
+    for b in range(3):
+        each = [
+            cross_entropy(
+                softmax([(t - c) / 0.05 for t, c in zip(teacher[b, l].tolist(), center.tolist(), strict=True)]),
+                [x / 0.1 for x in student[b, l].tolist()],
+            )
+            for l in range(4)
+            if mask[b, l]
+        ]
+        expected.append(sum(each) / len(each) if each else 0.0)
+    assert ibot(student, teacher, center, mask, 0.1, 0.05).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ibot_looks_at_hidden_patches_only():
+    student, teacher, center = normal(2, 4, 5, seed=1), normal(2, 4, 5, seed=2), torch.zeros(5).double()
+    mask = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]], dtype=torch.bool)
+    before = ibot(student, teacher, center, mask, 0.1, 0.05)
+    elsewhere = ibot(student + ~mask[..., None] * normal(2, 4, 5, seed=3), teacher, center, mask, 0.1, 0.05)
+    hidden = ibot(student + mask[..., None] * normal(2, 4, 5, seed=3), teacher, center, mask, 0.1, 0.05)
+    assert torch.equal(before, elsewhere)
+    assert not torch.isclose(before, hidden).any()
+
+
+def test_ibot_of_equal_logits_is_the_logarithm_of_the_prototypes():
+    zeros = torch.zeros(2, 3, 8192)
+    value = ibot(zeros, zeros, torch.zeros(8192), torch.ones(2, 3, dtype=torch.bool), 0.1, 0.04)
+    assert value.tolist() == pytest.approx([math.log(8192)] * 2, rel=1e-5)
+
+
+def test_msn_equals_its_reference():
+    scores, targets = normal(2, 3, 4, seed=1), normal(3, 4, seed=2).softmax(1)
+    p = [[softmax([x / 0.1 for x in scores[v, b].tolist()]) for b in range(3)] for v in range(2)]
+    cross = [
+        cross_entropy(targets[b].tolist(), [x / 0.1 for x in scores[v, b].tolist()]) for v in range(2) for b in range(3)
+    ]
+    mean = [sum(p[v][b][k] for v in range(2) for b in range(3)) / 6 for k in range(4)]
+    entropy = -sum(x * math.log(x) for x in mean)
+    expected = sum(cross) / 6 + 0.7 * (math.log(4) - entropy)
+    assert msn(scores, targets, 0.1, 0.7).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_msn_punishes_one_prototype_for_all():
+    uniform = torch.zeros(2, 8, 16)
+    assert msn(uniform, uniform[0].softmax(1), 0.1, 5.0).item() == pytest.approx(math.log(16), rel=1e-5)
+    collapsed = torch.zeros(2, 8, 16)
+    collapsed[..., 0] = 100.0
+    target = collapsed[0].softmax(1)
+    assert msn(collapsed, target, 0.1, 0.0).item() == pytest.approx(0, abs=1e-5)
+    assert msn(collapsed, target, 0.1, 1.0).item() == pytest.approx(math.log(16), rel=1e-5)
+
+
+def test_cpc_equals_its_reference_and_knows_its_blind_value():
+    prediction, candidates, own = normal(3, 4, seed=1), normal(6, 4, seed=2), torch.tensor([5, 0, 2])
+    rows, columns = prediction.tolist(), candidates.tolist()
+    expected = (
+        sum(-math.log(softmax([dot(r, c) for c in columns])[k]) for r, k in zip(rows, own.tolist(), strict=True)) / 3
+    )
+    assert cpc(prediction, candidates, own).item() == pytest.approx(expected, rel=1e-6)
+    assert cpc(torch.zeros(3, 4), torch.randn(6, 4), own).item() == pytest.approx(math.log(6), rel=1e-6)
+
+
+def test_memory_distillation_equals_its_reference():
+    student, teacher = normal(3, 4, seed=1), normal(3, 6, seed=2)
+    own, theirs = normal(5, 4, seed=3), normal(5, 6, seed=4)
+    expected = 0.0
+    for s, t in zip(unit(student), unit(teacher), strict=True):
+        q = softmax([dot(s, m) / 0.04 for m in unit(own)])
+        p = softmax([dot(t, m) / 0.04 for m in unit(theirs)])
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / 3
+    assert memory_distillation(student, teacher, own, theirs, 0.04).item() == pytest.approx(expected, rel=1e-6)
+    assert memory_distillation(teacher, teacher, theirs, theirs, 0.04).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_no_gradient_reaches_teachers_and_memories():
+    leaves = [normal(4, 5, seed=n).requires_grad_() for n in range(4)]
+    memory_distillation(*leaves, 0.1).backward()
+    assert leaves[0].grad.abs().sum() > 0
+    assert all(leaf.grad is None for leaf in leaves[1:])
+    student, teacher = (normal(2, 3, 4, seed=n).requires_grad_() for n in (1, 2))
+    ibot(student, teacher, torch.zeros(4), torch.ones(2, 3, dtype=torch.bool), 0.1, 0.05).sum().backward()
+    assert teacher.grad is None
+
+
+# --- k-means ---
+
+
+def test_spherical_kmeans_finds_directions_that_are_there():
+    axes = torch.eye(6)[:3]
+    z = F.normalize(axes.repeat_interleave(50, 0) + 0.1 * normal(150, 6, dtype=torch.float32), dim=1)
+    centroids, chosen = spherical_kmeans(z, z[[0, 60, 120]], 10)
+    assert chosen.tolist() == [0] * 50 + [1] * 50 + [2] * 50
+    torch.testing.assert_close(centroids.norm(dim=1), torch.ones(3))
+    assert ((centroids * axes).sum(1) > 0.99).all()
+
+
+def test_a_centroid_that_nobody_chose_stays():
+    z = F.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1]]), dim=1)
+    lonely = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    centroids, chosen = spherical_kmeans(z, lonely, 3)
+    assert torch.equal(centroids[1], lonely[1])
+    assert chosen.tolist() == [0, 0]

@@ -4,22 +4,32 @@ Inputs are unnormalised unless an argument's name says otherwise. Means over anc
 a docstring says that a paper's learning rate needs another scale.
 """
 
-from sslctl.losses.clustering import sinkhorn, swav
-from sslctl.losses.contrastive import dcl, info_nce, nnclr, nt_xent, supcon
+from sslctl.losses.clustering import msn, sinkhorn, swav
+from sslctl.losses.contrastive import cpc, dcl, info_nce, nnclr, nt_xent, supcon
 from sslctl.losses.decorrelation import barlow_twins, sigreg, vicreg, whitening_mse
-from sslctl.losses.distillation import dino, negative_cosine, similarity_distillation
+from sslctl.losses.distillation import dino, ibot, memory_distillation, negative_cosine, similarity_distillation
+from sslctl.losses.reconstruction import gaussian_kl, masked_mse, normalized_patches, soft_cross_entropy, squared_error
 
 __all__ = [
     "barlow_twins",
+    "cpc",
     "dcl",
     "dino",
+    "gaussian_kl",
+    "ibot",
     "info_nce",
+    "masked_mse",
+    "memory_distillation",
+    "msn",
     "negative_cosine",
     "nnclr",
+    "normalized_patches",
     "nt_xent",
     "sigreg",
     "similarity_distillation",
     "sinkhorn",
+    "soft_cross_entropy",
+    "squared_error",
     "supcon",
     "swav",
     "vicreg",

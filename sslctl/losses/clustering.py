@@ -1,5 +1,7 @@
 """Assignments to prototypes."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,16 @@ def swav(scores: Tensor, assignments: Tensor, temperature: float) -> Tensor:
     cross = -torch.einsum("tbk,vbk->tv", assignments.detach(), log_p) / scores.shape[1]  # (T, V)
     others = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
     return cross[others].mean()
+
+
+@exact
+def msn(scores: Tensor, targets: Tensor, temperature: float, entropy_weight: float) -> Tensor:
+    """Masked views predict the whole view's prototypes, and all prototypes are used (MSN, arXiv:2204.07141, eq. 1).
+
+    scores: (V, B, K) cosines of anchors and prototypes; targets: (B, K) probabilities. Mean cross entropy, plus
+    entropy_weight times what the mean prediction's entropy lacks of ln K.
+    """
+    log_p = (scores / temperature).log_softmax(-1)  # (V, B, K)
+    cross = -(targets.detach() * log_p).sum(-1).mean()
+    entropy = torch.special.entr(log_p.exp().mean((0, 1))).sum()
+    return cross + entropy_weight * (math.log(scores.shape[-1]) - entropy)

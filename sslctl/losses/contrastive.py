@@ -85,3 +85,13 @@ def nnclr(p: Tensor, nearest: Tensor, temperature: float) -> Tensor:
     """
     logits = unit(nearest) @ unit(p).T / temperature  # (B, B)
     return F.cross_entropy(logits, torch.arange(len(p), device=p.device))
+
+
+@exact
+def cpc(prediction: Tensor, candidates: Tensor, own: Tensor) -> Tensor:
+    """InfoNCE of predicted patch embeddings by dot products (CPC, arXiv:1807.03748, eq. 4).
+
+    prediction: (n, D); candidates: (m, D), embeddings of patches; own: (n,) int64, which of them each row predicts, the
+    others are its negatives. Unnormalised on purpose; gradient reaches the candidates. Mean over rows.
+    """
+    return F.cross_entropy(prediction @ candidates.T, own)

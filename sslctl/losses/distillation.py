@@ -49,3 +49,37 @@ def similarity_distillation(
     own = torch.cat([(student * teacher).sum(1, keepdim=True), student @ queue.T], 1)  # (B, 1 + K)
     theirs = torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], 1)
     return F.cross_entropy(own / student_temperature, (theirs / teacher_temperature).softmax(1))
+
+
+@exact
+def ibot(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    center: Tensor,
+    mask: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Cross entropy of hidden patches with the same patches as the teacher sees them (iBOT, arXiv:2111.07832, eq. 2).
+
+    student_logits, teacher_logits: (B, L, K); center: (K,); mask: (B, L) bool, True where the student saw no patch. Returns
+    (B,): the mean over each image's hidden patches, 0 where none is hidden. No gradient reaches the teacher.
+    """
+    targets = ((teacher_logits.detach() - center) / teacher_temperature).softmax(-1)  # (B, L, K)
+    log_p = (student_logits / student_temperature).log_softmax(-1)
+    cross = -(targets * log_p).sum(-1)  # (B, L)
+    return (cross * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+@exact
+def memory_distillation(
+    student: Tensor, teacher: Tensor, student_memory: Tensor, teacher_memory: Tensor, temperature: float
+) -> Tensor:
+    """The student ranks its memory as the teacher ranks its own (CompRess, arXiv:2010.14713, section 3).
+
+    student: (B, d), student_memory: (K, d); teacher: (B, D), teacher_memory: (K, D): row k of both memories is one image.
+    Kullback-Leibler divergence of the student's softmax similarities from the teacher's, mean over rows.
+    """
+    own = (unit(student) @ unit(student_memory.detach()).T / temperature).log_softmax(1)  # (B, K)
+    theirs = (unit(teacher.detach()) @ unit(teacher_memory.detach()).T / temperature).log_softmax(1)
+    return F.kl_div(own, theirs, reduction="batchmean", log_target=True)
