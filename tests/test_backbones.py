@@ -11,7 +11,7 @@ VIT = {"model": "vit_tiny_patch16_224", "kwargs": {"patch_size": 8, "depth": 2}}
 
 
 def resnet(depth=18, stem="auto", zero_init_residual=False, channels=3, image_size=32):
-    return ResNet(depth, stem, zero_init_residual, channels, image_size)
+    return ResNet(depth, stem, zero_init_residual, "batch", channels, image_size)
 
 
 def timm_network(model="resnet18", channels=3, image_size=32, **kwargs):
@@ -83,7 +83,7 @@ def test_resnet_takes_one_channel(stem):
     ],
 )
 def test_small_resnet_halves_the_map_at_each_later_stage(widths, blocks, stem_stride, side, last):
-    backbone = Backbone(SmallResNet(widths, blocks, stem_stride, 3, side), MEAN, STD).eval()
+    backbone = Backbone(SmallResNet(widths, blocks, stem_stride, "batch", 3, side), MEAN, STD).eval()
     with torch.no_grad():
         maps, features = backbone.feature_map(images(2, side)), backbone(images(2, side))
     assert backbone.embed_dim == widths[-1]
@@ -121,7 +121,7 @@ def test_timm_convolutional_model_has_a_feature_map_and_no_tokens():
         maps = backbone.feature_map(images(2, 64))
         torch.testing.assert_close(backbone(images(2, 64)), maps.mean((2, 3)))
         assert maps.shape == (2, 512, 2, 2)
-        with pytest.raises(TypeError, match="a feature map, not tokens"):
+        with pytest.raises(ValueError, match="needs a vision transformer: backbone=small_vit"):
             backbone.tokens(images(2, 64))
 
 
@@ -131,16 +131,21 @@ def test_timm_transformer_has_tokens_and_no_feature_map():
         tokens = backbone.tokens(images(2, 32))
         assert tokens.shape == (2, 1 + (32 // 8) ** 2, 192)
         torch.testing.assert_close(backbone(images(2, 32)), tokens[:, 0])  # its own pooling is the class token
-        with pytest.raises(TypeError, match="tokens, not a feature map"):
+        with pytest.raises(ValueError, match="tokens, not a feature map"):
             backbone.feature_map(images(2, 32))
 
 
-@pytest.mark.parametrize("network", [lambda: MLP([8], 3, 4), lambda: SmallResNet([8], 1, 1, 3, 4)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    "network", [lambda: MLP([8], 3, 4), lambda: SmallResNet([8], 1, 1, "batch", 3, 4)], ids=["mlp", "cnn"]
+)
 def test_backbone_names_what_a_network_does_not_have(network):
     network = network()
     backbone = Backbone(network, MEAN, STD)
-    with pytest.raises(TypeError, match=rf"{type(network).__name__} has no tokens"):
+    with pytest.raises(ValueError, match="needs a vision transformer"):
         backbone.tokens(images(2, 4))
+    if isinstance(network, MLP):
+        with pytest.raises(ValueError, match="MLP has no feature map"):
+            backbone.feature_map(images(2, 4))
 
 
 # --- Normalisation ---
@@ -162,8 +167,8 @@ def test_backbone_normalises_maps_and_tokens_too():
     x = images(2, 32)
     normalised = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
-        torch.testing.assert_close(backbone.tokens(x), backbone.network.tokens(normalised))
-    small = Backbone(SmallResNet([8], 1, 1, 3, 32), MEAN, STD).eval()
+        torch.testing.assert_close(backbone.tokens(x), backbone.network.model.forward_features(normalised))
+    small = Backbone(SmallResNet([8], 1, 1, "batch", 3, 32), MEAN, STD).eval()
     torch.testing.assert_close(small.feature_map(x), small.network.feature_map(normalised))
 
 
@@ -221,7 +226,7 @@ def test_resnet_zero_init_residual_starts_every_block_as_the_identity():
 
 def test_small_resnet_refuses_a_stride_it_does_not_have():
     with pytest.raises(ValueError, match=r"backbone.stem_stride=3: expected 0 \(auto\), 1, 2 or 4"):
-        SmallResNet([8], 1, 3, 3, 16)
+        SmallResNet([8], 1, 3, "batch", 3, 16)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ RESNET18 = 120  # tensors without the classifier
 
 
 def resnet18(stem="imagenet"):
-    return Backbone(ResNet(18, stem, False, 3, 224), MEAN, STD)
+    return Backbone(ResNet(18, stem, False, "batch", 3, 224), MEAN, STD)
 
 
 def timm_resnet18():
@@ -30,7 +30,7 @@ def timm_resnet18():
 
 def small(width=8):
     torch.manual_seed(0)
-    return Backbone(SmallResNet([6, width], 1, 1, 3, 16), MEAN, STD)
+    return Backbone(SmallResNet([6, width], 1, 1, "batch", 3, 16), MEAN, STD)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_load_weights_takes_timms_transformer_whole(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_load_weights_takes_its_own_backbones_with_their_normalisation(tmp_path, suffix):
-    source, backbone = small(), Backbone(SmallResNet([6, 8], 1, 1, 3, 16), [0.0] * 3, [1.0] * 3)
+    source, backbone = small(), Backbone(SmallResNet([6, 8], 1, 1, "batch", 3, 16), [0.0] * 3, [1.0] * 3)
     source.load_state_dict({f"network.{name}": tensor for name, tensor in inner(source).items()}, strict=False)
     report = load_weights(backbone, save(tmp_path / f"own{suffix}", source.state_dict()), partial=False)
     assert (

@@ -1,0 +1,112 @@
+"""What masked methods ask of timm's vision transformers: hidden patches, tokens of some patches only, fixed positions."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+NEEDED = (
+    "this method needs a vision transformer: backbone=small_vit, or backbone=timm backbone.model=vit_small_patch16_224"
+)
+
+
+def require_vit(network: nn.Module) -> nn.Module:
+    """timm's VisionTransformer inside a network. Raises ValueError where there is none."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = getattr(network, "model", None)
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(NEEDED)
+    return model
+
+
+def patch_size_of(network: nn.Module) -> int:
+    """Side of a network's patches in pixels; 1 for networks without patches."""
+    size = getattr(getattr(getattr(network, "model", None), "patch_embed", None), "patch_size", None)
+    return max(size) if isinstance(size, tuple) else size or 1
+
+
+def grid_of(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """(rows, columns) of patches in images (B, C, H, W)."""
+    height, width = model.patch_embed.patch_size
+    return images.shape[-2] // height, images.shape[-1] // width
+
+
+def tokens(model: nn.Module, x: Tensor, mask: Tensor | None, mask_token: Tensor | None, keep: Tensor | None) -> Tensor:
+    """`VisionTransformer.forward_features` on normalised (B, C, H, W) -> (B, P + L, D), the P prefix tokens first.
+
+    mask: (B, L) bool, True where mask_token (D,) stands in for the patch's embedding. keep: (B, K) or (K,) int64, the only
+    patches that go in; then L is K, in their order.
+    """
+    x = model.patch_embed(x)  # (B, rows, columns, D), or (B, L, D)
+    if mask is not None:
+        x = torch.where(mask.view(*x.shape[:-1], 1), mask_token.to(x.dtype), x)
+    x = model._pos_embed(x)  # (B, P + L, D); resamples the positions for other sizes
+    if keep is not None:
+        prefix, patches = x[:, : model.num_prefix_tokens], x[:, model.num_prefix_tokens :]
+        x = torch.cat([prefix, gather_tokens(patches, keep)], dim=1)
+    return model.norm(model.blocks(model.norm_pre(x)))
+
+
+def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
+    """(B, L, D) and positions (B, K) or (K,) -> (B, K, D)."""
+    if keep.ndim == 1:
+        return x[:, keep]
+    return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def fix_positions_(model: nn.Module) -> None:
+    """Puts fixed sine-cosine position embeddings where a vision transformer would learn them (MoCo v3, section 5; MAE)."""
+    rows, columns = model.patch_embed.grid_size
+    extra = model.pos_embed.shape[1] - rows * columns  # positions of prefix tokens stay zero
+    fixed = sine_cosine(model.embed_dim, rows, columns).to(model.pos_embed)
+    with torch.no_grad():
+        model.pos_embed.copy_(torch.cat([fixed.new_zeros(extra, model.embed_dim), fixed])[None])
+    model.pos_embed.requires_grad_(False)
+
+
+def sine_cosine(dim: int, rows: int, columns: int) -> Tensor:
+    """(rows · columns, dim): sines and cosines of the column in the first half, of the row in the second.
+
+    Vaswani et al. 2017, section 3.5, once for each axis. Raises ValueError unless dim is a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, this backbone has {dim}")
+    rates = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [axis.flatten()[:, None] * rates for axis in (column, row)]  # (L, dim / 4) each
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+def patchify(images: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) -> (B, L, size² · C), the patches row by row, channels last in each."""
+    x = images.unfold(2, size, size).unfold(3, size, size)  # (B, C, rows, columns, size, size)
+    return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, size: int, rows: int) -> Tensor:
+    """The inverse of `patchify`: (B, L, size² · C) -> (B, C, H, W)."""
+    x = patches.unflatten(1, (rows, -1)).unflatten(3, (size, size, -1))  # (B, rows, columns, size, size, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def blocks(dim: int, depth: int, heads: int) -> list[nn.Module]:
+    """timm's transformer blocks, for decoders and predictors: (B, L, dim) -> (B, L, dim) each."""
+    from timm.models.vision_transformer import Block
+
+    if dim % heads:
+        raise ValueError(f"{heads} heads do not divide a width of {dim}")
+    return [Block(dim, heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)) for _ in range(depth)]
+
+
+def initialize_(*modules: nn.Module) -> None:
+    """MAE's initial weights: Xavier's for linear layers and for the patches' convolution seen as one, tokens of 0.02."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+        token = getattr(getattr(module, "model", None), "cls_token", None)
+        if token is not None:
+            nn.init.normal_(token, std=0.02)
