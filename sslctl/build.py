@@ -1,36 +1,23 @@
 """From a resolved configuration to sources, backbones and methods. Everything is bound before anything is built."""
 
-from dataclasses import dataclass
+import inspect
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from sslctl.backbones import Backbone
-from sslctl.binding import bind
+from sslctl.binding import bind, target_of
 from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.methods.base import Facts, Method
+from sslctl.preprocess import Preprocess, TextPreprocess
 from sslctl.views import ViewMaker
 from sslctl.weights import load_weights
 
 DATASET_OWN = ("drops", "scale", "mean", "std", "resize")
 BACKBONE_OWN = ("weights", "partial")
+METHOD_OWN = ("teacher", "teacher_backbone")  # where a frozen teacher comes from
 OPTIMIZER_OWN = ("base_lr", "lr_scaling", "weight_decay", "weight_decay_end", "exclude_bias_and_norm")
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How an image becomes the backbone's input; kept beside the weights. Sizes in pixels."""
-
-    channels: int
-    image_size: int
-    resize: int  # of the shorter side, before the central square is cut out
-    mean: list[float]  # of images in [0, 1], one a channel; the backbone applies them itself
-    std: list[float]
-
-    def words(self) -> str:
-        cut = "" if self.resize == self.image_size else f", shorter side to {self.resize}, central square"
-        return f"{self.channels}×{self.image_size}×{self.image_size}{cut}"
 
 
 def build_source(node: Any, split: str) -> Source:
@@ -39,29 +26,27 @@ def build_source(node: Any, split: str) -> Source:
     return target(split=split, **arguments)
 
 
-def preprocess_of(node: Any, source: Source) -> Preprocess:
-    """What the backbone gets to see of a dataset."""
-    for key in ("mean", "std"):
-        if len(node[key]) != source.channels:
-            raise InputError(f"dataset.{key} has {len(node[key])} values for {source.channels} channels")
-    size = source.image_size
-    fixed = source.images is not None and source.images.shape[2:] == (size, size)
-    resize = node.get("resize") or (size if fixed else round(size * 256 / 224))
-    if resize < size:
-        raise InputError(f"dataset.resize={resize} is less than the image size {size}")
-    return Preprocess(source.channels, size, resize, list(node.mean), list(node.std))
-
-
 def bind_backbone(node: Any):
-    return bind(node, "backbone", skip=BACKBONE_OWN, given=("channels", "image_size"))
+    """A network for images asks for channels and image_size, one for texts for vocabulary and length."""
+    return bind(node, "backbone", skip=BACKBONE_OWN, given=given_to(target_of(node, "backbone")))
 
 
-def build_backbone(node: Any, preprocess: Preprocess, *, with_weights: bool = True) -> Backbone:
+def given_to(target: Any) -> tuple[str, ...]:
+    """What a network's constructor is told of the data."""
+    texts = "vocabulary" in inspect.signature(target).parameters
+    return ("vocabulary", "length") if texts else ("channels", "image_size")
+
+
+def build_backbone(node: Any, preprocess: Preprocess | TextPreprocess, *, with_weights: bool = True) -> Backbone:
     """The backbone of a configuration, with the weights that backbone.weights names."""
     target, arguments = bind_backbone(node)
-    facts = {"channels": preprocess.channels, "image_size": preprocess.image_size}
+    facts = preprocess.facts()
+    if set(facts) != set(given_to(target)):
+        takes, has = ("texts", "images") if "length" in given_to(target) else ("images", "texts")
+        other = "backbone=small_transformer" if has == "texts" else "backbone=small_resnet, or dataset=text"
+        raise InputError(f"backbone: {target.__name__} takes {takes}, the dataset has {has}: {other}")
     try:
-        backbone = Backbone(target(**arguments, **facts), preprocess.mean, preprocess.std)
+        backbone = preprocess.wrapped(target(**arguments, **facts))
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"backbone: {error}") from error
     if with_weights and node.get("weights"):
@@ -69,17 +54,25 @@ def build_backbone(node: Any, preprocess: Preprocess, *, with_weights: bool = Tr
     return backbone
 
 
-def build_method(node: Any, backbone: Backbone, facts: Facts) -> Method:
-    """The method of a configuration around a backbone."""
-    target, arguments = bind(node, "method", given=("backbone", "facts"))
+def bind_method(node: Any):
+    given = ("backbone", "facts", "teacher") if "teacher" in node else ("backbone", "facts")
+    return bind(node, "method", skip=METHOD_OWN, given=given)
+
+
+def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | None = None) -> Method:
+    """The method of a configuration around a backbone. teacher: a frozen one, where the configuration asks for it."""
+    target, arguments = bind_method(node)
+    if teacher is not None:
+        arguments["teacher"] = teacher
     try:
         return target(backbone, facts, **arguments)
     except ValueError as error:
         raise InputError(f"method: {error}") from error
 
 
-def build_views(config: Any, image_size: int, dropped: tuple[str, ...]) -> ViewMaker:
-    return ViewMaker(OmegaConf.to_container(config.augmentation, resolve=True), image_size, dropped)
+def build_views(config: Any, image_size: int, dropped: tuple[str, ...], multiple: int = 1) -> ViewMaker:
+    """multiple: of pixels that the views' sides are, for networks of patches."""
+    return ViewMaker(OmegaConf.to_container(config.augmentation, resolve=True), image_size, dropped, multiple)
 
 
 def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:

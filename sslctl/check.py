@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.binding import bind
-from sslctl.build import BACKBONE_OWN, DATASET_OWN, OPTIMIZER_OWN
+from sslctl.build import DATASET_OWN, OPTIMIZER_OWN, bind_backbone, bind_method
 from sslctl.cli import CONFIGS
-from sslctl.config import SCHEMAS, InputError, mistakes
+from sslctl.config import InputError, mistakes
 from sslctl.optim import SHAPES
+from sslctl.schemas import SCHEMAS
 
 GROUPS = ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment")
 
@@ -55,13 +56,17 @@ def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[st
         return [" ".join(line.strip() for line in str(error).splitlines()[:2])]
     for key, skip, given in (
         ("dataset", DATASET_OWN, ("split",)),
-        ("backbone", BACKBONE_OWN, ("channels", "image_size")),
-        ("method", (), ("backbone", "facts")),
         ("optimizer", OPTIMIZER_OWN, ("params", "lr")),
     ):
         if composed.get(key):
             try:
                 bind(composed[key], key, skip=skip, given=given)
+            except InputError as error:
+                problems += error.messages
+    for key, bind_it in (("backbone", bind_backbone), ("method", bind_method)):
+        if composed.get(key):
+            try:
+                bind_it(composed[key])
             except InputError as error:
                 problems += error.messages
     if composed.get("scheduler") and composed.scheduler.shape not in SHAPES:

@@ -1,16 +1,18 @@
-"""The typed spine of a configuration and its checks.
+"""Checks of a composed configuration, and the errors of bad input. The keys themselves: schemas.py.
 
-Values live in configs/*.yaml only; here are types and ranges. Nothing in this file needs torch.
+Nothing in this file needs torch.
 """
 
 import difflib
 import os
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+
+from sslctl.schemas import ViewGroupConfig
 
 
 class InputError(Exception):
@@ -21,191 +23,9 @@ class InputError(Exception):
         self.messages = messages
 
 
-def _in(low: float | None = None, high: float | None = None, choices: tuple = (), above: float | None = None) -> Any:
-    """A key with a range: low <= value <= high, value > above, or one of the choices."""
-    return field(default=MISSING, metadata={"low": low, "high": high, "choices": choices, "above": above})
-
-
 def user_path(text: Any) -> Path:
     """A path as a user writes it; ~ of a user who does not exist stays as it is."""
     return Path(os.path.expanduser(str(text)))
-
-
-# --- Schemas ---
-
-
-@dataclass
-class JitterConfig:
-    probability: Any = MISSING  # a number, or a list with one entry a view
-    strength: float = _in(low=0)
-    brightness: float = _in(low=0)
-    contrast: float = _in(low=0)
-    saturation: float = _in(low=0)
-    hue: float = _in(low=0, high=0.5)
-
-
-@dataclass
-class BlurConfig:
-    probability: Any = MISSING
-    sigma: list[float] = MISSING
-
-
-@dataclass
-class SolarizeConfig:
-    probability: Any = MISSING
-    threshold: float = _in(low=0, high=1)
-
-
-@dataclass
-class ViewGroupConfig:
-    count: int = _in(low=1)
-    size: float = _in(above=0)
-    scale: list[float] = MISSING
-    ratio: list[float] = MISSING
-    interpolation: str = _in(choices=("bilinear", "bicubic"))
-    flip: float = _in(low=0, high=1)
-    jitter: JitterConfig = field(default_factory=JitterConfig)
-    grayscale: float = _in(low=0, high=1)
-    grayscale_first: bool = MISSING
-    blur: BlurConfig = field(default_factory=BlurConfig)
-    solarize: SolarizeConfig = field(default_factory=SolarizeConfig)
-
-
-@dataclass
-class TrainerConfig:
-    epochs: int = _in(low=1)
-    batch_size: int = _in(low=2)
-    precision: str = _in(choices=("fp32", "bf16", "fp16"))
-    tf32: bool = MISSING
-    accumulate_steps: int = _in(low=1)
-    accumulate_approximately: bool = MISSING
-    processes: int = _in(low=1)
-    compile: bool = MISSING
-    deterministic: bool = MISSING
-    device: str = _in(choices=("auto", "cpu", "cuda", "mps"))
-    channels_last: bool = MISSING
-    clip_grad_norm: float | None = _in(above=0)
-    workers: int = _in(low=0)
-    threads: int | None = _in(low=1)
-    log_every_steps: int = _in(low=1)
-    save_every_epochs: float | None = _in(above=0)
-    save_every_steps: int | None = _in(low=1)
-    keep_last: int = _in(low=2)
-    resume: str = _in(choices=("auto", "must"))
-    tensorboard: bool = MISSING
-
-
-@dataclass
-class KnnConfig:
-    k: int = _in(low=1)
-    temperature: float = _in(above=0)
-
-
-@dataclass
-class OnlineConfig:
-    """Evaluation during and at the end of pretraining."""
-
-    knn_every_epochs: float | None = _in(above=0)
-    knn: KnnConfig = field(default_factory=KnnConfig)
-    closing: bool = MISSING
-    cache_gb: float = _in(low=0)
-
-
-@dataclass
-class ProbeConfig:
-    """The grid of a cached linear probe."""
-
-    epochs: int = _in(low=1)
-    batch_size: int = _in(low=1)
-    lr: list[float] = MISSING
-    weight_decay: list[float] = MISSING
-    validation: float = _in(above=0, high=0.5)
-
-
-@dataclass
-class PretrainConfig:
-    seed: int = _in(low=0)
-    run_dir: str | None = MISSING
-    plan_only: bool = MISSING
-    names: dict[str, str] = MISSING
-    dataset: dict[str, Any] = MISSING
-    eval_dataset: dict[str, Any] | None = MISSING
-    augmentation: dict[str, ViewGroupConfig] = MISSING
-    backbone: dict[str, Any] = MISSING
-    optimizer: dict[str, Any] = MISSING
-    scheduler: dict[str, Any] = MISSING
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    method: dict[str, Any] = MISSING
-    recipe: dict[str, Any] = MISSING
-    evaluation: OnlineConfig = field(default_factory=OnlineConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-
-
-@dataclass
-class _EvaluationConfig:
-    ckpt: Any = MISSING
-    out: str | None = MISSING
-    seed: int = _in(low=0)
-    features: str | None = MISSING
-    subjects: list[str] = MISSING
-    cache: bool = MISSING
-    cache_gb: float = _in(low=0)
-    dataset: dict[str, Any] | None = MISSING
-    backbone: dict[str, Any] | None = MISSING
-    plan_only: bool = MISSING
-    workers: int = _in(low=0)
-    device: str = _in(choices=("auto", "cpu", "cuda", "mps"))
-
-
-@dataclass
-class LinearEvalConfig(_EvaluationConfig):
-    protocol: str = _in(choices=("cached", "augmented"))
-    labels: Any = MISSING
-    draws: int = _in(low=1)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    augmentation: dict[str, ViewGroupConfig] = MISSING
-    optimizer: dict[str, Any] = MISSING
-    scheduler: dict[str, Any] = MISSING
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    recipe: dict[str, Any] = MISSING
-
-
-@dataclass
-class KnnEvalConfig(_EvaluationConfig):
-    knn: KnnConfig = field(default_factory=KnnConfig)
-
-
-@dataclass
-class ViewsConfig:
-    seed: int = _in(low=0)
-    out: str = MISSING
-    images: int = _in(low=1, high=64)
-    draws: int = _in(low=1, high=64)
-    dataset: dict[str, Any] = MISSING
-    augmentation: dict[str, ViewGroupConfig] = MISSING
-
-
-@dataclass
-class RunsConfig:
-    ckpt: Any = MISSING
-
-
-@dataclass
-class CheckConfig:
-    seed: int = _in(low=0)
-
-
-SCHEMAS = {
-    "pretrain": PretrainConfig,
-    "linear_eval": LinearEvalConfig,
-    "knn_eval": KnnEvalConfig,
-    "views": ViewsConfig,
-    "runs": RunsConfig,
-    "check": CheckConfig,
-}
-
-
-# --- Checks ---
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
@@ -251,6 +71,8 @@ def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
 
 
 def _range_mistake(path: str, value: Any, limits: typing.Mapping) -> list[str]:
+    if OmegaConf.is_list(value):
+        return [mistake for entry in value for mistake in _range_mistake(path, entry, limits)]
     if limits.get("choices") and value not in limits["choices"]:
         choices = limits["choices"]
         return [f"{path}={value}: expected one of {', '.join(choices)}{nearest(str(value), choices)}"]

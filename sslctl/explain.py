@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from sslctl.config import SCHEMAS, InputError, mistakes, nearest
+from sslctl.config import InputError, mistakes, nearest
 from sslctl.overrides import Prepared, quote
+from sslctl.schemas import SCHEMAS
 
 _OPTIONAL = ("experiment", "dataset@eval_dataset")  # choices that may be null
 _FREE = ("backbone.kwargs.",)  # dictionaries that take new keys

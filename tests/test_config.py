@@ -160,9 +160,28 @@ SMALL = "backbone=small_resnet backbone.widths=[4,8]"
 EXTRA = {  # what a choice needs to be small
     "backbone=timm": ("backbone.model=vit_tiny_patch16_224", "+backbone.kwargs.depth=1"),
     "backbone=small_resnet": ("backbone.widths=[4,8]",),
+    "method=cpc": ("backbone=small_resnet", "backbone.widths=[4,8]", "method.grid=3", "method.reach=2"),
+    "method=deepcluster_v2": ("backbone=small_resnet", "backbone.widths=[4,8]", "method.prototypes=8"),
+    **{f"method={name}": ("backbone=small_vit", "backbone.kwargs.patch_size=4") for name in ("ibot", "msn")},
+    **{f"method={name}": ("method.teacher={teacher}",) for name in ("seed", "compress")},
     "method=wmse": ("method.whitening_size=16", "method.out_dim=8"),
     **{f"method={name}": ("backbone=small_resnet", "backbone.widths=[4,8]") for name in ("dino", "lejepa", "swav")},
 }
+TILES = ("backbone=small_resnet", "backbone.widths=[4,8]", "augmentation.global.size=2.5")
+PATCHES = (
+    "backbone=small_vit",
+    "backbone.kwargs.patch_size=4",
+    "backbone.kwargs.depth=1",
+)
+EXTRA |= {
+    "method=colorization": ("backbone=small_resnet", "backbone.widths=[4,8]"),
+    **{f"method={name}": TILES for name in ("relative_patch", "jigsaw")},
+    **{f"method={name}": PATCHES for name in ("mae", "simmim", "ijepa")},
+    "method=inpainting": ("method.code_dim=16",),
+}
+EXTRA["method=simmim"] += ("method.mask_size=4",)
+EXTRA["method=ijepa"] += ("method.targets=2",)
+OF_SEQUENCES = ("method=frame_order", "method=masked_language", "backbone=small_transformer")  # tested with their data
 SLOW = ("backbone=resnet34", "backbone=resnet50")
 EVERY = [
     *(f"{group}={name}" for group in ("method", "optimizer", "scheduler", "trainer") for name in choices(group)),
@@ -171,6 +190,7 @@ EVERY = [
     ),  # takes any number of views
     *(f"backbone={name}" for name in choices("backbone")),
 ]
+EVERY = [choice for choice in EVERY if choice not in OF_SEQUENCES]
 
 
 def trained_tensors(state: dict) -> list[tuple[str, torch.Tensor]]:
@@ -180,9 +200,9 @@ def trained_tensors(state: dict) -> list[tuple[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in EVERY])
-def test_every_choice_takes_two_steps(cli, workdir, labelled_images, choice):
+def test_every_choice_takes_two_steps(cli, workdir, labelled_images, finished_run, choice):
     words = choice.split()
-    extra = EXTRA.get(choice, ())
+    extra = [word.format(teacher=finished_run) for word in EXTRA.get(choice, ())]
     quick = [word for word in QUICK if not (word.startswith("backbone") and "backbone" in f"{choice} {extra}")]
     data = ("dataset=imagefolder", f"dataset.root={labelled_images}", "trainer.log_every_steps=1", "run_dir=run")
     result = cli("pretrain", *quick, *data, *words, *extra)
