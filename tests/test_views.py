@@ -667,3 +667,11 @@ def test_resize_and_crop_equals_torchvision(height, width):
     found = resize_and_crop(image, 32, 36)
     assert found.dtype == torch.uint8
     assert (found.int() - expected.int()).abs().max() <= 1
+
+
+def test_the_verb_draws_originals_and_their_views(cli, tmp_path):
+    from PIL import Image
+
+    result = cli("views", "out=views.png", "images=3", "draws=2", "dataset.image_size=8")
+    assert result.status == 0, result.err
+    assert Image.open(tmp_path / "views.png").size == (5 * 104, 3 * 104)  # the original, two draws of two views

@@ -11,7 +11,7 @@ from sslctl.views import Key
 class Batch:
     """One step's images, on the device."""
 
-    views: dict[str, Tensor]  # group -> (V, B, C, h, w) float in [0, 1]
+    views: dict[str, Tensor]  # group -> (V, B, C, h, w) in [0, 1]; frames: (1, B, T, C, h, w); tokens: (1, B, L) int64
     label: Tensor  # (B,) int64, -1 where unknown
     index: Tensor  # (B,) int64, the images' positions in the dataset
     key: Key  # the step's random numbers

@@ -2,7 +2,9 @@
 
 import contextlib
 import signal
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from sslctl.data.sampler import batch_indices
 from sslctl.data.sources import Source
 from sslctl.views import Key, ViewMaker
 from sslctl.views.maker import resize_and_crop
+
+_READ_AHEAD = 64  # files that threads read while as many images are used
 
 
 def batches(
@@ -37,6 +41,14 @@ def batches(
     """
     size = len(source)
     steps_per_epoch = size // batch_size
+    if source.gives == "tokens":
+        for step in range(first_step, total_steps):
+            rows = torch.from_numpy(_own_indices(step, size, batch_size, seed))
+            index = _moved(rows, device)
+            made = {"tokens": _moved(source.tokens[rows], device)[None]}
+            clock.lap("data")
+            yield Batch(made, _moved(source.labels[rows], device), index, Key(seed, step // steps_per_epoch, index))
+        return
     if source.images is not None:
         images, labels = _near(source, device)
         for step in range(first_step, total_steps):
@@ -67,9 +79,44 @@ def batches(
             crops = {group: _moved(cut, device) for group, cut in crops.items()}
             label = _moved(source.labels[rows], device)
             clock.lap("data")
-            made = views.finish(crops, key)
+            made = _finished(source, views, crops, key)
             clock.lap("views")
             yield Batch(made, label, index, key)
+
+
+def one_batch(source: Source, views: ViewMaker, rows: Tensor, seed: int, device: torch.device) -> Batch:
+    """The samples at `rows` as an epoch 0 would show them, whatever batch they would be in."""
+    key = Key(seed, 0, rows.to(device))
+    if source.gives == "tokens":
+        made = {"tokens": source.tokens[rows].to(device)[None]}
+    elif source.images is not None:
+        made = views(source.images[rows].to(device), key)
+    else:
+        crops, _ = _raised(_Cuts(source, views, seed).__getitems__([(0, row) for row in rows.tolist()]))
+        made = _finished(source, views, {group: cut.to(device) for group, cut in crops.items()}, key)
+    return Batch(made, source.labels[rows].to(device), key.index, key)
+
+
+def drawn_views(source: Source, views: ViewMaker, rows: Tensor, epochs: int, seed: int) -> Iterator[Tensor]:
+    """The global views of the images at `rows` in epochs 0, 1, …: (b, epochs · V, C, h, w) in [0, 1], a few images at a
+    time, each decoded once."""
+    for part in rows.split(_Cuts.TOGETHER):
+        images = None if source.images is not None else [source.read(row) for row in part.tolist()]
+        made = []
+        for epoch in range(epochs):
+            key = Key(seed, epoch, part)
+            made.append(
+                views(source.images[part], key) if images is None else views.finish(views.cut(images, key), key)
+            )
+        yield torch.cat([groups["global"] for groups in made]).transpose(0, 1)
+
+
+def _finished(source: Source, views: ViewMaker, crops: dict[str, Tensor], key: Key) -> dict[str, Tensor]:
+    """What follows the workers' cuts: of frames, one view (1, B, T, C, h, w), all T of a sample treated alike."""
+    if source.gives != "frames":
+        return views.finish(crops, key)
+    made = views.finish(crops, key.of(key.index.repeat_interleave(source.frames)))
+    return {"frames": made["global"].unflatten(1, (-1, source.frames))}
 
 
 def _near(source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -94,14 +141,20 @@ def _own_indices(step: int, size: int, batch_size: int, seed: int) -> np.ndarray
 def clean_batches(
     source: Source, rows: np.ndarray | Tensor, *, resize: int, batch_size: int, workers: int
 ) -> Iterator[Tensor]:
-    """The images at `rows`, in that order, as (B, C, S, S) uint8 without augmentation."""
+    """The images at `rows`, in that order, as (B, C, S, S) uint8 without augmentation; of texts, (B, L) int64."""
     rows = torch.as_tensor(rows)
+    if source.gives == "tokens":
+        yield from (source.tokens[part] for part in rows.split(batch_size))
+        return
     if source.images is not None:
         for part in rows.split(batch_size):
             images = source.images[part]
             if images.shape[2:] != (source.image_size, source.image_size):
                 images = torch.stack([resize_and_crop(image, source.image_size, resize) for image in images])
             yield images
+        return
+    if not workers:
+        yield from _by_threads(_Clean(source, rows, resize), min(batch_size, _READ_AHEAD))
         return
     loader = DataLoader(
         _Clean(source, rows, resize),
@@ -130,6 +183,21 @@ def _fetched(loader: DataLoader) -> Iterator[Iterator]:
             iterator._shutdown_workers()
 
 
+def _by_threads(images: "_Clean", batch_size: int) -> Iterator[Tensor]:
+    """Batches in order, each read by threads while the one before it is used: decoders let go of the interpreter."""
+    pool, waiting = ThreadPoolExecutor(torch.get_num_threads()), deque()
+    try:
+        for start in range(0, len(images), batch_size):
+            part = range(start, min(start + batch_size, len(images)))
+            waiting.append([pool.submit(images.__getitem__, position) for position in part])
+            if len(waiting) > 1:
+                yield _raised(_stack([reading.result() for reading in waiting.popleft()]))
+        while waiting:
+            yield _raised(_stack([reading.result() for reading in waiting.popleft()]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 class _Steps:
     """Batch sampler: for each step, the (epoch, image) pairs it takes."""
 
@@ -155,14 +223,16 @@ class _Cuts(Dataset):
         self.source, self.views, self.seed = source, views, seed
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[dict[str, Tensor], Tensor] | files.ImageError:
-        """(epoch, image) pairs -> group -> (V, B, C, h, w) uint8, and the images (B,)."""
+        """(epoch, image) pairs -> group -> (V, B · images of a sample, C, h, w) uint8, and the samples (B,)."""
         epoch, rows = items[0][0], [row for _, row in items]
         parts = []
         try:
             for start in range(0, len(rows), self.TOGETHER):
                 part = rows[start : start + self.TOGETHER]
+                samples = [self.source.sample(row, Key(self.seed, epoch, torch.tensor([row]))) for row in part]
+                index = torch.tensor([row for row, images in zip(part, samples, strict=True) for _ in images])
                 parts.append(
-                    self.views.cut([self.source.read(row) for row in part], Key(self.seed, epoch, torch.tensor(part)))
+                    self.views.cut([image for images in samples for image in images], Key(self.seed, epoch, index))
                 )
         except files.ImageError as error:
             return error

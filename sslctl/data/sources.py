@@ -4,8 +4,9 @@ import gzip
 import hashlib
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,14 +16,15 @@ from torch import Tensor
 from sslctl.config import InputError, user_path
 from sslctl.data import files
 from sslctl.data.sampler import permuted
+from sslctl.views.random import Key
 
 
 @dataclass(frozen=True)
 class Source:
     """One split of a dataset.
 
-    images: (N, C, H, W) uint8 in memory, or None and `paths` to read. labels: (N,) int64, -1 where unknown.
-    image_size: side in pixels that the backbone sees. channels: 1 or 3.
+    gives: which views of a Batch come of it: global, frames or tokens. images: (N, C, H, W) uint8 in memory, or None and
+    `paths` to read. labels: (N,) int64, -1 where unknown. image_size: side in pixels that the backbone sees. channels: 1 or 3.
     """
 
     name: str
@@ -34,6 +36,9 @@ class Source:
     channels: int
     image_size: int
     content_hash: str
+    numbers: tuple[int, ...] = ()  # of a subset's samples in the whole split
+    gives: ClassVar[str] = "global"
+    per_sample: ClassVar[tuple[str, ...]] = ("images", "paths", "labels")  # what has an entry for each sample
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,13 +47,40 @@ class Source:
     def labelled(self) -> bool:
         return len(self.classes) > 0 and bool((self.labels >= 0).all())
 
+    @property
+    def all_of_one_size(self) -> bool:
+        """Whether every image is known to have the backbone's size."""
+        return self.images is not None and self.images.shape[2:] == (self.image_size, self.image_size)
+
     def read(self, index: int) -> Tensor:
         """One image as (C, H, W) uint8."""
         return self.images[index] if self.images is not None else files.read(self.paths[index], self.channels)
 
+    def sample(self, index: int, key: Key) -> list[Tensor]:
+        """The images of one sample, which share a crop. key: of this one sample."""
+        return [self.read(index)]
+
+    def words(self) -> str:
+        """What there is, for the plan."""
+        return f"{len(self):,} images of {self.channels}×{self.image_size}×{self.image_size}"
+
     def describe(self, index: int) -> str:
         """How to find an image again: its path, or its number."""
-        return self.paths[index] if self.paths else f"{self.name} {self.split} image {index}"
+        number = self.numbers[index] if self.numbers else index
+        return self.paths[index] if self.paths else f"{self.name} {self.split} image {number}"
+
+    def subset(self, rows: Tensor) -> "Source":
+        """The samples at rows (n,), in that order, as a source; its hash is of the content and the rows."""
+        chosen = rows.tolist()
+        parts = {name: _taken(getattr(self, name), rows) for name in self.per_sample}
+        numbers = tuple(self.numbers[row] for row in chosen) if self.numbers else tuple(chosen)
+        digest = hashlib.blake2b(f"{self.content_hash} {chosen}".encode(), digest_size=16).hexdigest()
+        return replace(self, **parts, numbers=numbers, content_hash=digest)
+
+
+def _taken(values: Tensor | tuple | None, rows: Tensor) -> Tensor | tuple | None:
+    """The entries at rows; nothing stays nothing."""
+    return values[rows] if isinstance(values, Tensor) else values and tuple(values[row] for row in rows.tolist())
 
 
 def _in_memory(
@@ -177,7 +209,7 @@ def imagefolder(
             " for images without labels say dataset=folder"
         )
     if not train.is_dir():
-        names = [n for n in names if _held_out(n) == (split == "test")]
+        names = [n for n in names if held_out(n) == (split == "test")]
         if not names:
             raise InputError(f"{base}: too few images for a {split} split of a fifth; make train/ and test/ folders")
     unknown = sorted({n.split("/")[0] for n in names} - set(classes))
@@ -188,8 +220,12 @@ def imagefolder(
     return _from_files(name or base.name, split, folder, names, labels, classes, image_size, channels, memory_gb)
 
 
-def _held_out(name: str) -> bool:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") % 5 == 0
+def held_out(name: str) -> bool:
+    """Whether a file is in the fixed fifth that is a test split where nobody made one."""
+    return (
+        int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest(), "little") % 5
+        == 0
+    )
 
 
 def folder(split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float) -> Source:
@@ -197,7 +233,8 @@ def folder(split: str, root: str | None, image_size: int | None, channels: int, 
     base = files.existing_folder(root)
     if split == "test":
         raise InputError(
-            f"dataset=folder has no labels to evaluate on: name labelled data with eval_dataset=… ({base})"
+            f"dataset=folder has no labels to evaluate on ({base}): name labelled data, with eval_dataset=… in sslctl pretrain,"
+            " dataset=… elsewhere"
         )
     names = files.scan(base)
     labels = torch.full((len(names),), -1)
@@ -225,7 +262,7 @@ def _from_files(
     if common and len(paths) * channels * common[0] * common[1] <= memory_gb * 2**30:
         images = files.read_all(paths, channels, common)
     listing = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(names, paths, strict=True))
-    digest = hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return Source(name, split, images, tuple(paths), labels, classes, channels, image_size, digest)
 
 

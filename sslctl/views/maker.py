@@ -49,11 +49,13 @@ class ViewMaker:
 
     augmentation: group ("global", "local") -> its settings, as in configs/augmentation.
     image_size: pixels; a group's `size` is relative to it. dropped: operations left out, see `dropped_operations`.
+    multiple: the side of a view is the nearest multiple of so many pixels.
     """
 
     augmentation: dict
     image_size: int
     dropped: tuple[str, ...] = ()
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         keep_freed_memory()
@@ -112,7 +114,7 @@ class ViewMaker:
         return {group: (settings["count"], self._pixels(settings)) for group, settings in self.augmentation.items()}
 
     def _pixels(self, settings: dict) -> int:
-        return round(settings["size"] * self.image_size)
+        return max(1, round(settings["size"] * self.image_size / self.multiple)) * self.multiple
 
     def _geometry(self, settings: dict, key: Key, name: str, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4) boxes and (B,) whether to flip."""

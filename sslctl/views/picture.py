@@ -1,5 +1,6 @@
 """sslctl views: a picture of what the augmentation does to the dataset's images."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sslctl.build import build_source
 from sslctl.config import InputError, user_path
+from sslctl.data.sources import Source
 from sslctl.views.maker import ViewMaker, dropped_operations
 from sslctl.views.random import Key
 
@@ -18,35 +20,58 @@ _CELL, _GAP = 96, 4  # pixels
 
 def views(config: Any) -> None:
     """One row an image: the original, then for each epoch all its views."""
-    out = user_path(config.out)
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise InputError(f"out={out}: expected a .png or .jpg file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+    out = writable(config.out)
     source = build_source(config.dataset, "train")
+    if source.gives == "tokens":
+        raise InputError(f"{source.name} has {source.words()}: there is nothing to see")
     augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
     dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)
     maker = ViewMaker(augmentation, source.image_size, tuple(dropped))
     rows = torch.arange(0, len(source), max(1, len(source) // config.images))[: config.images]
-    lines = []
-    for row in rows.tolist():
-        image = source.read(row)
-        cells = [image.float() / 255]
-        for epoch in range(config.draws):
-            key = Key(config.seed, epoch, torch.tensor([row]))
-            crops = maker.cut([image], key)  # group -> (V, 1, C, h, w)
-            cells += [view[0] for group in maker.finish(crops, key).values() for view in group]
-        lines.append(torch.cat([_cell(cell) for cell in cells], 2))
-    picture = torch.cat(lines, 1)  # (3, H, W)
-    Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(out)
+    save(sheet_of_views(source, maker, rows, seed=config.seed, draws=config.draws), out)
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in maker.sizes().items())
     print(f"{source.name}: {sizes}; dropped: {', '.join(dropped) or 'no operation'}")
     print(f"{out}: {len(rows)} images, each with {config.draws} draws; the original is the first of a row")
 
 
-def _cell(image: Tensor) -> Tensor:
+def sheet_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int, draws: int) -> Tensor:
+    """(3, H, W) in [0, 1]: for each of the images at `rows` a line, as `lines_of_views` gives it."""
+    lines = lines_of_views(source, maker, rows, seed=seed, draws=draws)
+    return torch.cat([torch.cat([cell(image) for image in line], 2) for line in lines], 1)
+
+
+def lines_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int, draws: int) -> list[list[Tensor]]:
+    """For each of the images at `rows`: the original, then for each epoch all its views, (C, h, w) in [0, 1]."""
+    lines = []
+    for row in rows.tolist():
+        image = source.read(row)
+        line = [image.float() / 255]
+        for epoch in range(draws):
+            key = Key(seed, epoch, torch.tensor([row]))
+            crops = maker.cut([image], key)  # group -> (V, 1, C, h, w)
+            line += [view[0] for group in maker.finish(crops, key).values() for view in group]
+        lines.append(line)
+    return lines
+
+
+def writable(out: str | Path) -> Path:
+    """Where a picture is to go. Raises InputError for a name that is none of a picture, or a folder that cannot be made."""
+    path = user_path(out)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"out={path}: expected a .png or .jpg file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def save(picture: Tensor, out: Path) -> None:
+    """picture: (3, H, W) in [0, 1]."""
+    Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(out)
+
+
+def cell(image: Tensor) -> Tensor:
     """(C, h, w) in [0, 1] -> (3, cell, cell) with a white margin, nearest neighbours so that pixels stay visible."""
     height, width = image.shape[1:]
     scale = _CELL / max(height, width)

@@ -1,0 +1,164 @@
+"""Videos: folders of frames, or files where PyAV is installed. A sample is a few frames of one video, in order."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslctl.config import InputError
+from sslctl.data import files
+from sslctl.data.sources import Source, held_out
+from sslctl.views.random import Key
+
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+
+
+@dataclass(frozen=True)
+class Videos(Source):
+    """paths: a folder or a file each. counts: frames of each. frames: of a sample."""
+
+    counts: tuple[int, ...] = ()
+    frames: int = 0
+    gives: ClassVar[str] = "frames"
+    per_sample: ClassVar[tuple[str, ...]] = (*Source.per_sample, "counts")
+
+    def words(self) -> str:
+        size = self.image_size
+        return f"{len(self):,} videos, {self.frames} frames of {self.channels}×{size}×{size} a sample"
+
+    @property
+    def all_of_one_size(self) -> bool:
+        """Of the first video's frames; others are cropped to it."""
+        return self.read(0).shape[1:] == (self.image_size, self.image_size)
+
+    def read(self, index: int) -> Tensor:
+        """The frame in the middle (C, H, W) uint8: what frozen features are evaluated on."""
+        return read_frames(self.paths[index], [self.counts[index] // 2], self.channels)[0]
+
+    def sample(self, index: int, key: Key) -> list[Tensor]:
+        """Frames in the order of time: one from each of as many equal parts of the video. key: of this one sample."""
+        edges = torch.arange(self.frames + 1) * self.counts[index] // self.frames  # each part has a frame at least
+        within = (key.uniform("frames/place", self.frames)[0] * edges.diff()).long()
+        return read_frames(self.paths[index], (edges[:-1] + within).tolist(), self.channels)
+
+
+def frames(split: str, root: str | None, image_size: int | None, channels: int, frames: int) -> Videos:
+    """root/<video>/<frame>.png or root/<video>.mp4, without labels; root/<class>/<video>… with, in train/ and test/ or not."""
+    if not root:
+        raise InputError(
+            "dataset.root is not set: dataset.root=/path/to/videos, with a folder of frames for each video"
+        )
+    base = files.existing_folder(root)
+    parts = (base / "train").is_dir()
+    names = sorted(_videos(base / split if parts else base))
+    if not names:
+        raise InputError(f"no videos in {base}: expected folders of frames, or files ending in {' '.join(VIDEOS)}")
+    depths = {name.count("/") for name in names}
+    if depths - {0, 1} or len(depths) > 1:
+        deep = next(name for name in names if name.count("/") == max(depths))
+        raise InputError(f"{base}: expected <video>/ or <class>/<video>/ throughout, found {deep}")
+    labelled = depths == {1}
+    if not labelled and split == "test":
+        raise InputError(f"{base} has no labels to evaluate on: put the videos into a folder for each class")
+    if labelled and not parts:
+        names = [name for name in names if held_out(name) == (split == "test")]
+        if not names:
+            raise InputError(f"{base}: too few videos for a {split} split of a fifth; make train/ and test/ folders")
+    folder = base / split if parts else base
+    paths = [os.path.join(folder, name) for name in names]
+    counts = [count_frames(path) for path in paths]
+    short = next((i for i, count in enumerate(counts) if count < frames), None)
+    if short is not None:
+        raise InputError(
+            f"{paths[short]} has {counts[short]} frame{'s' * (counts[short] != 1)}, a sample takes {frames}"
+        )
+    top = base / "train" if parts else base
+    classes = tuple(sorted(d.name for d in top.iterdir() if d.is_dir())) if labelled else ()
+    number = {name: i for i, name in enumerate(classes)}
+    unknown = next((name for name in names if labelled and name.split("/")[0] not in number), None)
+    if unknown:
+        raise InputError(f"{folder}: class folder {unknown.split('/')[0]} does not exist in {top}")
+    labels = torch.tensor([number[name.split("/")[0]] if labelled else -1 for name in names])
+    if image_size is None:
+        height, width = _first_frame(paths[0], channels).shape[1:]
+        image_size = height if height == width <= 96 else 224
+    listing = "\n".join(f"{name}\t{_size(path)}" for name, path in zip(names, paths, strict=True))
+    digest = hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
+    what = (base.name, split, None, tuple(paths), labels, classes, channels, image_size, digest)
+    return Videos(*what, counts=tuple(counts), frames=frames)
+
+
+def _videos(base: Path) -> list[str]:
+    """Video files, and folders that hold images, as relative POSIX paths."""
+    found = []
+    for directory, below, entries in os.walk(base):
+        below.sort()
+        place = Path(directory).relative_to(base).as_posix()
+        if place != "." and any(entry.lower().endswith(files.EXTENSIONS) for entry in entries):
+            found.append(place)
+        found += [(Path(place) / entry).as_posix() for entry in entries if entry.lower().endswith(VIDEOS)]
+    return found
+
+
+def _frame_files(path: str) -> list[str]:
+    names = (os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(files.EXTENSIONS))
+    return sorted(names, key=lambda name: (len(name), name))  # 2.png before 10.png
+
+
+def _size(path: str) -> int:
+    """Bytes of a video's files."""
+    return sum(map(os.path.getsize, _frame_files(path))) if os.path.isdir(path) else os.path.getsize(path)
+
+
+def count_frames(path: str) -> int:
+    """The frames of a folder or a video file. Raises InputError with the path."""
+    if os.path.isdir(path):
+        return len(_frame_files(path))
+    av = _av(path)
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            return stream.frames or sum(1 for _ in container.decode(stream))
+    except (av.FFmpegError, IndexError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def read_frames(path: str, wanted: list[int], channels: int) -> list[Tensor]:
+    """The frames at ascending positions, (C, H, W) uint8 each. Raises files.ImageError with the path."""
+    if os.path.isdir(path):
+        names = _frame_files(path)
+        return [files.read(names[position], channels) for position in wanted]
+    av, found = _av(path), []
+    try:
+        with av.open(path) as container:
+            for position, frame in enumerate(container.decode(video=0)):
+                if position == wanted[len(found)]:
+                    pixels = frame.to_ndarray(format="gray" if channels == 1 else "rgb24")
+                    tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+                    found.append(tensor[None] if channels == 1 else tensor.permute(2, 0, 1))
+                    if len(found) == len(wanted):
+                        return found
+    except (av.FFmpegError, IndexError) as error:
+        raise files.ImageError(f"cannot read {path}: {error}") from error
+    raise files.ImageError(f"cannot read {path}: it ends before frame {wanted[len(found)]}")
+
+
+def _first_frame(path: str, channels: int) -> Tensor:
+    try:
+        return read_frames(path, [0], channels)[0]
+    except files.ImageError as error:
+        raise InputError(str(error)) from error
+
+
+def _av(path: str):
+    """PyAV, where it is installed."""
+    try:
+        import av
+    except ImportError:
+        raise InputError(f"{path}: video files need PyAV: pip install 'sslctl[video]', or folders of frames") from None
+    return av

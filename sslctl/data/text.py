@@ -1,0 +1,129 @@
+"""Plain text files as samples of token ids, by a vocabulary learnt from the training files."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sslctl.config import InputError, user_path
+from sslctl.data import files
+from sslctl.data.sources import Source, held_out
+
+PAD, UNKNOWN, CLS, MASK = 0, 1, 2, 3
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")  # the first ids, in this order
+
+
+@dataclass(frozen=True)
+class Texts(Source):
+    """tokens: (N, L) int64, each row [CLS] and L - 1 tokens of one file; image_size is L. tokenizer: as JSON."""
+
+    tokens: Tensor | None = None
+    tokenizer: str = ""
+    vocabulary: int = 0
+    gives: ClassVar[str] = "tokens"
+    per_sample: ClassVar[tuple[str, ...]] = (*Source.per_sample, "tokens")
+
+    def words(self) -> str:
+        return f"{len(self):,} texts of {self.image_size} tokens, {self.vocabulary:,} different ones"
+
+    def describe(self, index: int) -> str:
+        return f"{self.paths[index]}, text {index}"
+
+
+def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: str | None) -> Texts:
+    """root/*.txt, nested or not, without labels; root/<class>/*.txt when all files lie in class folders: with labels.
+
+    A fixed fifth of a labelled dataset's samples is the test split; the vocabulary comes from the training files' text.
+    """
+    if not root:
+        raise InputError("dataset.root is not set: dataset.root=/path/to/texts, with .txt files")
+    base = files.existing_folder(root)
+    paths = sorted(path for path in base.rglob("*.txt") if path.is_file())
+    if not paths:
+        raise InputError(f"no .txt files in {base}")
+    contents = [_read(path) for path in paths]
+    empty = next((path for path, content in zip(paths, contents, strict=True) if not content.strip()), None)
+    if empty:
+        raise InputError(f"{empty} is empty")
+    labelled = all(len(path.relative_to(base).parts) == 2 for path in paths)
+    if not labelled and split == "test":
+        raise InputError(f"{base} has no labels to evaluate on: put the files into a folder for each class")
+    made = _tokenizer(contents, vocabulary, tokenizer)
+    rows, labels, names = [], [], []
+    classes = tuple(sorted({path.parent.name for path in paths})) if labelled else ()
+    for path, content in zip(paths, contents, strict=True):
+        ids = torch.tensor(made.encode(content).ids, dtype=torch.int64)
+        pieces = ids[: len(ids) // (length - 1) * (length - 1)].view(-1, length - 1)  # a rest is left out
+        for number, piece in enumerate(pieces):
+            name = f"{path.relative_to(base).as_posix()}#{number}"
+            if not labelled or held_out(name) == (split == "test"):
+                rows.append(torch.cat([torch.tensor([CLS]), piece]))
+                labels.append(classes.index(path.parent.name) if labelled else -1)
+                names.append(str(path))
+    if not rows:
+        words = sum(len(made.encode(content).ids) for content in contents)
+        raise InputError(f"{base}: {words} tokens are too few for samples of {length} (dataset.length)")
+    tokens, labels = torch.stack(rows), torch.tensor(labels)
+    saved = made.to_str()
+    digest = hashlib.blake2b(tokens.numpy().tobytes() + labels.numpy().tobytes() + saved.encode(), digest_size=16)
+    size = made.get_vocab_size()
+    what = (base.name, split, None, tuple(names), labels, classes, 1, length, digest.hexdigest())
+    return Texts(*what, tokens=tokens, tokenizer=saved, vocabulary=size)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _tokenizer(contents: list[str], vocabulary: int, saved: str | None) -> Any:
+    """A tokenizer from a file, or byte pairs learnt from the texts (Sennrich et al. 2016, arXiv:1508.07909)."""
+    tokenizers = _library()
+    if saved:
+        path = user_path(saved)
+        if not path.is_file():
+            raise InputError(f"dataset.tokenizer={path}: no such file")
+        made = tokenizers.Tokenizer.from_file(str(path))
+        wrong = [token for i, token in enumerate(SPECIAL) if made.token_to_id(token) != i]
+        if wrong:
+            raise InputError(f"dataset.tokenizer={path}: its first tokens are not {', '.join(SPECIAL)}")
+        return made
+    if vocabulary < 256 + len(SPECIAL):
+        raise InputError(f"dataset.vocabulary={vocabulary}: the {256 + len(SPECIAL)} bytes and special tokens at least")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    made.train_from_iterator(contents, trainer)
+    return made
+
+
+def _library() -> Any:
+    """The tokenizers package, where it is installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise InputError("dataset=text needs a tokenizer: pip install 'sslctl[text]'") from None
+    return tokenizers
+
+
+class TextTransform:
+    """A text to a backbone's input. tokenizer: a file; length: tokens, [CLS] first, filled up with [PAD]."""
+
+    def __init__(self, tokenizer: Path, length: int):
+        self.tokenizer, self.length = _library().Tokenizer.from_file(str(tokenizer)), length
+
+    def __call__(self, content: str) -> Tensor:
+        """Returns (length,) int64; what does not fit is cut off."""
+        ids = [CLS, *self.tokenizer.encode(content).ids][: self.length]
+        return torch.tensor(ids + [PAD] * (self.length - len(ids)))
