@@ -1,7 +1,7 @@
 """The contract between a method and the training loop."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +40,11 @@ class Method(nn.Module):
     couples: why the loss of a batch is not the mean of its parts' losses, where it is not; gradient accumulation over
     parts is refused with this reason. None where every image's loss stands alone (BatchNorm is looked for besides).
     With several processes a step sees its own images only: what it compares comes through `gather`.
+    looks_at: the group of a Batch's views that the method takes, which a dataset must give: global, frames or tokens.
     """
 
     couples: str | None = "the method does not say that each image's loss stands alone (couples = None)"
+    looks_at: str = "global"
 
     def __init__(self, backbone: Backbone, facts: Facts):
         super().__init__()
@@ -60,8 +62,9 @@ class Method(nn.Module):
         """Momenta, temperatures and the like as pure functions of the step; logged, and handed to the calls below."""
         return {}
 
-    def start_epoch(self, epoch: int) -> None:
-        """Before the first step of an epoch."""
+    def start_epoch(self, epoch: int, embed: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> None:
+        """Before the first step of an epoch. embed: function of (B, C, H, W) -> (B, D) over all clean training images, in
+        the order of the dataset, in eval mode and without gradient: (N, D). The one other place where buffers are written."""
 
     def before_step(self, s: dict[str, float]) -> None:
         """Once per optimizer step, before the forward."""
@@ -80,6 +83,15 @@ class Method(nn.Module):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) in [0, 1] -> named (B, D); the first is what evaluations take unless told otherwise."""
         return {"backbone": self.backbone(images)}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What the method makes of a few images, named in the order in which they are shown side by side: (n, C, h, w)
+        each, in [0, 1]. Called in eval mode without gradient; empty where there is nothing to see."""
+        return {}
+
+    def blind_loss(self) -> float | None:
+        """The loss of outputs that say nothing about their image, from the settings alone; None where data decide it."""
+        return None
 
     def notes(self) -> list[str]:
         """Sentences for the plan: what a user should know about these settings on this dataset."""

@@ -1,0 +1,76 @@
+"""Frozen teachers: a run's backbone, or weights of timm, torchvision or any file, kept once in the run directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from sslctl.build import build_backbone
+from sslctl.config import InputError, user_path
+from sslctl.loading import about, finished_run, keep_backbone, kept_backbone
+from sslctl.preprocess import Preprocess
+from sslctl.run_directory import is_run
+
+KEPT = "teacher.safetensors"
+
+
+@dataclass
+class Teacher:
+    """A network in eval mode without gradient. No module on purpose: no state of the run's, saved once and not with it."""
+
+    network: nn.Module
+    node: dict  # the configuration of its backbone
+    preprocess: Preprocess
+
+    def __post_init__(self) -> None:
+        self.network.eval().requires_grad_(False)
+
+    @property
+    def embed_dim(self) -> int:
+        return self.network.embed_dim
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, embed_dim) float32."""
+        if self.network.mean.device != images.device:
+            self.network.to(images.device)
+        return self.network(images).float()
+
+    def keep(self, run_dir: Path) -> None:
+        """Writes the teacher beside the run's checkpoints, unless it is there."""
+        path = run_dir / KEPT
+        if not path.exists():
+            keep_backbone(path, self.network, self.node, self.preprocess)
+
+
+def load_teacher(where: str | None, node: Any | None, preprocess: Preprocess) -> Teacher:
+    """where: a finished run, a file kept by `Teacher.keep`, or weights of the backbone that node configures.
+
+    preprocess: of the student, whose images the teacher gets. Raises InputError for weights that do not match in full, and
+    for another number of channels.
+    """
+    if not where:
+        raise InputError("method.teacher is missing: a finished run, or a file with backbone@method.teacher_backbone=…")
+    path = user_path(where)
+    if is_run(path):
+        teacher = Teacher(*finished_run(path))
+    elif path.is_file() and about(path):
+        teacher = Teacher(*kept_backbone(path))
+    elif not path.is_file():
+        raise InputError(f"method.teacher={where}: {'no run there' if path.exists() else 'no such run or file'}")
+    elif node is None:
+        raise InputError(
+            f"method.teacher={where} is no run: name the network of these weights with backbone@method.teacher_backbone=…"
+        )
+    else:
+        weighted = OmegaConf.merge(node, {"weights": str(path)})
+        kept = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)
+        teacher = Teacher(build_backbone(weighted, preprocess), kept, preprocess)
+    if teacher.preprocess.channels != preprocess.channels:
+        raise InputError(
+            f"method.teacher={where} sees {teacher.preprocess.channels} channels, the images have {preprocess.channels}"
+        )
+    return teacher
