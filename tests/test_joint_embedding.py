@@ -1,16 +1,25 @@
 """What must hold for every method that compares embeddings: teachers, resume, processes, precision, and that it learns."""
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
+from sslctl.checkpoint import load_tensors
 from sslctl.cli import main
+from sslctl.evaluation.subjects import load_method
 from sslctl.methods.base import clip_each_, enqueue
 from tests.test_distributed import distance, steps_of
-from tests.training import differences, edit, finish, in_processes, metrics, newest, pretrain, slow, tensors
+from tests.training import SIMCLR, differences, edit, finish, in_processes, metrics, newest, pretrain, slow, tensors
 
 SMALL_HEAD = ("dataset.scale.head_dim=16", "dataset.scale.prototypes=20", "scheduler.warmup_epochs=1")
+VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=2", "backbone.kwargs.embed_dim=16")
+VIT += ("backbone.kwargs.depth=1", "backbone.kwargs.num_heads=2", "dataset.scale.local_views=2")
 METHODS = {
     "moco_v3": (),
     "nnclr": ("method.queue_size=600",),
@@ -24,13 +33,31 @@ METHODS = {
     "vicreg": (),
     "wmse": ("method.whitening_size=64", "method.draws=2"),
     "lejepa": ("method.slices=32",),
+    "cpc": ("method.grid=3", "method.reach=2", "method.context_blocks=1"),
+    "ibot": (*VIT, "method.bottleneck_dim=8", "method.freeze_epochs=0.4"),
+    "deepcluster_v2": ("method.heads=2",),
+    "msn": (*VIT, "method.drop_ratio=0.5"),
+    "seed": ("method.queue_size=600",),
+    "compress": ("method.memory_size=600",),
 }
-TEACHERS = ("moco_v3", "byol", "dino")
-FAST = ("nnclr", "swav")
+TEACHERS = ("moco_v3", "byol", "dino", "ibot", "msn")
+DISTILLED = ("seed", "compress")
+FAST = ("nnclr", "swav", "seed")
+
+
+@functools.cache
+def a_teacher():
+    """A finished run that others learn from."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return finish(
+        folder / "teacher", *SIMCLR, "scheduler.warmup_epochs=0", "trainer.epochs=1", "backbone.widths=[4,12]"
+    )
 
 
 def words_of(name):
-    return (f"method={name}", *SMALL_HEAD, *METHODS[name])
+    teacher = (f"method.teacher={a_teacher()}",) if name in DISTILLED else ()
+    return (f"method={name}", *SMALL_HEAD, *METHODS[name], *teacher)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +88,11 @@ STATE = {
     "dino": ("center", "teacher_head.1.weight", "teacher_backbone.network.conv1.weight"),
     "byol": ("teacher_projector.0.weight",),
     "moco_v3": ("teacher_backbone.network.conv1.weight",),
+    "ibot": ("centers", "mask_token", "teacher_head.1.weight"),
+    "deepcluster_v2": ("memory", "centroids", "assignments"),
+    "msn": ("prototypes.weight", "teacher_projector.0.weight"),
+    "seed": ("queue", "queue_pointer"),
+    "compress": ("teacher_memory", "student_memory", "memory_pointer", "key_backbone.network.conv1.weight"),
 }
 
 
@@ -86,8 +118,6 @@ def test_resume_without_a_part_of_the_state_differs(name, part, straight, tmp_pa
 
 def built(name, folder):
     """A method as its configuration makes it, after a finished run."""
-    from sslctl.evaluation.subjects import load_method
-
     return load_method(finish(folder / "run", *words_of(name)))
 
 
@@ -103,15 +133,109 @@ def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum(name, tmp
             parameter.add_(parameter.requires_grad * torch.randn_like(parameter))
     s = method.schedules(0) | {"teacher_momentum": 0.9}
     method.before_step(s)
-    width = getattr(method, "center", torch.zeros(1, 1)).shape[1]
-    method.after_step(s, {"logits": torch.zeros(4, 2, width)} if name == "dino" else {})
+    method.after_step(s, {part: torch.zeros(4, 2, 20) for part in ("logits", "patch_logits")})  # of 20 prototypes
     students = dict(method.named_parameters())
     for n, p in teachers.items():
         torch.testing.assert_close(p, 0.9 * before[n] + 0.1 * students[n.removeprefix("teacher_")])
 
 
-def test_dino_and_swav_leave_their_prototypes_as_they_are_while_frozen(tmp_path):
-    for name, weight in (("dino", "head.1.weight"), ("swav", "prototypes.weight")):
+def test_compress_moves_its_key_network_and_one_pointer(tmp_path):
+    method = built("compress", tmp_path)
+    before = method.key_backbone.network.conv1.weight.clone()
+    with torch.no_grad():
+        method.backbone.network.conv1.weight.add_(1.0)
+    student, teacher = torch.randn(4, 8), torch.randn(4, 12)
+    method.after_step({}, {"student": student, "teacher": teacher})
+    torch.testing.assert_close(method.key_backbone.network.conv1.weight, before + (1 - method.key_momentum))
+    assert torch.equal(method.student_memory[:4], student)
+    assert torch.equal(method.teacher_memory[:4], teacher)
+    assert method.memory_pointer == 4
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_frozen_teacher_stays_as_it_is_and_is_no_part_of_the_state(name, tmp_path):
+    run = finish(tmp_path / "run", *words_of(name))
+    method = load_method(run).train()
+    assert not any("network" in key and key.startswith("teacher.") for key in method.state_dict())
+    assert not any(module.training for module in method.teacher.network.modules())
+    assert not any(p.requires_grad for p in method.teacher.network.parameters())
+    kept, source = load_tensors(run / "teacher.safetensors"), load_tensors(a_teacher() / "backbone.safetensors")
+    assert kept.keys() == source.keys()
+    assert all(torch.equal(kept[key], source[key]) for key in kept)
+
+
+def test_a_distilled_run_is_evaluated_without_its_teachers_run(tmp_path, capsys):
+    run = finish(tmp_path / "run", *words_of("seed"))
+    teacher = a_teacher()
+    away = teacher.rename(teacher.with_name("away"))
+    try:
+        assert main(["knn-eval", str(run), "features=teacher", "cache_gb=0"]) == 0
+    finally:
+        away.rename(teacher)
+
+
+def test_another_teacher_is_another_run(tmp_path, capsys):
+    run = finish(tmp_path / "run", *words_of("seed"))
+    other = finish(
+        tmp_path / "other", *SIMCLR, "scheduler.warmup_epochs=0", "trainer.epochs=1", "backbone.widths=[4,12]", "seed=1"
+    )
+    assert pretrain(run, *words_of("seed"), f"method.teacher={other}") == 2
+    assert "content of teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "method.teacher is missing"),
+        (("method.teacher={empty}/nothing",), "nothing: no such run or file"),
+        (("method.teacher={empty}",), ": no run there"),
+        (("method.teacher={teacher}/backbone.safetensors",), "backbone@method.teacher_backbone="),
+        (("method.teacher={teacher}/metrics.jsonl", "backbone@method.teacher_backbone=resnet18"), "metrics.jsonl"),
+        (
+            ("method.teacher={teacher}/backbone.safetensors", "backbone@method.teacher_backbone=resnet18"),
+            "tensors missing",
+        ),
+        (("method=compress", "method.teacher={teacher}", "method.variant=1q"), "backbones of equal width"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_in_a_line(words, said, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    words = [word.format(teacher=a_teacher(), empty=tmp_path / "empty") for word in words]
+    assert pretrain(tmp_path / "run", "method=seed", "scheduler.warmup_epochs=0", *words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teachers_weights_may_come_from_a_file(tmp_path):
+    teacher = f"method.teacher={a_teacher()}/backbone.safetensors"
+    network = ("backbone@method.teacher_backbone=small_resnet", "method.teacher_backbone.widths=[4,12]")
+    run = finish(tmp_path / "run", *words_of("seed"), teacher, *network)
+    straight = finish(tmp_path / "straight", *words_of("seed"))
+    assert differences(tensors(run), tensors(straight)) == []  # the same teacher, whatever names it
+
+
+def test_deepcluster_assigns_every_image_and_keeps_unit_centroids(tmp_path):
+    run = finish(tmp_path / "run", *words_of("deepcluster_v2"))
+    state = tensors(run)
+    assert 0 <= state["method/assignments"].min() <= state["method/assignments"].max() < 20
+    for name in ("memory", "centroids"):
+        norms = state[f"method/{name}"].norm(dim=-1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+    memory, centroids = state["method/memory"], state["method/centroids"]
+    fresh = pretrain(tmp_path / "first", *words_of("deepcluster_v2"), stop_after=1)
+    assert fresh == 143
+    first = tensors(tmp_path / "first")  # after one step all but that batch's rows are the clean images' embeddings
+    same = (first["method/memory"][0] == first["method/memory"][1]).all(1).sum()
+    assert same == len(memory[0]) - 256
+    nearest = (first["method/centroids"][0] @ first["method/centroids"][0].T).argmax(1)
+    assert torch.equal(nearest, torch.arange(20))  # a centroid is its own cluster's
+    assert centroids.shape == (2, 20, 16)
+
+
+def test_prototypes_stay_as_they_are_while_frozen(tmp_path):
+    for name, weight in (("dino", "head.1.weight"), ("swav", "prototypes.weight"), ("ibot", "head.1.weight")):
         run = tmp_path / name
         assert pretrain(run, *words_of(name), stop_after=1) == 143
         frozen = tensors(run)[f"method/{weight}"]
@@ -119,6 +243,11 @@ def test_dino_and_swav_leave_their_prototypes_as_they_are_while_frozen(tmp_path)
         start = built(name, tmp_path / f"{name}-start").state_dict()[weight]
         torch.testing.assert_close(frozen, start, atol=1e-6, rtol=0)
         assert not torch.allclose(tensors(run)[f"method/{weight}"], start, atol=1e-4)
+
+
+def test_sgd_trains_prototypes_that_were_frozen(tmp_path):
+    run = finish(tmp_path / "run", *words_of("swav"), "optimizer=sgd")  # torch's fused SGD would fail at the thaw
+    assert metrics(run)[-1]["prototypes_frozen"] == 0
 
 
 def test_simsiams_predictor_keeps_its_learning_rate(tmp_path):
@@ -170,7 +299,10 @@ def test_two_processes_give_the_loss_and_gradients_of_one(name, tmp_path):
 def test_losses_in_half_precision_are_finite_and_near_those_of_fp32(name, precision, straight, tmp_path):
     words = (*words_of(name), f"trainer.precision={precision}")
     assert pretrain(tmp_path / "run", *words, stop_after=3) == 143
-    for found, expected in zip(metrics(tmp_path / "run"), metrics(straight(name)), strict=False):
+    pairs = list(zip(metrics(tmp_path / "run"), metrics(straight(name)), strict=False))
+    if name in DISTILLED and precision == "fp16":
+        pairs = pairs[:1]  # the scale's first step is skipped, and with it the first keys in an empty memory
+    for found, expected in pairs:
         assert found["loss"] == pytest.approx(expected["loss"], rel=0.2, abs=0.1)
 
 

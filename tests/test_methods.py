@@ -32,7 +32,7 @@ def facts(**changes):
 
 def tiny_backbone(seed=0):
     torch.manual_seed(seed)
-    return Backbone(SmallResNet([6, 8], 1, 1, 3, SIDE), MEAN, STD)
+    return Backbone(SmallResNet([6, 8], 1, 1, "batch", 3, SIDE), MEAN, STD)
 
 
 def make_batch(count=BATCH, views=2, start=0, epoch=0):
@@ -504,9 +504,11 @@ def test_method_features_are_the_backbones_first(make):
 
 # --- Supervised ---
 
+AS_IT_IS = {"pool": "own", "layer_decay": 1.0, "classifier_lr_scale": 1.0}
+
 
 def supervised(frozen, backbone=None):
-    method = Supervised(backbone or tiny_backbone(), facts(), frozen=frozen)
+    method = Supervised(backbone or tiny_backbone(), facts(), frozen=frozen, **AS_IT_IS)
     torch.manual_seed(2)
     nn.init.normal_(method.classifier.weight)
     return method
@@ -551,7 +553,7 @@ def test_supervised_not_frozen_trains_everything():
 
 def test_supervised_without_labels_is_refused():
     with pytest.raises(InputError, match="needs labels"):
-        Supervised(tiny_backbone(), facts(num_classes=0), frozen=False)
+        Supervised(tiny_backbone(), facts(num_classes=0), frozen=False, **AS_IT_IS)
 
 
 # --- Shared parts ---

@@ -48,3 +48,7 @@ class BarlowTwins(Method):
         z1, z2 = gather(self.projector(h1)), gather(self.projector(h2))  # (G, out_dim)
         loss = self.scale * barlow_twins(z1, z2, self.lambda_)
         return {"loss": loss, "feature_std": feature_std(h1)}
+
+    def blind_loss(self) -> float:
+        dim, batch_size = self.projector[-1].out_features, self.facts.batch_size  # correlations are 0 ± 1 / √batch_size
+        return self.scale * dim * (1 + 1 / batch_size + self.lambda_ * (dim - 1) / batch_size)

@@ -1,5 +1,7 @@
 """MoCo: a query against its key and a queue of earlier keys (He et al. 2020, arXiv:1911.05722; v2: arXiv:2003.04297)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -106,6 +108,9 @@ class MoCo(Method):
         places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places], self.queue_index[places] = keys, index
         self.queue_pointer.copy_((self.queue_pointer + len(keys)) % len(self.queue))
+
+    def blind_loss(self) -> float:
+        return math.log(1 + len(self.queue))
 
     def notes(self) -> list[str]:
         size, images = len(self.queue), self.facts.num_images

@@ -1,5 +1,7 @@
 """MoCo v3: a teacher's keys of the batch, a predictor, no queue (Chen, Xie & He 2021, arXiv:2104.02057)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -8,13 +10,14 @@ from sslctl.heads import mlp
 from sslctl.losses import nnclr as cross_view
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of, two_views
 from sslctl.optim import cosine_between
+from sslctl.vit import fix_positions_
 
 
 class MoCoV3(Method):
     """Algorithm 1. Negatives are the other images' keys of the other view; the loss is scaled by 2·temperature.
 
     projector_layers: 2 with ResNets, 3 with ViTs. predictor_norm: a BatchNorm at the predictor's end, as with ViTs.
-    freeze_patches: a ViT's patch projection stays random (section 4.2).
+    freeze_patches: a ViT's patch projection stays random (section 4.2), and its positions are fixed sines (section 5).
     """
 
     couples = "its negatives are the other images of the batch"
@@ -36,7 +39,8 @@ class MoCoV3(Method):
         super().__init__(backbone, facts)
         width = backbone.embed_dim
         if freeze_patches:
-            backbone.patch_projection().requires_grad_(False)
+            backbone.vision_transformer().patch_embed.requires_grad_(False)
+            fix_positions_(backbone.vision_transformer())
         self.projector = mlp(width, hidden_dim, out_dim, projector_layers, norm=True, last_norm="plain")
         self.predictor = mlp(
             out_dim, hidden_dim, out_dim, 2, norm=True, last_norm="plain" if predictor_norm else "", last_bias=False
@@ -70,3 +74,6 @@ class MoCoV3(Method):
     def contrast(self, query: Tensor, key: Tensor) -> Tensor:
         """Each query picks its own key among the batch's. (G, out_dim) each."""
         return cross_view(key, query, self.temperature)
+
+    def blind_loss(self) -> float:
+        return 4 * self.temperature * math.log(self.facts.batch_size)

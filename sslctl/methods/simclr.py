@@ -1,5 +1,7 @@
 """SimCLR: agreement of two views against all other images of the batch (Chen et al. 2020, arXiv:2002.05709)."""
 
+import math
+
 from torch import Tensor
 
 from sslctl.backbones import Backbone
@@ -45,3 +47,6 @@ class SimCLR(Method):
         h = self.backbone(views.flatten(0, 1))  # (2B, D), both views in one forward: BatchNorm sees them together
         z1, z2 = self.projector(h).chunk(2)  # (B, out_dim) each
         return {"loss": nt_xent(gather(z1), gather(z2), self.temperature), "feature_std": feature_std(h)}
+
+    def blind_loss(self) -> float:
+        return math.log(2 * self.facts.batch_size - 1)

@@ -1,5 +1,7 @@
 """SupCon: all views of a class are positives; the supervised reference (Khosla et al. 2020, arXiv:2004.11362)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,6 @@ class SupCon(Method):
         z = torch.cat([gather(z) for z in self.projector(h).chunk(2)])  # (2G, out_dim)
         loss = supcon(z, gather(batch.label).repeat(2), self.temperature)
         return {"loss": loss, "feature_std": feature_std(h)}
+
+    def blind_loss(self) -> float:
+        return math.log(2 * self.facts.batch_size - 1) * self.temperature / 0.07  # the scale of its loss

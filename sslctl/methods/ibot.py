@@ -1,0 +1,129 @@
+"""iBOT: DINO, and hidden patches that imitate the teacher's tokens of them (Zhou et al. 2022, arXiv:2111.07832)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sslctl.backbones import Backbone
+from sslctl.heads import prototype_head
+from sslctl.losses import dino, ibot
+from sslctl.masks import block_mask
+from sslctl.methods.base import Batch, Facts, Method, clip_each_, ema_update, feature_std, gather, teacher_of
+from sslctl.optim import cosine_between, warmed_up
+from sslctl.vit import grid_of
+
+
+class IBOT(Method):
+    """Algorithm 1, with the head shared by class token and patches (section 4.3). For vision transformers.
+
+    Blocks of the global views' patches are hidden from the student: none with 1 - mask_chance, else a share drawn between
+    mask_ratio_low and mask_ratio_high. State: student, mask_token, teacher, centers (2, K) of class tokens and of patches.
+    The rest as in DINO.
+    """
+
+    couples = None  # the centres are those of earlier batches
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        prototypes: int,
+        mask_chance: float,
+        mask_ratio_low: float,
+        mask_ratio_high: float,
+        patch_weight: float,
+        student_temperature: float,
+        teacher_temperature_start: float,
+        teacher_temperature: float,
+        teacher_temperature_warmup_epochs: float,
+        center_momentum: float,
+        teacher_momentum: float,
+        teacher_momentum_end: float,
+        freeze_epochs: float,
+        clip_grad: float | None,
+    ):
+        super().__init__(backbone, facts)
+        self.prefix = backbone.vision_transformer().num_prefix_tokens
+        self.head = prototype_head(backbone.embed_dim, hidden_dim, bottleneck_dim, prototypes, norm=False)
+        self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
+        self.teacher_backbone, self.teacher_head = teacher_of(backbone), teacher_of(self.head)
+        self.register_buffer("centers", torch.zeros(2, prototypes))
+        self.mask_chance, self.mask_ratio = mask_chance, (mask_ratio_low, mask_ratio_high)
+        self.patch_weight = patch_weight
+        self.student_temperature, self.center_momentum = student_temperature, center_momentum
+        self.teacher_temperatures = teacher_temperature_start, teacher_temperature
+        self.warmup_steps = round(teacher_temperature_warmup_epochs * facts.steps_per_epoch)
+        self.teacher_momentum, self.teacher_momentum_end = teacher_momentum, teacher_momentum_end
+        self.frozen_steps, self.clip_grad = round(freeze_epochs * facts.steps_per_epoch), clip_grad
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.teacher_backbone.tokens(images)  # (B, P + L, D)
+        return {"teacher": tokens[:, 0], "mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
+
+    def schedules(self, step: int) -> dict[str, float]:
+        momentum = cosine_between(self.teacher_momentum, self.teacher_momentum_end, step, self.facts.total_steps)
+        temperature = warmed_up(*self.teacher_temperatures, step, self.warmup_steps)
+        frozen = float(step < self.frozen_steps)
+        return {"teacher_momentum": momentum, "teacher_temperature": temperature, "prototypes_frozen": frozen}
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        views = batch.views["global"]  # (2, B, C, H, W)
+        x, temperatures = views.flatten(0, 1), (self.student_temperature, s["teacher_temperature"])
+        mask = torch.cat([self.masks(batch, view) for view in range(len(views))])  # (2B, L)
+        h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)  # (2B, P + L, D)
+        student = self.head(h[:, 0]).unflatten(0, views.shape[:2])  # (2, B, K)
+        if "local" in batch.views:
+            small = batch.views["local"]  # (V, B, C, h, w)
+            student = torch.cat([student, self.head(self.backbone(small.flatten(0, 1))).unflatten(0, small.shape[:2])])
+        with torch.no_grad():
+            tokens = self.teacher_backbone.tokens(x)  # nothing hidden
+            teacher = self.teacher_head(tokens[:, 0]).float().unflatten(0, views.shape[:2])  # (2, B, K)
+            targets = self.teacher_head(tokens[:, self.prefix :]).float()  # (2B, L, K)
+        student, teacher = (torch.stack([gather(view) for view in kind]) for kind in (student, teacher))  # (V, G, K)
+        whole = dino(student, teacher, self.centers[0], *temperatures)
+        each = ibot(self.head(h[:, self.prefix :]), targets, self.centers[1], mask, *temperatures)  # (2B,)
+        parts = gather(each.unflatten(0, views.shape[:2]).mean(0)).mean()
+        p = ((teacher - self.centers[0]) / s["teacher_temperature"]).softmax(-1)
+        patches = targets.mean(1).unflatten(0, views.shape[:2]).transpose(0, 1)  # (B, 2, K), all patches
+        return {
+            "loss": whole + self.patch_weight * parts,
+            "patch_loss": parts,
+            "teacher_entropy": torch.special.entr(p).sum(-1).mean(),
+            "feature_std": feature_std(h[: len(batch.index), 0]),
+            "carry": {"logits": teacher.transpose(0, 1), "patch_logits": gather(patches)},  # (G, 2, K) each
+        }
+
+    def masks(self, batch: Batch, view: int) -> Tensor:
+        """(B, L) bool: what the student does not see of a global view."""
+        rows, columns = grid_of(self.backbone.vision_transformer(), batch.views["global"])
+        share = batch.key.between(f"ibot/{view}/ratio", *self.mask_ratio)
+        share = share * batch.key.chance(f"ibot/{view}/chance", self.mask_chance)
+        return block_mask(batch.key, f"ibot/{view}", rows, columns, (share * rows * columns).long())
+
+    def after_backward(self, s: dict) -> None:
+        if s["prototypes_frozen"]:
+            self.head[-1].weight.grad = None
+        if self.clip_grad is not None:
+            clip_each_(self.parameters(), self.clip_grad)
+
+    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+        means = torch.stack([carry[name].mean((0, 1)) for name in ("logits", "patch_logits")])  # (2, K)
+        self.centers.lerp_(means, 1 - self.center_momentum)
+        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
+        ema_update(self.teacher_head, self.head, s["teacher_momentum"])
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        x = batch.views["global"][0]
+        rows, columns = grid_of(self.backbone.vision_transformer(), x)
+        mask = self.masks(batch, 0).view(-1, 1, rows, columns).float()
+        hidden = nn.functional.interpolate(mask, x.shape[-2:], mode="nearest")
+        return {"view": x, "hidden from the student": x * (1 - hidden) + 0.5 * hidden}
+
+    def blind_loss(self) -> float:
+        parts = 1 + self.patch_weight * self.mask_chance  # class tokens, and the patches where some are hidden
+        return parts * math.log(self.centers.shape[1])

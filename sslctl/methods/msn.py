@@ -1,0 +1,110 @@
+"""MSN: a view with dropped patches finds the prototypes of the whole view (Assran et al. 2022, arXiv:2204.07141)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sslctl.backbones import Backbone
+from sslctl.heads import Prototypes, mlp
+from sslctl.losses import msn, sinkhorn
+from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
+from sslctl.vit import grid_of
+
+
+class MSN(Method):
+    """Section 3. The first global view is the target's, the second the masked anchor; local views are anchors as they are.
+
+    drop_ratio: patches that the masked anchor lacks, the same ones for the whole batch (official code). sinkhorn_iterations:
+    of the sharpened targets, 0 for none. entropy_weight: the paper's λ. For vision transformers. State: student,
+    prototypes (K, out_dim), teacher. teacher_momentum goes linearly to 1 over momentum_stretch times the run.
+    """
+
+    couples = "its mean prediction and its balanced targets are the batch's"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        hidden_dim: int,
+        out_dim: int,
+        prototypes: int,
+        drop_ratio: float,
+        temperature: float,
+        target_temperature: float,
+        sinkhorn_iterations: int,
+        entropy_weight: float,
+        teacher_momentum: float,
+        momentum_stretch: float,
+    ):
+        super().__init__(backbone, facts)
+        self.prefix = backbone.vision_transformer().num_prefix_tokens
+        if not 0 <= drop_ratio < 1:
+            raise ValueError(f"drop_ratio={drop_ratio}: expected a share of the patches, from 0 to below 1")
+        self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, 3, norm=True, activation="gelu", hidden_bias=True)
+        self.prototypes = Prototypes(out_dim, prototypes)
+        self.teacher_backbone, self.teacher_projector = teacher_of(backbone), teacher_of(self.projector)
+        self.drop_ratio, self.sinkhorn_iterations = drop_ratio, sinkhorn_iterations
+        self.temperature, self.target_temperature = temperature, target_temperature
+        self.entropy_weight = entropy_weight
+        self.teacher_momentum, self.momentum_stretch = teacher_momentum, momentum_stretch
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.teacher_backbone.tokens(images)  # (B, P + L, D)
+        return {"teacher": tokens[:, 0], "mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
+
+    def schedules(self, step: int) -> dict[str, float]:
+        share = step / (self.momentum_stretch * self.facts.total_steps)
+        return {"teacher_momentum": self.teacher_momentum + (1 - self.teacher_momentum) * share}
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        views = batch.views["global"]  # (2, B, C, H, W)
+        if len(views) != 2:
+            raise ValueError(f"MSN takes two global views, a target and an anchor; the augmentation makes {len(views)}")
+        h = self.backbone.tokens(views[1], keep=self.kept(batch))[:, 0][None]  # (1, B, D)
+        if "local" in batch.views:
+            small = batch.views["local"]  # (V, B, C, h, w)
+            h = torch.cat([h, self.backbone(small.flatten(0, 1)).unflatten(0, small.shape[:2])])
+        z = torch.stack(
+            [gather(view) for view in self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])]
+        )  # (V, G, D)
+        with torch.no_grad():
+            target = self.teacher_projector(self.teacher_backbone(views[0]))
+            p = self.targets(gather(target).float())  # (G, K)
+        used = p.new_zeros(p.shape[1]).scatter_(0, p.argmax(1), 1.0)  # (K,)
+        return {
+            "loss": msn(self.prototypes(z.float()), p, self.temperature, self.entropy_weight),
+            "teacher_entropy": torch.special.entr(p).sum(1).mean(),
+            "prototypes_used": used.mean(),
+            "feature_std": feature_std(h[0]),
+        }
+
+    def targets(self, z: Tensor) -> Tensor:
+        """(G, out_dim) of the teacher -> (G, K): sharp, and balanced over the batch."""
+        log_p = (self.prototypes(z) / (self.temperature * self.target_temperature)).log_softmax(
+            1
+        )  # p^(1/T), normalised
+        return sinkhorn(log_p, 1.0, self.sinkhorn_iterations) if self.sinkhorn_iterations else log_p.exp()
+
+    def kept(self, batch: Batch) -> Tensor:
+        """(k,) positions of the patches that the masked anchor keeps: one draw for the global batch."""
+        rows, columns = grid_of(self.backbone.vision_transformer(), batch.views["global"])
+        first = batch.key.of(gather(batch.index)[:1])
+        order = first.permutation("msn/kept", rows * columns)[0]
+        return order[: max(1, int(rows * columns * (1 - self.drop_ratio)))].sort().values
+
+    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
+        ema_update(self.teacher_projector, self.projector, s["teacher_momentum"])
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        target, anchor = batch.views["global"]
+        rows, columns = grid_of(self.backbone.vision_transformer(), anchor)
+        seen = anchor.new_zeros(rows * columns).index_fill_(0, self.kept(batch), 1.0).view(1, 1, rows, columns)
+        seen = nn.functional.interpolate(seen, anchor.shape[-2:], mode="nearest")
+        return {"target": target, "anchor": anchor * seen + 0.5 * (1 - seen)}
+
+    def blind_loss(self) -> float:
+        return math.log(len(self.prototypes.weight))  # the mean prediction is as uniform as can be
