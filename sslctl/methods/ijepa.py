@@ -1,0 +1,144 @@
+"""I-JEPA: from some patches' tokens to the teacher's tokens of others (Assran et al. 2023, arXiv:2301.08243)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslctl.backbones import Backbone
+from sslctl.masks import rectangles
+from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
+from sslctl.vit import blocks, fix_positions_, gather_tokens, grid_of, sine_cosine
+
+TARGET_SCALE, TARGET_ASPECT, CONTEXT_SCALE = (0.15, 0.2), (0.75, 1.5), (0.85, 1.0)
+
+
+class IJEPA(Method):
+    """Section 3, for vision transformers: a predictor tells the teacher's normalised tokens of `targets` blocks from a context.
+
+    context: share of all patches that the student sees, drawn from a large block less the targets. The official code sees all
+    of them, cut to the batch's fewest, which makes an image's patches depend on its neighbours in the batch; here an image
+    with too few shows some twice. Blocks have one size a step, drawn for scale and aspect apart. State: student, teacher.
+    """
+
+    couples = "the blocks have one size in the whole batch"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        targets: int,
+        context: float,
+        predictor_dim: int,
+        predictor_depth: int,
+        predictor_heads: int,
+        teacher_momentum: float,
+        teacher_momentum_end: float,
+    ):
+        super().__init__(backbone, facts)
+        model = backbone.vision_transformer()
+        self.prefix, self.grid = model.num_prefix_tokens, model.patch_embed.grid_size
+        patches = self.grid[0] * self.grid[1]
+        largest = max(math.prod(size) for size in self.possible_sizes())
+        if targets * largest >= patches:
+            raise ValueError(
+                f"{targets} target blocks of up to {largest} patches may cover all {patches}: fewer method.targets, or"
+                " smaller patches (dataset.scale.patch_size)"
+            )
+        self.kept = round(context * patches)
+        if not 0 < self.kept < patches:
+            raise ValueError(f"method.context={context} shows {self.kept} of {patches} patches")
+        self.targets = targets
+        self.teacher_momentum, self.teacher_momentum_end = teacher_momentum, teacher_momentum_end
+        self.embed = nn.Linear(backbone.embed_dim, predictor_dim)
+        self.mask_token = nn.Parameter(torch.empty(predictor_dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.predictor = nn.Sequential(
+            *blocks(predictor_dim, predictor_depth, predictor_heads), nn.LayerNorm(predictor_dim, 1e-6)
+        )
+        self.head = nn.Linear(predictor_dim, backbone.embed_dim)
+        fix_positions_(model)
+        self.teacher_backbone = teacher_of(backbone)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        mean = self.teacher_backbone.tokens(images)[:, self.prefix :].mean(1)  # the paper's, without a class token
+        return {"teacher": mean, "mean": self.backbone.tokens(images)[:, self.prefix :].mean(1)}
+
+    def schedules(self, step: int) -> dict[str, float]:
+        start, end = self.teacher_momentum, self.teacher_momentum_end
+        return {"teacher_momentum": start + (end - start) * step / self.facts.total_steps}
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        x = batch.views["global"][0]  # (B, C, S, S)
+        keep, wanted = self.patches(batch, x)  # (B, kept), (B, targets, T)
+        h = self.backbone.tokens(x, keep=keep)[:, self.prefix :]  # (B, kept, D)
+        with torch.no_grad():
+            tokens = self.teacher_backbone.tokens(x)[:, self.prefix :].float()  # (B, L, D), of the whole image
+            normalized = F.layer_norm(tokens, tokens.shape[-1:])
+            target = gather_tokens(normalized, wanted.flatten(1)).unflatten(1, wanted.shape[1:])  # (B, targets, T, D)
+        loss = F.smooth_l1_loss(self.predicted(h, keep, wanted).float(), target)
+        return {
+            "loss": gather(loss[None]).mean(),
+            "target_std": gather(tokens.mean(1)).std(0).mean(),  # falls to 0 where all images look alike to the teacher
+            "feature_std": feature_std(h.mean(1)),
+        }
+
+    def predicted(self, h: Tensor, keep: Tensor, wanted: Tensor) -> Tensor:
+        """Context tokens (B, kept, D), places (B, kept) and (B, targets, T) -> (B, targets, T, D), each block by itself."""
+        place = sine_cosine(self.mask_token.numel(), *self.grid).to(h)  # (L, d)
+        context = self.embed(h) + place[keep]  # (B, kept, d)
+        asked = self.mask_token.to(h) + place[wanted]  # (B, targets, T, d)
+        context = context[:, None].expand(-1, wanted.shape[1], -1, -1)
+        z = self.predictor(torch.cat([context, asked], 2).flatten(0, 1))  # (B·targets, kept + T, d)
+        return self.head(z[:, h.shape[1] :]).unflatten(0, wanted.shape[:2])
+
+    def blind_loss(self) -> float:
+        normal = math.exp(-0.5) / (2 * math.pi) ** 0.5  # of a prediction of 0: the mean over a standard normal's values
+        return math.erf(0.5**0.5) + normal - 0.5
+
+    def possible_sizes(self) -> list[tuple[int, int]]:
+        """(rows, columns) of the target blocks at the ends of the scales and aspects."""
+        return [self.block_size(scale, aspect) for scale in TARGET_SCALE for aspect in TARGET_ASPECT]
+
+    def block_size(self, scale: float, aspect: float) -> tuple[int, int]:
+        """Patches of a block with a share of the image's area and a ratio of height to width."""
+        area = scale * self.grid[0] * self.grid[1]
+        sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        return tuple(max(1, min(round(side), limit)) for side, limit in zip(sides, self.grid, strict=True))
+
+    def patches(self, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of the context (B, kept), and of the target blocks (B, targets, T), row by row in each block."""
+        if grid_of(self.backbone.vision_transformer(), x) != tuple(self.grid):
+            raise ValueError(f"I-JEPA takes views of the image's own size, these have {x.shape[-1]} pixels")
+        first = batch.key.of(gather(batch.index)[:1])  # one size for the batch, the same in all processes
+        low, high = math.log(TARGET_ASPECT[0]), math.log(TARGET_ASPECT[1])
+        size = self.block_size(
+            first.between("ijepa/scale", *TARGET_SCALE).item(),
+            math.exp(first.between("ijepa/aspect", low, high).item()),
+        )
+        side = self.block_size(first.between("ijepa/context", *CONTEXT_SCALE).item(), 1.0)
+        wanted = rectangles(batch.key, "ijepa/target", self.targets, *self.grid, *size)  # (B, targets, T)
+        block = rectangles(batch.key, "ijepa/block", 1, *self.grid, *side)[:, 0]  # (B, n)
+        free = torch.zeros(len(x), self.grid[0] * self.grid[1], dtype=torch.bool, device=x.device)
+        free.scatter_(1, block, True).scatter_(1, wanted.flatten(1), False)
+        outside = torch.ones_like(free).scatter_(1, wanted.flatten(1), False)
+        free = torch.where(free.any(1, keepdim=True), free, outside)  # where the targets cover the whole block
+        order = batch.key.permutation("ijepa/order", free.shape[1])
+        order = order.gather(1, free.gather(1, order).logical_not().sort(dim=1, stable=True).indices)  # free ones first
+        turn = torch.arange(self.kept, device=x.device) % free.sum(1, keepdim=True)  # (B, kept)
+        return order.gather(1, turn), wanted
+
+    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        x = batch.views["global"][0]
+        keep, wanted = self.patches(batch, x)
+        shown = {"view": x}
+        for name, places in (("context", keep), ("targets", wanted.flatten(1))):
+            seen = torch.zeros(len(x), self.grid[0] * self.grid[1], device=x.device).scatter_(1, places, 1.0)
+            seen = F.interpolate(seen.view(-1, 1, *self.grid), x.shape[-2:], mode="nearest")
+            shown[name] = x * seen + 0.5 * (1 - seen)
+        return shown

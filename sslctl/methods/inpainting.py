@@ -1,0 +1,115 @@
+"""Context encoder: fill the hole from what is around it (Pathak et al. 2016, arXiv:1604.07379)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sslctl.backbones import Backbone
+from sslctl.decoders import image_decoder
+from sslctl.losses import squared_error
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+
+BORDER_WEIGHT = 10.0
+
+
+class Inpainting(Method):
+    """Section 3. One hole for the whole batch, a quarter of the image, filled with the dataset's mean colour.
+
+    hole: "centre" or "blobs". overlap: of the image's side; as much along the inside of the hole's edge stays visible, and is
+    predicted with ten times the weight. adversarial: weight of a discriminator's opinion of the filled hole (eq. 3), 0 for
+    none, as in the paper's own runs for features. Its learning rate is a tenth of the rest's.
+    """
+
+    def __init__(
+        self, backbone: Backbone, facts: Facts, *, hole: str, overlap: float, adversarial: float, code_dim: int
+    ):
+        super().__init__(backbone, facts)
+        if hole not in ("centre", "blobs"):
+            raise ValueError(f"method.hole={hole}: expected centre or blobs")
+        if not 0 <= overlap < 1 / 8:
+            raise ValueError(f"method.overlap={overlap}: expected a share of the image's side below an eighth")
+        self.bottleneck = nn.Linear(backbone.embed_dim, code_dim)
+        self.decoder = image_decoder(backbone, code_dim, facts.channels, facts.image_size)
+        self.discriminator = discriminator(facts.channels, facts.image_size) if adversarial else None
+        self.hole, self.adversarial = hole, adversarial
+        self.overlap = round(overlap * facts.image_size)  # pixels
+        self.couples = "one hole is drawn for the whole batch" if hole == "blobs" else None
+
+    def parameter_groups(self) -> list[dict]:
+        judge = [] if self.discriminator is None else list(self.discriminator.parameters())
+        rest = [p for p in self.parameters() if not any(p is other for other in judge)]
+        return [{"params": rest}] + ([{"params": judge, "lr_scale": 0.1}] if judge else [])
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        x = batch.views["global"][0]  # (B, C, S, S)
+        predicted, hidden = self.holes(batch)  # (S, S) bool each
+        h = self.backbone(self.pierced(x, hidden))  # (B, D)
+        made = self.filling(h)  # (B, C, S, S)
+        weight = predicted.float() + (BORDER_WEIGHT - 1) * (predicted & ~hidden)
+        error = squared_error(made, x, weight)
+        loss, opinions = error, {}
+        if self.discriminator is not None:
+            real, fake = x * predicted, made * predicted  # it sees the hole alone
+            judging = _judged(self.discriminator(real), True) + _judged(self.discriminator(fake.detach()), False)
+            frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+            fooling = _judged(functional_call(self.discriminator, frozen, (fake,)), True)  # no gradient to the judge
+            loss = (1 - self.adversarial) * error + self.adversarial * fooling + judging
+            opinions = {"discriminator_loss": gather(judging.detach()[None]).mean()}
+        plain = squared_error(made.detach(), x, predicted.float())
+        return {
+            "loss": gather(loss[None]).mean(),
+            "unexplained": gather(plain[None]).mean() / self.backbone.std.square().mean(),
+            "feature_std": feature_std(h),
+            **opinions,
+        }
+
+    def holes(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(S, S) bool each: what is predicted, and the part of it that is hidden. The same in all processes."""
+        side = self.facts.image_size
+        if self.hole == "centre":
+            predicted = torch.zeros(side, side, dtype=torch.bool, device=batch.index.device)
+            predicted[side // 4 : side // 4 + side // 2, side // 4 : side // 4 + side // 2] = True
+        else:
+            first = batch.key.of(gather(batch.index)[:1])
+            noise = first.uniform(
+                "inpainting/blobs", max(3, round(0.06 * side)), max(3, round(0.06 * side))
+            )  # (1, n, n)
+            smooth = F.interpolate(noise[None], (side, side), mode="bicubic", align_corners=False)[0, 0]
+            order = smooth.flatten().argsort(descending=True)[: side * side // 4]  # exactly a quarter
+            predicted = torch.zeros(side * side, dtype=torch.bool, device=order.device)
+            predicted[order] = True
+            predicted = predicted.view(side, side)
+        if not self.overlap:
+            return predicted, predicted
+        seen = F.max_pool2d((~predicted).float()[None, None], 2 * self.overlap + 1, 1, self.overlap)[0, 0] > 0
+        return predicted, predicted & ~seen
+
+    def pierced(self, x: Tensor, hidden: Tensor) -> Tensor:
+        return torch.where(hidden, self.backbone.mean.to(x.dtype), x)
+
+    def filling(self, h: Tensor) -> Tensor:
+        """(B, D) -> (B, C, S, S), about in [0, 1]; what counts lies in the hole."""
+        return self.backbone.denormalize(self.decoder(self.bottleneck(h)).float())
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        x = batch.views["global"][0]
+        predicted, hidden = self.holes(batch)
+        pierced = self.pierced(x, hidden)
+        made = self.filling(self.backbone(pierced)).clamp(0, 1)
+        return {"view": x, "with a hole": pierced, "filled": torch.where(predicted, made, x)}
+
+
+def discriminator(channels: int, side: int) -> nn.Sequential:
+    """(B, C, S, S) -> (B, 1): strided convolutions (DCGAN), normalised within an image so that no two are mixed."""
+    layers: list[nn.Module] = []
+    width, d_in = 32, channels
+    while side > 4:
+        layers += [nn.Conv2d(d_in, width, 4, 2, 1), nn.GroupNorm(1, width), nn.LeakyReLU(0.2)]
+        d_in, width, side = width, min(256, 2 * width), side // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(d_in * side**2, 1))
+
+
+def _judged(opinion: Tensor, real: bool) -> Tensor:
+    """Binary cross entropy of the discriminator's opinions (B, 1)."""
+    return F.softplus(-opinion.float() if real else opinion.float()).mean()

@@ -1,0 +1,99 @@
+"""MAE: most patches are hidden, a light decoder draws them (He et al. 2022, arXiv:2111.06377)."""
+
+import torch
+from torch import Tensor, nn
+
+from sslctl.backbones import Backbone
+from sslctl.losses import masked_mse
+from sslctl.masks import random_order
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify
+
+
+class MAE(Method):
+    """Section 3, for vision transformers: the backbone sees the visible patches only, positions are fixed sines and cosines.
+
+    mask_ratio: share of hidden patches; int(L·(1 - mask_ratio)) stay, as the official code has it. decoder_*: of the blocks
+    that see all places. normalize_target: a patch's pixels have mean 0 and variance 1 of their own.
+    """
+
+    couples = None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        mask_ratio: float,
+        decoder_dim: int,
+        decoder_depth: int,
+        decoder_heads: int,
+        normalize_target: bool,
+    ):
+        super().__init__(backbone, facts)
+        model = backbone.vision_transformer()
+        self.prefix, self.patch = model.num_prefix_tokens, model.patch_embed.patch_size[0]
+        patches = model.patch_embed.num_patches
+        self.kept = int(patches * (1 - mask_ratio))
+        if not 0 < self.kept < patches:
+            raise ValueError(f"method.mask_ratio={mask_ratio} leaves {self.kept} of {patches} patches visible")
+        self.embed = nn.Linear(backbone.embed_dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.empty(decoder_dim))
+        self.decoder = nn.Sequential(
+            *blocks(decoder_dim, decoder_depth, decoder_heads), nn.LayerNorm(decoder_dim, 1e-6)
+        )
+        self.head = nn.Linear(decoder_dim, self.patch**2 * facts.channels)
+        self.normalize_target = normalize_target
+        fix_positions_(model)
+        initialize_(backbone.network, self.embed, self.decoder, self.head)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.backbone.tokens(images)  # (B, P + L, D), nothing hidden
+        return {"mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        x = batch.views["global"][0]  # (B, C, S, S)
+        rows, columns = grid_of(self.backbone.vision_transformer(), x)
+        keep, mask = random_order(batch.key, "mae", rows * columns, self.kept)  # (B, kept), (B, L)
+        h = self.backbone.tokens(x, keep=keep)  # (B, P + kept, D)
+        prediction = self.decoded(h, keep, rows, columns)  # (B, L, p²·C)
+        target = patchify(self.backbone.normalize(x), self.patch)
+        loss = masked_mse(prediction, target, mask, self.normalize_target)
+        return {"loss": gather(loss[None]).mean(), "feature_std": feature_std(h[:, self.prefix :].mean(1))}
+
+    def decoded(self, h: Tensor, keep: Tensor, rows: int, columns: int) -> Tensor:
+        """Tokens (B, P + kept, D) and where they belong (B, kept) -> (B, L, p²·C) for all places."""
+        z = self.embed(h)
+        prefix, visible = z[:, : self.prefix], z[:, self.prefix :]
+        place = keep[..., None].expand_as(visible)
+        full = self.mask_token.to(z.dtype).expand(len(z), rows * columns, -1).scatter(1, place, visible)
+        full = full + sine_cosine(z.shape[-1], rows, columns).to(full)
+        return self.head(self.decoder(torch.cat([prefix, full], 1)))[:, self.prefix :]
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        x = batch.views["global"][0]
+        rows, columns = grid_of(self.backbone.vision_transformer(), x)
+        keep, mask = random_order(batch.key, "mae", rows * columns, self.kept)
+        made = self.decoded(self.backbone.tokens(x, keep=keep), keep, rows, columns).float()
+        target = patchify(self.backbone.normalize(x), self.patch)
+        if self.normalize_target:  # back to each patch's own brightness and contrast, which the network never says
+            variance, mean = torch.var_mean(target, 2, keepdim=True)
+            made = made * (variance + 1e-6).sqrt() + mean
+        hidden = mask[..., None]
+        seen = self.backbone.normalize(torch.full_like(x, 0.5))
+        masked = torch.where(hidden, patchify(seen, self.patch), target)
+        filled = torch.where(hidden, made, target)
+        images = (self.backbone.denormalize(unpatchify(patches, self.patch, rows)) for patches in (masked, filled))
+        masked, filled = (image.clamp(0, 1) for image in images)
+        return {"view": x, f"{self.kept} of {rows * columns} patches": masked, "reconstruction": filled}
+
+    def blind_loss(self) -> float | None:
+        pixels = self.head.out_features  # of a patch
+        return (pixels - 1) / pixels if self.normalize_target else None  # its unbiased variance is 1
+
+    def notes(self) -> list[str]:
+        patches = self.backbone.vision_transformer().patch_embed.num_patches
+        return [
+            f"{self.kept} of {patches} patches stay visible; judge it by fine-tuning, frozen features are poor by design"
+        ]

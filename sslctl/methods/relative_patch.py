@@ -1,0 +1,99 @@
+"""Relative patch location: where does the second patch lie? (Doersch et al. 2015, arXiv:1505.05192)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslctl.backbones import Backbone
+from sslctl.heads import mlp
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.tiles import cut_tiles, mosaic, refuse_small_tiles
+from sslctl.vit import patch_size_of
+
+NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)  # of the middle, 4, in a 3×3 grid; 7 - label is the opposite direction
+
+
+class RelativePatch(Method):
+    """Section 3. A view gives a patch and its eight neighbours; both orders of each of the eight pairs are asked for.
+
+    view_size: side of a view, of dataset.image_size. gap, jitter: of a patch's side; with gap > 2·jitter no patches touch.
+    colour_drop: chance that an image keeps one channel and gets noise for the others, so that chromatic aberration does not
+    give places away. Not done: the paper's shrinking of a third of the patches, which small images have no room for.
+    """
+
+    couples = None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        hidden_dim: int,
+        view_size: float,
+        gap: float,
+        jitter: float,
+        colour_drop: float,
+    ):
+        super().__init__(backbone, facts)
+        if not gap > 2 * jitter >= 0:
+            raise ValueError(f"method.gap={gap}, method.jitter={jitter}: patches never touch only with gap > 2·jitter")
+        side = round(view_size * facts.image_size)
+        multiple = patch_size_of(backbone.network)
+        self.size = int(side / (3 + 2 * gap + 2 * jitter)) // multiple * multiple
+        refuse_small_tiles(backbone.network, self.size, side)
+        self.jitter = int(jitter * self.size)
+        self.pitch = max(self.size + 2 * self.jitter + 1, int((1 + gap) * self.size))  # from patch to patch
+        self.colour_drop = colour_drop
+        self.classifier = mlp(2 * backbone.embed_dim, hidden_dim, len(NEIGHBOURS), 2, norm=True)
+
+    def training_step(self, batch: Batch, s: dict) -> dict:
+        patches = self.patches(batch)  # (B, 9, C, p, p)
+        h = self.backbone(patches.flatten(0, 1)).unflatten(0, (-1, 9))  # (B, 9, D)
+        middle, around = h[:, 4:5].expand(-1, 8, -1), h[:, NEIGHBOURS, :]  # (B, 8, D) each
+        pairs = torch.cat([torch.cat([middle, around], 2), torch.cat([around, middle], 2)], 1)  # (B, 16, 2D)
+        label = torch.arange(8, device=h.device)
+        label = torch.cat([label, 7 - label]).repeat(len(h))  # seen from the other patch, the direction is opposite
+        logits = gather(self.classifier(pairs.flatten(0, 1)).float())  # (16G, 8)
+        label = gather(label)
+        hits = (logits.argmax(1) == label).float().mean()
+        return {"loss": F.cross_entropy(logits, label), "accuracy": hits, "feature_std": feature_std(h[:, 4])}
+
+    def patches(self, batch: Batch) -> Tensor:
+        """(B, 9, C, p, p), row by row, each a few pixels off its place."""
+        x = self.colour_dropped(batch.views["global"][0], batch)
+        spread = 2 * self.jitter + 1
+        row, column = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
+        start = (x.shape[-1] - 2 * self.pitch - self.size - 2 * self.jitter) // 2  # in the middle of the view
+        corners = [
+            max(start, 0) + self.pitch * place.flatten().to(x.device) + (batch.key.uniform(name, 9) * spread).long()
+            for name, place in (("relative_patch/top", row), ("relative_patch/left", column))
+        ]
+        return cut_tiles(x, *corners, self.size)
+
+    def colour_dropped(self, x: Tensor, batch: Batch) -> Tensor:
+        """The two dropped channels become noise of a hundredth of the third one's standard deviation (section 3.1)."""
+        channels = x.shape[1]
+        if channels == 1 or self.colour_drop == 0:
+            return x
+        kept = (batch.key.uniform("relative_patch/channel") * channels).long()[:, None, None, None]  # (B, 1, 1, 1)
+        noise = batch.key.normal("relative_patch/noise", *x.shape[1:])
+        std = x.take_along_dim(kept, 1).std((2, 3), keepdim=True)
+        only = torch.where(
+            torch.arange(channels, device=x.device).view(1, -1, 1, 1) == kept, x, 0.5 + 0.01 * std * noise
+        )
+        drop = batch.key.chance("relative_patch/drop", self.colour_drop)
+        return torch.where(drop[:, None, None, None], only, x)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        return {"view": batch.views["global"][0], "patches": mosaic(self.patches(batch), 3).clamp(0, 1)}
+
+    def blind_loss(self) -> float:
+        return math.log(len(NEIGHBOURS))
+
+    def notes(self) -> list[str]:
+        return [
+            f"patches of {self.size} pixels, {self.pitch - self.size} apart, up to {self.jitter} off their place;"
+            f" chance is a loss of {math.log(8):.3f}"
+        ]

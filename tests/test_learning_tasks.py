@@ -1,0 +1,100 @@
+"""Pretext, masked and colour methods learn: their own task far better than by chance, and features that beat random ones.
+
+Each by the measure that suits it: turned images leave features for few labels; from masked images a fine-tuning begins better.
+"""
+
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from tests.test_learning import features_of, few_label, train
+from tests.training import metrics, slow
+
+SEEDS = (0, 1, 2)
+SGD = ("optimizer=sgd", "optimizer.base_lr=0.1", "optimizer.lr_scaling=linear", "backbone=small_resnet")
+VIT = ("backbone=small_vit", "backbone.kwargs.embed_dim=64", "backbone.kwargs.depth=2", "backbone.kwargs.num_heads=2")
+
+
+def last(run, name):
+    """The mean of a logged metric over the run's last steps."""
+    return statistics.fmean([record[name] for record in metrics(run) if name in record][-10:])
+
+
+# --- Pretext tasks ---
+
+
+@pytest.mark.slow
+def test_the_place_of_a_patch_is_found(tmp_path):
+    """Its own task alone: the patches of a digit are a few pixels wide, and the whole image's features do not gain by them."""
+    words = (*SGD, "backbone.widths=[16,32]", "trainer.epochs=8", "trainer.log_every_steps=1")
+    assert last(train(tmp_path, "relative_patch", *words), "accuracy") > 0.3  # by chance 0.125
+
+
+@pytest.mark.parametrize(("name", "chance"), [slow("rotation", 1 / 4), slow("jigsaw", 1 / 100)])
+def test_tasks_are_solved_and_leave_features_that_need_fewer_labels_than_random_ones(name, chance, tmp_path):
+    words = (*SGD, "backbone.widths=[16,32]", "trainer.epochs=10", "trainer.log_every_steps=1")
+    runs = [train(tmp_path, name, *words, seed=seed) for seed in SEEDS]
+    solved = min(last(run, "accuracy") for run in runs)
+    worst, best_random = min(map(few_label, runs)), max(few_label(run, untrained=True) for run in runs)
+    print(f"{name}: {solved:.3f} solved, worst trained {worst:.3f}, best random {best_random:.3f}")
+    assert solved > 2 * chance
+    assert worst >= best_random + 0.01
+
+
+# --- Masked methods: fine-tuning ---
+
+
+def fine_tuned(folder, name, weights, seed):
+    """Top-1 on the test split after a few epochs with all labels, from some weights or from scratch."""
+    start = (f"backbone.weights={weights}",) if weights else ()
+    words = (*VIT, *start, "trainer.epochs=4", "optimizer.base_lr=1e-3", "augmentation.global.flip=0")
+    run = train(folder, f"supervised {name}", "method=supervised", *words, seed=seed)
+    _, (images, labels) = features_of(run, classify=True)
+    return (images.argmax(1) == labels).float().mean().item()
+
+
+@pytest.mark.parametrize("name", [slow("mae"), slow("simmim"), slow("ijepa")])
+def test_fine_tuning_begins_better_from_masked_images_than_from_scratch(name, tmp_path):
+    words = (*VIT, "trainer.epochs=20", "optimizer.base_lr=2e-3", "trainer.log_every_steps=1")
+    trained, scratch = [], []
+    for seed in SEEDS[:2]:
+        run = train(tmp_path, name, *words, seed=seed)
+        losses = [record["loss"] for record in metrics(run) if "loss" in record]
+        assert statistics.fmean(losses[-10:]) < 0.9 * losses[0]
+        trained.append(fine_tuned(tmp_path, name, run, seed))
+        scratch.append(fine_tuned(tmp_path, "scratch", None, seed))
+    print(name, trained, scratch)
+    assert min(trained) >= max(scratch) + 0.03
+
+
+# --- Colours ---
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Tiles of two photographs, a folder each."""
+    root = tmp_path_factory.mktemp("photographs")
+    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (root / "train" / name).mkdir(parents=True)
+        (root / "test" / name).mkdir(parents=True)
+        tiles = np.lib.stride_tricks.sliding_window_view(photograph, (32, 32), axis=(0, 1))[::32, ::32]
+        for number, tile in enumerate(tiles.reshape(-1, 3, 32, 32)):
+            split = "train" if number % 5 else "test"
+            Image.fromarray(tile.transpose(1, 2, 0)).save(root / split / name / f"{number:03d}.png")
+    return root
+
+
+@pytest.mark.parametrize("form", [slow("classification"), slow("regression")])
+def test_colours_of_photographs_are_told_from_their_greys(form, photographs, tmp_path):
+    words = ("dataset=cifar10", f"dataset.root={photographs}", f"method.form={form}", "backbone=small_resnet")
+    words += ("backbone.widths=[16,32]", "trainer.epochs=12", "trainer.log_every_steps=1")
+    run = train(tmp_path, "colorization", *words, "dataset.scale.colour_dim=32")
+    losses = [record["loss"] for record in metrics(run) if "loss" in record]
+    assert statistics.fmean(losses[-10:]) < 0.7 * losses[0]
+    if form == "regression":
+        assert last(run, "unexplained") < 0.8  # grey leaves 1
+    else:
+        assert last(run, "accuracy") > 1.1 * last(run, "most_frequent")  # of always saying one colour

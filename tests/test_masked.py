@@ -1,0 +1,198 @@
+"""MAE, SimMIM, I-JEPA: values at known predictions, exact numbers of hidden patches, contexts and targets that do not meet."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+
+from sslctl.build import Preprocess, build_backbone
+from sslctl.losses import masked_mse
+from sslctl.masks import random_order, rectangles
+from sslctl.methods.ijepa import IJEPA
+from sslctl.methods.mae import MAE
+from sslctl.methods.simmim import SimMIM
+from sslctl.views.random import Key
+from sslctl.vit import patchify
+from tests.test_pretext import a_batch, facts
+
+
+def small_vit(size=28, channels=1, patch=4):
+    kwargs = {"patch_size": patch, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    node = OmegaConf.create({"_target_": "sslctl.backbones.Timm", "model": "vit_tiny_patch16_224", "kwargs": kwargs})
+    torch.manual_seed(0)
+    return build_backbone(node, Preprocess(channels, size, size, [0.4] * channels, [0.3] * channels))
+
+
+def mae(size=28, ratio=0.75, patch=4, channels=1):
+    arguments = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2, "normalize_target": True}
+    return MAE(small_vit(size, channels, patch), facts(channels, size), mask_ratio=ratio, **arguments)
+
+
+def ijepa(size=28, **changes):
+    arguments = {"targets": 4, "context": 0.3, "predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2}
+    arguments |= {"teacher_momentum": 0.9, "teacher_momentum_end": 1.0} | changes
+    return IJEPA(small_vit(size), facts(size=size), **arguments)
+
+
+# --- The loss ---
+
+
+@pytest.mark.parametrize("pixels", [768, 48])
+def test_predicting_nothing_of_normalised_patches_costs_n_minus_1_over_n(pixels):
+    target = torch.rand(4, 10, pixels, dtype=torch.float64)
+    mask = torch.rand(4, 10) < 0.75
+    value = masked_mse(torch.zeros_like(target), target, mask, normalize_target=True)
+    assert value.item() == pytest.approx((pixels - 1) / pixels, rel=1e-4)
+
+
+def test_the_loss_is_the_mean_over_hidden_patches_in_loops():
+    prediction, target = torch.randn(2, 3, 5, 4, dtype=torch.float64).unbind()
+    mask = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    errors = [
+        sum((p - t) ** 2 for p, t in zip(prediction[b, l].tolist(), target[b, l].tolist(), strict=True)) / 4
+        for b in range(3)
+        for l in range(5)
+        if mask[b, l]
+    ]
+    assert masked_mse(prediction, target, mask, False).item() == pytest.approx(sum(errors) / len(errors), rel=1e-9)
+    spoilt = prediction + ~mask[..., None] * 5
+    assert masked_mse(spoilt, target, mask, False) == masked_mse(prediction, target, mask, False)
+    assert masked_mse(prediction + mask[..., None], target, mask, False) != masked_mse(prediction, target, mask, False)
+
+
+# --- MAE ---
+
+
+@pytest.mark.parametrize(("size", "ratio", "kept"), [(28, 0.75, 12), (32, 0.75, 16), (40, 0.9, 9)])
+def test_as_many_patches_stay_visible_as_the_official_code_keeps(size, ratio, kept):
+    assert mae(size, ratio).kept == kept  # int(100 · (1 - 0.9)) is 9
+
+
+def test_the_target_of_every_hidden_patch_is_its_own_pixels():
+    method, batch = mae(), a_batch(size=28)
+    x = batch.views["global"][0]
+    target = patchify(method.backbone.normalize(x), 4)
+    variance, mean = torch.var_mean(target, 2, keepdim=True)
+    method.decoded = lambda h, keep, rows, columns: (target - mean) / (variance + 1e-6).sqrt()  # knows everything
+    assert method(batch, {})["loss"].item() == pytest.approx(0, abs=1e-10)
+    method.decoded = lambda h, keep, rows, columns: torch.zeros_like(target)
+    assert method(batch, {})["loss"].item() == pytest.approx(15 / 16, rel=1e-3)
+
+
+def test_the_decoder_puts_tokens_where_they_belong():
+    method = mae()
+    keep, mask = random_order(Key(0, 0, torch.arange(2)), "mae", 49, 12)
+    seen = []
+    method.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    h = torch.randn(2, 13, 16)
+    method.decoded(h, keep, 7, 7)
+    from sslctl.vit import sine_cosine
+
+    tokens = seen[0][:, 1:] - sine_cosine(8, 7, 7)
+    visible = method.embed(h)[:, 1:]
+    for b in range(2):
+        torch.testing.assert_close(tokens[b, keep[b]], visible[b], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(tokens[b, mask[b]], method.mask_token.expand(37, -1), atol=1e-5, rtol=1e-4)
+
+
+def test_hidden_pixels_do_not_reach_the_prediction():
+    method, batch = mae().eval(), a_batch(size=28)
+    keep, mask = random_order(batch.key, "mae", 49, 12)
+    x = batch.views["global"][0].clone().requires_grad_()
+    method.decoded(method.backbone.tokens(x, keep=keep), keep, 7, 7).square().sum().backward()
+    reached = patchify(x.grad, 4).abs().sum(2) > 0
+    assert torch.equal(reached, ~mask)
+
+
+# --- SimMIM ---
+
+
+@pytest.mark.parametrize(("size", "unit", "patch", "hidden"), [(192, 32, 16, 22), (224, 32, 16, 30), (32, 8, 4, 10)])
+def test_as_many_squares_are_hidden_as_the_official_code_hides(size, unit, patch, hidden):
+    method = SimMIM(small_vit(size, 1, patch), facts(size=size), mask_ratio=0.6, mask_size=unit)
+    assert method.hidden == hidden
+    batch = a_batch(size=size)
+    mask = method.mask(batch, batch.views["global"][0])
+    assert (mask.sum(1) == hidden * (unit // patch) ** 2).all()
+    squares = mask.view(8, size // unit, unit // patch, size // unit, unit // patch).float().mean((2, 4))
+    assert set(squares.unique().tolist()) == {0.0, 1.0}  # squares as a whole
+
+
+def test_only_hidden_pixels_have_a_loss_in_simmim():
+    method = SimMIM(small_vit(32), facts(size=32), mask_ratio=0.6, mask_size=8)
+    batch = a_batch(size=32)
+    x = batch.views["global"][0]
+    mask = method.mask(batch, x)
+    with torch.no_grad():
+        method.head.weight.zero_()
+        method.head.bias.zero_()  # says the mean
+    expected = patchify((x - 0.4) / 0.3, 4).abs()[mask].mean()
+    assert method(batch, {})["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- I-JEPA ---
+
+
+def test_context_and_targets_do_not_meet():
+    method, batch = ijepa(), a_batch(size=28, count=64)
+    keep, wanted = method.patches(batch, batch.views["global"][0])
+    assert keep.shape == (64, 15)
+    assert wanted.shape[:2] == (64, 4)
+    assert 0 <= wanted.min() <= wanted.max() < 49
+    seen = torch.zeros(64, 49).scatter_(1, keep, 1.0)
+    asked = torch.zeros(64, 49).scatter_(1, wanted.flatten(1), 1.0)
+    assert (seen * asked).sum() == 0
+    assert len({tuple(row) for row in keep.sort(1).values.tolist()}) > 60
+
+
+def test_target_blocks_are_rectangles_of_15_to_20_percent():
+    method = ijepa()
+    sizes = set()
+    for start in range(0, 320, 8):
+        batch = a_batch(size=28, start=start)
+        _, wanted = method.patches(batch, batch.views["global"][0])
+        row, column = wanted // 7, wanted % 7
+        height, width = (int(axis.amax() - axis.amin()) for axis in (row[0, 0], column[0, 0]))
+        assert (height + 1) * (width + 1) == wanted.shape[2]
+        assert 6 <= wanted.shape[2] <= 12
+        sizes.add((height + 1, width + 1))
+    assert len(sizes) > 1
+
+
+def test_rectangles_reach_every_edge():
+    places = rectangles(Key(0, 0, torch.arange(400)), "a", 2, 5, 6, 2, 3)
+    assert set(places.flatten().tolist()) == set(range(30))
+    assert places.shape == (400, 2, 6)
+    assert torch.equal(places[..., 3:] - places[..., :3], torch.full((400, 2, 3), 6))  # the second row
+
+
+def test_the_blind_value_of_normalised_gaussian_targets():
+    target = F.layer_norm(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)), (64,))
+    assert F.smooth_l1_loss(torch.zeros_like(target), target).item() == pytest.approx(0.424, abs=3e-3)
+
+
+def test_predictions_stand_in_the_order_of_the_targets():
+    method, batch = ijepa().eval(), a_batch(size=28)
+    x = batch.views["global"][0]
+    keep, wanted = method.patches(batch, x)
+    h = method.backbone.tokens(x, keep=keep)[:, method.prefix :]
+    both = method.predicted(h, keep, wanted)
+    for block in range(4):
+        alone = method.predicted(h, keep, wanted[:, block : block + 1])[:, 0]
+        torch.testing.assert_close(alone, both[:, block], atol=1e-5, rtol=1e-4)
+    turned = method.predicted(h, keep, wanted.flip(2))
+    torch.testing.assert_close(turned.flip(2), both, atol=1e-5, rtol=1e-4)
+
+
+def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum():
+    method = ijepa()
+    teacher = dict(method.teacher_backbone.named_parameters())
+    assert not any(p.requires_grad for p in teacher.values())
+    before = {name: p.clone() for name, p in teacher.items()}
+    with torch.no_grad():
+        for p in method.backbone.parameters():
+            p.add_(1.0)
+    method.after_step({"teacher_momentum": 0.75}, {})
+    for name, p in method.backbone.named_parameters():
+        torch.testing.assert_close(teacher[name], 0.75 * before[name] + 0.25 * p)
+    assert [method.schedules(step)["teacher_momentum"] for step in (0, 50, 100)] == pytest.approx([0.9, 0.95, 1.0])

@@ -1,0 +1,179 @@
+"""Rotations, neighbouring patches, puzzles: exact moves of pixels, labels that are right, permutations far apart."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sslctl.build import Preprocess, build_backbone
+from sslctl.data.batch import Batch
+from sslctl.methods.base import Facts
+from sslctl.methods.jigsaw import Jigsaw, far_permutations
+from sslctl.methods.relative_patch import NEIGHBOURS, RelativePatch
+from sslctl.methods.rotation import Rotation, four_turns
+from sslctl.tiles import cut_tiles, mosaic
+from sslctl.views.random import Key
+
+
+def backbone(channels=1, size=32):
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create(
+        {
+            "_target_": "sslctl.backbones.SmallResNet",
+            "widths": [4, 8],
+            "blocks": 1,
+            "stem_stride": 0,
+            "norm": "batch",
+        }
+    )
+    torch.manual_seed(0)
+    return build_backbone(node, Preprocess(channels, size, size, [0.4] * channels, [0.3] * channels))
+
+
+def facts(channels=1, size=32):
+    return Facts(channels, size, 100, 0, 8, 10, 100)
+
+
+def a_batch(channels=1, size=32, start=0, count=8, images=None):
+    index = torch.arange(start, start + count)
+    if images is None:
+        images = torch.rand(start + count, channels, size, size, generator=torch.Generator().manual_seed(1))[start:]
+    return Batch({"global": images[None]}, torch.full((count,), -1), index, Key(0, 0, index))
+
+
+# --- Rotation ---
+
+
+def test_rotations_move_pixels_exactly():
+    x = torch.rand(2, 3, 8, 8)
+    turned = four_turns(x)
+    assert torch.equal(turned[0], x)
+    assert torch.equal(turned[1], x.flip(3).transpose(2, 3))  # anticlockwise
+    assert torch.equal(turned[2], x.flip(2, 3))
+    assert torch.equal(four_turns(four_turns(x)[1])[3], x)
+    assert torch.equal(four_turns(four_turns(turned[2])[1])[1], x)
+
+
+def test_each_image_is_asked_all_four_rotations():
+    method, batch = Rotation(backbone(), facts()), a_batch()
+    with torch.no_grad():
+        method.classifier.weight.zero_()
+        method.classifier.bias.zero_()
+    assert method(batch, {})["loss"].item() == pytest.approx(math.log(4), rel=1e-6)
+    right = 9 * torch.eye(4).repeat_interleave(8, 0)  # the k-th eight of the 4B rows are turned by k quarters
+    method.classifier.register_forward_hook(lambda module, args, out: right)
+    assert method(batch, {})["accuracy"] == 1
+
+
+# --- Tiles ---
+
+
+def test_tiles_are_pieces_and_a_mosaic_of_them_is_the_image():
+    x = torch.rand(2, 3, 6, 6)
+    corners = torch.tensor([0, 0, 3, 3]).expand(2, -1), torch.tensor([0, 3, 0, 3]).expand(2, -1)
+    tiles = cut_tiles(x, *corners, 3)
+    assert torch.equal(tiles[:, 1], x[..., :3, 3:])
+    assert torch.equal(mosaic(tiles, 2), x)
+
+
+# --- Relative patches ---
+
+
+def relative(**changes):
+    arguments = {"hidden_dim": 16, "view_size": 2.0, "gap": 0.5, "jitter": 0.1, "colour_drop": 1.0} | changes
+    return RelativePatch(backbone(), facts(), **arguments)
+
+
+def test_the_label_of_the_other_order_is_the_opposite_direction():
+    assert [NEIGHBOURS[label] + NEIGHBOURS[7 - label] for label in range(8)] == [8] * 8
+
+
+def test_patches_never_touch_and_stay_in_the_view():
+    method = relative(gap=0.3, jitter=0.14)
+    places = torch.zeros(64, 1, 64, 64)
+    places[:] = torch.arange(64 * 64).view(64, 64).float()  # every pixel says where it is
+    patches = method.patches(a_batch(size=64, count=64, images=places))  # (64, 9, 1, p, p)
+    row, column = patches[:, :, 0].long() // 64, patches[:, :, 0].long() % 64
+    for axis, one, other in ((row, 0, 3), (row, 3, 6), (column, 0, 1), (column, 1, 2)):
+        assert (axis[:, one].amax((1, 2)) + 1 < axis[:, other].amin((1, 2))).all()
+    assert len({tuple(p) for p in row[:, :, 0, 0].tolist()}) > 8  # they do move
+
+
+def test_a_classifier_that_knows_nothing_has_the_blind_loss_of_relative_patches():
+    method = relative()
+    with torch.no_grad():
+        method.classifier[-1].weight.zero_()
+        method.classifier[-1].bias.zero_()
+    assert method(a_batch(size=64), {})["loss"].item() == pytest.approx(math.log(8), rel=1e-6)
+
+
+def test_dropped_colours_leave_one_channel_and_faint_noise():
+    method = RelativePatch(backbone(3), facts(3), hidden_dim=4, view_size=2.0, gap=0.5, jitter=0.1, colour_drop=1.0)
+    batch = a_batch(3, 64)
+    x, out = batch.views["global"][0], method.colour_dropped(batch.views["global"][0], batch)
+    kept = (x == out).flatten(2).all(2)
+    assert (kept.sum(1) == 1).all()
+    assert len(set(kept.float().argmax(1).tolist())) > 1
+    assert (out - 0.5).abs()[~kept].max() < 0.05
+    assert torch.equal(relative().colour_dropped(x[:, :1], batch), x[:, :1])  # grey
+
+
+# --- Jigsaw ---
+
+
+def test_permutations_are_different_far_apart_and_always_the_same():
+    table = far_permutations(40)
+    assert len({tuple(row) for row in table.tolist()}) == 40
+    assert torch.equal(table.sort(1).values, torch.arange(9).expand(40, -1))
+    distance = (table[:, None] != table).sum(2) + 9 * torch.eye(40, dtype=torch.int64)
+    assert distance.min() >= 7
+    assert torch.equal(far_permutations(12), table[:12])
+    shuffled = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(n)) for n in range(40)])
+    assert ((shuffled[:, None] != shuffled).sum(2) + 9 * torch.eye(40, dtype=torch.int64)).min() < 7
+
+
+def jigsaw(size=32):
+    return Jigsaw(backbone(size=size), facts(size=size), permutations=12, tile_dim=4, view_size=1.5)
+
+
+def test_the_inverse_permutation_puts_the_tiles_back():
+    method, batch = jigsaw(), a_batch(size=48)
+    tiles, label = method.puzzle(batch)
+    order = method.table[label]
+    back = tiles.take_along_dim(order.argsort(1)[..., None, None, None], 1)
+    plain = method.tiles(batch)
+    std, mean = torch.std_mean(plain, (2, 3, 4), keepdim=True)
+    expected = (plain - mean) / (std + 1e-3) * method.backbone.std + method.backbone.mean
+    torch.testing.assert_close(back, expected)
+    assert len(set(label.tolist())) > 2
+
+
+def test_the_backbone_sees_tiles_of_mean_0_and_deviation_1():
+    method = jigsaw()
+    tiles, _ = method.puzzle(a_batch(size=48))
+    seen = method.backbone.normalize(tiles.flatten(0, 1))
+    torch.testing.assert_close(seen.mean((1, 2, 3)), torch.zeros(72), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std((1, 2, 3)), torch.ones(72), atol=1e-2, rtol=0)
+
+
+def test_all_tiles_go_through_one_tower():
+    method, batch = jigsaw().eval(), a_batch(size=48)
+    seen = []
+    method.backbone.register_forward_hook(lambda module, args, out: seen.append(out))
+    method(batch, {})
+    with torch.no_grad():
+        method.backbone.network.conv1.weight[0] += 1.0
+    method(batch, {})
+    before, after = (out.unflatten(0, (8, 9)) for out in seen)
+    assert ((before - after).abs().amax((0, 2)) > 1e-4).all()  # every one of the nine places
+
+
+def test_a_classifier_that_knows_nothing_has_the_blind_loss_of_jigsaw():
+    method = jigsaw()
+    with torch.no_grad():
+        method.classifier.weight.zero_()
+        method.classifier.bias.zero_()
+    assert method(a_batch(size=48), {})["loss"].item() == pytest.approx(math.log(12), rel=1e-6)
+    assert F.cross_entropy(torch.zeros(1, 1000), torch.tensor([3])).item() == pytest.approx(6.908, abs=1e-3)

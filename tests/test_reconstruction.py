@@ -1,0 +1,301 @@
+"""Autoencoders, colours, holes: known values of Lab and of divergences, exact targets, masks of exact areas."""
+
+import math
+
+import pytest
+import torch
+
+from sslctl.backbones import MLP, Backbone
+from sslctl.decoders import ConvDecoder, image_decoder
+from sslctl.lab import colour_bins, lab_to_rgb, rgb_to_lab
+from sslctl.losses import gaussian_kl, soft_cross_entropy, squared_error
+from sslctl.methods.autoencoder import Autoencoder
+from sslctl.methods.colorization import Colorization
+from sslctl.methods.inpainting import Inpainting
+from sslctl.methods.vae import VAE
+from tests.test_pretext import a_batch, backbone, facts
+
+AUTOENCODER = {"code_dim": 8, "noise_std": 0.0, "hidden": 0.0, "hidden_size": 2}
+VARIATIONAL = {"code_dim": 8, "likelihood_std": 0.2, "beta": 1.0, "beta_warmup_epochs": 2.0}
+INPAINTING = {"hole": "centre", "overlap": 0.0, "adversarial": 0.0, "code_dim": 8}
+COLOURS = {"form": "classification", "resolution": 0.5, "hidden_dim": 8, "rebalance": 0.5, "annealing": 0.38}
+
+# --- Losses ---
+
+
+def test_divergence_from_the_prior_at_known_values():
+    zero, one = torch.zeros(2, 3), torch.ones(2, 3)
+    assert torch.equal(gaussian_kl(zero, zero), zero)
+    assert torch.equal(gaussian_kl(one, zero), torch.full((2, 3), 0.5))
+    sigma = 2.0
+    expected = -math.log(sigma) + (sigma**2 - 1) / 2
+    found = gaussian_kl(zero, torch.full((2, 3), 2 * math.log(sigma)))
+    torch.testing.assert_close(found, torch.full((2, 3), expected))
+
+
+def test_divergence_equals_torchs_own():
+    mean, log_variance = torch.randn(2, 4, 5, dtype=torch.float64).unbind()
+    q = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    torch.testing.assert_close(gaussian_kl(mean, log_variance), torch.distributions.kl_divergence(q, p))
+
+
+def test_weights_are_weights_of_a_mean():
+    x, y = torch.rand(2, 3, 4), torch.rand(2, 3, 4)
+    assert squared_error(x, y) == pytest.approx(((x - y) ** 2).mean().item())
+    assert squared_error(x, y, torch.ones(3, 4)) == pytest.approx(squared_error(x, y).item())
+    weight = torch.tensor([0.0, 0.0, 1.0, 3.0])
+    expected = (((x - y) ** 2)[..., 2:] * weight[2:]).sum() / (4 * 6)
+    assert squared_error(x, y, weight) == pytest.approx(expected.item())
+
+
+def test_uniform_colours_have_the_blind_value():
+    target = torch.rand(5, 313).softmax(1)
+    value = soft_cross_entropy(torch.zeros(5, 313), target, torch.ones(5))
+    assert value.item() == pytest.approx(math.log(313), rel=1e-5)
+    assert soft_cross_entropy(torch.randn(5, 313), target, torch.zeros(5)) == 0
+
+
+# --- Decoders ---
+
+
+@pytest.mark.parametrize("size", [8, 16, 28, 32, 50, 96])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_decoder_gives_images_of_the_size(size, channels):
+    assert ConvDecoder(5, channels, size)(torch.rand(2, 5)).shape == (2, channels, size, size)
+
+
+def test_an_mlps_decoder_is_its_mirror_image():
+    network = Backbone(MLP([64, 32, 16], 1, 8), [0.5], [0.2])
+    decoder = image_decoder(network, 4, 1, 8)
+    widths = [layer.out_features for layer in decoder.layers if isinstance(layer, torch.nn.Linear)]
+    assert widths == [32, 64, 64]  # 4 -> 32 -> 64 -> 8·8
+    assert decoder(torch.rand(3, 4)).shape == (3, 1, 8, 8)
+
+
+# --- Autoencoders ---
+
+
+def test_without_corruption_the_view_goes_in_as_it_is():
+    method, batch = Autoencoder(backbone(), facts(), **AUTOENCODER), a_batch()
+    x = batch.views["global"][0]
+    assert method.spoilt(x, batch) is x
+
+
+def test_corruption_leaves_the_target_alone_and_is_as_strong_as_it_says():
+    batch = a_batch(count=64)
+    x = batch.views["global"][0]
+    before = x.clone()
+    noisy = Autoencoder(backbone(), facts(), **AUTOENCODER | {"noise_std": 0.2})
+    assert (noisy.spoilt(x, batch) - x).std().item() == pytest.approx(0.2, abs=0.005)
+    black = Autoencoder(backbone(), facts(), **AUTOENCODER | {"hidden": 0.25, "hidden_size": 4}).spoilt(x, batch)
+    squares = (black == 0).view(64, 8, 4, 8, 4).float().mean((2, 4))
+    assert set(squares.unique().tolist()) == {0.0, 1.0}  # whole squares
+    assert squares.mean().item() == pytest.approx(0.25, abs=0.03)
+    noisy(batch, {})["loss"].backward()
+    assert torch.equal(x, before)
+    assert sum(p.grad.abs().sum() for p in noisy.backbone.parameters()) > 0
+
+
+def test_the_blind_value_is_the_datasets_variance():
+    images = torch.full((8, 1, 32, 32), 0.4)
+    images[:, :, ::2] += 0.3
+    images[:, :, 1::2] -= 0.3  # mean 0.4, deviation 0.3, as the backbone was told
+    method = Autoencoder(backbone(), facts(), **AUTOENCODER)
+    with torch.no_grad():
+        method.decoder.last.weight.zero_()
+        method.decoder.last.bias.zero_()  # says the mean
+    out = method(a_batch(images=images), {})
+    assert out["loss"].item() == pytest.approx(0.09, rel=1e-5)
+    assert out["unexplained"].item() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_vae_sums_over_dimensions_and_is_calm_in_evaluation():
+    method, batch = VAE(backbone(), facts(), **VARIATIONAL), a_batch()
+    x = batch.views["global"][0]
+    with torch.no_grad():
+        for head in (method.mean_head, method.log_variance_head, method.decoder.last):
+            head.weight.zero_()
+            head.bias.zero_()
+    out = method(batch, {"beta": 1.0})
+    expected = (x - 0.4).square().sum((1, 2, 3)).mean() / (2 * 0.2**2)
+    assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert out["kl"] == 0
+    assert out["codes_in_use"] == 0
+    method.eval()
+    with torch.no_grad():
+        one, two = method.features(x), method.features(x)
+    assert all(torch.equal(one[name], two[name]) for name in ("backbone", "mean"))
+
+
+def test_the_gradient_reaches_both_heads_of_the_vae_and_beta_grows():
+    method, batch = VAE(backbone(), facts(), **VARIATIONAL), a_batch()
+    assert [round(method.schedules(step)["beta"], 3) for step in (0, 10, 20, 90)] == [0.048, 0.524, 1.0, 1.0]
+    method(batch, method.schedules(0))["loss"].backward()
+    assert method.mean_head.weight.grad.abs().sum() > 0
+    assert method.log_variance_head.weight.grad.abs().sum() > 0
+
+
+# --- Lab ---
+
+
+@pytest.mark.parametrize(
+    ("rgb", "lab"),
+    [
+        ((1, 1, 1), (100.0, 0.0, 0.0)),
+        ((0, 0, 0), (0.0, 0.0, 0.0)),
+        ((1, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 1, 0), (87.73, -86.18, 83.18)),
+        ((0, 0, 1), (32.30, 79.19, -107.86)),
+        ((0.5, 0.5, 0.5), (53.39, 0.0, 0.0)),
+    ],
+)
+def test_colours_known_in_lab(rgb, lab):
+    found = rgb_to_lab(torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)).flatten()
+    torch.testing.assert_close(found, torch.tensor(lab), atol=0.02, rtol=0)
+
+
+def test_lab_and_back():
+    images = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(images)), images, atol=1e-3, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(lab_to_rgb(rgb_to_lab(images)), images, atol=1e-3, rtol=0)
+
+
+def test_colour_bins_hold_every_colour():
+    bins = colour_bins(10)
+    assert 250 < len(bins) < 300
+    ab = rgb_to_lab(torch.rand(64, 3, 16, 16))[:, 1:].permute(0, 2, 3, 1).flatten(0, 2)
+    assert (torch.cdist(ab, bins).min(1).values <= math.sqrt(50) + 0.5).all()  # half a diagonal away at most
+
+
+# --- Colourisation ---
+
+
+def colours(**changes):
+    return Colorization(backbone(3), facts(3), **COLOURS | changes)
+
+
+def test_soft_targets_are_ten_bins_that_sum_to_1():
+    method = colours()
+    target, nearest = method.soft_targets(torch.tensor([[0.0, 0.0], [12.0, -33.0], [60.0, 55.0]]))
+    torch.testing.assert_close(target.sum(1), torch.ones(3))
+    assert ((target > 0).sum(1) <= 10).all()
+    assert torch.equal(target.argmax(1), nearest)
+    assert method.bins[nearest].tolist() == [[0, 0], [10, -30], [60, 50]]  # a tie: the first
+
+
+def test_rare_colours_weigh_more_and_the_average_is_1():
+    method = colours()
+    method.frequency.copy_(torch.linspace(0.0, 1.0, len(method.bins)))
+    method.frequency /= method.frequency.sum()
+    weight = method.weights()
+    assert (method.frequency * weight).sum().item() == pytest.approx(1, rel=1e-5)
+    assert (weight.diff() < 0).all()
+
+
+def test_grey_images_say_nothing_about_colours():
+    method = colours()
+    grey = torch.rand(8, 1, 32, 32).expand(-1, 3, -1, -1)
+    assert method(a_batch(3, images=grey), {})["loss"] == 0
+    assert method(a_batch(3), {})["loss"] > 0
+
+
+def test_the_backbone_sees_lightness_only_in_training_and_evaluation():
+    method, batch = colours().eval(), a_batch(3)
+    seen = []
+    method.backbone.network.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    method(batch, {})
+    with torch.no_grad():
+        method.features(batch.views["global"][0])
+    for x in seen:
+        x = method.backbone.denormalize(x)
+        torch.testing.assert_close(x[:, 0], x[:, 1])
+        torch.testing.assert_close(x[:, 0], x[:, 2])
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_frequencies_are_the_mean_over_all_batches():
+    method = colours()
+    counts = [torch.rand(8, len(method.bins)).softmax(1) for _ in range(3)]
+    for each in counts:
+        method.after_step({}, {"counts": each})
+    torch.testing.assert_close(method.frequency, torch.stack(counts).mean((0, 1)))
+    assert method.counted == 3
+
+
+def test_regression_of_a_grey_prediction_explains_nothing():
+    method = colours(form="regression")
+    with torch.no_grad():
+        method.head[-1].weight.zero_()
+        method.head[-1].bias.zero_()
+    assert method(a_batch(3), {})["unexplained"].item() == pytest.approx(1)
+
+
+# --- Inpainting ---
+
+
+@pytest.mark.parametrize("hole", ["centre", "blobs"])
+def test_a_hole_is_exactly_a_quarter(hole):
+    predicted, hidden = Inpainting(backbone(), facts(), **INPAINTING | {"hole": hole}).holes(a_batch())
+    assert predicted.sum() == 32 * 32 // 4
+    assert torch.equal(predicted, hidden)
+
+
+def test_blobs_are_other_ones_in_every_step_and_smooth():
+    method = Inpainting(backbone(), facts(), **INPAINTING | {"hole": "blobs"})
+    one, two = (method.holes(a_batch(start=start))[0] for start in (0, 40))
+    assert not torch.equal(one, two)
+    edges = (one[1:] != one[:-1]).sum() + (one[:, 1:] != one[:, :-1]).sum()
+    assert edges < 0.25 * 2 * 32 * 31  # scattered pixels would have 0.375 of all
+
+
+def test_the_edge_of_the_hole_stays_visible_and_weighs_ten_times():
+    method = Inpainting(backbone(), facts(), **INPAINTING | {"overlap": 2 / 32})
+    predicted, hidden = method.holes(a_batch())
+    assert (predicted.sum(), hidden.sum()) == (16 * 16, 12 * 12)
+    assert not (hidden & ~predicted).any()
+    x = torch.zeros(8, 1, 32, 32)
+    with torch.no_grad():
+        method.decoder.last.weight.zero_()
+        method.decoder.last.bias.fill_(-0.4 / 0.3)  # says 0
+    at = torch.zeros(32, 32)
+    at[8, 8] = 1.0  # one pixel of the edge that is wrong by 1
+    ring = 16 * 16 - 12 * 12
+    out = method(a_batch(images=x + at), {})
+    assert out["loss"].item() == pytest.approx(10 / (10 * ring + 12 * 12), rel=1e-4)
+
+
+def test_what_lies_outside_the_hole_does_not_count():
+    method = Inpainting(backbone(), facts(), **INPAINTING)
+    predicted, hidden = method.holes(a_batch())
+    x = torch.rand(8, 1, 32, 32)
+    pierced = method.pierced(x, hidden)
+    assert torch.equal(pierced[..., ~hidden], x[..., ~hidden])
+    assert (pierced[..., hidden] == 0.4).all()
+    other = torch.where(hidden, torch.rand(8, 1, 32, 32), x)
+    with torch.no_grad():
+        method.eval()
+        one, two = (method.filling(method.backbone(seen)) for seen in (pierced, method.pierced(other, hidden)))
+    assert torch.equal(one, two)
+    made = method.pictures(a_batch(images=x))["filled"]
+    assert torch.equal(made[..., ~predicted], x[..., ~predicted])
+
+
+def test_the_judge_and_the_painter_get_their_own_gradients():
+    method = Inpainting(backbone(), facts(), **INPAINTING | {"adversarial": 0.5})
+    batch = a_batch()
+    method(batch, {})["loss"].backward()
+    judge = torch.cat([p.grad.flatten() for p in method.discriminator.parameters()])
+    method.zero_grad()
+    x, (predicted, hidden) = batch.views["global"][0], method.holes(batch)
+    made = method.filling(method.backbone(method.pierced(x, hidden))).detach()
+    real, fake = method.discriminator(x * predicted), method.discriminator(made * predicted)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    (loss(real, torch.ones_like(real)) + loss(fake, torch.zeros_like(fake))).backward()
+    alone = torch.cat([p.grad.flatten() for p in method.discriminator.parameters()])
+    torch.testing.assert_close(judge, alone, atol=1e-5, rtol=1e-3)
+    groups = method.parameter_groups()
+    assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 0.1]
+    assert sum(len(group["params"]) for group in groups) == len(list(method.parameters()))
+    assert Inpainting(backbone(), facts(), **INPAINTING).discriminator is None
