@@ -20,7 +20,7 @@ from sslctl.data.sources import digits
 from sslctl.evaluation import subjects
 from sslctl.evaluation.features import Features, cached, extract
 from sslctl.evaluation.knn import accuracy, knn_votes
-from sslctl.evaluation.linear import Grid, _folds, draw_labels, fit_probe, train_classifiers
+from sslctl.evaluation.linear import Grid, draw_labels, fit_probe, folds, train_classifiers
 from sslctl.evaluation.online import online_rows
 from sslctl.evaluation.protocols import linear_records
 from sslctl.evaluation.results import percent
@@ -235,21 +235,21 @@ def test_the_best_setting_of_a_grid_is_picked():
 @pytest.mark.parametrize("rows", [40, 80, 81, 400])
 def test_folds_are_disjoint_and_cover(rows):
     data = clusters(rows=rows)
-    folds = _folds(data, share=0.2, seed=0)
-    count = torch.stack(folds).sum(0)
+    found = folds(data, share=0.2, seed=0)
+    count = torch.stack(found).sum(0)
     if rows <= 80:  # 20 a class: every row is judged once
-        assert len(folds) == 5
+        assert len(found) == 5
         assert torch.equal(count, torch.ones_like(count))
-        held = torch.stack([torch.bincount(data.labels[fold], minlength=4) for fold in folds])
+        held = torch.stack([torch.bincount(data.labels[fold], minlength=4) for fold in found])
         assert (held.max(0).values - held.min(0).values).max() <= 1
     else:
-        assert len(folds) == 1
+        assert len(found) == 1
         assert count.sum() == round(0.2 * rows)
 
 
 @pytest.mark.parametrize("rows", [12, 400])
 def test_folds_do_not_change_between_calls_and_depend_on_the_seed(rows):
-    first, again, other = (torch.stack(_folds(clusters(rows=rows), 0.2, seed)) for seed in (0, 0, 1))
+    first, again, other = (torch.stack(folds(clusters(rows=rows), 0.2, seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

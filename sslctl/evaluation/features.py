@@ -39,7 +39,7 @@ def extract(
     device: torch.device | str = "cpu",
     poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """function: (B, C, S, S) float in [0, 1] -> (B, D). Returns (len(rows), D) float32 on the CPU.
+    """function: (B, C, S, S) float in [0, 1], or (B, L) int64 of texts, -> (B, D). Returns (len(rows), D) float32 on the CPU.
 
     poll: called between batches; may raise to abandon the extraction.
     """
@@ -49,7 +49,8 @@ def extract(
     ) as batches:
         for images in batches:
             poll()
-            parts.append(function(clean(images.to(device))).float().cpu())
+            images = images.to(device)
+            parts.append(function(clean(images) if images.dtype == torch.uint8 else images).float().cpu())
     return torch.cat(parts)
 
 
@@ -57,8 +58,8 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
     """The tensor kept under a key, computed when it is not there. The oldest files make room; limit 0 keeps nothing."""
     if limit_gb <= 0:
         return compute()
-    folder = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sslctl" / "features"
-    path = folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.safetensors"
+    path = _place(key)
+    folder = path.parent
     if path.exists():
         try:
             features = load_tensors(path)["features"]
@@ -73,6 +74,16 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
     temporary.replace(path)
     _make_room(folder, limit_gb, keep=path)
     return features
+
+
+def is_cached(key: tuple[str, ...]) -> bool:
+    """Whether `cached` would find a tensor under a key."""
+    return _place(key).exists()
+
+
+def _place(key: tuple[str, ...]) -> Path:
+    folder = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sslctl" / "features"
+    return folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.safetensors"
 
 
 def _make_room(folder: Path, limit_gb: float, keep: Path) -> None:

@@ -12,6 +12,33 @@ _CHUNK_BYTES = 256 * 2**20  # of one block of similarities
 
 
 @torch.no_grad()
+def neighbours(queries: Tensor, bank: Tensor, k: int, poll: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+    """The k rows of the bank nearest to each query by cosine similarity, the nearest first.
+
+    queries: (N, D); bank: (M, D). Returns similarities (N, k) and rows (N, k) int64; all M where they are fewer than k.
+    poll: called between blocks; may raise to abandon the work.
+    """
+    bank = F.normalize(bank, dim=1)
+    k = min(k, len(bank))
+    chunk = max(1, _CHUNK_BYTES // (4 * len(bank)))
+    similarity, rows = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
+    for start in range(0, len(queries), chunk):
+        poll()
+        part = slice(start, start + chunk)
+        found = (F.normalize(queries[part], dim=1) @ bank.T).topk(k, dim=1)
+        similarity[part], rows[part] = found.values, found.indices
+    return similarity, rows
+
+
+def votes_of(similarity: Tensor, labels: Tensor, num_classes: int, *, temperature: float) -> Tensor:
+    """(N, num_classes): neighbours' votes, each weighing exp(similarity / temperature) relative to the nearest.
+
+    similarity, labels: (N, k), the nearest first.
+    """
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()  # at most 1: no overflow
+    return torch.zeros(len(labels), num_classes).scatter_add_(1, labels, weight)
+
+
 def knn_votes(
     queries: Tensor,
     bank: Features,
@@ -20,26 +47,24 @@ def knn_votes(
     temperature: float,
     poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Votes of the k nearest by cosine similarity, each weighing exp(similarity / temperature) relative to the nearest.
+    """Votes (N, num_classes) of the k nearest to each query (N, D)."""
+    similarity, rows = neighbours(queries, bank.features, k, poll)
+    return votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=temperature)
 
-    queries: (N, D). Returns (N, num_classes). poll: called between blocks; may raise to abandon the work.
-    """
-    bank_rows = F.normalize(bank.features, dim=1)
-    k = min(k, len(bank_rows))
-    chunk = max(1, _CHUNK_BYTES // (4 * len(bank_rows)))
-    votes = torch.zeros(len(queries), bank.num_classes)
-    for start in range(0, len(queries), chunk):
-        poll()
-        block = F.normalize(queries[start : start + chunk], dim=1)
-        similarity, nearest = (block @ bank_rows.T).topk(k, dim=1, sorted=False)  # (n, k)
-        weight = ((similarity - similarity.amax(1, keepdim=True)) / temperature).exp()  # at most 1: no overflow
-        votes[start : start + chunk].scatter_add_(1, bank.labels[nearest], weight)
-    return votes
+
+def hits_of(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """scores: (N, C); labels: (N,). Which are right, (N,) bool: top1 and, where there are more than five classes, top5."""
+    result = {"top1": scores.argmax(1) == labels}
+    if scores.shape[1] > 5:
+        result["top5"] = (scores.topk(5, dim=1).indices == labels[:, None]).any(1)
+    return result
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """scores: (N, C); labels: (N,). Returns top1 and, where there are more than five classes, top5, as fractions."""
-    result = {"top1": (scores.argmax(1) == labels).float().mean().item()}
-    if scores.shape[1] > 5:
-        result["top5"] = (scores.topk(5, dim=1).indices == labels[:, None]).any(1).float().mean().item()
-    return result
+    """The shares of `hits_of`."""
+    return {metric: share(hits) for metric, hits in hits_of(scores, labels).items()}
+
+
+def share(hits: Tensor) -> float:
+    """Of (N,) bool, how many are true."""
+    return hits.float().mean().item()

@@ -15,6 +15,7 @@ from sslctl.data.sampler import permuted
 from sslctl.evaluation.features import Features
 
 _LEAST_STEPS = 300  # few labels make few batches; the optimum needs steps all the same
+_LEAST_EPOCHS = 10  # most_steps cuts no training shorter than that
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Grid:
     epochs: int
     batch_size: int
     validation: float  # share of the training split that picks among them
+    most_steps: int | None = None  # of one training; None: all that the epochs are
 
     def settings(self) -> list[tuple[float, float]]:
         return list(product(self.lr, self.weight_decay))
@@ -45,6 +47,15 @@ class Classifiers:
         return (features - self.mean) / self.std @ self.weight + self.bias
 
 
+def steps_of(n: int, epochs: int, batch_size: int, most_steps: int | None = None) -> int:
+    """The steps that `epochs` of n rows are: more where they are too few to arrive, at most most_steps or ten epochs."""
+    per_epoch = n // min(batch_size, n)
+    wanted = epochs * per_epoch
+    if most_steps is not None:
+        wanted = min(wanted, max(most_steps, _LEAST_EPOCHS * per_epoch))
+    return max(_LEAST_STEPS, wanted)
+
+
 @torch.no_grad()
 def train_classifiers(
     data: Features,
@@ -53,6 +64,7 @@ def train_classifiers(
     batch_size: int,
     seed: int,
     poll: Callable[[], None] = lambda: None,
+    most_steps: int | None = None,
 ) -> Classifiers:
     """Multinomial logistic regression by SGD (momentum 0.9, cosine), every (lr, weight_decay) in one matrix product.
 
@@ -68,12 +80,14 @@ def train_classifiers(
     weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
     batch_size = min(batch_size, n)
     per_epoch = n // batch_size
-    total = max(_LEAST_STEPS, epochs * per_epoch)
+    total = steps_of(n, epochs, batch_size, most_steps)
+    order = torch.arange(n)
     for step in range(total):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
             poll()
-            order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch))
+            if batch_size < n:  # else every batch is all rows
+                order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch))
         rows = order[place * batch_size : (place + 1) * batch_size]
         batch = x[rows]  # (b, D)
         logits = torch.addmm(bias, batch, weight).view(-1, count, classes)
@@ -94,13 +108,13 @@ def fit_probe(
     """Picks a setting on a held-out part of the rows, then trains it on all of them.
 
     Up to 20 rows a class: stratified folds instead of one held-out part, each row judged once. Returns one classifier
-    and what was picked: {"lr", "weight_decay", "validation_top1"}.
+    and what was picked: {"lr", "weight_decay", "validation_top1"}, with the number of steps.
     """
-    settings = grid.settings()
+    settings, trained = grid.settings(), (grid.epochs, grid.batch_size, seed, poll, grid.most_steps)
     correct, loss, judged = torch.zeros(len(settings)), torch.zeros(len(settings)), 0
-    for held_out in _folds(data, grid.validation, seed):
+    for held_out in folds(data, grid.validation, seed):
         rest = Features(data.features[~held_out], data.labels[~held_out], data.num_classes)
-        classifiers = train_classifiers(rest, settings, grid.epochs, grid.batch_size, seed, poll)
+        classifiers = train_classifiers(rest, settings, *trained)
         scores, labels = classifiers.scores(data.features[held_out]), data.labels[held_out]
         correct += (scores.argmax(2) == labels).sum(1)
         loss += torch.stack([F.cross_entropy(s, labels, reduction="sum") for s in scores])
@@ -108,10 +122,11 @@ def fit_probe(
     best = max(range(len(settings)), key=lambda g: (correct[g].item(), -loss[g].item()))  # equal hits: the surer one
     picked = dict(zip(("lr", "weight_decay"), settings[best], strict=True))
     picked["validation_top1"] = correct[best].item() / judged
-    return train_classifiers(data, [settings[best]], grid.epochs, grid.batch_size, seed, poll), picked
+    picked["steps"] = steps_of(len(data.labels), grid.epochs, grid.batch_size, grid.most_steps)
+    return train_classifiers(data, [settings[best]], *trained), picked
 
 
-def _folds(data: Features, share: float, seed: int) -> list[Tensor]:
+def folds(data: Features, share: float, seed: int) -> list[Tensor]:
     """Masks (N,) of held-out rows: five stratified folds for few labels, else one part of the given share."""
     n = len(data.labels)
     order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch=-1))

@@ -1,58 +1,96 @@
 """Evaluation as a part of pretraining: kNN while it runs, the table at its end."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
-from sslctl.build import Preprocess
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.features import Features, extract
 from sslctl.evaluation.knn import accuracy, knn_votes
+from sslctl.evaluation.label_free import feature_std, rankme
 from sslctl.evaluation.linear import Grid
 from sslctl.evaluation.protocols import knn_records, linear_records, reader
 from sslctl.methods.base import Method
 from sslctl.plan import Plan
+from sslctl.preprocess import Preprocess
 
 MOST_QUERIES, MOST_BANK = 5_000, 20_000
 
 
-def online_rows(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def online_rows(size: int) -> tuple[Tensor, Tensor]:
     """(queries, bank): a fixed tenth of the training images, at most 5,000, and at most 20,000 others; of no seed."""
     order = torch.from_numpy(permuted(np.arange(size), size, seed=0, epoch=-3))
     queries = min(MOST_QUERIES, max(1, size // 10))
     return order[:queries], order[queries : queries + MOST_BANK]
 
 
-def online_knn(
-    settings: Any, source: Source, preprocess: Preprocess, plan: Plan, workers: int
-) -> Callable[[Method, Callable[[], None]], float]:
-    """A function of (method, poll): top-1 of kNN among the training images. They are pretrained on."""
-    queries, bank = online_rows(len(source))
+@dataclass(frozen=True)
+class Seen:
+    """Features of some images, extracted once. rows: (N,) which images; features: (N, D); the first `queries` are asked
+    about, the others answer."""
 
-    def measure(method: Method, poll: Callable[[], None]) -> float:
-        def features(images):
-            return next(iter(method.features(images).values()))
+    rows: Tensor
+    features: Tensor
+    queries: int
 
+
+@dataclass(frozen=True)
+class Online:
+    """Figures of the features while they are trained: kNN among labelled images, and what needs no labels.
+
+    source: the images that are looked at, most often those that are trained on. settings: evaluation.knn.
+    """
+
+    settings: Any
+    source: Source
+    preprocess: Preprocess
+    plan: Plan
+    workers: int
+
+    def __call__(self, method: Method, poll: Callable[[], None]) -> tuple[dict[str, float], Seen]:
+        """Top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
+        queries, bank = online_rows(len(self.source))
+        rows = torch.cat([queries, bank])
         both = extract(
-            features,
-            source,
-            torch.cat([queries, bank]),
-            resize=preprocess.resize,
-            workers=workers,
-            device=plan.device,
+            lambda images: next(iter(method.features(images).values())),
+            self.source,
+            rows,
+            resize=self.preprocess.resize,
+            workers=self.workers,
+            device=self.plan.device,
             poll=poll,
         )
-        held = Features(both[len(queries) :], source.labels[bank], len(source.classes))
-        votes = knn_votes(both[: len(queries)], held, k=settings.k, temperature=settings.temperature, poll=poll)
-        return accuracy(votes, source.labels[queries])["top1"]
+        figures = {}
+        if self.source.labelled:
+            held = Features(both[len(queries) :], self.source.labels[bank], len(self.source.classes))
+            votes = knn_votes(both[: len(queries)], held, **self.settings, poll=poll)
+            figures["knn"] = accuracy(votes, self.source.labels[queries])["top1"]
+        figures |= {"rankme": rankme(both), "backbone_std": feature_std(both) * both.shape[1] ** 0.5}
+        return figures, Seen(rows, both, len(queries))
 
-    return measure
+
+def embedder(
+    method: Method, source: Source, preprocess: Preprocess, plan: Plan, workers: int
+) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
+    """What `Method.start_epoch` embeds with: a function of (function of images), over all clean training images."""
+
+    def embed(function: Callable[[Tensor], Tensor]) -> Tensor:
+        method.eval()
+        try:
+            rows = np.arange(len(source))
+            return extract(function, source, rows, resize=preprocess.resize, workers=workers, device=plan.device)
+        finally:
+            method.train()
+
+    return embed
 
 
 def closing_records(

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features, cached, extract
-from sslctl.evaluation.knn import accuracy, knn_votes
+from sslctl.evaluation.knn import hits_of, neighbours, share, votes_of
 from sslctl.evaluation.linear import Grid, draw_labels, fit_probe
 from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
@@ -19,28 +20,37 @@ Reader = Callable[[Subject, Source], Features]
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled images to evaluate on. work: a directory for what a protocol must keep."""
+    """Images to evaluate on. test: None where there are no labels. work: a directory for what a protocol must keep."""
 
     config: Any
     dataset: Any
     train: Source
-    test: Source
+    test: Source | None
     work: Path
+    run: Path | None = None  # whose weights they are
 
 
 def nothing() -> None:
     """What long calculations call between blocks when nobody can interrupt them."""
 
 
+def amount_words(amount: float | None) -> str:
+    """An amount of labels as results name it: all, 5/class or 0.1."""
+    return "all" if amount is None else f"{amount:g}/class" if amount >= 1 else f"{amount:g}"
+
+
+def key_of(subject: Subject, source: Source) -> tuple[str, ...]:
+    """What features are kept under."""
+    return (subject.weights_sha256, subject.features, subject.preprocess.words(), source.content_hash, source.split)
+
+
 def reader(device: torch.device, workers: int, cache_gb: float, poll: Callable[[], None] = nothing) -> Reader:
     """A function that gives all features of a subject on a source, through the cache."""
 
     def read(subject: Subject, source: Source) -> Features:
-        key = (subject.weights_sha256, subject.features, subject.preprocess.words(), source.content_hash, source.split)
-
-        def compute() -> torch.Tensor:
-            if subject.backbone is not None:
-                subject.backbone.to(device)
+        def compute() -> Tensor:
+            if subject.module is not None:
+                subject.module.to(device)
             rows = torch.arange(len(source))
             return extract(
                 subject.function,
@@ -52,7 +62,7 @@ def reader(device: torch.device, workers: int, cache_gb: float, poll: Callable[[
                 poll=poll,
             )
 
-        return Features(cached(key, compute, cache_gb), source.labels, len(source.classes))
+        return Features(cached(key_of(subject, source), compute, cache_gb), source.labels, len(source.classes))
 
     return read
 
@@ -74,19 +84,19 @@ def linear_records(
         rows = torch.arange(len(train)) if amount is None else draw_labels(data.labels, amount, draw)
         part = Features(data.features[rows], data.labels[rows], data.num_classes)
         classifier, picked = fit_probe(part, grid, seed=draw, poll=poll)
-        hits.append(accuracy(classifier.scores(judged.features)[0], judged.labels))
+        hits.append(hits_of(classifier.scores(judged.features)[0], judged.labels))
         picks.append(picked)
-    words = "all" if amount is None else f"{amount:g}/class" if amount >= 1 else f"{amount:g}"
     return [
         record(
             subject,
             test,
             protocol="linear-cached",
             metric=metric,
-            values=[h[metric] for h in hits],
-            labels=words,
+            values=[share(h[metric]) for h in hits],
+            each=hits[0][metric],
+            labels=amount_words(amount),
             seed=0,
-            epoch_rule=f"last of {grid.epochs}, lr and weight decay picked on held-out training images",
+            epoch_rule=f"last of {picks[0]['steps']} steps, lr and weight decay picked on held-out training images",
             details={"picked": picks, "grid": len(grid.settings()), "images_with_labels": len(rows)},
         )
         for metric in hits[0]
@@ -104,18 +114,34 @@ def knn_records(
 ) -> list[dict]:
     """Weighted kNN of the test split against the whole training split."""
     bank, queries = read(subject, train), read(subject, test)
-    hits = accuracy(knn_votes(queries.features, bank, k=k, temperature=temperature, poll=poll), queries.labels)
+    found = neighbours(queries.features, bank.features, k, poll)
+    return vote_records(subject, test, found, bank, queries.labels, k, temperature)
+
+
+def vote_records(
+    subject: Subject,
+    test: Source,
+    found: tuple[Tensor, Tensor],
+    bank: Features,
+    labels: Tensor,
+    k: int,
+    temperature: float,
+) -> list[dict]:
+    """The votes of the first k of the neighbours (similarities, rows) found, (N, at least k) each."""
+    similarity, rows = (part[:, :k] for part in found)
+    votes = votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=temperature)
     return [
         record(
             subject,
             test,
             protocol="knn",
             metric=metric,
-            values=[value],
+            values=[share(hits)],
+            each=hits,
             labels="all",
             seed=0,
             epoch_rule="no training",
-            details={"k": k, "temperature": temperature, "bank": len(train)},
+            details={"k": k, "temperature": temperature, "bank": len(bank.labels)},
         )
-        for metric, value in hits.items()
+        for metric, hits in hits_of(votes, labels).items()
     ]

@@ -5,12 +5,17 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from sslctl.data.sources import Source
 from sslctl.evaluation.subjects import Subject
 from sslctl.run_directory import now, versions
+
+RESAMPLES = 1000  # of the test images, for an interval
+SPREAD = "±: half of a 95 % interval over the test images; of several draws, their standard deviation"
 
 
 def record(
@@ -24,9 +29,17 @@ def record(
     seed: int,
     epoch_rule: str,
     details: dict,
+    each: Tensor | None = None,
+    ci95: list[float] | None = None,
 ) -> dict:
-    """One result. values: one a draw; their mean is the value and, with several, their standard deviation is kept."""
-    spread = {"std": statistics.stdev(values), "draws": len(values)} if len(values) > 1 else {}
+    """One result. values: one a draw; their mean is the value and, with several, their standard deviation is kept.
+
+    each: (N,) what the single value is the mean of, one a test image: gives its 95 % interval. ci95: the interval itself.
+    """
+    if len(values) > 1:
+        spread = {"std": statistics.stdev(values), "draws": len(values)}
+    else:
+        spread = {"ci95": interval(each) if each is not None else ci95}
     return {
         "protocol": protocol,
         "metric": metric,
@@ -39,6 +52,7 @@ def record(
         "images": len(source),
         "seed": seed,
         "step": subject.step,
+        "epoch": subject.epoch,
         "epoch_rule": epoch_rule,
         "features": subject.features,
         "preprocess": subject.preprocess.words(),
@@ -48,6 +62,18 @@ def record(
         "versions": versions(),
         "time": now(),
     }
+
+
+def interval(each: Tensor, seed: int = 0) -> list[float]:
+    """[low, high]: 95 % of the means of resampled images lie there (percentile bootstrap, Efron 1979). each: (N,)."""
+    values, counts = np.unique(each.double().numpy(), return_counts=True)
+    generator = np.random.default_rng(seed)
+    if len(values) <= 64:  # drawing images is drawing how often each value comes
+        means = generator.multinomial(len(each), counts / len(each), RESAMPLES) @ values / len(each)
+    else:
+        each = each.double().numpy()
+        means = [each[generator.integers(0, len(each), len(each))].mean() for _ in range(RESAMPLES)]
+    return np.quantile(means, [0.025, 0.975]).tolist()
 
 
 def append(path: Path, records: list[dict]) -> None:
@@ -62,7 +88,10 @@ def append(path: Path, records: list[dict]) -> None:
 def percent(entry: dict) -> str:
     """'91.24' or '91.24 ± 0.31', in percent."""
     value = f"{100 * entry['value']:.2f}"
-    return f"{value} ± {100 * entry['std']:.2f}" if "std" in entry else value
+    if "std" in entry:
+        return f"{value} ± {100 * entry['std']:.2f}"
+    low, high = entry.get("ci95") or (0, 0)
+    return f"{value} ± {50 * (high - low):.2f}" if high > low else value
 
 
 def show(records: list[dict], title: str) -> None:
@@ -70,7 +99,7 @@ def show(records: list[dict], title: str) -> None:
     columns = list(dict.fromkeys((r["protocol"], r["labels"], r["metric"]) for r in records))
     rows = list(dict.fromkeys(r["subject"] for r in records))
     cells = {(r["subject"], r["protocol"], r["labels"], r["metric"]): percent(r) for r in records}
-    table = Table()
+    table = Table(caption=SPREAD, caption_justify="left")
     table.add_column("weights")
     for protocol, labels, metric in columns:
         table.add_column(f"{protocol}\n{labels} labels\n{metric} %", justify="right")

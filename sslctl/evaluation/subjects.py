@@ -10,10 +10,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sslctl import checkpoint
-from sslctl.build import Preprocess, build_backbone, build_method
+from sslctl.build import build_backbone, build_method
 from sslctl.config import InputError, user_path
 from sslctl.methods.base import Facts, Method
+from sslctl.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.run_directory import ENVIRONMENT, PREPROCESS, find_runs, read_config, read_json
+from sslctl.teachers import KEPT, load_teacher
 from sslctl.weights import weights_sha256
 
 
@@ -23,12 +25,19 @@ class Subject:
 
     name: str  # trained, random, pixels or foreign
     function: Callable[[Tensor], Tensor]  # (B, C, S, S) in [0, 1] -> (B, D)
-    preprocess: Preprocess
+    preprocess: Preprocess | TextPreprocess
     features: str  # which of a method's features
     weights_sha256: str
     params: int
     step: int | None = None
+    epoch: float | None = None
     backbone: nn.Module | None = None
+    method: Method | None = None  # of a run
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Whatever the function runs through: what a device must hold."""
+        return self.method or self.backbone
 
 
 def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
@@ -59,8 +68,8 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
     return found
 
 
-def run_preprocess(run: Path) -> Preprocess:
-    return Preprocess(**read_json(run / PREPROCESS))
+def run_preprocess(run: Path) -> Preprocess | TextPreprocess:
+    return preprocess_from(read_json(run / PREPROCESS))
 
 
 def load_method(run: Path, backbone_node: Any | None = None) -> Method:
@@ -68,8 +77,10 @@ def load_method(run: Path, backbone_node: Any | None = None) -> Method:
     config = OmegaConf.create(read_config(run))
     torch.manual_seed(config.seed)
     facts = Facts(**read_json(run / ENVIRONMENT)["facts"])
-    backbone = build_backbone(backbone_node or config.backbone, run_preprocess(run), with_weights=False)
-    return build_method(config.method, backbone, facts)
+    preprocess = run_preprocess(run)
+    backbone = build_backbone(backbone_node or config.backbone, preprocess, with_weights=False)
+    teacher = load_teacher(str(run / KEPT), None, preprocess) if "teacher" in config.method else None
+    return build_method(config.method, backbone, facts, teacher)
 
 
 def trained(run: Path, path: Path, wanted: str | None, backbone_node: Any | None = None) -> Subject:
@@ -79,9 +90,9 @@ def trained(run: Path, path: Path, wanted: str | None, backbone_node: Any | None
     return method_subject("trained", method, run_preprocess(run), wanted, state["step"])
 
 
-def random(run: Path, wanted: str | None) -> Subject:
+def random(run: Path, wanted: str | None, backbone_node: Any | None = None) -> Subject:
     """The run's network with the weights it began with."""
-    return method_subject("random", load_method(run), run_preprocess(run), wanted, 0)
+    return method_subject("random", load_method(run, backbone_node), run_preprocess(run), wanted, 0)
 
 
 def method_subject(name: str, method: Method, preprocess: Preprocess, wanted: str | None, step: int) -> Subject:
@@ -89,8 +100,7 @@ def method_subject(name: str, method: Method, preprocess: Preprocess, wanted: st
     method = method.eval()
     device = next(method.parameters()).device
     with torch.no_grad():
-        probe = torch.zeros(2, preprocess.channels, preprocess.image_size, preprocess.image_size, device=device)
-        offered = list(method.features(probe))
+        offered = list(method.features(preprocess.example(device)))
     chosen = wanted or offered[0]
     if chosen not in offered:
         raise InputError(f"features={chosen}: this method offers {', '.join(offered)}")
@@ -103,7 +113,9 @@ def method_subject(name: str, method: Method, preprocess: Preprocess, wanted: st
         weights_sha256(method),
         sum(p.numel() for p in backbone.parameters()),
         step,
+        step / method.facts.steps_per_epoch,
         backbone,
+        method,
     )
 
 
@@ -112,10 +124,12 @@ def foreign(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject
     torch.manual_seed(0)
     backbone = build_backbone(node, preprocess, with_weights=with_weights).eval()
     name = "foreign" if with_weights else "random"
-    params = sum(p.numel() for p in backbone.parameters())
-    return Subject(name, backbone, preprocess, "backbone", weights_sha256(backbone), params, None, backbone)
+    params, digest = sum(p.numel() for p in backbone.parameters()), weights_sha256(backbone)
+    return Subject(name, backbone, preprocess, "backbone", digest, params, None, None, backbone)
 
 
 def pixels(preprocess: Preprocess) -> Subject:
     """The images themselves, flattened."""
+    if isinstance(preprocess, TextPreprocess):
+        raise InputError("texts have no pixels: subjects=[trained,random]")
     return Subject("pixels", lambda images: images.flatten(1), preprocess, "pixels", "pixels", 0)

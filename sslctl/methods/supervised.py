@@ -1,28 +1,46 @@
 """Learning from labels: from the whole backbone, or a linear classifier on a frozen one."""
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
 from sslctl.config import InputError
+from sslctl.layers import decayed_groups
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 
 
 class Supervised(Method):
-    """Cross entropy on one augmented view a step.
+    """Cross entropy on one augmented view a step, of images or texts.
 
     frozen: the backbone is not trained and its BatchNorm statistics stay as they are: the linear probe of the papers
     (MoCo, arXiv:1911.05722, section 4.1).
+    pool: "own" as the backbone does; "mean" over a vision transformer's patches (MAE, arXiv:2111.06377, section 4).
+    layer_decay: what the learning rate shrinks by from each layer to the one before it, see `sslctl.layers`.
+    classifier_lr_scale: the classifier's learning rate over that of the backbone's last layer (SwAV's official code).
     """
 
     couples = None
 
-    def __init__(self, backbone: Backbone, facts: Facts, *, frozen: bool):
+    def __init__(
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        frozen: bool,
+        pool: str,
+        layer_decay: float,
+        classifier_lr_scale: float,
+    ):
         super().__init__(backbone, facts)
         if not facts.num_classes:
             raise InputError("method=supervised needs labels; this dataset has none")
-        self.frozen = frozen
+        if pool not in ("own", "mean"):
+            raise ValueError(f"pool={pool}: expected own or mean")
+        self.frozen, self.layer_decay, self.classifier_lr_scale = frozen, layer_decay, classifier_lr_scale
+        self.prefix = backbone.vision_transformer().num_prefix_tokens if pool == "mean" else None
         self.backbone.requires_grad_(not frozen)
         self.classifier = nn.Linear(backbone.embed_dim, facts.num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -34,9 +52,23 @@ class Supervised(Method):
             self.backbone.eval()
         return self
 
+    def parameter_groups(self) -> list[dict]:
+        classifier = {"params": list(self.classifier.parameters()), "lr_scale": self.classifier_lr_scale}
+        return [*decayed_groups(self.backbone.network, self.layer_decay), classifier]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1], or (B, L) of texts, -> (B, D), what the classifier sees."""
+        return self.backbone(images) if self.prefix is None else self.backbone.tokens(images)[:, self.prefix :].mean(1)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        return {"backbone" if self.prefix is None else "mean": self.pooled(images)}
+
     def training_step(self, batch: Batch, s: dict) -> dict:
         with torch.set_grad_enabled(not self.frozen):
-            h = self.backbone(batch.views["global"][0])  # (B, D)
+            h = self.pooled(batch.views[self.looks_at][0])  # (B, D)
         logits, label = gather(self.classifier(h).float()), gather(batch.label)  # (B, num_classes), (B,)
         hits = (logits.argmax(1) == label).float().mean()
         return {"loss": F.cross_entropy(logits, label), "top1": hits, "feature_std": feature_std(h)}
+
+    def blind_loss(self) -> float:
+        return math.log(self.facts.num_classes)

@@ -1,0 +1,270 @@
+"""Figures of features: known values, slow references, and what must not change them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score
+
+from sslctl.clustering import nearest, spherical_kmeans
+from sslctl.evaluation import label_free
+from sslctl.evaluation.clustering import agreement, cluster, matched_hits, table_scores
+from sslctl.evaluation.knn import neighbours
+from sslctl.evaluation.results import interval, percent
+from sslctl.evaluation.retrieval import average_precision, recall_hits
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- RankMe ---
+
+
+def test_rankme_of_gaussian_noise():
+    assert label_free.rankme(noise(5000, 64)) == pytest.approx(63.9, abs=0.1)
+
+
+def test_rankme_of_one_direction_is_one():
+    assert label_free.rankme(noise(500, 1) * noise(1, 64, seed=1)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_rankme_of_a_collapse_is_one(value):
+    assert label_free.rankme(torch.full((100, 16), value)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(300, 20), (20, 300)])
+def test_rankme_equals_the_formula(shape):
+    z = noise(*shape) * torch.linspace(0.1, 3, shape[1]) + 0.5
+    sigma = np.linalg.svd(z.double().numpy(), compute_uv=False)
+    p = sigma / np.abs(sigma).sum() + 1e-7
+    assert label_free.rankme(z) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+
+
+def test_rankme_does_not_depend_on_the_scale_and_is_not_centred():
+    z = noise(300, 20)
+    assert label_free.rankme(z * 1e-3) == pytest.approx(label_free.rankme(z), rel=1e-5)
+    assert label_free.rankme(z + 100) < 2
+
+
+# --- α-ReQ ---
+
+
+def test_the_exponent_of_a_power_law_is_found():
+    eigenvalues = torch.arange(1, 513, dtype=torch.float64) ** -1.3
+    assert label_free.decay_exponent(eigenvalues) == pytest.approx(1.3, abs=1e-9)
+    assert label_free.decay_exponent(eigenvalues[:40] * 7) == pytest.approx(1.3, abs=1e-9)
+
+
+def test_the_exponent_equals_the_authors_solution():
+    eigenvalues = torch.arange(1, 200, dtype=torch.float64) ** -0.8 * (1 + 0.3 * noise(199).double().abs())
+    eigenvalues = eigenvalues.sort(descending=True).values
+    ranks = np.arange(10, 100)
+    y, j = np.log(eigenvalues.numpy())[ranks][:, None], ranks + 1
+    x, w = np.stack([-np.log(j), np.ones(len(j))], 1), 1 / j[:, None]
+    expected = np.linalg.solve(x.T @ (x * w), (w * x).T @ y).flatten()[0]
+    assert label_free.decay_exponent(eigenvalues) == pytest.approx(expected, rel=1e-9)
+
+
+def test_alpha_req_of_features_with_a_known_spectrum():
+    scale = torch.arange(1, 129).double() ** -0.65  # eigenvalues j^-1.3
+    rotation = torch.linalg.qr(noise(128, 128).double()).Q
+    z = noise(20_000, 128, seed=1).double() * scale @ rotation + 5
+    assert label_free.alpha_req(z.float()) == pytest.approx(1.3, abs=0.03)
+
+
+@pytest.mark.parametrize("z", [noise(100, 12), torch.ones(100, 50), noise(8, 64)], ids=["12", "constant", "8 rows"])
+def test_alpha_req_of_too_few_directions_is_none(z):
+    assert label_free.alpha_req(z) is None
+
+
+# --- LiDAR ---
+
+
+def lidar_by_hand(z, delta=1e-4):
+    z = z.double().numpy()
+    n, q, dim = z.shape
+    means = z.mean(1)
+    within = sum(np.outer(view - m, view - m) for rows, m in zip(z, means, strict=True) for view in rows) / (n * q)
+    between = sum(np.outer(m - means.mean(0), m - means.mean(0)) for m in means) / n
+    values, vectors = np.linalg.eigh(within + delta * np.eye(dim))
+    half = vectors @ np.diag(values**-0.5) @ vectors.T
+    found = np.linalg.eigvalsh(half @ between @ half).clip(0)
+    p = found / found.sum() + 1e-7
+    return np.exp(-(p * np.log(p)).sum())
+
+
+def test_lidar_equals_a_slow_calculation():
+    z = noise(30, 1, 8) * torch.linspace(0.2, 2, 8) + 0.3 * noise(30, 5, 8, seed=1)
+    assert label_free.lidar(z) == pytest.approx(lidar_by_hand(z), rel=1e-9)
+
+
+def test_lidar_is_at_most_the_number_of_images_less_one():
+    z = noise(10, 1, 64) + 0.01 * noise(10, 4, 64, seed=1)
+    assert 5 < label_free.lidar(z) <= 9.01
+
+
+def test_lidar_counts_what_views_do_not_change():
+    informative = noise(500, 1, 4).expand(-1, 6, -1)
+    nuisance = 10 * noise(500, 6, 12, seed=1)
+    z = torch.cat([informative + 0.1 * noise(500, 6, 4, seed=2), nuisance], 2)
+    assert label_free.lidar(z) == pytest.approx(4, abs=0.3)
+    assert label_free.rankme(z.flatten(0, 1)) > 10
+
+
+# --- Spread, alignment, uniformity ---
+
+
+@pytest.mark.parametrize("dim", [16, 256])
+def test_feature_std_on_a_sphere(dim):
+    assert label_free.feature_std(noise(5000, dim)) == pytest.approx(dim**-0.5, rel=0.01)
+    assert label_free.feature_std(torch.ones(50, dim)) == 0
+
+
+def test_alignment():
+    x, y = noise(40, 6), noise(40, 6, seed=1)
+    assert label_free.alignment(x, 3 * x) == pytest.approx(0, abs=1e-12)
+    assert label_free.alignment(x, -x) == pytest.approx(4)
+    squared = [((a / a.norm() - b / b.norm()) ** 2).sum().item() for a, b in zip(x, y, strict=True)]
+    assert label_free.alignment(x, y) == pytest.approx(np.mean(squared), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "expected"), [(64, -3.87), (128, -3.94), (512, -3.98)])
+def test_uniformity_on_a_sphere(dim, expected):
+    assert label_free.uniformity(noise(2000, dim)) == pytest.approx(expected, abs=0.01)
+
+
+def test_uniformity_of_known_points():
+    assert label_free.uniformity(torch.ones(20, 5)) == pytest.approx(0, abs=1e-9)
+    assert label_free.uniformity(torch.tensor([[1.0, 0], [-2, 0]])) == pytest.approx(-8)
+
+
+@pytest.mark.parametrize("block", [3, 50, 1024])
+def test_uniformity_equals_all_pairs(block, monkeypatch):
+    monkeypatch.setattr(label_free, "_BLOCK", block)
+    z = noise(50, 6)
+    distances = F.pdist(F.normalize(z, dim=1)).double()
+    assert label_free.uniformity(z) == pytest.approx((-2 * distances**2).exp().mean().log().item(), rel=1e-5)
+
+
+# --- Retrieval ---
+
+
+def test_average_precision_equals_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    labels, asked = (torch.randint(0, 3, (size,), generator=generator) for size in (60, 20))
+    similarity, rows = neighbours(noise(20, 5), noise(60, 5, seed=1), 60)
+    relevant = labels[rows] == asked[:, None]
+    found = average_precision(relevant, relevant.sum(1))
+    expected = [average_precision_score(r.numpy(), s.numpy()) for r, s in zip(relevant, similarity, strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_average_precision_of_a_cut_list():
+    relevant = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]]).bool()
+    found = average_precision(relevant, torch.tensor([2, 0, 9, 1]))
+    assert found.tolist() == pytest.approx([(1 + 2 / 3) / 2, 0, 1, 0.25])
+    assert recall_hits(relevant, 1).tolist() == [True, False, True, False]
+    assert recall_hits(relevant, 4).tolist() == [True, False, True, True]
+
+
+# --- Clustering ---
+
+
+@pytest.mark.parametrize("kinds", [(4, 4), (3, 7), (1, 5), (1, 1)])
+def test_agreement_equals_scikit_learn(kinds):
+    generator = torch.Generator().manual_seed(0)
+    clusters, labels = (torch.randint(0, kind, (200,), generator=generator) for kind in kinds)
+    labels[:80] = clusters[:80].clamp(max=kinds[1] - 1)
+    found = agreement(clusters, labels)
+    assert found["nmi"][0] == pytest.approx(normalized_mutual_info_score(labels, clusters), abs=1e-9)
+    assert found["ari"][0] == pytest.approx(adjusted_rand_score(labels, clusters), abs=1e-9)
+
+
+def test_scores_of_resampled_tables_equal_scikit_learn_on_resampled_images():
+    clusters, labels = torch.arange(90) % 3, torch.arange(90) % 5
+    labels[:50] = clusters[:50]
+    rows = torch.randint(0, 90, (90,), generator=torch.Generator().manual_seed(0))
+    cells, where = torch.stack([clusters, labels]).unique(dim=1, return_inverse=True)
+    counts = torch.bincount(where[rows], minlength=cells.shape[1]).double()
+    nmi, ari = table_scores(torch.stack([counts, counts * 1]), *cells)
+    assert nmi[1].item() == pytest.approx(normalized_mutual_info_score(labels[rows], clusters[rows]), abs=1e-9)
+    assert ari[1].item() == pytest.approx(adjusted_rand_score(labels[rows], clusters[rows]), abs=1e-9)
+
+
+def test_random_clusters_agree_with_nothing():
+    generator = torch.Generator().manual_seed(0)
+    clusters, labels = (torch.randint(0, 10, (5000,), generator=generator) for _ in range(2))
+    value, (low, high) = agreement(clusters, labels)["ari"]
+    assert value == pytest.approx(0, abs=0.005)
+    assert low < value < high < 0.01
+
+
+def test_clusters_are_matched_with_classes_in_the_best_way():
+    generator = torch.Generator().manual_seed(0)
+    clusters, labels = (torch.randint(0, 5, (100,), generator=generator) for _ in range(2))
+    best = max((torch.tensor(p)[clusters] == labels).sum().item() for p in itertools.permutations(range(5)))
+    assert matched_hits(clusters, labels, 5).sum() == best
+    assert matched_hits((labels + 2) % 5, labels, 5).all()
+
+
+def test_separate_clusters_are_found_and_the_test_images_do_not_matter():
+    labels = torch.arange(400) % 8
+    z = 5 * F.one_hot(labels, 8).float() + 0.3 * noise(400, 8)
+    centroids, cosine = cluster(z, 8, restarts=5, iterations=50, images=100, seed=0)
+    assert matched_hits(nearest(F.normalize(z, dim=1), centroids), labels, 8).all()
+    assert cosine > 0.95
+    again, _ = cluster(z, 8, restarts=5, iterations=50, images=100, seed=0)
+    assert torch.equal(again, centroids)
+
+
+def test_more_restarts_are_not_worse():
+    z = noise(300, 5)
+    cosines = [cluster(z, 12, restarts=r, iterations=100, images=300, seed=0)[1] for r in (1, 20)]
+    assert cosines[1] > cosines[0]
+
+
+def test_clusters_of_collapsed_features_do_no_harm():
+    centroids, cosine = cluster(torch.ones(50, 4), 3, restarts=2, iterations=10, images=50, seed=0)
+    assert centroids.shape == (3, 4)
+    assert cosine == pytest.approx(1)
+
+
+def test_kmeans_that_ends_early_ends_where_more_iterations_would():
+    z = F.normalize(noise(200, 4), dim=1)
+    for found, expected in zip(spherical_kmeans(z, z[:5], 200), spherical_kmeans(z, z[:5], 500), strict=True):
+        assert torch.equal(found, expected)
+
+
+# --- Intervals ---
+
+
+def test_an_interval_of_hits_is_that_of_a_binomial():
+    from scipy.stats import binom
+
+    low, high = interval(torch.arange(1000) < 800)
+    assert (low, high) == pytest.approx(binom.ppf([0.025, 0.975], 1000, 0.8) / 1000, abs=0.003)
+    assert interval(torch.ones(50)) == [1, 1]
+
+
+def test_an_interval_of_many_values_is_that_of_the_normal_approximation():
+    values = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    mean, error = values.mean().item(), values.std().item() / 2000**0.5
+    assert interval(values) == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=0.1 * error + 1e-3)
+
+
+def test_intervals_contain_the_truth_as_often_as_they_say():
+    generator, inside = torch.Generator().manual_seed(0), 0
+    for _ in range(200):
+        low, high = interval(torch.rand(300, generator=generator) < 0.7)
+        inside += low <= 0.7 <= high
+    assert 180 <= inside <= 199
+
+
+def test_half_an_interval_is_shown():
+    assert percent({"value": 0.5, "ci95": [0.46, 0.55]}) == "50.00 ± 4.50"
+    assert percent({"value": 1.0, "ci95": [1.0, 1.0]}) == "100.00"
+    assert percent({"value": 0.5, "ci95": None}) == "50.00"
