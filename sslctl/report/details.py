@@ -1,0 +1,210 @@
+"""The parts of the page that look at images and features: views, reconstructions, neighbours, map, confusion matrix."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from sslctl import checkpoint
+from sslctl import pictures as pictured
+from sslctl.build import build_source
+from sslctl.config import InputError, user_path
+from sslctl.data.sources import Source
+from sslctl.evaluation import subjects as who
+from sslctl.evaluation.protocols import Reader
+from sslctl.methods.base import Method
+from sslctl.report import features, figures
+from sslctl.report.compare import Group
+from sslctl.report.images import LARGE_SIDE, MAP_SIDE, Grid, Sheet, grid, sheet, side_for, spread, thumbnails
+from sslctl.report.recorded import Run
+from sslctl.views.picture import lines_of_views
+
+_VIEW_EPOCHS = 3  # whose views are shown
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the page shows images of. shown: labelled training images where there are any, else those trained on; rows:
+    which of them; names: how they are called; thumbs: (n, C, side, side) uint8 of them, None for texts."""
+
+    trained: Source
+    shown: Source
+    test: Source | None
+    rows: np.ndarray
+    names: list[str]
+    thumbs: Tensor | None
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """sheet: query, its nearest by features, its nearest by pixels, and the next query. blocks: what each tile is."""
+
+    sheet: Sheet
+    blocks: list[dict]
+    words: list[str]
+
+
+@dataclass
+class Detail:
+    """What is shown of one setting, by the run of its first seed."""
+
+    group: Group
+    run: Run
+    number: int
+    views: Grid | None = None
+    pictures: Grid | None = None
+    neighbours: Neighbours | None = None
+    map: figures.Map | None = None
+    confusion: figures.Confusion | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def data_of(run: Run, config: Any) -> Data | str:
+    """The images of a run, or in words why they cannot be read any more."""
+    node = _where_it_was(run, "dataset")
+    try:
+        trained = build_source(node, "train")
+        labelled = _where_it_was(run, "eval_dataset") if run.config.get("eval_dataset") else None
+        shown = build_source(labelled, "train") if labelled is not None else trained
+        test = build_source(labelled if labelled is not None else node, "test") if shown.labelled else None
+    except InputError as error:
+        return f"The images are not where they were, so none are shown: {error}."
+    notes = []
+    if trained.content_hash != run.environment.get("hashes", {}).get("data"):
+        notes.append("The images there now are not those the run was trained on: files were added, removed or changed.")
+    rows = spread(len(shown), config.rows, seed=0)
+    names = [_short_name(shown.describe(int(row))) for row in rows]
+    thumbs = None
+    if shown.gives != "tokens":
+        resize = who.run_preprocess(run.path).resize
+        side = side_for(shown.image_size, MAP_SIDE)
+        thumbs = thumbnails(shown, torch.from_numpy(rows), resize=resize, side=side, workers=config.workers)
+    return Data(trained, shown, test, rows, names, thumbs, notes)
+
+
+def _where_it_was(run: Run, key: str) -> Any:
+    """A dataset's node; a relative root is looked for here, then where the run was started."""
+    node = OmegaConf.create(run.config[key])
+    root = node.get("root")
+    if root and not user_path(root).exists():
+        there = Path(run.environment["cwd"]) / user_path(root)
+        if there.exists():
+            node.root = str(there)
+    return node
+
+
+def _short_name(described: str) -> str:
+    """The last two parts of a path, or what else an image is called."""
+    return "/".join(described.split("/")[-2:])
+
+
+def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, device: torch.device) -> Detail:
+    """Everything that takes a setting's weights or its augmentation."""
+    run = next((run for run in group.runs if run.finished), group.runs[0])
+    found = Detail(group, run, number)
+    method = who.load_method(run.path).to(device)
+    step = checkpoint.load(run.checkpoint, method)["step"]
+    preprocess = who.run_preprocess(run.path)
+    subject = who.method_subject("trained", method, preprocess, config.features, step)
+    _draw(found, run, method, data, config)
+    held = features.features_at(subject, data.shown, data.rows, read)
+    if data.thumbs is not None and len(data.rows) > 2:
+        found.neighbours = _neighbours(number, held.features, data, preprocess.resize, config)
+    _map(found, held.features, data, config)
+    if data.test is not None:
+        knn = run.config["evaluation"]["knn"]
+        labels, predicted, words = features.knn_predictions(
+            subject, data.shown, data.test, read, most=config.rows, k=knn["k"], temperature=knn["temperature"]
+        )
+        found.confusion = figures.confusion(labels, predicted, data.shown.classes, words)
+    return found
+
+
+def _draw(found: Detail, run: Run, method: Method, data: Data, config: Any) -> None:
+    """Views of the training images, and what the method makes of them."""
+    settings = OmegaConf.create(run.config)
+    source = data.trained
+    if source.gives == "tokens":
+        found.notes.append("This run was trained on texts: there are no images to show.")
+        return
+    maker = pictured.views_of(settings, source, method)
+    rows = torch.arange(0, len(source), max(1, len(source) // config.images))[: config.images]
+    lines = lines_of_views(source, maker, rows, seed=config.seed, draws=_VIEW_EPOCHS)
+    each = [name for name, (count, _) in maker.sizes().items() for _ in range(count)]
+    heads = ["image", *(f"{name} view, epoch {e}" for e in range(_VIEW_EPOCHS) for name in each)]
+    found.views = grid(
+        f"views-{found.number}", lines, heads, [[f"{head} of image {r}" for head in heads] for r in rows]
+    )
+    shown = pictured.draw(method, source, maker, seed=config.seed, images=config.images)
+    if shown:
+        count = len(next(iter(shown.values())))
+        lines = [[images[i].detach().float().cpu() for images in shown.values()] for i in range(count)]
+        alts = [[f"{name} of image {i + 1}" for name in shown] for i in range(count)]
+        found.pictures = grid(f"made-{found.number}", lines, list(shown), alts)
+
+
+def _neighbours(number: int, rows: Tensor, data: Data, resize: int, config: Any) -> Neighbours:
+    """The images nearest to some, by the run's features and by their pixels."""
+    count = min(config.neighbours, len(rows) - 1)
+    queries = torch.arange(0, len(rows), max(1, len(rows) // config.images))[: config.images]
+    pixels = features.pixel_rows(data.thumbs)
+    by_features = features.nearest_rows(rows, queries, count)
+    by_pixels = features.nearest_rows(pixels, queries, count)
+    taken = torch.cat([queries[:, None], by_features, by_pixels], 1)  # (Q, 1 + 2 count): rows of data.rows
+    side = side_for(data.shown.image_size, LARGE_SIDE)
+    chosen = torch.from_numpy(data.rows)[taken.flatten()]
+    tiles = thumbnails(data.shown, chosen, resize=resize, side=side, workers=config.workers)
+    labels = data.shown.labels[torch.from_numpy(data.rows)]
+    labelled = data.shown.labelled
+
+    def told(index: int, place: int, of: int) -> dict:
+        name = data.shown.classes[labels[index]] if labelled else data.names[index].rpartition("/")[2]
+        return {
+            "tile": place,
+            "name": name,
+            "file": data.names[index],
+            "other": labelled and bool(labels[index] != labels[of]),
+        }
+
+    blocks = []
+    for i, row in enumerate(taken.tolist()):
+        made = [told(index, i * len(row) + j, row[0]) for j, index in enumerate(row)]
+        blocks.append({"query": made[0], "strips": [("features", made[1 : count + 1]), ("pixels", made[count + 1 :])]})
+    words = [f"Nearest by cosine among {len(rows):,} {data.shown.split} images of {data.shown.name}."]
+    if labelled:
+        own, other = (features.same_class(r, labels, count) for r in (rows, pixels))
+        words.append(
+            f"Of the {count} nearest of each of these images, {own:.1%} are of its class by the run's features,"
+            f" {other:.1%} by pixels of {min(16, data.thumbs.shape[2])}×{min(16, data.thumbs.shape[2])} (all of them"
+            " training images). A dashed frame marks another class."
+        )
+    return Neighbours(sheet(f"near-{number}", tiles), blocks, words)
+
+
+def _map(found: Detail, rows: Tensor, data: Data, config: Any) -> None:
+    places = _places(len(rows), config)
+    made = features.in_two_dimensions(rows[torch.from_numpy(places)], config.seed)
+    if made is None:
+        found.notes.append(f"{len(rows)} images are too few for a map.")
+        return
+    points, words = made
+    labels = data.shown.labels[torch.from_numpy(data.rows[places])]
+    words = f"{words}: {len(points):,} {data.shown.split} images of {data.shown.name}, step {found.run.step:,}"
+    found.map = figures.embedding_map(points, labels.tolist(), data.shown.classes, words)
+
+
+def _places(size: int, config: Any) -> np.ndarray:
+    """Which of the page's images are on the map."""
+    return spread(size, config.map_images, seed=1)
+
+
+def map_sheet(data: Data, config: Any) -> tuple[Sheet | None, list[str]]:
+    """The tiles of the map's points and their names, in the map's order."""
+    places = _places(len(data.rows), config)
+    names = [data.names[place] for place in places]
+    return (None if data.thumbs is None else sheet("map", data.thumbs[torch.from_numpy(places)])), names

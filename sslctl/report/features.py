@@ -1,0 +1,120 @@
+"""What the features of a run look like: neighbours, a map, a confusion matrix. Extraction goes through the cache."""
+
+import dataclasses
+import hashlib
+import importlib.util
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslctl.data.sources import Source
+from sslctl.evaluation.features import Features, is_cached
+from sslctl.evaluation.knn import knn_votes, neighbours
+from sslctl.evaluation.protocols import Reader, key_of
+from sslctl.evaluation.subjects import Subject
+from sslctl.report.images import spread
+
+_PIXELS = 16  # side of the images that neighbours by pixels are looked for with
+
+
+def part_of(source: Source, rows: np.ndarray) -> Source:
+    """A source of some of its rows, with a hash of its own."""
+    digest = hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
+    chosen = torch.from_numpy(rows)
+    changes = {
+        "labels": source.labels[chosen],
+        "images": None if source.images is None else source.images[chosen],
+        "paths": tuple(source.paths[row] for row in rows) if source.paths else (),
+        "content_hash": f"{source.content_hash} rows {digest}",
+    }
+    if source.gives == "tokens":
+        changes["tokens"] = source.tokens[chosen]
+    if source.gives == "frames":
+        changes["counts"] = tuple(source.counts[row] for row in rows)
+    return dataclasses.replace(source, **changes)
+
+
+def features_at(subject: Subject, source: Source, rows: np.ndarray, read: Reader) -> Features:
+    """The features of some rows: cut from those of the whole source where they are kept, else extracted for these rows."""
+    if len(rows) == len(source) or is_cached(key_of(subject, source)):
+        found = read(subject, source)
+        chosen = torch.from_numpy(rows)
+        return Features(found.features[chosen], found.labels[chosen], found.num_classes)
+    return read(subject, part_of(source, rows))
+
+
+def most_rows(subject: Subject, source: Source, most: int) -> int:
+    """All rows of a source whose features are kept, else at most so many."""
+    return len(source) if is_cached(key_of(subject, source)) else min(len(source), most)
+
+
+# --- Neighbours ---
+
+
+def nearest_rows(rows: Tensor, queries: Tensor, count: int) -> Tensor:
+    """The rows nearest to each query by cosine, the query itself left out. rows: (N, D); queries: (Q,). Returns (Q, count)."""
+    _, found = neighbours(rows[queries], rows, count + 1)
+    itself = (found == queries[:, None]).int()
+    return found.gather(1, itself.argsort(dim=1, stable=True))[:, : min(count, len(rows) - 1)]
+
+
+def same_class(rows: Tensor, labels: Tensor, count: int) -> float:
+    """How often one of an image's nearest is of its class. rows: (N, D); labels: (N,)."""
+    found = nearest_rows(rows, torch.arange(len(rows)), count)
+    return (labels[found] == labels[:, None]).float().mean().item()
+
+
+def pixel_rows(thumbnails: Tensor) -> Tensor:
+    """Small images as rows, their mean brightness taken away. (N, C, h, w) uint8 -> (N, D)."""
+    images = thumbnails.float()
+    if images.shape[2] > _PIXELS:
+        images = F.interpolate(images, (_PIXELS, _PIXELS), mode="area")
+    rows = images.flatten(1)
+    return rows - rows.mean(1, keepdim=True)
+
+
+# --- The map ---
+
+
+def in_two_dimensions(features: Tensor, seed: int) -> tuple[np.ndarray, str] | None:
+    """((n, 2), how it was made): UMAP where it is installed, else t-SNE. None for fewer than 10 images."""
+    rows = F.normalize(features.float(), dim=1).numpy()
+    if len(rows) < 10:
+        return None
+    if importlib.util.find_spec("umap"):
+        import umap
+
+        near = min(15, len(rows) - 1)
+        made = umap.UMAP(n_neighbors=near, metric="cosine", random_state=seed).fit_transform(rows)
+        return np.asarray(made, dtype=float), f"UMAP, {near} neighbours, cosine"
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    dims = min(50, *rows.shape)
+    reduced = PCA(dims, random_state=seed).fit_transform(rows)
+    perplexity = min(30, (len(rows) - 1) // 3)
+    start = (
+        "pca" if reduced[:, 0].std() > 1e-6 and dims >= 2 else "random"
+    )  # collapsed features have no principal components
+    made = TSNE(perplexity=perplexity, init=start, max_iter=500, random_state=seed).fit_transform(reduced)
+    return made.astype(float), f"t-SNE, perplexity {perplexity}, of unit features"
+
+
+# --- Who is taken for whom ---
+
+
+def knn_predictions(
+    subject: Subject, train: Source, test: Source, read: Reader, *, most: int, k: int, temperature: float
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """(labels, predicted, how) of test images by weighted kNN; all of them where features are kept, else a part."""
+    bank_rows = spread(len(train), most_rows(subject, train, most), seed=0)
+    rows = spread(len(test), most_rows(subject, test, most), seed=0)
+    bank, queries = features_at(subject, train, bank_rows, read), features_at(subject, test, rows, read)
+    votes = knn_votes(queries.features, bank, k=k, temperature=temperature)
+    words = (
+        f"kNN (k={min(k, len(bank_rows))}, temperature {temperature:g}): {len(rows):,} {test.split} images of {test.name}"
+        f" against {len(bank_rows):,} training images"
+    )
+    return queries.labels.numpy(), votes.argmax(1).numpy(), words

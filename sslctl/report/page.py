@@ -1,0 +1,170 @@
+"""sslctl report: gathers what the page says, fills the template, and writes one file."""
+
+import os
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sslctl import run_directory as rundir
+from sslctl.config import InputError, user_path
+from sslctl.evaluation.protocols import reader
+from sslctl.evaluation.subjects import resolve_runs
+from sslctl.plan import choose_device
+from sslctl.report import compare, details, figures, recorded, setup, summary
+from sslctl.report.recorded import Run
+
+
+def report(config: Any) -> None:
+    """Writes the page and says where it is."""
+    if not config.ckpt:
+        raise InputError("no run to report on: sslctl report runs/latest")
+    found = dict(resolve_runs(config.ckpt))
+    common = Path(os.path.commonpath([run if len(found) == 1 else run.parent for run in found]))
+    out = writable(user_path(config.out) if config.out else common / "report.html")
+    runs = [recorded.read_run(run, path, _shown(run, common, len(found))) for run, path in found.items()]
+    compare.refuse_other_datasets(runs)
+    text = page(runs, common, config)
+    rundir.write_atomically(out, text)
+    print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
+
+
+def _shown(run: Path, common: Path, count: int) -> str:
+    return run.name if count == 1 else str(run.relative_to(common))
+
+
+def writable(out: Path) -> Path:
+    """Where the page is to go. Raises InputError for a name that is none of a page, or a place that cannot be written."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"out={out}: expected an .html file")
+    if out.is_dir():
+        raise InputError(f"out={out} is a directory: name a file in it")
+    there = next(p for p in (out.parent, *out.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "not writable" if there.is_dir() else "not a directory"
+        raise InputError(f"out={out} cannot be written: {there} is {why}; name another place with out=")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def page(runs: list[Run], common: Path, config: Any) -> str:
+    """The whole page as HTML."""
+    groups, columns = compare.groups_of(runs), compare.columns_of(runs)
+    one = runs[0] if len(runs) == 1 else None
+    told = (
+        summary.summary_of_one(one, columns)
+        if one
+        else summary.summary_of_many(runs, groups, columns, _all_of(runs, common))
+    )
+    charts = charts_of(groups, one is not None)
+    device = choose_device(config.device)
+    read = reader(device, config.workers, config.cache_gb if config.cache else 0)
+    data, found, sheets, map_names = details.data_of(runs[0], config), [], [], []
+    if not isinstance(data, str):
+        for number, group in enumerate(groups[: config.detailed]):
+            print(f"{group.name}: features and pictures of {group.runs[0].shown}", flush=True)
+            found.append(details.detail_of(group, number, data, config, read, device))
+        map_sheet, map_names = details.map_sheet(data, config)
+        parts = [part.sheet for d in found for part in (d.views, d.pictures, d.neighbours) if part]
+        sheets = [s for s in (map_sheet, *parts) if s]
+    script = {
+        "charts": {chart.name: chart.data() for chart in charts},
+        "box": [figures.LEFT, figures.RIGHT, figures.TOP, figures.BOTTOM, figures.WIDTH, figures.HEIGHT],
+        "maps": {
+            str(d.number): {"points": d.map.points, "labels": d.map.labels, "kinds": [k["name"] for k in d.map.kinds]}
+            for d in found
+            if d.map
+        },
+        "names": map_names,
+        "sheet": next(({"columns": s.columns, "rows": s.rows} for s in sheets if s.name == "map"), None),
+    }
+    environment = Environment(
+        loader=PackageLoader("sslctl.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html").render(
+        title=summary.title_of(runs, common),
+        made=rundir.now(),
+        versions=rundir.versions(),
+        summary=told,
+        one=one,
+        runs=runs,
+        groups=groups,
+        results=results_of(one) if one else None,
+        columns=columns,
+        means=[_mean_row(group, columns) for group in groups],
+        random=[_words(compare.random_mean(runs, c), c) for c in columns],
+        differences=compare.difference_rows(groups),
+        setups=[(group, setup.lines_of(group.runs[0], data)) for group in groups],
+        charts=charts,
+        details=found,
+        left_out=[group.name for group in groups[config.detailed :]],
+        data=None if isinstance(data, str) else data,
+        data_notes=[data] if isinstance(data, str) else data.notes,
+        sheets=sheets,
+        repeat=setup.repeat_rows(runs, groups),
+        script=script,
+        recorded=recorded,
+        figures=figures,
+    )
+
+
+def _all_of(runs: list[Run], common: Path) -> str:
+    """The words that name these runs and no others on a command line."""
+    paths = [run.path for run in runs]
+    return shlex.join(map(str, [common] if rundir.find_runs(common) == sorted(paths) else paths))
+
+
+def charts_of(groups: list[compare.Group], alone: bool) -> list[figures.Chart]:
+    """The curves of everything that was logged: the telling ones first."""
+    runs = [(run, group) for group in groups for run in group.runs]
+    logged = dict.fromkeys(name for run, _ in runs for record in run.metrics for name in record)
+    names = [n for n in figures.MAIN if n in logged]
+    names += [n for n in logged if n not in (*names, "step", "epoch") and not n.startswith("time_")]
+    lines = {
+        name: [
+            ("" if alone else f"{group.name}, seed {run.config['seed']}", group.number, run.series(name))
+            for run, group in runs
+        ]
+        for name in names
+    }
+    return [chart for name in names if (chart := figures.curves(name, lines[name]))]
+
+
+def results_of(run: Run) -> dict:
+    """The rows of a run's own table: one a measurement, a column for each kind of weights."""
+    subjects = list(dict.fromkeys(r["subject"] for r in run.results))
+    subjects = [s for s in ("trained", "random") if s in subjects] + [
+        s for s in subjects if s not in ("trained", "random")
+    ]
+    latest = {subject: run.latest(subject) for subject in subjects}
+    rows = dict.fromkeys(m for subject in subjects for m in latest[subject])
+    table = []
+    for row in rows:
+        records = [latest[subject].get(row) for subject in subjects]
+        first = next(r for r in records if r)
+        table.append(
+            {"row": row, "records": records, "first": first, "command": recorded.evaluation_command(run, first)}
+        )
+    intervals = any(recorded.interval(entry["first"]) for entry in table)
+    return {"subjects": subjects, "rows": table, "intervals": intervals}
+
+
+def _mean_row(group: compare.Group, columns: list[recorded.Measurement]) -> dict:
+    means = [compare.group_mean(group, column) for column in columns]
+    speeds = [value for run in group.runs for _, value in run.series("images_per_second")]
+    return {
+        "group": group,
+        "cells": [_words(mean, column) for mean, column in zip(means, columns, strict=True)],
+        "counts": [mean.count if mean else 0 for mean in means],
+        "speed": f"{statistics.median(speeds):,.0f}" if speeds else "",
+    }
+
+
+def _words(mean: compare.Mean | None, column: recorded.Measurement) -> str:
+    return mean.words(column.metric) if mean else ""

@@ -1,0 +1,229 @@
+"""The page's first lines: whether a run is well, the figure that matters with its protocol, and what to do next."""
+
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from sslctl.health import verdict
+from sslctl.report.compare import Group, Mean, group_mean, random_mean
+from sslctl.report.recorded import Measurement, Run, number
+
+_VERDICTS = {
+    "ok": "No warnings",
+    "warn": "Look at the warnings before you go on",
+    "bad": "Something is wrong, do not go on with it as it is",
+}
+_PREFERRED = ("linear-augmented", "linear-cached", "knn", "finetune")  # protocols, the one that matters most first
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number in large type. protocol: how it was measured, always said with it."""
+
+    value: str
+    protocol: str
+    beside: str  # the figure of random weights and what the difference is worth
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next, and the command that does it."""
+
+    words: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    level: str
+    verdict: str
+    sentences: list[str]
+    figures: list[Figure]
+    steps: list[Step]
+
+
+def main_columns(columns: list[Measurement], most: int) -> list[Measurement]:
+    """The measurements that matter most: top-1 of the preferred protocols, all labels before few."""
+
+    def rank(column: Measurement) -> tuple:
+        known = column.protocol in _PREFERRED
+        return (
+            column.metric != "top1",
+            _PREFERRED.index(column.protocol) if known else len(_PREFERRED),
+            column.labels != "all",
+        )
+
+    return sorted((c for c in columns if c.metric == "top1"), key=rank)[:most]
+
+
+def summary_of_one(run: Run, columns: list[Measurement]) -> Summary:
+    facts, names = run.facts, run.names
+    kinds = {"vocabulary": "texts", "frames": "videos"}
+    images = next((words for key, words in kinds.items() if key in run.config["dataset"]), "images")
+    done = (
+        f"{names['method']} trained {names['backbone']} on {facts['num_images']:,} {images} of {run.dataset}"
+        f" for {run.epochs:.4g} of {facts['total_steps'] / facts['steps_per_epoch']:g} epochs"
+        f" ({run.step:,} of {facts['total_steps']:,} steps); it is {_status(run)}."
+    )
+    sentences = [done, *_what_was_logged(run, columns)]
+    figures = [_figure(run, column) for column in main_columns(columns, 2)]
+    worst = verdict(run.findings).sentence
+    return Summary(run.level, f"{_VERDICTS[run.level]}: {worst}.", sentences, figures, _next_steps(run, columns))
+
+
+def _status(run: Run) -> str:
+    return {"running": "still running", "finished": "finished", "stopped": "not finished"}[run.status]
+
+
+def _what_was_logged(run: Run, columns: list[Measurement]) -> list[str]:
+    """What can be said without a test split."""
+    knn, loss, said = run.series("knn"), run.series("loss"), []
+    if not columns and knn:
+        said.append(
+            f"Its online kNN went from {knn[0][1]:.1%} to {knn[-1][1]:.1%} (top-1 among training images, which are"
+            " pretrained on: good for following one run, not for comparing)."
+        )
+    if not columns and not knn and not run.facts.get("num_classes"):
+        said.append(
+            "There are no labels, so nothing here measures accuracy: the verdict rests on what was logged, and the"
+            " neighbours and the map below show what the features hold to be alike."
+        )
+    if len(loss) > 1 and not columns:
+        said.append(f"Its loss went from {loss[0][1]:.4g} to {loss[-1][1]:.4g}.")
+    return said
+
+
+def _figure(run: Run, column: Measurement) -> Figure:
+    trained = run.latest("trained")[column]
+    random = run.latest("random").get(column)
+    return Figure(
+        number(column.metric, trained["value"]),
+        f"{column.protocol}, {column.metric}, {column.labels} labels, {column.dataset} {column.split} split"
+        f" ({trained['images']:,} images)",
+        "" if random is None else _beside(trained, random),
+    )
+
+
+def _beside(trained: dict, random: dict) -> str:
+    """What the same network with random weights reaches, and whether the difference is more than chance."""
+    gain = trained["value"] - random["value"]
+    chance = 1.96 * math.sqrt(sum(r["value"] * (1 - r["value"]) / r["images"] for r in (trained, random)))
+    words = f"random weights: {number(trained['metric'], random['value'])}, {100 * gain:+.1f} points"
+    if abs(gain) <= chance:
+        words += f"; {trained['images']:,} test images cannot tell less than {100 * chance:.1f} points from chance"
+    return words
+
+
+def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
+    from sslctl.cli import VERBS
+
+    where, here = shlex.quote(str(run.path)), f"cd {shlex.quote(run.environment['cwd'])} && "
+    steps = []
+    if run.level == "bad":
+        steps.append(Step("Read what is wrong under Health, change it, and start anew", f"{run.repeat_with} …"))
+    elif not run.finished and run.status != "running":
+        steps.append(Step("Continue it where it stopped: the same command again", run.started_with))
+    labelled = bool(run.facts.get("num_classes")) or bool(run.config.get("eval_dataset"))
+    if not labelled:
+        words = f"sslctl linear-eval {where} labels=5 dataset=imagefolder dataset.root=FOLDER"
+        size = f" dataset.image_size={run.facts['image_size']}" if "image_size" in run.facts else ""
+        steps.append(
+            Step("Label a few images, one folder a class, and measure what the features are worth", here + words + size)
+        )
+    elif not columns:
+        steps.append(Step("Measure it on the test split", f"{here}sslctl linear-eval {where}"))
+    elif run.level != "bad" and not any(column.labels != "all" for column in columns):
+        steps.append(Step("See what it is worth with few labels", f"{here}sslctl linear-eval {where} labels=5"))
+    if run.finished and run.level != "bad" and "export" in VERBS:
+        steps.append(Step("Take the weights away", f"{here}sslctl export {where}"))
+    if run.finished and run.level != "bad" and columns:
+        again = run.environment["command"].replace("sslctl pretrain", "sslctl pretrain -m", 1)
+        if "run_dir=" not in again and " -m -m" not in again:
+            steps.append(Step("One seed says little about a method: repeat it", f"{here}{again} seed=0,1,2"))
+    return steps
+
+
+# --- Several runs ---
+
+
+def summary_of_many(runs: list[Run], groups: list[Group], columns: list[Measurement], where: str) -> Summary:
+    """where: the words that name all of them on a command line."""
+    unfinished = [run for run in runs if not run.finished]
+    seeds = sorted({len(group.runs) for group in groups})
+    each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    sentences = [
+        f"{len(runs)} runs on {runs[0].dataset}: {len(groups)} setting{'s' * (len(groups) > 1)},"
+        f" {each} seed{'s' * (each != '1')} each."
+    ]
+    if unfinished:
+        sentences.append(
+            f"{len(unfinished)} of them {'is' if len(unfinished) == 1 else 'are'} not finished and left out of every"
+            f" mean: {_listed([run.shown for run in unfinished])}."
+        )
+    for level, words in (("bad", "Something is wrong in"), ("warn", "Warnings in")):
+        found = [run.shown for run in runs if run.level == level]
+        if found:
+            sentences.append(f"{words} {len(found)} of {len(runs)} runs: {_listed(found)}.")
+    figures, best = [], main_columns(columns, 1)
+    if best:
+        figures, said = _ranking(runs, groups, best[0])
+        sentences += said
+    level = next((level for level in ("bad", "warn") if any(run.level == level for run in runs)), "ok")
+    steps = [Step("Continue what is not finished", run.started_with) for run in unfinished[:3]]
+    if not columns and runs[0].facts.get("num_classes"):
+        steps.append(Step("Measure all of them on the test split", f"sslctl linear-eval {where}"))
+    if best and seeds[0] < 3:
+        steps.append(Step("Fewer than three seeds say little: add some", f"{runs[0].environment['command']} seed=…"))
+    if best and not any(column.labels != "all" for column in columns):
+        steps.append(Step("See what they are worth with few labels", f"sslctl linear-eval {where} labels=5"))
+    return Summary(level, f"{_VERDICTS[level]}.", sentences, figures, steps)
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _ranking(runs: list[Run], groups: list[Group], column: Measurement) -> tuple[list[Figure], list[str]]:
+    """The two best settings by a measurement, and whether their seeds tell them apart."""
+    means = [(group, group_mean(group, column)) for group in groups]
+    ranked = sorted(((g, m) for g, m in means if m), key=lambda pair: -pair[1].value)
+    if not ranked:
+        return [], []
+    where = f"{column.protocol}, {column.metric}, {column.labels} labels, {column.dataset} {column.split} split"
+    figures = [
+        Figure(
+            mean.words(column.metric),
+            f"{group.name}: {where}",
+            f"mean{' ± std' if mean.std else ''} over {_seeds(mean)}",
+        )
+        for group, mean in ranked[:2]
+    ]
+    said = []
+    random = random_mean(runs, column)
+    if random:
+        (first, best), words = ranked[0], f"Random weights reach {random.words(column.metric)} by {where}"
+        said.append(f"{words}; {first.name} is {_apart(best, random)}.")
+    if len(ranked) > 1:
+        (first, best), (second, next_) = ranked[:2]
+        said.append(f"By the same protocol {first.name} is, against {second.name}, {_apart(best, next_)}.")
+    return figures, said
+
+
+def _apart(mean: Mean, other: Mean) -> str:
+    """'2.3 points better, …': by how much one mean lies above another, and what that is worth."""
+    gap = 100 * (mean.value - other.value)
+    words = f"{abs(gap):.1f} points {'better' if gap >= 0 else 'worse'}"
+    if mean.std is None or other.std is None:
+        return f"{words} (one seed does not tell them apart)"
+    error = 100 * math.sqrt(mean.std**2 / mean.count + other.std**2 / other.count)
+    told = "more" if abs(gap) > 2 * error else "no more"
+    return f"{words} ({told} than twice the standard error over seeds, {2 * error:.1f})"
+
+
+def _seeds(mean: Mean) -> str:
+    return "1 seed" if mean.count == 1 else f"{mean.count} seeds"
+
+
+def title_of(runs: list[Run], common: Path) -> str:
+    return runs[0].shown if len(runs) == 1 else f"{len(runs)} runs in {common.name or common}"

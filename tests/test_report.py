@@ -1,0 +1,473 @@
+"""sslctl report: the page says what the run's files say, stands alone, and is refused in one line where it cannot be made."""
+
+import html
+import json
+import re
+import shlex
+import shutil
+import statistics
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sslctl import checkpoint
+from sslctl.cli import main
+from sslctl.report import features, figures
+from tests.browser import DESKTOP, PHONE, browser, needs_chromium
+from tests.conftest import QUICK, write_images
+from tests.training import pretrain
+
+METHODS, SEEDS = ("simclr", "dcl"), (0, 1)
+CLASSES = ("a<b>", "c&d")
+FAST = ("map_images=40", "images=3", "neighbours=4", "device=cpu", "cache=false")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    """Two methods with two seeds each on 2 × 24 labelled images, evaluated. To be read only."""
+    root = tmp_path_factory.mktemp("sweep")
+    write_images(root / "images", *(f"{split}/{name}" for split in ("train", "test") for name in CLASSES), count=24)
+    for method in METHODS:
+        for seed in SEEDS:
+            words = [
+                *QUICK,
+                f"method={method}",
+                f"seed={seed}",
+                "dataset=imagefolder",
+                f"dataset.root={root / 'images'}",
+            ]
+            words += ["trainer.epochs=3", "trainer.log_every_steps=1", "evaluation.closing=true", "probe.epochs=2"]
+            words += ["evaluation.knn_every_epochs=1", f"run_dir={root / 'runs' / f'{method}-{seed}'}"]
+            assert main(["pretrain", *words]) == 0
+    return root / "runs"
+
+
+@pytest.fixture
+def page(cli, workdir):
+    """page(*words): the text of the page that a report writes."""
+
+    def make(*words) -> str:
+        out = workdir / "page.html"
+        result = cli("report", *words, *FAST, f"out={out}")
+        assert result.status == 0, result.err
+        assert str(out) in result.out
+        assert out.stat().st_size < 10 * 2**20
+        return out.read_text()
+
+    return make
+
+
+def told(page: str) -> str:
+    """The words of a page, without its pictures, style and script."""
+    body = re.sub(r"<(style|script)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
+
+
+def data_of(page: str) -> dict:
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def results(run: Path, subject: str, protocol: str, metric: str = "top1") -> dict:
+    records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    (found,) = [r for r in records if (r["subject"], r["protocol"], r["metric"]) == (subject, protocol, metric)]
+    return found
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed and was not opened, or the other way round."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.unnamed = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids += [given["id"]] if "id" in given else []
+        if (tag == "img" and not given.get("alt")) or (given.get("role") == "img" and not given.get("aria-label")):
+            self.unnamed.append(tag)
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+
+def check(page: str) -> None:
+    """Well-formed, every picture with words, and nothing from elsewhere."""
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert parser.unnamed == []
+    assert not re.search(r"https?:|//[a-z]|@import|\bfetch\(|XMLHttpRequest", re.sub(r"base64,[^)\"]*", "", page))
+    for address in re.findall(r"(?:src|href)=\"([^\"]*)\"", page) + re.findall(r"url\(([^)]*)\)", page):
+        assert address.startswith(("#", "data:")), address[:80]
+
+
+# --- One run ---
+
+
+def test_the_page_of_a_run_says_what_its_files_say(page, sweep):
+    run = sweep / "simclr-0"
+    made = page(run)
+    check(made)
+    said = told(made)
+    for subject in ("trained", "random"):
+        for protocol in ("knn", "linear-cached"):
+            assert f"{100 * results(run, subject, protocol)['value']:.2f} %" in said
+    assert "linear-cached, top1, all labels, images test split (48 images)" in said
+    assert "simclr trained mlp on 48 images of imagefolder images for 3 of 3 epochs (9 of 9 steps)" in said
+    environment = json.loads((run / "environment.json").read_text())
+    assert all(f"{name} {version}" in said for name, version in environment["versions"].items())
+    assert environment["hashes"]["data"] in said
+
+
+def test_the_curves_hold_what_was_logged(page, sweep):
+    charts = data_of(page(sweep / "simclr-0"))["charts"]
+    logged = [json.loads(line) for line in (sweep / "simclr-0" / "metrics.jsonl").read_text().splitlines()]
+    for name, factor in (("loss", 1), ("lr", 1), ("feature_std", 1), ("knn", 100)):
+        expected = [(r["epoch"], factor * r[name]) for r in logged if name in r]
+        (series,) = charts[name]["series"]
+        assert len(expected) >= 4
+        np.testing.assert_allclose(series["points"], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_confusion_matrix_counts_as_the_recorded_knn_does(page, sweep):
+    made = page(sweep / "dcl-1")
+    right, total = map(int, re.search(r"(\d+) of (\d+) right", told(made)).groups())
+    assert total == 48
+    assert right / total == pytest.approx(results(sweep / "dcl-1", "trained", "knn")["value"])
+    cells = [int(n) for n in re.findall(r"taken for [^:]*: (\d+) of 24\"", made)]
+    assert len(cells) == 4
+    assert cells[0] + cells[3] == right
+    assert sum(cells) == total
+
+
+def test_names_of_classes_are_never_markup(page, sweep):
+    made = page(sweep / "simclr-0")
+    assert "a<b>" not in made
+    assert "a&lt;b&gt;" in made
+    assert data_of(made)["maps"]["0"]["kinds"] == list(CLASSES)
+
+
+def test_the_page_lies_in_the_run_unless_told_otherwise(cli, sweep, workdir):
+    shutil.copytree(sweep / "simclr-0", workdir / "copy")
+    result = cli("report", "copy", *FAST)
+    assert result.status == 0, result.err
+    written = (workdir / "copy" / "report.html").resolve()
+    assert re.search(rf"{re.escape(str(written))}: 1 run, \d\.\d MiB", result.out)
+    assert written.exists()
+
+
+def test_a_run_without_labels_is_told_what_to_label(page, workdir):
+    write_images(workdir / "photos", count=40)
+    words = ["dataset=folder", "dataset.root=photos", "trainer.log_every_steps=1", f"run_dir={workdir / 'run'}"]
+    assert main(["pretrain", *QUICK, *words]) == 0
+    made = page("run")
+    check(made)
+    said = told(made)
+    assert "There are no labels, so nothing here measures accuracy" in said
+    assert (
+        f"sslctl linear-eval {workdir / 'run'} labels=5 dataset=imagefolder dataset.root=FOLDER dataset.image_size=16"
+        in said
+    )
+    assert "Who is taken for whom" not in said
+    assert data_of(made)["maps"]["0"]["kinds"] == ["images"]
+    assert {name.partition("/")[0] for name in data_of(made)["names"]} == {"photos"}
+
+
+def test_an_unfinished_run_is_called_so_and_continued(page, workdir):
+    assert pretrain(workdir / "run", stop_after=6) == 143
+    made = page("run")
+    check(made)
+    said = told(made)
+    assert "for 1.2 of 2 epochs (6 of 10 steps); it is not finished" in said
+    assert "Continue it where it stopped" in said
+    assert "Who is taken for whom" in said
+
+
+def test_a_method_with_pictures_shows_them(page, workdir):
+    words = ["method=autoencoder", "backbone=small_resnet", "backbone.widths=[4,8]", f"run_dir={workdir / 'run'}"]
+    words += ["trainer.batch_size=256"]
+    assert main(["pretrain", *QUICK, *words]) == 0
+    made = page("run")
+    check(made)
+    assert "What the method makes" in told(made)
+    assert "reconstruction of image 3" in made
+
+
+def test_images_that_are_gone_cost_the_page_its_pictures_only(page, sweep, workdir):
+    shutil.copytree(sweep / "simclr-0", workdir / "copy")
+    config = workdir / "copy" / "config.yaml"
+    config.write_text(config.read_text().replace(str(sweep.parent / "images"), str(workdir / "gone")))
+    said = told(page("copy"))
+    assert "The images are not where they were" in said
+    assert "no such folder" in said
+    assert f"{100 * results(sweep / 'simclr-0', 'trained', 'knn')['value']:.2f} %" in said
+
+
+def test_results_of_any_protocol_are_shown_with_their_interval(page, sweep, workdir):
+    shutil.copytree(sweep / "simclr-0", workdir / "copy")
+    known = results(sweep / "simclr-0", "trained", "knn")
+    with (workdir / "copy" / "results.jsonl").open("a") as opened:
+        for protocol, metric, value, interval in (
+            ("cluster", "nmi", 0.4321, [0.40, 0.46]),
+            ("label-free", "rankme", 17.256, [16.1, 18.9]),
+        ):
+            made = {"protocol": protocol, "metric": metric, "value": value, "ci95": interval}
+            opened.write(json.dumps(known | made) + "\n")
+    said = told(page("copy"))
+    assert re.search(r"cluster nmi 43\.21 % .*40\.0–46\.0 %", said)
+    assert re.search(r"label-free rankme 17\.26 .*16\.1–18\.9", said)
+    assert "1725.6" not in said
+
+
+# --- Several runs ---
+
+
+def test_means_and_deviations_over_seeds_are_those_of_the_files(page, sweep):
+    made = page(sweep)
+    check(made)
+    said = told(made)
+    for method in METHODS:
+        for protocol in ("knn", "linear-cached"):
+            values = [100 * results(sweep / f"{method}-{s}", "trained", protocol)["value"] for s in SEEDS]
+            assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" in said
+    assert "4 runs on imagefolder images: 2 settings, 2 seeds each" in said
+    assert re.search(r"names.method dcl simclr", said)
+
+
+def test_every_run_of_a_sweep_can_be_repeated(page, sweep):
+    commands = [html.unescape(c) for c in re.findall(r"<pre tabindex=\"0\">(.*?)</pre>", page(sweep), re.DOTALL)]
+    for method in METHODS:
+        for seed in SEEDS:
+            (command,) = [c for c in commands if c.endswith(f"run_dir=repeated/{method}-{seed}")]
+            words = shlex.split(command)
+            assert {f"method={method}", f"seed={seed}", "trainer.threads=1"} <= set(words)
+            assert words[:2] == ["cd", str(Path.cwd())] or words[0] == "cd"
+            assert any(f"knn-eval {sweep / f'{method}-{seed}'} knn.k=200 knn.temperature=0.1" in c for c in commands)
+
+
+def test_unfinished_runs_are_left_out_of_means(page, sweep, workdir):
+    shutil.copytree(sweep, workdir / "runs")
+    stopped = workdir / "runs" / "simclr-1"
+    environment = json.loads((stopped / "environment.json").read_text())
+    environment["facts"]["total_steps"] += 1
+    (stopped / "environment.json").write_text(json.dumps(environment))
+    said = told(page("runs"))
+    assert "1 of them is not finished and left out of every mean: simclr-1" in said
+    assert "simclr 1 of 2" in said
+    values = [100 * results(sweep / f"dcl-{s}", "trained", "knn")["value"] for s in SEEDS]
+    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" in said
+    values = [100 * results(sweep / f"simclr-{s}", "trained", "knn")["value"] for s in SEEDS]
+    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" not in said
+
+
+@pytest.mark.slow
+def test_the_command_of_a_row_gives_the_same_weights_again(page, sweep, spawn, workdir):
+    commands = [html.unescape(c) for c in re.findall(r"<pre tabindex=\"0\">(.*?)</pre>", page(sweep), re.DOTALL)]
+    (command,) = [c for c in commands if c.endswith("run_dir=repeated/dcl-1")]
+    words = shlex.split(command.partition("&& sslctl ")[2])
+    again = spawn(*words)
+    assert again.status == 0, again.err
+    paths = [checkpoint.newest_valid(run) for run in (sweep / "dcl-1", workdir / "repeated" / "dcl-1")]
+    before, after = (checkpoint.load_tensors(path / "weights.safetensors") for path in paths)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# --- Bad input ---
+
+
+@pytest.fixture
+def places(workdir, sweep):
+    """A folder that is no run, a run without a checkpoint, a file, and a run on other images."""
+    (workdir / "empty").mkdir()
+    (workdir / "file").write_text("no folder")
+    (workdir / "bare").mkdir()
+    for name in ("config.yaml", "environment.json", "preprocess.json"):
+        shutil.copy(sweep / "simclr-0" / name, workdir / "bare" / name)
+    shutil.copytree(sweep / "simclr-0", workdir / "pair" / "one")
+    shutil.copytree(sweep / "simclr-1", workdir / "pair" / "other")
+    other = workdir / "pair" / "other" / "environment.json"
+    other.write_text(other.read_text().replace('"data": "', '"data": "f'))
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ("", ("no run to report on", "sslctl report runs/latest")),
+        ("nowhere", ("ckpt=nowhere", "no such run")),
+        ("empty", ("ckpt=empty", "no run directory there")),
+        ("file", ("ckpt=file", "is a file")),
+        ("bare", ("bare", "no valid checkpoint")),
+        ("pair", ("trained on different images", "one on imagefolder", "other on imagefolder", "48")),
+        ("pair/one out=page.pdf", ("out=page.pdf", ".html")),
+        ("pair/one out=empty", ("out=empty", ".html")),
+        ("pair/one out=file/page.html", ("out=file/page.html", "not a directory")),
+        ("pair/one images=0", ("images=0", "at least 1")),
+        ("pair/one features=nose", ("features=nose", "backbone")),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_writes_nothing(cli, places, words, fragments):
+    before = sorted(places.rglob("*"))
+    result = cli("report", *words.split())
+    assert result.status == 2, result
+    assert len(result.err.splitlines()) == 1
+    assert all(fragment in result.err for fragment in fragments), result.err
+    assert sorted(places.rglob("*")) == before
+
+
+# --- Features ---
+
+
+def test_a_report_after_an_evaluation_extracts_nothing(cli, sweep, workdir, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("extracted again")
+
+    words = (str(sweep / "simclr-0"), *FAST[:-1], "out=page.html")
+    assert cli("knn-eval", str(sweep / "simclr-0"), "subjects=[trained]", "out=results.jsonl", "device=cpu").status == 0
+    monkeypatch.setattr("sslctl.evaluation.protocols.extract", refuse)
+    result = cli("report", *words)
+    assert result.status == 0, result.err
+    assert cli("report", *words, "cache=false").status == 1  # so that the test can fail
+
+
+def test_few_rows_of_a_large_dataset_are_extracted(cli, sweep, workdir, monkeypatch):
+    from sslctl.evaluation import protocols
+
+    real, sizes = protocols.extract, []
+    monkeypatch.setattr(
+        protocols, "extract", lambda f, source, rows, **k: sizes.append(len(rows)) or real(f, source, rows, **k)
+    )
+    assert cli("report", str(sweep / "simclr-0"), *FAST[1:], "map_images=10", "rows=20", "out=page.html").status == 0
+    assert sizes
+    assert max(sizes) == 20
+    assert "20 test images of images against 20 training images" in told((workdir / "page.html").read_text())
+
+
+def test_nearest_rows_are_those_of_a_slow_search_without_the_query():
+    rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    rows[7] = rows[3]  # a copy must not push the query's own place out
+    queries = torch.tensor([3, 7, 12])
+    found = features.nearest_rows(rows, queries, 6)
+    unit = rows.numpy() / np.linalg.norm(rows.numpy(), axis=1, keepdims=True)
+    for query, near in zip(queries.tolist(), found.tolist(), strict=True):
+        expected = [i for i in np.argsort(-(unit @ unit[query]), kind="stable") if i != query][:6]
+        np.testing.assert_allclose(unit[near] @ unit[query], unit[expected] @ unit[query], atol=1e-6)
+        assert query not in near
+
+
+def test_same_class_is_sure_of_groups_and_at_chance_of_noise():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    groups = torch.eye(4)[labels] + 0.05 * torch.randn(200, 4, generator=generator)
+    assert features.same_class(groups, labels, 8) == 1.0
+    assert features.same_class(torch.randn(200, 16, generator=generator), labels, 8) == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_map_keeps_groups_apart_and_survives_collapse():
+    generator = torch.Generator().manual_seed(0)
+    labels = np.arange(90) % 3
+    places, words = features.in_two_dimensions(torch.eye(8)[labels] + 0.05 * torch.randn(90, 8, generator=generator), 0)
+    assert "t-SNE" in words
+    centres = np.stack([places[labels == c].mean(0) for c in range(3)])
+    nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(1)
+    assert (nearest == labels).all()
+    places, _ = features.in_two_dimensions(torch.ones(30, 8), 0)
+    assert np.isfinite(places).all()
+    assert features.in_two_dimensions(torch.ones(9, 8), 0) is None
+
+
+def test_the_map_is_umaps_where_it_is_installed(workdir, monkeypatch):
+    (workdir / "umap.py").write_text(
+        "class UMAP:\n"
+        "    def __init__(self, **settings): assert settings['metric'] == 'cosine'\n"
+        "    def fit_transform(self, rows): return rows[:, :2] * 3\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(workdir), *sys.path])
+    rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    places, words = features.in_two_dimensions(rows, 0)
+    assert "UMAP" in words
+    np.testing.assert_allclose(places, 3 * torch.nn.functional.normalize(rows, dim=1)[:, :2].numpy(), rtol=1e-6)
+
+
+# --- Drawings ---
+
+
+def test_a_curve_ends_at_the_frame_and_keeps_its_first_and_last_point():
+    points = [(i / 10, 10.0 + i) for i in range(2001)]
+    chart = figures.curves("loss", [("", 0, points)])
+    drawn = chart.series[0].points
+    assert len(drawn) <= figures.MOST_POINTS + 1
+    assert (drawn[0], drawn[-1]) == ((0.0, 10.0), (200.0, 2010.0))
+    assert chart.x == (0.0, 200.0)
+    assert chart.y[0] <= 10
+    assert chart.y[1] >= 2010
+    assert chart.series[0].path.startswith(f"M{figures.LEFT} ")
+    assert [words for _, words in chart.x_ticks] == ["0", "50", "100", "150", "200"]
+
+
+def test_what_is_not_finite_is_left_out_of_a_curve():
+    chart = figures.curves("loss", [("", 0, [(0, 1.0), (1, float("nan")), (2, float("inf")), (3, 1.0)])])
+    assert chart.series[0].points == [(0, 1.0), (3, 1.0)]
+    assert figures.curves("loss", [("", 0, [(0, float("nan"))])]) is None
+
+
+# --- In a browser ---
+
+
+@pytest.fixture(scope="module")
+def pages(sweep, tmp_path_factory) -> dict[str, Path]:
+    """The pages of one run and of the sweep."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name, path in (("one", sweep / "simclr-0"), ("sweep", sweep)):
+        assert main(["report", str(path), *FAST, f"out={folder / name}.html"]) == 0
+    return {name: folder / f"{name}.html" for name in ("one", "sweep")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "dark"), [(DESKTOP, False), (PHONE, True)], ids=["desktop", "phone-dark"])
+def test_the_page_works_in_a_browser(pages, tmp_path, size, dark):
+    needs_chromium()
+    with browser(size, tmp_path, dark) as open_page:
+        for path in pages.values():
+            open_page.open(path)
+            width, window = open_page.run("return [document.documentElement.scrollWidth, innerWidth]")
+            assert width <= window == size[0]
+            background = "return getComputedStyle(document.body).backgroundColor"
+            before = open_page.run(background)
+            assert (before == "rgb(255, 255, 255)") != dark
+            open_page.click("#theme")
+            assert (open_page.run(background) == "rgb(255, 255, 255)") == dark
+            open_page.hover(".chart[data-chart=loss] svg", 0.98, 0.5)
+            loss = data_of(path.read_text())["charts"]["loss"]["series"]
+            tip = open_page.run("return document.querySelector('.chart[data-chart=loss] .tip').innerText")
+            assert "epoch 3" in tip
+            assert all(str(series["points"][-1][1]) in tip for series in loss)
+            x, y = data_of(path.read_text())["maps"]["0"]["points"][5]
+            open_page.hover(".map .field", x / 1000, y / 1000)
+            tip = (
+                "return [...document.querySelectorAll('.map .tip')].filter(t => !t.hidden).map(t => t.innerText).join()"
+            )
+            assert any(name in open_page.run(tip) for name in CLASSES)
+            open_page.click(".map .kinds button")
+            assert open_page.run("return document.querySelectorAll('.map .faded').length") >= 1
+            open_page.click(".map .switch")
+            assert open_page.run("return document.querySelectorAll('.map .thumbs .tile').length") > 3
+            assert open_page.errors() == []
+            asked = [address for address in open_page.requests() if not address.startswith(("data:", "chrome:"))]
+            assert asked == [path.resolve().as_uri()]
+        open_page.run(
+            "const made = document.createElement('script'); made.textContent = 'nowhere()'; document.head.append(made)"
+        )
+        assert any("nowhere" in message for message in open_page.errors())  # so that the test can fail
