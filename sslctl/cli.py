@@ -15,13 +15,29 @@ from pathlib import Path
 
 from sslctl import explain, overrides
 from sslctl.binding import allow
-from sslctl.config import SCHEMAS, InputError, mistakes, nearest
+from sslctl.config import InputError, mistakes, nearest
+from sslctl.schemas import SCHEMAS
 
 VERBS = {
     "pretrain": ("sslctl.pretrain", "trains a backbone without labels, then evaluates it"),
     "linear-eval": ("sslctl.evaluation.verbs", "linear probe on the frozen features of a run or of foreign weights"),
     "knn-eval": ("sslctl.evaluation.verbs", "weighted nearest neighbours on the frozen features"),
+    "evaluate": (
+        "sslctl.evaluation.suite",
+        "every protocol from one feature extraction, and what shows without labels",
+    ),
+    "export": (
+        "sslctl.export",
+        "the backbone as a file for torchvision, timm, ONNX or torch.export, checked numerically",
+    ),
+    "embed": ("sslctl.evaluation.embed", "features, labels and file names of a dataset to disk"),
+    "finetune": ("sslctl.evaluation.finetune", "end-to-end fine-tuning on all labels or a few, beside scratch"),
     "views": ("sslctl.views.picture", "a picture of what the augmentation does to the dataset's images"),
+    "pictures": ("sslctl.pictures", "what a run's method makes of some images: reconstructions, masks, colours"),
+    "report": (
+        "sslctl.report.page",
+        "one HTML page over runs: health, curves, figures, neighbours, and how to repeat them",
+    ),
     "runs": ("sslctl.runs", "the runs on disk, and the command that resumes each"),
     "check": ("sslctl.check", "composes every configuration and binds every signature"),
 }
@@ -35,6 +51,7 @@ USAGE = """sslctl: pretrains vision backbones without labels and says truthfully
   sslctl pretrain method=moco                       train on the embedded digits, then evaluate
   sslctl pretrain method=simclr dataset=folder dataset.root=~/images
   sslctl linear-eval runs/latest                    words without = are runs (ckpt=…)
+  sslctl finetune runs/latest labels=5              fine-tune on five labels a class, beside scratch
   sslctl pretrain -m seed=0,1,2                     a sweep
   sslctl VERB --help | --cfg job                    choices and keys | the composed configuration
 
@@ -163,7 +180,7 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
 
 
 def register_schemas() -> None:
-    """Puts the dataclasses of sslctl.config where the defaults lists of configs/ look for them."""
+    """Puts the dataclasses of sslctl.schemas where the defaults lists of configs/ look for them."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()

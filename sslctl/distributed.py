@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 _PATIENCE = timedelta(hours=2)  # an evaluation by the first process may take long; who starts processes sees deaths
 
+_alone = False  # while the first process works and the others wait
 _control: dist.ProcessGroup | None = None  # for numbers that the CPU needs: never waits for a GPU
 
 
@@ -59,9 +60,7 @@ def join(device: str) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if device == "cuda" else "gloo"
     store, number, count = next(rendezvous(method, number, count, timeout=_PATIENCE))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(
-        count
-    ):  # after a restart, torchrun's store has the dead ones' addresses
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):  # torchrun's store keeps the addresses of before a restart
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
     _control = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend == "nccl" else dist.group.WORLD
@@ -110,9 +109,9 @@ class _Gather(torch.autograd.Function):
 def gather(x: Tensor) -> Tensor:
     """(B, …) of each process -> (G, …) of the global batch, in its order; the gradient comes back to its rows.
 
-    Half precision travels as fp32.
+    Half precision travels as fp32. In `first_alone` there is nobody to gather from.
     """
-    if world() == 1:
+    if world() == 1 or _alone:
         return x
     return _Gather.apply((x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).contiguous())
 
@@ -162,14 +161,18 @@ def first_alone(function: Callable[[], Any]) -> Any:
     """What the first process gets from a function, in every process. When it raises there, all processes stop."""
     if world() == 1:
         return function()
+    global _alone
     outcome, raised = [None, 0], None
     if rank() == 0:
         try:
+            _alone = True
             outcome[0] = function()
         except BaseException as error:
             from sslctl.config import InputError
 
             raised, outcome[1] = error, getattr(error, "status", 2 if isinstance(error, InputError) else 1)
+        finally:
+            _alone = False
     dist.broadcast_object_list(outcome, src=0, group=_control)
     if raised is not None:
         raised.add_note("in the first process")

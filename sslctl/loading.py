@@ -1,6 +1,8 @@
 """A finished run's backbone in Python: `backbone, preprocess = sslctl.load("runs/latest")`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from sslctl.backbones import Backbone
-from sslctl.build import Preprocess, build_backbone
-from sslctl.checkpoint import CheckpointError, compare, load_tensors
+from sslctl.build import build_backbone
+from sslctl.checkpoint import CheckpointError, compare, load_tensors, save_tensors
 from sslctl.config import InputError, user_path
-from sslctl.run_directory import BACKBONE, PREPROCESS, is_run, read_config, read_json
+from sslctl.data.text import TextTransform
+from sslctl.preprocess import Preprocess, TextPreprocess, preprocess_from
+from sslctl.run_directory import BACKBONE, PREPROCESS, TOKENIZER, is_run, read_config, read_json
 from sslctl.views.maker import resize_and_crop
 
 
@@ -36,22 +40,68 @@ class Transform:
         return resize_and_crop(image, self.settings.image_size, self.settings.resize).float() / 255
 
 
-def load(run: str | Path) -> tuple[Backbone, Transform]:
-    """The backbone of a finished run in eval mode, and the transform of its input.
+def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
+    """The backbone of a finished run, or of a file of `sslctl export`, in eval mode, and the transform of its input.
 
-    The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim); normalisation is inside. Raises InputError when
+    The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim); normalisation is inside. Of texts, the transform makes
+    ids of a string and the backbone maps (B, L) of them. Raises InputError when
     the directory is no finished run or any tensor does not match.
     """
     path = user_path(run)
+    file = path.is_file() and path.suffix == ".safetensors"
+    backbone, _, settings = kept_backbone(path) if file else finished_run(path)
+    tokenizer = path.with_suffix(f".{TOKENIZER}") if file else path / TOKENIZER
+    texts = isinstance(settings, TextPreprocess)
+    return backbone.eval(), TextTransform(tokenizer, settings.length) if texts else Transform(settings)
+
+
+def finished_run(path: Path) -> tuple[Backbone, dict, Preprocess]:
+    """The backbone of a finished run, the configuration it is built from, and what it expects of an image."""
     if not is_run(path):
         raise InputError(f"{path} is not a run directory")
     if not (path / BACKBONE).exists():
         raise InputError(f"{path} is not finished: it has no {BACKBONE}")
-    settings = Preprocess(**read_json(path / PREPROCESS))
-    backbone = build_backbone(OmegaConf.create(read_config(path)["backbone"]), settings, with_weights=False)
-    tensors = load_tensors(path / BACKBONE)
+    settings = preprocess_from(read_json(path / PREPROCESS))
+    node = read_config(path)["backbone"]
+    return backbone_of(OmegaConf.create(node), settings, load_tensors(path / BACKBONE), path / BACKBONE), node, settings
+
+
+def keep_backbone(path: Path, backbone: Backbone, node: dict, settings: Preprocess | TextPreprocess) -> None:
+    """Writes a safetensors file that says itself how its backbone is built and what it expects."""
+    about = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(settings))}
+    temporary = path.with_name(f".{path.name}")
+    save_tensors(temporary, backbone.state_dict(), about)
+    temporary.replace(path)
+
+
+def kept_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreprocess]:
+    """What `keep_backbone` wrote, as `finished_run` gives it."""
+    said = about(path)
+    if said is None:
+        raise InputError(f"{path} does not say which backbone it is of: expected a run, or a file of sslctl export")
+    node, settings = json.loads(said["backbone"]), preprocess_from(json.loads(said["preprocess"]))
+    return backbone_of(OmegaConf.create(node), settings, load_tensors(path), path), node, settings
+
+
+def about(path: Path) -> dict[str, str] | None:
+    """What `keep_backbone` wrote of a file's backbone; None for other files."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as opened:
+            said = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file: {error}") from error
+    return said if {"backbone", "preprocess"} <= said.keys() else None
+
+
+def backbone_of(node: Any, settings: Preprocess, tensors: dict[str, Tensor], path: Path) -> Backbone:
+    """A backbone with the tensors read from `path`, which must all be its own."""
+    backbone = build_backbone(node, settings, with_weights=False)
     differences = compare(tensors, backbone.state_dict())
     if differences:
-        raise CheckpointError(f"{path / BACKBONE} does not fit its own configuration:", *differences)
+        raise CheckpointError(f"{path} does not fit its own configuration:", *differences)
     backbone.load_state_dict(tensors, strict=True)
-    return backbone.eval(), Transform(settings)
+    return backbone

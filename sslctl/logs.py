@@ -19,7 +19,7 @@ class Log:
         self.path, self.plan, self.first_step = run_dir / METRICS, plan, first_step
         self.began = self.last_line = time.monotonic()
         self.last_record: tuple[float, int] | None = None
-        self.knn: float | None = None
+        self.latest: dict[str, float] = {}  # of the online evaluation
         self.writer = None
         self.writes = rank() == 0
         if tensorboard and self.writes:
@@ -49,14 +49,14 @@ class Log:
                 seconds = now - self.last_record[0]
                 values = values | {"images_per_second": (step - self.last_record[1]) * self.plan.batch_size / seconds}
             self.last_record = (now, step)
-        self.knn = values.get("knn", self.knn)
+        self.latest |= {name: values[name] for name in ("knn", "rankme") if name in values}
         append_line(self.path, {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values})
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=step, words=self._words(values))
-        elif now - self.last_line >= 10 or "knn" in values or step == self.plan.total_steps:
+        elif now - self.last_line >= 10 or "rankme" in values or step == self.plan.total_steps:
             self.last_line = now
             print(
                 f"  epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}  {self._words(values)}{self._eta(step)}",
@@ -76,8 +76,10 @@ class Log:
         ):
             if name in values:
                 words.append(f"{label} {values[name]:{form}}")
-        if self.knn is not None:
-            words.append(f"kNN {self.knn:.1%}")
+        if "knn" in self.latest:
+            words.append(f"kNN {self.latest['knn']:.1%}")
+        elif "rankme" in self.latest:
+            words.append(f"RankMe {self.latest['rankme']:.1f}")
         return "  ".join(words)
 
     def _eta(self, step: int) -> str:

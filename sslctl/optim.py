@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def scaled_lr(base_lr: float, batch_size: int, scaling: str) -> float:
@@ -133,3 +133,12 @@ def warmed_up(start: float, end: float, step: int, warmup_steps: int) -> float:
 def cosine_between(start: float, end: float, step: int, total_steps: int) -> float:
     """From start to end along half a cosine: teacher momenta, weight decays (BYOL, appendix; DINO)."""
     return end + (start - end) * cosine(step, 0, total_steps, 0.0)
+
+
+def clip(method: nn.Module, limit: float | None) -> Tensor:
+    """Scales the gradients to at most `limit` in global norm, when there is one; returns the norm before that."""
+    trained = [p for p in method.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+    return norm

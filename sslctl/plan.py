@@ -18,7 +18,7 @@ from sslctl.views.maker import dropped_operations
 class Plan:
     """Everything derived: nothing here is written back to the configuration."""
 
-    source: str
+    source: str  # which it is, and what it holds
     num_images: int
     channels: int
     image_size: int
@@ -68,7 +68,7 @@ class Plan:
         """The plan in words, one line a subject."""
         schedule = self.schedule
         return [
-            f"data       {self.source}: {self.num_images:,} images of {self.channels}×{self.image_size}×{self.image_size}",
+            f"data       {self.source}",
             f"steps      {self.total_steps:,} = {self.epochs} epochs × {self.steps_per_epoch} steps of {self.batch_size} images"
             + (f" ({self._left_out} images of each epoch's order left out)" if self._left_out else ""),
             f"lr         {self.lr_words}; {schedule.shape}, warm-up {schedule.warmup_steps} steps",
@@ -118,7 +118,7 @@ def make_plan(config: Any, source: Source) -> Plan:
     evaluation = config.get("evaluation")
     knn_every = evaluation.knn_every_epochs if evaluation else None
     return Plan(
-        source=f"{source.name} ({source.split})",
+        source=f"{source.name} ({source.split}): {source.words()}",
         num_images=len(source),
         channels=source.channels,
         image_size=source.image_size,

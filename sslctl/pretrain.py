@@ -1,11 +1,11 @@
 """sslctl pretrain: compose → check → plan → lock → resume or start → fit → evaluate."""
 
 import contextlib
-import itertools
+import functools
+import json
 import random
-import resource
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,36 @@ from omegaconf import OmegaConf
 from sslctl import distributed
 from sslctl import run_directory as rundir
 from sslctl.backbones import describe
+from sslctl.board import Board
 from sslctl.build import (
-    Preprocess,
     build_backbone,
     build_method,
     build_source,
     build_views,
-    preprocess_of,
     refuse_sizes,
 )
 from sslctl.checkpoint import newest_valid, save_tensors
 from sslctl.cli import Stopped
-from sslctl.clock import words
 from sslctl.config import InputError, user_path
 from sslctl.data.sources import Source
-from sslctl.evaluation.online import closing_records, online_knn
+from sslctl.evaluation.online import Online, closing_records, embedder
 from sslctl.evaluation.results import append, show
-from sslctl.evaluation.verbs import labelled_sources, refuse_other_images
+from sslctl.evaluation.verbs import labelled_sources
+from sslctl.health import UNHEALTHY, Unhealthy, Watch, findings
 from sslctl.launch import launch
-from sslctl.logs import duration
+from sslctl.logs import Log
 from sslctl.methods.base import Method
 from sslctl.overrides import command_line
 from sslctl.plan import Plan, choose_device, make_plan
+from sslctl.precision import NonFiniteError
+from sslctl.preprocess import Preprocess, preprocess_of
+from sslctl.rehearsal import time_steps
 from sslctl.run_directory import decisive, fingerprint
 from sslctl.signals import Interrupted, Signals
-from sslctl.train import Setup, fit, set_up, told_of_memory, train_step
+from sslctl.teachers import load_teacher
+from sslctl.train import Setup, fit, set_up
+from sslctl.views import ViewMaker
+from sslctl.vit import patch_size_of
 from sslctl.weights import weights_sha256
 
 
@@ -86,17 +91,26 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     hashes = {"data": source.content_hash} | (
         {"weights": weights_sha256(backbone)} if config.backbone.get("weights") else {}
     )
+    teacher = None
+    if "teacher" in config.method:
+        teacher = load_teacher(config.method.teacher, config.method.get("teacher_backbone"), preprocess)
+        hashes["teacher"] = weights_sha256(teacher.network)
     facts = plan.facts(len(source.classes))
-    method = build_method(config.method, backbone, facts)
-    views = build_views(config, source.image_size, plan.dropped)
+    method = build_method(config.method, backbone, facts, teacher)
+    refuse_other_views(method, source, config.names)
+    views = build_views(config, source.image_size, plan.dropped, patch_size_of(backbone.network))
     refuse_sizes(backbone, views, source.image_size)
     probed = _probed(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
-    knn = online_knn(config.evaluation.knn, probed[0], preprocess, plan, config.trainer.workers) if probed else None
-    setup = set_up(config, plan, method, source, views, run_dir, knn)
-    describe_run(config, plan, method, preprocess, views.sizes(), run_dir)
+    embed = embedder(method, source, preprocess, plan, config.trainer.workers)
+    measure = Online(config.evaluation.knn, probed[0] if probed else source, preprocess, plan, config.trainer.workers)
+    board = Board(source, measure.source, views, preprocess, config.seed, plan.total_steps, config.trainer.workers)
+    watch = None if distributed.rank() else Watch(run_dir, config.trainer.on_collapse)
+    online = functools.partial(look, measure, board)
+    setup = set_up(config, plan, method, source, views, run_dir, embed, online, watch)
+    describe_run(config, plan, method, source, views, run_dir)
     if config.plan_only:
-        time_steps(setup)
+        time_steps(setup, functools.partial(measure, poll=lambda: None))
         return
     if config.trainer.resume == "must" and newest_valid(run_dir) is None:
         raise InputError(f"trainer.resume=must: {run_dir} has no valid checkpoint")
@@ -107,7 +121,12 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             """Takes the run directory; returns whether the run is finished."""
             rundir.make(run_dir)
             held.callback(rundir.Lock(run_dir).release)
-            rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess), command)
+            known = {"blind_loss": method.blind_loss(), "feature_dim": backbone.embed_dim}
+            rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess), command, known)
+            if teacher is not None:
+                teacher.keep(run_dir)
+            if source.gives == "tokens":
+                (run_dir / rundir.TOKENIZER).write_text(source.tokenizer)
             point_latest(run_dir)
             return finished(run_dir, plan, closing)
 
@@ -116,7 +135,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             return
         with Signals() as signals:
             try:
-                if not fit(setup, signals):
+                if not trained(setup, signals):
                     raise Interrupted
                 if distributed.rank() == 0:
                     finish(config, setup, preprocess, probed, signals)
@@ -126,6 +145,14 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
                 raise Stopped(signals.status) from None
 
 
+def look(measure: Online, board: Board, method: Method, log: Log, step: int, poll: Callable[[], None]) -> None:
+    """The online evaluation of a step: figures, and pictures where TensorBoard is kept."""
+    figures, seen = measure(method, poll)
+    if log.writer:
+        board(log.writer, method, step, seen, poll)
+    log.record(step, figures)  # last: what a signal cuts short before is done again
+
+
 def seed_generators(seed: int) -> None:
     """Every global generator: initial weights, dropout, and whatever a user's method draws."""
     torch.manual_seed(seed)
@@ -133,11 +160,20 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
 
 
+def refuse_other_views(method: Method, source: Source, names: Any) -> None:
+    """Raises InputError where a dataset gives what the method does not look at."""
+    needed = {"global": "images", "frames": "videos: dataset=frames", "tokens": "texts: dataset=text"}
+    if method.looks_at != source.gives:
+        raise InputError(
+            f"method={names.method} takes {needed[method.looks_at]}; dataset={names.dataset} has {source.words()}"
+        )
+
+
 def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:
     """The labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else nothing."""
     if config.eval_dataset is not None:
         train, test = labelled_sources(config.eval_dataset)
-        refuse_other_images("this run", preprocess, train, "eval_dataset")
+        preprocess.refuse_other("this run", train, "eval_dataset")
         return train, test
     return (source, build_source(config.dataset, "test")) if source.labelled else None
 
@@ -159,6 +195,27 @@ def point_latest(run_dir: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(run_dir.resolve().relative_to(runs))
         temporary.replace(link)
+
+
+def trained(setup: Setup, signals: Signals) -> bool:
+    """`fit`, which leaves in the run's directory why it stopped, where that was no signal. Raises Unhealthy."""
+    note, first = setup.run_dir / rundir.STOPPED, distributed.rank() == 0
+    if first:
+        note.unlink(missing_ok=True)
+    try:
+        complete = fit(setup, signals)
+    except NonFiniteError as error:
+        if first:
+            rundir.write_atomically(note, json.dumps({"reason": str(error)}))
+        raise
+    if signals.status == UNHEALTHY:
+        if not first:
+            raise distributed.Elsewhere(UNHEALTHY)
+        raise Unhealthy(
+            f"{setup.watch.reason}; saved in {setup.run_dir} (trainer.on_collapse=stop: the same command continues it"
+            " with trainer.on_collapse=warn)"
+        )
+    return complete
 
 
 def finished(run_dir: Path, plan: Plan, test: Source | None) -> bool:
@@ -193,57 +250,24 @@ def finish(
     temporary = run_dir / f".{rundir.BACKBONE}"
     save_tensors(temporary, method.backbone.state_dict(), {"step": str(setup.plan.total_steps)})
     temporary.replace(run_dir / rundir.BACKBONE)
+    for finding in findings(run_dir):
+        print(f"  {'health' if finding.level == 'ok' else finding.level}: {finding.sentence}")
     print(f"done: {run_dir}")
 
 
-def describe_run(config: Any, plan: Plan, method: Method, preprocess: Preprocess, views: dict, run_dir: Path) -> None:
+def describe_run(config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path) -> None:
     """The plan, before anything happens."""
     backbone, names = method.backbone, config.names
     count = sum(p.numel() for p in backbone.parameters())
-    made = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.items())
+    made = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
+    made = {"global": f"views: {made}", "frames": f"of each frame {made}", "tokens": "no augmentation"}[source.gives]
     state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
     lines = [
         *plan.lines(),
         f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",
-        f"method     {names.method}; views: {made}",
+        f"method     {names.method}; {made}",
         f"run        {state}",
         *(f"note       {note}" for note in method.notes()),
     ]
     print("\n".join(lines), flush=True)
-
-
-WARMING, TIMED = 3, 10  # steps of plan_only=true
-
-
-def time_steps(setup: Setup) -> None:
-    """Takes a few real steps in memory, and prints what the run will take and where the time goes; nothing is written."""
-    plan, method, clock = setup.plan, setup.method, setup.clock
-    with contextlib.closing(setup.batches(0)) as feed, told_of_memory(plan, method):
-        for step, batch in enumerate(itertools.islice(feed, WARMING + TIMED)):
-            train_step(setup, step, batch)
-            if step == min(WARMING, plan.total_steps - 1) - 1:
-                clock.split()
-    split = clock.split()
-    seconds = sum(split.values()) / max(1, min(TIMED, step + 1 - WARMING))
-    tensors = [*method.state_dict().values()]
-    tensors += [v for state in setup.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    size = sum(t.numel() * t.element_size() for t in tensors)
-    if plan.device.type == "cuda":
-        memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB on the GPU"
-    else:
-        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB"
-    measured = ""
-    if setup.knn is not None and plan.knn_every_steps:
-        began = time.monotonic()
-        method.eval()
-        setup.knn(method, lambda: None)
-        each, times = time.monotonic() - began, -(-plan.total_steps // plan.knn_every_steps) + 1
-        measured = f" and {duration(each * times)} for the online kNN ({each:.1f} s, {times} times)"
-    print(
-        f"time       {1000 * seconds:.0f} ms a step, {plan.batch_size / seconds:,.0f} images/s:"
-        f" about {duration(seconds * plan.total_steps)} of training{measured}"
-    )
-    print(f"spent on   {words(split)}")
-    print(f"memory     {memory}; a checkpoint takes {size / 2**20:,.1f} MiB")
-    print("plan_only=true: nothing was trained or written")

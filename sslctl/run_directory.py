@@ -15,7 +15,8 @@ import yaml
 from sslctl.config import InputError
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.jsonl"
-BACKBONE, PREPROCESS = "backbone.safetensors", "preprocess.json"
+BACKBONE, PREPROCESS, TOKENIZER = "backbone.safetensors", "preprocess.json", "tokenizer.json"
+STOPPED = "stopped.json"  # why training ended early, where it was not a signal
 
 
 class Lock:
@@ -84,14 +85,26 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def start(run_dir: Path, config: dict, hashes: dict[str, str], facts: dict, preprocess: dict, command: str) -> None:
-    """Writes a new run's config.yaml, environment.json and preprocess.json, or checks that the old ones are of this run."""
+def start(
+    run_dir: Path,
+    config: dict,
+    hashes: dict[str, str],
+    facts: dict,
+    preprocess: dict,
+    command: str,
+    known: dict | None = None,
+) -> None:
+    """Writes a new run's config.yaml, environment.json and preprocess.json, or checks that the old ones are of this run.
+
+    known: of the method, for the verdict on the run's health.
+    """
     if is_run(run_dir):
         refuse_another_config(run_dir, config, hashes)
         return
     write_atomically(run_dir / PREPROCESS, json.dumps(preprocess, indent=1))
     write_atomically(
-        run_dir / ENVIRONMENT, json.dumps(environment(command) | {"hashes": hashes, "facts": facts}, indent=1)
+        run_dir / ENVIRONMENT,
+        json.dumps(environment(command) | {"hashes": hashes, "facts": facts, "known": known or {}}, indent=1),
     )
     write_atomically(
         run_dir / CONFIG, yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
@@ -205,7 +218,7 @@ def total_size(path: Path) -> int:
 # Keys that cannot change a weight: moving the data, watching more closely or evaluating otherwise is the same run.
 _NOT_IN_FINGERPRINT = (
     *("seed", "run_dir", "plan_only", "names", "recipe", "eval_dataset", "evaluation", "probe"),
-    *("dataset.root", "dataset.memory_gb", "dataset.download", "dataset.scale", "backbone.weights"),
+    *("dataset.root", "dataset.memory_gb", "dataset.download", "dataset.scale", "backbone.weights", "method.teacher"),
     *(
         "trainer.device",
         "trainer.processes",
@@ -213,6 +226,7 @@ _NOT_IN_FINGERPRINT = (
         "trainer.threads",
         "trainer.resume",
         "trainer.tensorboard",
+        "trainer.on_collapse",
     ),
     *("trainer.log_every_steps", "trainer.save_every_epochs", "trainer.save_every_steps", "trainer.keep_last"),
 )

@@ -9,6 +9,7 @@ from sslctl import run_directory as rundir
 from sslctl.checkpoint import step_of, steps_on_disk
 from sslctl.config import InputError, user_path
 from sslctl.evaluation.results import console
+from sslctl.health import findings, verdict
 
 
 def runs(config: Any) -> None:
@@ -23,11 +24,13 @@ def runs(config: Any) -> None:
         print(f"no runs below {', '.join(map(str, roots))}")
         return
     table, resumable = Table(), []
-    for column in ("run", "status", "epoch", "kNN %", "size"):
-        table.add_column(column, justify="left" if column in ("run", "status") else "right")
+    for column in ("run", "status", "epoch", "kNN %", "verdict", "size"):
+        table.add_column(column, justify="left" if column in ("run", "status", "verdict") else "right")
     for run in found:
         status, epoch, knn = _state(run)
-        table.add_row(_relative(run), status, epoch, knn, f"{rundir.total_size(run) / 2**20:,.1f} MiB")
+        worst = verdict(findings(run))
+        health = f"{worst.rule} (warn)" if worst.level == "warn" else worst.rule
+        table.add_row(_relative(run), status, epoch, knn, health, f"{rundir.total_size(run) / 2**20:,.1f} MiB")
         if status != "finished":
             environment = rundir.read_json(run / rundir.ENVIRONMENT)
             resumable.append(f"  (cd {environment['cwd']} && {environment['command']})")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sslctl import checkpoint, distributed
-from sslctl.batchnorm import separate_statistics, synchronize_batchnorm, takes_batch_statistics
+from sslctl.accumulation import joined, refuse_inexact_accumulation, told_of_memory
+from sslctl.batchnorm import separate_statistics, synchronize_batchnorm
 from sslctl.binding import bind
 from sslctl.build import OPTIMIZER_OWN
 from sslctl.clock import Clock, shares
@@ -19,15 +20,17 @@ from sslctl.config import InputError
 from sslctl.data.batch import Batch
 from sslctl.data.loader import batches
 from sslctl.data.sources import Source
+from sslctl.health import Watch
 from sslctl.logs import Log
-from sslctl.memory import explained_memory
 from sslctl.methods.base import Method
-from sslctl.optim import parameter_groups
+from sslctl.optim import clip, parameter_groups
 from sslctl.plan import Plan
 from sslctl.precision import Precision, prepare_device
 from sslctl.run_directory import cut_metrics
 from sslctl.signals import Interrupted, Signals
 from sslctl.views import ViewMaker
+
+Online = Callable[[Method, Log, int, Callable[[], None]], None]  # logs figures and pictures of a step; polls
 
 
 @dataclass
@@ -43,7 +46,9 @@ class Setup:
     run_dir: Path
     keep_last: int
     tensorboard: bool
-    knn: Callable[[Method, Callable[[], None]], float] | None = None  # the online evaluation
+    embed: Callable[[Callable[[Tensor], Tensor]], Tensor] | None = None  # a function over all clean images
+    online: Online | None = None  # the online evaluation
+    watch: Watch | None = None  # of the run's health, in the first process
 
 
 def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
@@ -52,7 +57,8 @@ def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimi
     groups = parameter_groups(method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm)
     if not groups:
         raise InputError("nothing to train: no parameter of the method asks for a gradient")
-    if "fused" in inspect.signature(target).parameters and "fused" not in node and plan.device.type in ("cpu", "cuda"):
+    fused = "fused" in inspect.signature(target).parameters and target is not torch.optim.SGD  # fails on thawed weights
+    if fused and "fused" not in node and plan.device.type in ("cpu", "cuda"):
         arguments["fused"] = True
     try:
         return target(groups, lr=plan.lr, **arguments)
@@ -67,7 +73,9 @@ def set_up(
     source: Source,
     views: ViewMaker,
     run_dir: Path,
-    knn: Callable[[Method, Callable[[], None]], float] | None = None,
+    embed: Callable[[Callable[[Tensor], Tensor]], Tensor] | None = None,
+    online: Online | None = None,
+    watch: Watch | None = None,
 ) -> Setup:
     """What fit() needs, from a configuration with optimizer, trainer and seed. The method is moved to its device."""
     prepare_device(plan.device, tf32=config.trainer.tf32, deterministic=config.trainer.deterministic)
@@ -101,38 +109,18 @@ def set_up(
         run_dir=run_dir,
         keep_last=config.trainer.keep_last,
         tensorboard=config.trainer.tensorboard,
-        knn=knn,
+        embed=embed,
+        online=online,
+        watch=watch,
     )
 
 
-def reasons_against_parts(method: Method) -> list[str]:
-    """Why the parts of a batch, one after the other, do not add up to the batch; empty where they do."""
-    batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
-    return [reason for reason in (method.couples, batchnorm) if reason]
-
-
-def told_of_memory(plan: Plan, method: Method) -> contextlib.AbstractContextManager:
-    """In it, running out of memory ends in a line that says what would fit."""
-    return explained_memory(plan.batch_size, plan.processes, plan.accumulate_steps, not reasons_against_parts(method))
-
-
-def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool) -> None:
-    """Raises InputError where a batch is to be taken in parts that do not add up to it."""
-    if plan.accumulate_steps == 1 or approximately:
-        return
-    reasons = reasons_against_parts(method)
-    if reasons:
-        raise InputError(
-            f"trainer.accumulate_steps={plan.accumulate_steps}: {plan.accumulate_steps} parts of a batch are not the batch"
-            f" here: {'; '.join(reasons)}. trainer.accumulate_approximately=true trains on the parts all the same"
-        )
-
-
 def fit(setup: Setup, signals: Signals) -> bool:
-    """Trains to the plan's last step, continuing from the newest valid checkpoint.
+    """Trains to the plan's last step, from the newest valid checkpoint on.
 
-    Returns False when a signal stopped it; everything up to the last completed step is saved then. Raises
-    NonFiniteError for a loss or gradient that is not finite, OutOfMemory with what would fit.
+    Returns False when a signal or its health (signals.status is 1 then) stopped it; everything up to the last
+    completed step is saved then. Raises NonFiniteError for a loss or gradient that is not finite, OutOfMemory with what
+    would fit.
     """
     plan, method, precision, clock = setup.plan, setup.method, setup.precision, setup.clock
     first, known = resume(setup)
@@ -147,7 +135,8 @@ def fit(setup: Setup, signals: Signals) -> bool:
             s, lr, out, norm = train_step(setup, step, batch)
             done = step + 1
             last = done == plan.total_steps
-            stopping = distributed.largest(signals.status)  # one look: a later signal is the next step's
+            unhealthy = setup.watch.stopping if setup.watch else 0
+            stopping = distributed.largest(signals.status or unhealthy)  # one look: a later signal is the next step's
             logging = last or plan.due(plan.log_every_steps, done)
             saving = last or stopping or plan.due(plan.save_every_steps, done)
             if logging or saving or plan.knn_due(done):
@@ -161,8 +150,8 @@ def fit(setup: Setup, signals: Signals) -> bool:
                 save(setup, done)
                 clock.lap("saving")
             if stopping:
-                if plan.processes > 1:
-                    signals.status = stopping  # another process's, perhaps
+                if plan.processes > 1 or stopping == unhealthy:
+                    signals.status = stopping  # another process's, perhaps, or no signal's at all
                 return False
             if plan.knn_due(done):
                 complete = evaluate_online(setup, log, done, signals)
@@ -170,6 +159,8 @@ def fit(setup: Setup, signals: Signals) -> bool:
                 if not complete:
                     save(setup, done)
                     return False
+            if setup.watch and setup.watch.due(done, plan.steps_per_epoch):
+                setup.watch.look()
     return True
 
 
@@ -177,7 +168,7 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
     """One optimizer step. Returns the schedules' values, the learning rate, the method's output and the gradient's norm."""
     plan, method, optimizer, precision, clock = setup.plan, setup.method, setup.optimizer, setup.precision, setup.clock
     if step % plan.steps_per_epoch == 0:
-        method.start_epoch(step // plan.steps_per_epoch)
+        method.start_epoch(step // plan.steps_per_epoch, setup.embed)
     s, lr = method.schedules(step), plan.lr_at(step)
     for group in optimizer.param_groups:
         group["lr"] = (lr if group["scheduled"] else plan.lr) * group["lr_scale"]
@@ -206,17 +197,8 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
     return s, lr, out, norm
 
 
-def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The output of a whole batch from those of its equal parts: means of losses and metrics, carries put together."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0] if name != "carry"}
-    carries = [part.get("carry", {}) for part in parts]
-    return whole | {"carry": {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}}
-
-
 def resume(setup: Setup) -> tuple[int, bool]:
-    """Loads the newest valid checkpoint; returns its step (0 for a fresh start) and whether its kNN is logged.
+    """Loads the newest valid checkpoint; returns its step (0 for a fresh start) and whether its figures are logged.
 
     Global generators are restored here, right before the first batch is asked for.
     """
@@ -245,7 +227,7 @@ def resume(setup: Setup) -> tuple[int, bool]:
     checkpoint.restore_generators(generators[min(distributed.rank(), processes - 1)])
     if distributed.rank() >= processes:
         torch.manual_seed(step + distributed.rank())
-    return step, any(r["step"] == step and "knn" in r for r in kept)
+    return step, any(r["step"] == step and "rankme" in r for r in kept)
 
 
 def save(setup: Setup, step: int) -> None:
@@ -261,36 +243,29 @@ def save(setup: Setup, step: int) -> None:
 
 
 def evaluate_online(setup: Setup, log: Log, step: int, signals: Signals) -> bool:
-    """Measures and logs the online kNN without leaving a trace in the training; False when a signal cut it short."""
-    if setup.knn is None:
+    """The online figures and pictures of a step, without leaving a trace in the training.
+
+    False when a signal cut it short.
+    """
+
+    def measured() -> bool:
+        try:
+            if setup.online:
+                setup.online(setup.method, log, step, signals.poll)
+        except Interrupted:
+            return False
         return True
+
     before = checkpoint.generators()
     setup.method.eval()
     try:
-        return distributed.first_alone(lambda: _measured(setup, log, step, signals))
+        return distributed.first_alone(measured)
     finally:
         setup.method.train()
         checkpoint.restore_generators(before)
-
-
-def _measured(setup: Setup, log: Log, step: int, signals: Signals) -> bool:
-    try:
-        log.record(step, {"knn": setup.knn(setup.method, signals.poll)})
-    except Interrupted:
-        return False
-    return True
 
 
 def scalars(out: dict[str, Any]) -> dict[str, float]:
     """The loss and the metrics of a training step as numbers, fetched together."""
     found = {name: value for name, value in out.items() if isinstance(value, Tensor) and value.ndim == 0}
     return dict(zip(found, torch.stack([value.float() for value in found.values()]).tolist(), strict=True))
-
-
-def clip(method: Method, limit: float | None) -> Tensor:
-    """Scales the gradients to at most `limit` in global norm, when there is one; returns the norm before that."""
-    trained = [p for p in method.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-    if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
-    return norm

@@ -14,7 +14,7 @@ from sslctl.methods.moco import MoCo
 from sslctl.methods.supervised import Supervised
 from sslctl.precision import Precision
 from sslctl.train import build_optimizer, joined, train_step
-from tests.test_methods import MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone
+from tests.test_methods import AS_IT_IS, MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone
 from tests.test_resume import VIT
 from tests.training import MOCO, SIMCLR, SUPERVISED, differences, finish, metrics, own, pretrain, slow, tensors
 
@@ -42,7 +42,7 @@ def plain_backbone():
 
 def supervised(backbone, frozen):
     torch.manual_seed(1)
-    return Supervised(backbone, facts(), frozen=frozen).train()
+    return Supervised(backbone, facts(), frozen=frozen, **AS_IT_IS).train()
 
 
 METHODS = {
@@ -78,6 +78,7 @@ def stepped(method, parts, batch=None, precision="fp32"):
         optimizer=optimizer,
         precision=Precision(precision, device, method, str),
         clock=Clock(device),
+        embed=None,
     )
     _, _, out, _ = train_step(setup, 0, batch or make_batch(COUNT))
     return out, gradients, method.state_dict()
@@ -154,7 +155,7 @@ def test_teacher_and_epoch_move_once_a_step():
         def after_step(self, s, carry):
             calls.append(len(carry["keys"]))
 
-        def start_epoch(self, epoch):
+        def start_epoch(self, epoch, embed):
             calls.append("epoch")
 
     method = METHODS["moco"]()

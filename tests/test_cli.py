@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from sslctl.cli import CONFIGS, VERBS
-from sslctl.config import SCHEMAS
+from sslctl.schemas import SCHEMAS
 from tests.conftest import QUICK, write_images
 
 PLAN = (*QUICK, "plan_only=true")
@@ -108,7 +108,7 @@ MISTAKES = {
     "config-dir": ("pretrain --config-dir nowhere", "nowhere", "no such directory"),
     "run": ("linear-eval nowhere", "ckpt=nowhere", "no such run"),
     "ckpt": ("knn-eval ckpt=nowhere", "ckpt=nowhere", "no such run"),
-    "nothing-to-evaluate": ("linear-eval", "sslctl linear-eval runs/latest"),
+    "nothing-to-evaluate": ("linear-eval", "ckpt=runs/latest"),
     "protocol": ("linear-eval protocol=cachd", "protocol=cachd", "nearest: cached"),
     "runs": ("runs nowhere", "nowhere", "not a directory"),
     "picture": ("views out=picture.gif", "picture.gif", ".png"),

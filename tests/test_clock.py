@@ -258,7 +258,7 @@ def trained(module, optimizer, steps=8):
 def test_optimizers_equal_torchs_plain_ones_to_rounding(name):
     module, reference = network(), network()
     optimizer = built(f"torch.optim.{name}", module, **SETTINGS[name])
-    assert bool(optimizer.defaults.get("fused")) == (name != "RMSprop")  # which has none
+    assert bool(optimizer.defaults.get("fused")) == (name not in ("RMSprop", "SGD"))  # none; fails on thawed weights
     decayed, others = [reference[0].weight, reference[2].weight], [reference[0].bias, reference[2].bias]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     plain = getattr(torch.optim, name)(groups, lr=0.1, foreach=False, **SETTINGS[name])

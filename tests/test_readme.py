@@ -53,4 +53,6 @@ def test_readme_method_trains(tmp_path, monkeypatch, capfd):
 def test_readme_lists_every_choice(group):
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}="))
     named = set(re.findall(r"`(\w+)`", row))
+    for ending, methods in re.findall(r"`\*(\w+)` for ((?:`\w+` ?)+)", row):  # `*_cifar10_resnet18` for `byol` `dino`
+        named |= {f"{method}{ending}" for method in re.findall(r"\w+", methods)}
     assert {file.stem for file in (CONFIGS / group).glob("*.yaml")} <= named

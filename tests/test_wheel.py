@@ -37,6 +37,8 @@ def test_the_wheel_holds_the_package_its_configurations_and_nothing_else(wheel):
         assert f"sslctl/configs/{file.relative_to(CONFIGS)}" in names
     for file in (REPOSITORY / "sslctl").rglob("*.py"):
         assert str(file.relative_to(REPOSITORY)) in names
+    for file in ("template.html", "style.css", "page.js"):
+        assert f"sslctl/report/{file}" in names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"sslctl"}
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 

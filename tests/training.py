@@ -57,8 +57,9 @@ def slow(*values: Any):
 def command(run_dir: Path, *overrides: str) -> list[str]:
     """The words of a tiny pretraining; what is given last wins."""
     backbone = () if any(o.startswith("backbone=") for o in overrides) else ("backbone.widths=[4,8]",)
-    labels = any(word in overrides for word in ("method=supervised", "method=dino"))  # they have no out_dim
-    tiny = [word for word in TINY if not (labels and word.startswith("method."))]
+    method = next((word[7:] for word in overrides if word.startswith("method=")), "moco")
+    projects = "out_dim:" in (REPOSITORY / "configs" / "method" / f"{method}.yaml").read_text()
+    tiny = [word for word in TINY if projects or not word.startswith("method.")]
     return ["pretrain", *tiny, *backbone, f"run_dir={run_dir}", *overrides]
 
 

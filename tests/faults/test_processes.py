@@ -62,7 +62,7 @@ def started(folder, *overrides, steps=0):
         launcher.wait()
 
 
-def ends(launcher, children, status, seconds=15):
+def ends(launcher, children, status, seconds=40):
     """All processes are gone in time, and the launcher's status is as expected."""
     assert launcher.wait(timeout=seconds) == status
     assert not any(map(running, children.values()))

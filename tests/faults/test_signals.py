@@ -181,7 +181,7 @@ def test_a_signalled_process_saves_and_continues_exactly(number, status, straigh
     with ended(start(words, tmp_path)) as process:
         wait_until(lambda: logged_steps(run) >= 70, process)
         process.send_signal(number)
-        assert process.wait(timeout=10) == status
+        assert process.wait(timeout=20) == status
     assert "stopping after this step" in output(tmp_path)
     checkpoint.verify(newest(run))
     assert newest(run).name == f"step-{logged_steps(run)}"
@@ -220,7 +220,7 @@ def test_a_second_interrupt_ends_a_long_step_at_once(tmp_path):
         time.sleep(0.5)
         assert process.poll() is None, "the first interrupt should wait for the step"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=5) == 130
+        assert process.wait(timeout=15) == 130
     assert "Traceback" not in output(tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_a_signal_in_a_long_closing_evaluation_is_answered_soon(tmp_path):
         wait_until(lambda: "evaluating" in output(tmp_path), process)
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 143
+        assert process.wait(timeout=20) == 143
     assert newest(run).name == f"step-{STEPS}"
     kept = contents(run / "checkpoints")
     assert call(command(run, *words, "probe.epochs=1"), tmp_path) == 0
