@@ -87,7 +87,11 @@ def lightly_losses(student: nn.Module, root: Path, batch_size: int) -> Iterator[
 
 def build_student(method: str, backbone: str, *, lightly: bool) -> nn.Module:
     """sslctl's backbone with its normalisation, and the method's projector (lightly's own for lightly)."""
-    net = SmallResNet([64, 128, 256], 1, 0, 3, 32) if backbone == "small_resnet" else ResNet(18, "auto", True, 3, 32)
+    net = (
+        SmallResNet([64, 128, 256], 1, 0, "batch", 3, 32)
+        if backbone == "small_resnet"
+        else ResNet(18, "auto", True, "batch", 3, 32)
+    )
     if lightly:
         from lightly.models.modules import SimCLRProjectionHead
 
