@@ -12,12 +12,19 @@ from sslctl.data.sources import Source
 from sslctl.methods.base import Facts, Method
 from sslctl.preprocess import Preprocess, TextPreprocess
 from sslctl.views import ViewMaker
-from sslctl.weights import load_weights
+from sslctl.weights import PARTIAL, load_weights
 
 DATASET_OWN = ("drops", "scale", "mean", "std", "resize")
 BACKBONE_OWN = ("weights", "partial")
-METHOD_OWN = ("teacher", "teacher_backbone")  # where a frozen teacher comes from
-OPTIMIZER_OWN = ("base_lr", "lr_scaling", "weight_decay", "weight_decay_end", "exclude_bias_and_norm")
+METHOD_OWN = ("teacher", "teacher_backbone", "teacher_mean", "teacher_std")  # where a frozen teacher comes from
+OPTIMIZER_OWN = (
+    "base_lr",
+    "lr_scaling",
+    "weight_decay",
+    "weight_decay_end",
+    "exclude_bias_and_norm",
+    "vector_lr_scale",
+)
 
 
 def build_source(node: Any, split: str) -> Source:
@@ -37,8 +44,10 @@ def given_to(target: Any) -> tuple[str, ...]:
     return ("vocabulary", "length") if texts else ("channels", "image_size")
 
 
-def build_backbone(node: Any, preprocess: Preprocess | TextPreprocess, *, with_weights: bool = True) -> Backbone:
-    """The backbone of a configuration, with the weights that backbone.weights names."""
+def build_backbone(
+    node: Any, preprocess: Preprocess | TextPreprocess, *, with_weights: bool = True, advice: str = PARTIAL
+) -> Backbone:
+    """The backbone of a configuration, with the weights that backbone.weights names. advice: where they do not match."""
     target, arguments = bind_backbone(node)
     facts = preprocess.facts()
     if set(facts) != set(given_to(target)):
@@ -50,7 +59,7 @@ def build_backbone(node: Any, preprocess: Preprocess | TextPreprocess, *, with_w
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"backbone: {error}") from error
     if with_weights and node.get("weights"):
-        print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')))}")
+        print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')), advice=advice)}")
     return backbone
 
 

@@ -139,6 +139,13 @@ def average_gradients(parameters: Iterable[Tensor], others: Iterable[Tensor] = (
 # --- Agreement ---
 
 
+def from_first(*tensors: Tensor) -> None:
+    """Makes tensors, in place, those of the first process."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
 def largest(value: int) -> int:
     """The largest of the processes' numbers."""
     if world() == 1:

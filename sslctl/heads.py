@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslctl.losses.exact import exact, unit
+
 
 def mlp(
     in_dim: int,
@@ -45,24 +47,32 @@ def _last_batchnorm(kind: str, dim: int) -> nn.BatchNorm1d:
     return norm
 
 
-def prototype_head(in_dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, *, norm: bool) -> nn.Sequential:
-    """DINO's head: three Linears with GELU, then similarities of unit embeddings to unit prototypes. (…, in_dim) -> (…, K).
+def prototype_head(
+    in_dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, *, layers: int = 3, norm: bool
+) -> nn.Sequential:
+    """DINO's head: Linears with GELU, then similarities of unit embeddings to unit prototypes. (…, in_dim) -> (…, K).
 
-    norm: BatchNorm after the hidden Linears (for ResNets); takes (B, in_dim) only.
+    layers: of the embedding. norm: BatchNorm after the hidden Linears (for ResNets); takes (B, in_dim) only. The Linears begin as
+    torch's do; the official code draws them with a standard deviation of 0.02.
     """
-    layers = mlp(in_dim, hidden_dim, bottleneck_dim, 3, norm=norm, activation="gelu", hidden_bias=True)
-    return nn.Sequential(layers, Prototypes(bottleneck_dim, prototypes))
+    embedding = mlp(in_dim, hidden_dim, bottleneck_dim, layers, norm=norm, activation="gelu", hidden_bias=True)
+    return nn.Sequential(embedding, Prototypes(bottleneck_dim, prototypes))
 
 
 class Prototypes(nn.Module):
-    """Cosine similarities to learnt directions: (…, D) -> (…, K). Without bias; both sides are of unit length."""
+    """Cosine similarities to learnt directions: (…, D) -> (…, K) in fp32, whatever the precision around them.
+
+    Without bias. Both sides are of unit length; the weights' gradient is therefore along the sphere, where the official
+    codes of SwAV and DINO leave it a part that the next normalisation takes off again.
+    """
 
     def __init__(self, dim: int, count: int):
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))  # (K, D)
 
+    @exact
     def forward(self, z: Tensor) -> Tensor:
-        return F.linear(F.normalize(z, dim=-1), F.normalize(self.weight, dim=1))
+        return F.linear(unit(z), unit(self.weight))
 
     @torch.no_grad()
     def normalize_(self) -> None:

@@ -14,27 +14,35 @@ def scaled_lr(base_lr: float, batch_size: int, scaling: str) -> float:
     return base_lr * factors[scaling]
 
 
-def parameter_groups(groups: list[dict], weight_decay: float, exclude_bias_and_norm: bool) -> list[dict]:
+def parameter_groups(
+    groups: list[dict], weight_decay: float, exclude_bias_and_norm: bool, vector_lr_scale: float = 1.0
+) -> list[dict]:
     """A method's groups for an optimizer: parameters that ask for no gradient (teachers) are left out.
 
-    exclude_bias_and_norm: biases and norms become groups of their own, without weight decay and without LARS.
-    decay_scale: what the weight decay of a step is multiplied with, in each group.
+    exclude_bias_and_norm: biases and norms become groups of their own, without weight decay and without LARS, with
+    vector_lr_scale times the learning rate. decay_scale: what the weight decay of a step is multiplied with, in each group.
     """
     result = []
     for group in groups:
-        settings = {"lr_scale": group.get("lr_scale", 1.0), "scheduled": group.get("scheduled", True)}
-        scale = group.get("weight_decay_scale", 1.0)
+        lr_scale, scale = group.get("lr_scale", 1.0), group.get("weight_decay_scale", 1.0)
         trained = [p for p in group["params"] if p.requires_grad]
         if exclude_bias_and_norm:
             parts = [
-                ([p for p in trained if p.ndim > 1], scale, True),
-                ([p for p in trained if p.ndim <= 1], 0.0, False),
+                ([p for p in trained if p.ndim > 1], scale, lr_scale, True),
+                ([p for p in trained if p.ndim <= 1], 0.0, lr_scale * vector_lr_scale, False),
             ]
         else:
-            parts = [(trained, scale, True)]
+            parts = [(trained, scale, lr_scale, True)]
         result += [
-            {"params": part, "weight_decay": weight_decay * by, "decay_scale": by, "adapt": adapt, **settings}
-            for part, by, adapt in parts
+            {
+                "params": part,
+                "weight_decay": weight_decay * by,
+                "decay_scale": by,
+                "adapt": adapt,
+                "lr_scale": rate,
+                "scheduled": group.get("scheduled", True),
+            }
+            for part, by, rate, adapt in parts
             if part
         ]
     return result
@@ -112,17 +120,26 @@ SHAPES = {f.__name__: f for f in (constant, step, multistep, cosine, cosine_rest
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from peak / warmup_steps to the peak, then one of SHAPES with its arguments (in steps)."""
+    """Linear warm-up from peak / warmup_steps to the peak, then one of SHAPES with its arguments (in steps).
+
+    stretch: the shape is laid out over so many times the run, which ends before it does (MSN's official code).
+    """
 
     shape: str
     total_steps: int
     warmup_steps: int
     arguments: dict
+    stretch: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Steps that the shape is laid out over."""
+        return round(self.stretch * self.total_steps)
 
     def __call__(self, at: int) -> float:
         if at < self.warmup_steps:
             return (at + 1) / self.warmup_steps
-        return SHAPES[self.shape](at, self.warmup_steps, self.total_steps, **self.arguments)
+        return SHAPES[self.shape](at, self.warmup_steps, self.length, **self.arguments)
 
 
 def warmed_up(start: float, end: float, step: int, warmup_steps: int) -> float:

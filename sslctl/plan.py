@@ -88,7 +88,7 @@ class Plan:
     def weight_decay_at(self, step: int) -> float:
         """The weight decay of a step: along half a cosine where it has an end of its own (DINO, section 3.2)."""
         start, end = self.weight_decay
-        return start if end is None else cosine_between(start, end, step, self.total_steps)
+        return start if end is None else cosine_between(start, end, step, self.schedule.length)
 
     @property
     def _each(self) -> int:
@@ -179,7 +179,10 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     for name, steps in durations.items():
         if steps is None or steps == 0:
             raise InputError(f"scheduler.{name}_epochs or scheduler.{name}_steps must be set, and more than 0")
-    return Schedule(shape, total, warmup, settings | durations)
+    stretch = settings.pop("stretch", 1.0)
+    if stretch < 1:
+        raise InputError(f"scheduler.stretch={stretch:g}: expected 1 or more")
+    return Schedule(shape, total, warmup, settings | durations, stretch)
 
 
 def choose_device(name: str) -> torch.device:

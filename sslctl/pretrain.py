@@ -93,7 +93,12 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     )
     teacher = None
     if "teacher" in config.method:
-        teacher = load_teacher(config.method.teacher, config.method.get("teacher_backbone"), preprocess)
+        teacher = load_teacher(
+            config.method.teacher,
+            config.method.get("teacher_backbone"),
+            preprocess,
+            {name: config.method.get(f"teacher_{name}") for name in ("mean", "std")},
+        )
         hashes["teacher"] = weights_sha256(teacher.network)
     facts = plan.facts(len(source.classes))
     method = build_method(config.method, backbone, facts, teacher)

@@ -1,6 +1,6 @@
 """Frozen teachers: a run's backbone, or weights of timm, torchvision or any file, kept once in the run directory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from sslctl.config import InputError, user_path
 from sslctl.loading import about, finished_run, keep_backbone, kept_backbone
 from sslctl.preprocess import Preprocess
 from sslctl.run_directory import is_run
+from sslctl.weights import read_weights
 
 KEPT = "teacher.safetensors"
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 @dataclass
@@ -46,11 +48,13 @@ class Teacher:
             keep_backbone(path, self.network, self.node, self.preprocess)
 
 
-def load_teacher(where: str | None, node: Any | None, preprocess: Preprocess) -> Teacher:
+def load_teacher(
+    where: str | None, node: Any | None, preprocess: Preprocess, own: dict[str, Any] | None = None
+) -> Teacher:
     """where: a finished run, a file kept by `Teacher.keep`, or weights of the backbone that node configures.
 
-    preprocess: of the student, whose images the teacher gets. Raises InputError for weights that do not match in full, and
-    for another number of channels.
+    preprocess: of the student, whose images the teacher gets. own: mean and std that a file's weights were trained with. Raises
+    InputError for weights that do not match in full, and for another number of channels.
     """
     if not where:
         raise InputError("method.teacher is missing: a finished run, or a file with backbone@method.teacher_backbone=…")
@@ -66,11 +70,30 @@ def load_teacher(where: str | None, node: Any | None, preprocess: Preprocess) ->
             f"method.teacher={where} is no run: name the network of these weights with backbone@method.teacher_backbone=…"
         )
     else:
-        weighted = OmegaConf.merge(node, {"weights": str(path)})
-        kept = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)
-        teacher = Teacher(build_backbone(weighted, preprocess), kept, preprocess)
+        teacher = _foreign(path, node, own or {}, preprocess)
     if teacher.preprocess.channels != preprocess.channels:
         raise InputError(
             f"method.teacher={where} sees {teacher.preprocess.channels} channels, the images have {preprocess.channels}"
         )
     return teacher
+
+
+def _foreign(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
+    """A teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
+    norm = {name: list(own.get(name) or _usual(name, preprocess)) for name in IMAGENET}
+    if {len(values) for values in norm.values()} != {preprocess.channels}:
+        raise InputError(f"method.teacher_mean and method.teacher_std: expected {preprocess.channels} values each")
+    if node.get("stem") == "auto":
+        first = next((t for name, t in read_weights(path).items() if name.endswith("conv1.weight")), None)
+        node = OmegaConf.merge(node, {"stem": "imagenet" if first is not None and first.shape[-1] == 7 else "small"})
+    weighted = OmegaConf.merge(node, {"weights": str(path)})
+    kept = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)
+    advice = "choose the network of these weights with backbone@method.teacher_backbone=…"
+    settings = replace(preprocess, **norm)
+    print(f"  teacher: images normalised by mean {norm['mean']}, std {norm['std']}")
+    return Teacher(build_backbone(weighted, settings, advice=advice), kept, settings)
+
+
+def _usual(name: str, preprocess: Preprocess) -> list[float]:
+    """ImageNet's for colour images, which nearly all published weights were trained with; else the student's."""
+    return IMAGENET[name] if preprocess.channels == 3 else getattr(preprocess, name)

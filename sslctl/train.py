@@ -54,7 +54,9 @@ class Setup:
 def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
     """The optimizer of a configuration over a method's trained parameters; torch's fused one where there is one."""
     target, arguments = bind(node, "optimizer", skip=OPTIMIZER_OWN, given=("params", "lr"))
-    groups = parameter_groups(method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm)
+    groups = parameter_groups(
+        method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm, node.get("vector_lr_scale", 1.0)
+    )
     if not groups:
         raise InputError("nothing to train: no parameter of the method asks for a gradient")
     fused = "fused" in inspect.signature(target).parameters and target is not torch.optim.SGD  # fails on thawed weights

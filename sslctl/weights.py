@@ -12,7 +12,12 @@ from sslctl.config import user_path
 from sslctl.run_directory import BACKBONE, is_run
 
 # Wrappers that training codes leave around a backbone's names, and classifiers that a backbone has no place for.
-_PREFIXES = ("", "network.", "model.", "module.", "backbone.", "backbone.network.", "encoder.", "student.backbone.")
+_PREFIXES = (
+    *("", "network.", "model.", "module.", "backbone.", "backbone.network.", "module.backbone.", "encoder."),
+    *("student.backbone.", "module.encoder_q.", "encoder_q."),  # MoCo v1, v2
+    *("module.base_encoder.", "base_encoder.", "module.momentum_encoder."),  # MoCo v3
+)
+PARTIAL = "load what matches all the same with backbone.partial=true"
 _CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")
 _NESTED = ("state_dict", "model", "model_state_dict", "teacher")
 
@@ -42,10 +47,10 @@ def _run_backbone(run: Path) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
 
 
-def load_weights(backbone: Backbone, path: str, *, partial: bool) -> str:
+def load_weights(backbone: Backbone, path: str, *, partial: bool, advice: str = PARTIAL) -> str:
     """Copies foreign weights into a backbone and returns a report; refuses any missing or misshapen tensor.
 
-    partial: load what matches all the same (backbone.partial=true). The file's classifier is left out and reported.
+    partial: load what matches all the same. The file's classifier is left out and reported. advice: what a refusal ends with.
     """
     file = user_path(path)
     found = read_weights(file)
@@ -66,7 +71,7 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool) -> str:
         f" {len(unexpected)} unexpected" + (f" ({len(classifiers)} of a classifier, left out)" if classifiers else "")
     )
     if differences and not partial:
-        raise CheckpointError(report, *differences, "load what matches all the same with backbone.partial=true")
+        raise CheckpointError(report, *differences, advice)
     if not matched:
         raise CheckpointError(f"{report}: not one tensor fits this backbone")
     backbone.load_state_dict({**expected, **matched}, strict=True)

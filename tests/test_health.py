@@ -160,7 +160,7 @@ def blind_barlow():
     from sslctl.methods.barlow_twins import BarlowTwins
 
     rows = 400
-    sizes = {"hidden_dim": 8, "out_dim": 50, "lambda_": 0.0051, "scale": 0.1, "vector_lr_scale": 1.0}
+    sizes = {"hidden_dim": 8, "out_dim": 50, "lambda_": 0.0051, "scale": 0.1, "projector_layers": 3}
     method = BarlowTwins(tiny_backbone(), facts(batch_size=rows), **sizes)
     z1, z2 = torch.randn(2, rows, 50, generator=torch.Generator().manual_seed(0))
     return method, 0.1 * barlow_twins(z1, z2, 0.0051)

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from sslctl.backbones import ResNet
 from sslctl.checkpoint import load_tensors
 from sslctl.cli import main
+from sslctl.config import InputError
 from sslctl.evaluation.subjects import load_method
 from sslctl.methods.base import clip_each_, enqueue
+from sslctl.preprocess import Preprocess
+from sslctl.teachers import load_teacher
 from tests.test_distributed import distance, steps_of
 from tests.training import SIMCLR, differences, edit, finish, in_processes, metrics, newest, pretrain, slow, tensors
 
@@ -133,7 +138,8 @@ def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum(name, tmp
             parameter.add_(parameter.requires_grad * torch.randn_like(parameter))
     s = method.schedules(0) | {"teacher_momentum": 0.9}
     method.before_step(s)
-    method.after_step(s, {part: torch.zeros(4, 2, 20) for part in ("logits", "patch_logits")})  # of 20 prototypes
+    centre = next((buffer for n, buffer in method.named_buffers() if n in ("center", "centers")), torch.zeros(0))
+    method.after_step(s, {"logits": torch.zeros(1, *centre.shape)})  # of one process
     students = dict(method.named_parameters())
     for n, p in teachers.items():
         torch.testing.assert_close(p, 0.9 * before[n] + 0.1 * students[n.removeprefix("teacher_")])
@@ -214,6 +220,41 @@ def test_a_teachers_weights_may_come_from_a_file(tmp_path):
     run = finish(tmp_path / "run", *words_of("seed"), teacher, *network)
     straight = finish(tmp_path / "straight", *words_of("seed"))
     assert differences(tensors(run), tensors(straight)) == []  # the same teacher, whatever names it
+
+
+COLOUR = Preprocess(3, 32, 32, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
+RESNET18 = {"_target_": "sslctl.backbones.ResNet", "depth": 18, "zero_init_residual": False, "norm": "batch"}
+
+
+@pytest.mark.parametrize(
+    ("stem", "own", "mean"),
+    [
+        ("imagenet", {}, [0.485, 0.456, 0.406]),
+        ("small", {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}, [0.5, 0.5, 0.5]),
+    ],
+)
+def test_a_teacher_from_elsewhere_keeps_its_stem_and_its_normalisation(stem, own, mean, tmp_path):
+    """Small images would choose another stem, and the student's normalisation is that of other images."""
+    network = ResNet(18, stem, False, "batch", 3, 224)
+    torch.save(
+        {"state_dict": {f"module.encoder_q.{n}": t for n, t in network.state_dict().items()}}, tmp_path / "a.pth"
+    )
+    node = OmegaConf.create(RESNET18 | {"stem": "auto", "weights": None, "partial": False})
+    teacher = load_teacher(str(tmp_path / "a.pth"), node, COLOUR, own)
+    assert teacher.network.mean.flatten().tolist() == pytest.approx(mean)
+    teacher.keep(tmp_path)  # and so when the run goes on
+    again = load_teacher(str(tmp_path / "teacher.safetensors"), None, COLOUR)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(teacher(images), again(images))
+    expected = network.eval()((images - teacher.network.mean) / teacher.network.std)
+    torch.testing.assert_close(teacher(images), expected)
+
+
+def test_a_teachers_normalisation_has_a_value_for_each_channel(tmp_path):
+    torch.save(ResNet(18, "small", False, "batch", 3, 32).state_dict(), tmp_path / "a.pth")
+    node = OmegaConf.create(RESNET18 | {"stem": "small", "weights": None, "partial": False})
+    with pytest.raises(InputError, match="expected 3 values each"):
+        load_teacher(str(tmp_path / "a.pth"), node, COLOUR, {"mean": [0.5]})
 
 
 def test_deepcluster_assigns_every_image_and_keeps_unit_centroids(tmp_path):

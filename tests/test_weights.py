@@ -184,6 +184,17 @@ def test_load_weights_looks_inside_a_nested_file(tmp_path, wrap):
     assert_loaded(backbone, tensors)
 
 
+@pytest.mark.parametrize(("student", "other"), [("encoder_q", "encoder_k"), ("base_encoder", "momentum_encoder")])
+def test_load_weights_takes_the_student_of_mocos_official_checkpoints(foreign, tmp_path, student, other):
+    state = {f"module.{student}.{name}": tensor for name, tensor in foreign.state_dict().items()}
+    state |= {name.replace(student, other): tensor + 1 for name, tensor in state.items() if tensor.is_floating_point()}
+    state |= {"module.queue": torch.zeros(4, 8), "module.queue_ptr": torch.zeros(1)}
+    backbone = resnet18()
+    load_weights(backbone, save(tmp_path / "a.pth", {"epoch": 200, "state_dict": state}), partial=False)
+    assert torch.equal(backbone.network.conv1.weight, foreign.conv1.weight)
+    assert torch.equal(backbone.network.layer4[1].bn2.running_var, foreign.layer4[1].bn2.running_var)
+
+
 def test_load_weights_needs_no_batch_counters(tmp_path):
     """Files from before PyTorch 0.4.1 have none, and nothing reads them."""
     backbone = small()

@@ -52,7 +52,8 @@ def whitening_mse(views: Tensor, parts: Tensor) -> Tensor:
 
     views: (V, B, D). parts: (P, B) int64, P permutations of the batch split in len = B / size pieces: (P, pieces, size);
     every view is whitened in each piece, which must hold more rows than D. Mean of 2 - 2 cos over pairs of views; both
-    sides get a gradient. Raises ValueError for pieces too small to whiten.
+    sides get a gradient. Raises ValueError for pieces too small to whiten; NaN, at which a run stops, where the rows of one
+    have collapsed and its covariance is singular.
     """
     pairs = [(i, j) for i in range(len(views)) for j in range(i + 1, len(views))]
     losses = []
@@ -63,13 +64,14 @@ def whitening_mse(views: Tensor, parts: Tensor) -> Tensor:
 
 
 def _whitened(z: Tensor) -> Tensor:
-    """(n, D) -> mean 0, covariance 1, by the inverse Cholesky factor of the covariance."""
+    """(n, D) -> mean 0, covariance 1, by the inverse Cholesky factor of the covariance; NaN where that is singular."""
     if len(z) <= z.shape[1]:
         raise ValueError(
             f"{len(z)} embeddings of {z.shape[1]} dimensions cannot be whitened: their covariance is singular"
         )
     z = z - z.mean(0)
-    factor = torch.linalg.cholesky(z.T @ z / (len(z) - 1))  # (D, D)
+    factor, failed = torch.linalg.cholesky_ex(z.T @ z / (len(z) - 1))  # (D, D), ()
+    factor = torch.where(failed > 0, torch.nan, factor)
     return torch.linalg.solve_triangular(factor, z.T, upper=False).T
 
 

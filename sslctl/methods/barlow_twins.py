@@ -9,10 +9,7 @@ from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_v
 
 
 class BarlowTwins(Method):
-    """Algorithm 1. scale: of the whole loss, which only matters to optimizers that are not LARS or Adam.
-
-    vector_lr_scale: learning rate of biases and norms against that of weights: LARS adapts the weights' only.
-    """
+    """Algorithm 1. scale: of the whole loss, which only matters to optimizers that are not LARS or Adam."""
 
     couples = "the correlation of two dimensions is taken over the batch"
 
@@ -21,22 +18,15 @@ class BarlowTwins(Method):
         backbone: Backbone,
         facts: Facts,
         *,
+        projector_layers: int,
         hidden_dim: int,
         out_dim: int,
         lambda_: float,
         scale: float,
-        vector_lr_scale: float,
     ):
         super().__init__(backbone, facts)
-        self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, 3, norm=True, last_bias=False)
-        self.lambda_, self.scale, self.vector_lr_scale = lambda_, scale, vector_lr_scale
-
-    def parameter_groups(self) -> list[dict]:
-        trained = list(self.parameters())
-        return [
-            {"params": [p for p in trained if p.ndim > 1]},
-            {"params": [p for p in trained if p.ndim <= 1], "lr_scale": self.vector_lr_scale},
-        ]
+        self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, projector_layers, norm=True, last_bias=False)
+        self.lambda_, self.scale = lambda_, scale
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         h = self.backbone(images)  # (B, D)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
@@ -14,7 +15,7 @@ from sslctl.distributed import gather
 
 __all__ = [
     *("Batch", "Facts", "Method", "clip_each_", "ema_update", "enqueue", "feature_std", "gather", "multi_crop"),
-    *("teacher_of", "two_views"),
+    *("global_mean", "teacher_of", "two_views"),
 ]
 
 
@@ -98,6 +99,11 @@ class Method(nn.Module):
         return []
 
 
+def global_mean(value: Tensor) -> Tensor:
+    """() -> (): the mean over processes of a mean over each one's own images, with its gradient."""
+    return gather(value[None]).mean()
+
+
 def two_views(batch: Batch) -> Tensor:
     """The two global views (2, B, C, H, W) of a method that compares two. Raises ValueError for another number."""
     views = batch.views["global"]
@@ -132,8 +138,17 @@ def clip_each_(parameters: Iterable[nn.Parameter], limit: float) -> None:
 
 
 def teacher_of(module: nn.Module) -> nn.Module:
-    """A copy that takes no gradient. It stays in train mode: its BatchNorm keeps running statistics of its own."""
-    return copy.deepcopy(module).requires_grad_(False)
+    """A copy that takes no gradient, without drop path and dropout (DINO, official code: for the student only).
+
+    It stays in train mode: its BatchNorm keeps running statistics of its own.
+    """
+    teacher = copy.deepcopy(module).requires_grad_(False)
+    for part in teacher.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, DropPath):
+            part.drop_prob = 0.0
+    return teacher
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sslctl.backbones import Backbone
 from sslctl.clustering import spherical_kmeans
+from sslctl.distributed import from_first
 from sslctl.heads import mlp
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop
 from sslctl.views import Key
@@ -57,6 +58,7 @@ class DeepClusterV2(Method):
             order = Key(0, epoch, torch.arange(len(z), device=z.device)).bits(f"deepcluster/{head}").argsort()
             centroids, chosen = spherical_kmeans(z, z[order[:count]], self.kmeans_iterations)
             self.centroids[head], self.assignments[head] = centroids, chosen
+        from_first(self.centroids, self.assignments)  # sums in another order round differently
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first

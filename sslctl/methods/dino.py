@@ -16,6 +16,7 @@ from sslctl.methods.base import (
     ema_update,
     feature_std,
     gather,
+    global_mean,
     multi_crop,
     teacher_of,
 )
@@ -23,7 +24,7 @@ from sslctl.optim import cosine_between, warmed_up
 
 
 class DINO(Method):
-    """Algorithm 1 and section 3.1. The head is three layers, a unit embedding, and unit prototypes.
+    """Algorithm 1 and section 3.1. The head is head_layers Linears, a unit embedding, and unit prototypes.
 
     head_norm: BatchNorm in the head, for ResNets. State: student, teacher, center (1, K) of the teacher's outputs.
     teacher_temperature rises from its start over teacher_temperature_warmup_epochs. freeze_epochs: the prototypes stay as
@@ -37,6 +38,7 @@ class DINO(Method):
         backbone: Backbone,
         facts: Facts,
         *,
+        head_layers: int,
         hidden_dim: int,
         bottleneck_dim: int,
         prototypes: int,
@@ -52,7 +54,9 @@ class DINO(Method):
         clip_grad: float | None,
     ):
         super().__init__(backbone, facts)
-        self.head = prototype_head(backbone.embed_dim, hidden_dim, bottleneck_dim, prototypes, norm=head_norm)
+        self.head = prototype_head(
+            backbone.embed_dim, hidden_dim, bottleneck_dim, prototypes, layers=head_layers, norm=head_norm
+        )
         self.teacher_backbone, self.teacher_head = teacher_of(backbone), teacher_of(self.head)
         self.register_buffer("center", torch.zeros(1, prototypes))
         self.student_temperature, self.center_momentum = student_temperature, center_momentum
@@ -75,16 +79,20 @@ class DINO(Method):
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the global views first
-        student = torch.stack([gather(self.head(view)) for view in h])  # (V, G, K)
+        student = torch.stack([self.head(view) for view in h])  # (V, B, K)
         with torch.no_grad():
             views = batch.views["global"]  # (2, B, C, H, W)
             teacher = self.teacher_head(self.teacher_backbone(views.flatten(0, 1)))  # (2B, K)
-            teacher = torch.stack([gather(view).float() for view in teacher.chunk(len(views))])  # (2, G, K)
+            teacher = teacher.float().unflatten(0, views.shape[:2])  # (2, B, K)
         loss = dino(student, teacher, self.center, self.student_temperature, s["teacher_temperature"])
         p = ((teacher - self.center) / s["teacher_temperature"]).softmax(-1)
         entropy = torch.special.entr(p).sum(-1).mean()  # ln K: uniform; 0: one prototype for each image
-        carry = {"logits": teacher.transpose(0, 1)}  # (G, 2, K)
-        return {"loss": loss, "teacher_entropy": entropy, "feature_std": feature_std(h[0]), "carry": carry}
+        return {
+            "loss": global_mean(loss),  # each image's stands alone: K numbers an image need not travel
+            "teacher_entropy": global_mean(entropy),
+            "feature_std": feature_std(h[0]),
+            "carry": {"logits": gather(teacher.mean((0, 1))[None])},  # (processes, K)
+        }
 
     def after_backward(self, s: dict) -> None:
         if s["prototypes_frozen"]:
@@ -93,7 +101,7 @@ class DINO(Method):
             clip_each_(self.parameters(), self.clip_grad)
 
     def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
-        self.center.lerp_(carry["logits"].mean((0, 1)), 1 - self.center_momentum)
+        self.center.lerp_(carry["logits"].mean(0), 1 - self.center_momentum)
         ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
         ema_update(self.teacher_head, self.head, s["teacher_momentum"])
 

@@ -9,7 +9,17 @@ from sslctl.backbones import Backbone
 from sslctl.heads import prototype_head
 from sslctl.losses import dino, ibot
 from sslctl.masks import block_mask
-from sslctl.methods.base import Batch, Facts, Method, clip_each_, ema_update, feature_std, gather, teacher_of
+from sslctl.methods.base import (
+    Batch,
+    Facts,
+    Method,
+    clip_each_,
+    ema_update,
+    feature_std,
+    gather,
+    global_mean,
+    teacher_of,
+)
 from sslctl.optim import cosine_between, warmed_up
 from sslctl.vit import grid_of
 
@@ -83,18 +93,17 @@ class IBOT(Method):
             tokens = self.teacher_backbone.tokens(x)  # nothing hidden
             teacher = self.teacher_head(tokens[:, 0]).float().unflatten(0, views.shape[:2])  # (2, B, K)
             targets = self.teacher_head(tokens[:, self.prefix :]).float()  # (2B, L, K)
-        student, teacher = (torch.stack([gather(view) for view in kind]) for kind in (student, teacher))  # (V, G, K)
-        whole = dino(student, teacher, self.centers[0], *temperatures)
+        whole = global_mean(dino(student, teacher, self.centers[0], *temperatures))
         each = ibot(self.head(h[:, self.prefix :]), targets, self.centers[1], mask, *temperatures)  # (2B,)
-        parts = gather(each.unflatten(0, views.shape[:2]).mean(0)).mean()
+        parts = global_mean(each.mean())
         p = ((teacher - self.centers[0]) / s["teacher_temperature"]).softmax(-1)
-        patches = targets.mean(1).unflatten(0, views.shape[:2]).transpose(0, 1)  # (B, 2, K), all patches
+        means = torch.stack([teacher.mean((0, 1)), targets.mean((0, 1))])  # (2, K), of class tokens and of all patches
         return {
             "loss": whole + self.patch_weight * parts,
             "patch_loss": parts,
-            "teacher_entropy": torch.special.entr(p).sum(-1).mean(),
+            "teacher_entropy": global_mean(torch.special.entr(p).sum(-1).mean()),
             "feature_std": feature_std(h[: len(batch.index), 0]),
-            "carry": {"logits": teacher.transpose(0, 1), "patch_logits": gather(patches)},  # (G, 2, K) each
+            "carry": {"logits": gather(means[None])},  # (processes, 2, K)
         }
 
     def masks(self, batch: Batch, view: int) -> Tensor:
@@ -111,8 +120,7 @@ class IBOT(Method):
             clip_each_(self.parameters(), self.clip_grad)
 
     def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
-        means = torch.stack([carry[name].mean((0, 1)) for name in ("logits", "patch_logits")])  # (2, K)
-        self.centers.lerp_(means, 1 - self.center_momentum)
+        self.centers.lerp_(carry["logits"].mean(0), 1 - self.center_momentum)
         ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
         ema_update(self.teacher_head, self.head, s["teacher_momentum"])
 

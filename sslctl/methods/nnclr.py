@@ -9,11 +9,12 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import nnclr
+from sslctl.losses.exact import exact, unit
 from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gather, two_views
 
 
 class NNCLR(Method):
-    """Section 3.2. The projector has a BatchNorm after all three layers, the predictor after its first only.
+    """Section 3.2. The projector has a BatchNorm after all its layers, the predictor after its first only.
 
     State: queue (K, D) of unit projections of first views, the place of the next write.
     """
@@ -25,6 +26,7 @@ class NNCLR(Method):
         backbone: Backbone,
         facts: Facts,
         *,
+        projector_layers: int,
         hidden_dim: int,
         out_dim: int,
         predictor_dim: int,
@@ -32,7 +34,7 @@ class NNCLR(Method):
         temperature: float,
     ):
         super().__init__(backbone, facts)
-        self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, 3, norm=True, last_norm="affine")
+        self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, projector_layers, norm=True, last_norm="affine")
         self.predictor = mlp(out_dim, predictor_dim, out_dim, 2, norm=True)
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, out_dim), dim=1))  # (K, D)
         self.register_buffer("queue_pointer", torch.tensor(0))
@@ -52,9 +54,10 @@ class NNCLR(Method):
         carry = {"keys": F.normalize(z1.float(), dim=1)}
         return {"loss": loss, "feature_std": feature_std(h1), "carry": carry}
 
+    @exact
     def nearest(self, z: Tensor) -> Tensor:
         """(G, out_dim) -> the queue's rows most like them, (G, out_dim)."""
-        return self.queue[(F.normalize(z.float(), dim=1) @ self.queue.T).argmax(1)]
+        return self.queue[(unit(z) @ self.queue.T).argmax(1)]
 
     def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
         enqueue(self.queue, self.queue_pointer, carry["keys"])

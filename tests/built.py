@@ -1,0 +1,117 @@
+"""Methods as their configurations make them, but small, each with a batch: no dataset, no run directory."""
+
+import functools
+from dataclasses import dataclass
+from itertools import cycle
+from types import SimpleNamespace
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from sslctl.build import build_backbone, build_method
+from sslctl.data.batch import Batch
+from sslctl.data.text import CLS
+from sslctl.explain import compose_choices
+from sslctl.methods.base import Facts, Method
+from sslctl.overrides import Prepared
+from sslctl.preprocess import Preprocess, TextPreprocess
+from sslctl.teachers import Teacher
+from sslctl.train import build_optimizer
+from sslctl.views import Key, ViewMaker
+from sslctl.vit import patch_size_of
+
+SIDE, ROWS, IMAGES, LENGTH, VOCABULARY = 16, 8, 100, 32, 60
+RESNET = ("backbone=small_resnet", "backbone.widths=[4,8]")
+WITHOUT_BATCHNORM = (*RESNET, "backbone.norm=layer")
+VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=4", "backbone.kwargs.embed_dim=16")
+VIT += ("backbone.kwargs.depth=1", "backbone.kwargs.num_heads=2")
+SCALE = {"head_dim": 16, "predictor_dim": 8, "prototypes": 20, "queue_size": 64, "whitened_dim": 4, "local_views": 2}
+SCALE |= {"tile_dim": 8, "code_dim": 8, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "patch_dim": 8}
+IMAGES_ONLY = tuple(f"dataset.scale.{name}={value}" for name, value in SCALE.items())
+OWN = {  # what a method needs besides to be small
+    **{name: (*IMAGES_ONLY, *VIT) for name in ("ibot", "msn", "mae", "simmim", "ijepa")},
+    **{name: (*IMAGES_ONLY, *RESNET, "method.batchnorm_groups=4") for name in ("moco", "moco_v1", "moco_v2plus")},
+    "wmse": (*IMAGES_ONLY, *RESNET, "method.whitening_size=8"),
+    "lejepa": (*IMAGES_ONLY, *RESNET, "method.slices=16"),
+    "jigsaw": (*IMAGES_ONLY, *RESNET, "method.permutations=8"),
+    "frame_order": (*RESNET, "method.hidden_dim=8"),
+    "masked_language": ("backbone.embed_dim=16", "backbone.depth=1", "backbone.heads=2"),
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    config: DictConfig
+    method: Method
+    batch: Batch
+
+    def loss(self) -> Tensor:
+        """Of the batch at step 0."""
+        return self.method(self.batch, self.method.schedules(0))["loss"]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The method's own one, at a learning rate of 0.1."""
+        plan = SimpleNamespace(lr=0.1, device=torch.device("cpu"))
+        return build_optimizer(self.config.optimizer, self.method, plan)
+
+
+@functools.cache
+def composed(*words: str) -> DictConfig:
+    return compose_choices("pretrain", Prepared(config_dirs=[]), list(words))
+
+
+def built(name: str, *words: str, rows: int = ROWS) -> Built:
+    """method=name as configs/method has it, with random weights that are always the same, and a batch of noise."""
+    config = composed(f"method={name}", *OWN.get(name, (*IMAGES_ONLY, *RESNET)), *words)
+    channels = 3 if name == "colorization" else 1
+    preprocess = Preprocess(channels, SIDE, SIDE, [0.5] * channels, [0.3] * channels)
+    side = SIDE
+    if name == "masked_language":
+        preprocess, side = TextPreprocess(VOCABULARY, LENGTH), LENGTH
+    torch.manual_seed(0)
+    backbone, teacher = build_backbone(config.backbone, preprocess), None
+    if "teacher" in config.method:
+        teacher = Teacher(build_backbone(composed(*RESNET).backbone, preprocess), {}, preprocess)
+    facts = Facts(channels, side, IMAGES, 4, rows, steps_per_epoch=10, total_steps=100)
+    method = build_method(config.method, backbone, facts, teacher)
+    return Built(config, method.train(), noise(config, method, rows))
+
+
+def noise(config: DictConfig, method: Method, rows: int) -> Batch:
+    """Random images, frames or tokens, and the views that the configuration makes of them."""
+    index = torch.arange(rows)
+    key, generator = Key(0, 0, index), torch.Generator().manual_seed(0)
+    if method.looks_at == "tokens":
+        ids = torch.randint(4, VOCABULARY, (1, rows, LENGTH), generator=generator)
+        ids[..., 0] = CLS
+        return Batch({"tokens": ids}, index % 4, index, key)
+    if method.looks_at == "frames":
+        shape = (1, rows, config.dataset.frames, method.facts.channels, SIDE, SIDE)
+        return Batch({"frames": torch.rand(shape, generator=generator)}, index % 4, index, key)
+    pixels = torch.randint(0, 256, (rows, method.facts.channels, SIDE, SIDE), generator=generator)
+    settings = OmegaConf.to_container(config.augmentation, resolve=True)
+    views = ViewMaker(settings, SIDE, ("saturation", "hue", "grayscale"), patch_size_of(method.backbone.network))
+    return Batch(views(pixels.to(torch.uint8), key), index % 4, index, key)
+
+
+# --- Networks that say what they are told ---
+
+
+class Told(nn.Module):
+    """Says the given outputs one call after the other, and then again, whatever goes in."""
+
+    def __init__(self, *outputs: Tensor):
+        super().__init__()
+        self.outputs = cycle(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return next(self.outputs)
+
+
+def silence(module: nn.Module) -> None:
+    """Makes a network's outputs 0, and with them every similarity and every logit: its last layer has no weights left."""
+    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.zero_()
