@@ -106,7 +106,7 @@ def make_plan(config: Any, source: Source) -> Plan:
     if steps_per_epoch == 0:
         raise InputError(
             f"0 steps per epoch: {source.name} has {len(source)} images, trainer.batch_size={trainer.batch_size}"
-            " (incomplete batches are left out)"
+            f" (incomplete batches are left out): trainer.batch_size={_fitting(len(source))}"
         )
     total = trainer.epochs * steps_per_epoch
     scaling = config.optimizer.lr_scaling
@@ -146,6 +146,11 @@ def make_plan(config: Any, source: Source) -> Plan:
         save_every_steps=every,
         knn_every_steps=max(1, round(knn_every * steps_per_epoch)) if knn_every else None,
     )
+
+
+def _fitting(images: int) -> int:
+    """A batch size that so few images fill at least four times, where there are as many."""
+    return max(1, 1 << max(0, (images // 4).bit_length() - 1))
 
 
 def _plain(node: Any) -> dict:

@@ -266,3 +266,23 @@ def test_texts_are_embedded(embedded, tmp_path):
     assert held["features"].shape == (len(held["labels"]), 8)
     assert set(held["labels"].tolist()) == {0, 1}
     assert held["names"][0] == f"{folder}/a/words.txt, text 0"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_folders_that_are_read_ahead_are_embedded_whole(embedded, finished_run, tmp_path, workers):
+    """Batches of fewer images than asked for: the rows' names must still be their own."""
+    root = write_images(tmp_path / "many", count=150)
+    data = ("dataset=folder", f"dataset.root={root}", "dataset.memory_gb=0", f"workers={workers}")
+    embedded(finished_run, *data, f"out={tmp_path}/x.csv")
+    rows, features = read(tmp_path / "x.csv")
+    assert [row[0] for row in rows] == [str(path) for path in sorted(root.glob("*.png"))]
+    backbone, preprocess = sslctl.load(finished_run)
+    with torch.no_grad():
+        last = backbone(preprocess(Image.open(rows[-1][0]))[None]).numpy()[0]
+    np.testing.assert_allclose(features[-1], last, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_were_loaded_in_part_are_not_handed_on(embedded, finished_run, tmp_path):
+    weights = f"backbone.weights={finished_run / 'backbone.safetensors'}"
+    words = ("backbone=mlp", "backbone.widths=[8]", weights, "backbone.partial=true", "dataset=digits")
+    assert "backbone.partial=true: weights of which only some were loaded" in embedded(*words, status=2).err

@@ -35,13 +35,19 @@ class Source:
     classes: tuple[str, ...]
     channels: int
     image_size: int
-    content_hash: str
+    content_hash: str  # of what was loaded, or of the list of files with their sizes
+    written: str = ""  # when the files were: a hash of their times
     numbers: tuple[int, ...] = ()  # of a subset's samples in the whole split
     gives: ClassVar[str] = "global"
     per_sample: ClassVar[tuple[str, ...]] = ("images", "paths", "labels")  # what has an entry for each sample
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def as_of(self) -> str:
+        """Names the images as they are now: files that were written again may hold others."""
+        return self.content_hash + self.written
 
     @property
     def labelled(self) -> bool:
@@ -263,7 +269,8 @@ def _from_files(
         images = files.read_all(paths, channels, common)
     listing = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(names, paths, strict=True))
     digest = hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return Source(name, split, images, tuple(paths), labels, classes, channels, image_size, digest)
+    times = hashlib.blake2b(" ".join(str(os.stat(p).st_mtime_ns) for p in paths).encode(), digest_size=16).hexdigest()
+    return Source(name, split, images, tuple(paths), labels, classes, channels, image_size, digest, times)
 
 
 def data_home() -> Path:

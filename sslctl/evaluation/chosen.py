@@ -68,6 +68,8 @@ def _foreign(config: Any, split: str) -> Chosen:
         raise InputError("nothing named: name a run (runs/latest), or backbone=… backbone.weights=FILE dataset=…")
     if not config.backbone.get("weights"):
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
+    if config.backbone.get("partial"):
+        raise InputError(who.PARTLY)
     if config.dataset is None:
         raise InputError("a foreign backbone needs a dataset, whose size and normalisation it takes: dataset=…")
     if config.features not in (None, "backbone"):

@@ -68,12 +68,14 @@ def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
 @torch.no_grad()
 def _rows(one: Chosen, source: Source, config: Any, device: torch.device, poll: Callable[[], None]) -> Iterator[Rows]:
     """A split's rows, a batch at a time. poll: called between batches; may raise."""
-    subject, everything = one.subject, torch.arange(len(source))
+    subject, everything, done = one.subject, torch.arange(len(source)), 0
     (one.method or subject.backbone).to(device)
     settings = {"resize": subject.preprocess.resize, "batch_size": config.batch_size, "workers": config.workers}
     with contextlib.closing(clean_batches(source, everything, **settings)) as batches:
-        for index, images in zip(everything.split(config.batch_size), batches, strict=True):
+        for images in batches:  # of a folder read ahead, smaller ones than asked for
             poll()
+            index = everything[done : done + len(images)]
+            done += len(images)
             images = images.to(device)
             features = subject.function(clean(images) if images.dtype == torch.uint8 else images).float().cpu()
             names = [_name(source, row) for row in index.tolist()]

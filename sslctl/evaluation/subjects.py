@@ -40,8 +40,14 @@ class Subject:
         return self.method or self.backbone
 
 
+PARTLY = "backbone.partial=true: weights of which only some were loaded are no network to measure or to hand on"
+
+
 def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
-    """(run, checkpoint) for every run that ckpt= names: runs, checkpoints of runs, or directories searched for runs."""
+    """(run, checkpoint) for every run that ckpt= names: runs, checkpoints of runs, or directories searched for runs.
+
+    Of a directory, runs without a checkpoint are left out and named; one that ckpt= names itself is refused.
+    """
     words = [ckpt] if isinstance(ckpt, str) else list(ckpt or [])
     found = []
     for word in words:
@@ -60,11 +66,13 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
         runs = find_runs(path)
         if not runs:
             raise InputError(f"ckpt={path}: no run directory there (no config.yaml with environment.json)")
-        for run in runs:
-            newest = checkpoint.newest_valid(run)
-            if newest is None:
-                raise InputError(f"ckpt={run}: this run has no valid checkpoint yet")
-            found.append((run, newest))
+        newest = {run: checkpoint.newest_valid(run) for run in runs}
+        empty = [run for run in runs if newest[run] is None]
+        if len(empty) == len(runs):
+            raise InputError(*(f"ckpt={run}: this run has no valid checkpoint yet" for run in empty))
+        for run in empty:
+            print(f"left out: {run} has no valid checkpoint yet")
+        found += [(run, newest[run]) for run in runs if newest[run] is not None]
     return found
 
 

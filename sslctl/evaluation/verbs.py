@@ -152,7 +152,7 @@ def _foreign(config: Any, name: str, preprocess: Preprocess) -> Subject:
     if weights and not config.backbone.get("weights"):
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
     if weights and config.backbone.get("partial"):
-        raise InputError("backbone.partial=true: weights of which only some were loaded are not evaluated")
+        raise InputError(who.PARTLY)
     return who.foreign(config.backbone, preprocess, with_weights=weights)
 
 
