@@ -109,7 +109,7 @@ def view_features(subject: Subject, task: Task, views: ViewMaker) -> Tensor:
     wanted, device = config.label_free.lidar_views, choose_device(config.device)
     epochs = -(-wanted // views.augmentation["global"]["count"])
     pipeline = json.dumps([vars(views), len(rows), wanted, config.seed], sort_keys=True)
-    identity = (subject.weights_sha256, subject.features, subject.preprocess.words(), train.content_hash, train.split)
+    identity = (subject.weights_sha256, subject.features, subject.preprocess.words(), train.as_of, train.split)
 
     @torch.no_grad()
     def compute() -> Tensor:

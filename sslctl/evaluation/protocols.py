@@ -41,7 +41,7 @@ def amount_words(amount: float | None) -> str:
 
 def key_of(subject: Subject, source: Source) -> tuple[str, ...]:
     """What features are kept under."""
-    return (subject.weights_sha256, subject.features, subject.preprocess.words(), source.content_hash, source.split)
+    return (subject.weights_sha256, subject.features, subject.preprocess.words(), source.as_of, source.split)
 
 
 def reader(device: torch.device, workers: int, cache_gb: float, poll: Callable[[], None] = nothing) -> Reader:
