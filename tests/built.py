@@ -28,15 +28,14 @@ VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=4", "backbone.kwargs.em
 VIT += ("backbone.kwargs.depth=1", "backbone.kwargs.num_heads=2")
 SCALE = {"head_dim": 16, "predictor_dim": 8, "prototypes": 20, "queue_size": 64, "whitened_dim": 4, "local_views": 2}
 SCALE |= {"tile_dim": 8, "code_dim": 8, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "patch_dim": 8}
-IMAGES_ONLY = tuple(f"dataset.scale.{name}={value}" for name, value in SCALE.items())
+NETWORKS = dict.fromkeys(("ibot", "msn", "mae", "simmim", "ijepa"), VIT)
+NETWORKS |= {"masked_language": ("backbone.embed_dim=16", "backbone.depth=1", "backbone.heads=2")}
 OWN = {  # what a method needs besides to be small
-    **{name: (*IMAGES_ONLY, *VIT) for name in ("ibot", "msn", "mae", "simmim", "ijepa")},
-    **{name: (*IMAGES_ONLY, *RESNET, "method.batchnorm_groups=4") for name in ("moco", "moco_v1", "moco_v2plus")},
-    "wmse": (*IMAGES_ONLY, *RESNET, "method.whitening_size=8"),
-    "lejepa": (*IMAGES_ONLY, *RESNET, "method.slices=16"),
-    "jigsaw": (*IMAGES_ONLY, *RESNET, "method.permutations=8"),
-    "frame_order": (*RESNET, "method.hidden_dim=8"),
-    "masked_language": ("backbone.embed_dim=16", "backbone.depth=1", "backbone.heads=2"),
+    **dict.fromkeys(("moco", "moco_v1", "moco_v2plus"), ("method.batchnorm_groups=4",)),
+    "wmse": ("method.whitening_size=8",),
+    "lejepa": ("method.slices=16",),
+    "jigsaw": ("method.permutations=8",),
+    "frame_order": ("method.hidden_dim=8",),
 }
 
 
@@ -50,6 +49,17 @@ class Built:
         """Of the batch at step 0."""
         return self.method(self.batch, self.method.schedules(0))["loss"]
 
+    def step(self) -> dict:
+        """One step of the method's own optimizer; returns what the method did."""
+        method, optimizer, s = self.method, self.optimizer(), self.method.schedules(0)
+        method.before_step(s)
+        out = method(self.batch, s)
+        out["loss"].backward()
+        method.after_backward(s)
+        optimizer.step()
+        method.after_step(s, out.get("carry", {}))
+        return out
+
     def optimizer(self) -> torch.optim.Optimizer:
         """The method's own one, at a learning rate of 0.1."""
         plan = SimpleNamespace(lr=0.1, device=torch.device("cpu"))
@@ -61,12 +71,17 @@ def composed(*words: str) -> DictConfig:
     return compose_choices("pretrain", Prepared(config_dirs=[]), list(words))
 
 
-def built(name: str, *words: str, rows: int = ROWS) -> Built:
-    """method=name as configs/method has it, with random weights that are always the same, and a batch of noise."""
-    config = composed(f"method={name}", *OWN.get(name, (*IMAGES_ONLY, *RESNET)), *words)
-    channels = 3 if name == "colorization" else 1
+def built(name: str, *words: str, network: tuple[str, ...] | None = None, rows: int = ROWS) -> Built:
+    """method=name as configs/method has it, at the start of an epoch and with weights that are always the same.
+
+    words: other values. network: the words of another backbone. rows: images of the batch.
+    """
+    scale = (
+        () if name in ("frame_order", "masked_language") else tuple(f"dataset.scale.{k}={v}" for k, v in SCALE.items())
+    )
+    config = composed(f"method={name}", *scale, *(network or NETWORKS.get(name, RESNET)), *OWN.get(name, ()), *words)
+    channels, side = 3 if name == "colorization" else 1, SIDE
     preprocess = Preprocess(channels, SIDE, SIDE, [0.5] * channels, [0.3] * channels)
-    side = SIDE
     if name == "masked_language":
         preprocess, side = TextPreprocess(VOCABULARY, LENGTH), LENGTH
     torch.manual_seed(0)
@@ -74,8 +89,10 @@ def built(name: str, *words: str, rows: int = ROWS) -> Built:
     if "teacher" in config.method:
         teacher = Teacher(build_backbone(composed(*RESNET).backbone, preprocess), {}, preprocess)
     facts = Facts(channels, side, IMAGES, 4, rows, steps_per_epoch=10, total_steps=100)
-    method = build_method(config.method, backbone, facts, teacher)
-    return Built(config, method.train(), noise(config, method, rows))
+    method = build_method(config.method, backbone, facts, teacher).train()
+    with torch.no_grad():
+        method.start_epoch(0, lambda function: function(torch.rand(IMAGES, channels, SIDE, SIDE)))
+    return Built(config, method, noise(config, method, rows))
 
 
 def noise(config: DictConfig, method: Method, rows: int) -> Batch:
@@ -98,15 +115,10 @@ def noise(config: DictConfig, method: Method, rows: int) -> Batch:
 # --- Networks that say what they are told ---
 
 
-class Told(nn.Module):
-    """Says the given outputs one call after the other, and then again, whatever goes in."""
-
-    def __init__(self, *outputs: Tensor):
-        super().__init__()
-        self.outputs = cycle(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return next(self.outputs)
+def tell(module: nn.Module, *outputs: Tensor) -> None:
+    """Makes a network say the given outputs, one call after the other and then again, whatever goes in."""
+    said = cycle(outputs)
+    module.register_forward_hook(lambda *_: next(said))
 
 
 def silence(module: nn.Module) -> None:

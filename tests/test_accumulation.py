@@ -7,13 +7,20 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from sslctl.accumulation import reasons_against_parts, refuse_inexact_accumulation
 from sslctl.backbones import Backbone
+from sslctl.batchnorm import takes_batch_statistics
+from sslctl.binding import target_of
+from sslctl.cli import CONFIGS
 from sslctl.clock import Clock
+from sslctl.config import InputError
 from sslctl.methods.base import Batch
 from sslctl.methods.moco import MoCo
 from sslctl.methods.supervised import Supervised
 from sslctl.precision import Precision
 from sslctl.train import build_optimizer, joined, train_step
+from tests.built import VIT as SMALL_VIT
+from tests.built import WITHOUT_BATCHNORM, built
 from tests.test_methods import AS_IT_IS, MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone
 from tests.test_resume import VIT
 from tests.training import MOCO, SIMCLR, SUPERVISED, differences, finish, metrics, own, pretrain, slow, tensors
@@ -101,6 +108,33 @@ def test_parts_give_the_loss_and_gradients_of_the_batch(name, parts):
     assert max(g.abs().max() for g in expected) > 1e-3
     for tensor in after:
         torch.testing.assert_close(left[tensor], after[tensor], atol=1e-6, rtol=0)
+
+
+OF_EARLIER_BATCHES = {  # what images are compared with: centres, queues, memories
+    "dino": (WITHOUT_BATCHNORM, ("center", "teacher_head.1.weight")),
+    "ibot": (SMALL_VIT, ("centers", "teacher_head.1.weight")),
+    "seed": (WITHOUT_BATCHNORM, ("queue", "queue_pointer")),
+    "compress": (WITHOUT_BATCHNORM, ("student_memory", "teacher_memory", "memory_pointer")),
+}
+
+
+@pytest.mark.parametrize("name", OF_EARLIER_BATCHES)
+def test_four_parts_equal_the_batch_where_images_meet_earlier_ones_only(name):
+    network, state = OF_EARLIER_BATCHES[name]
+    words = ("method.freeze_epochs=0",) if name in ("dino", "ibot") else ()
+    whole, parts = (built(name, *words, network=network) for _ in range(2))
+    assert reasons_against_parts(whole.method) == []
+    start = {part: whole.method.state_dict()[part].clone() for part in state}
+    (out, expected, after), (found, gradients, left) = (
+        stepped(its.method, count, its.batch) for its, count in ((whole, 1), (parts, 4))
+    )
+    assert found["loss"].item() == pytest.approx(out["loss"].item(), rel=2e-5)
+    largest = max(gradient.abs().max() for gradient in expected)
+    assert largest > 1e-3
+    assert far(gradients, expected) < 2e-5 * largest
+    for part, before in start.items():
+        assert not torch.equal(after[part], before), part
+        torch.testing.assert_close(left[part], after[part], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["moco", "symmetric moco"])
@@ -247,6 +281,40 @@ def test_parts_that_are_not_the_batch_are_refused_with_the_reason(words, reasons
     assert not any(other in said for other in others)
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+MEET = {  # method: where its images meet, in its own words
+    **dict.fromkeys(("simclr", "moco_v3", "nnclr", "dcl"), NEGATIVES),
+    "supcon": "its positives and negatives are the other images of the batch",
+    "cpc": "its negatives are the patches of the batch",
+    "swav": "codes are assigned to the batch as a whole",
+    "msn": "its mean prediction and its balanced targets are the batch's",
+    "barlow_twins": "the correlation of two dimensions is taken over the batch",
+    "vicreg": "variance and covariance are taken over the batch",
+    "wmse": "the covariance that is whitened is the batch's",
+    "lejepa": "SIGReg compares the distribution of the batch with a Gaussian",
+    "ijepa": "the blocks have one size in the whole batch",
+    "inpainting": "one hole is drawn for the whole batch",
+}
+
+
+@pytest.mark.parametrize("name", MEET)
+def test_parts_are_refused_with_the_methods_own_reason_without_batchnorm_too(name):
+    network = SMALL_VIT if name in ("msn", "ijepa") else WITHOUT_BATCHNORM
+    words = ("method.hole=blobs",) if name == "inpainting" else ()
+    method = built(name, *words, network=network).method
+    assert not takes_batch_statistics(method.backbone)
+    with pytest.raises(InputError) as refused:
+        refuse_inexact_accumulation(SimpleNamespace(accumulate_steps=2), method, approximately=False)
+    assert MEET[name] in str(refused.value)
+    refuse_inexact_accumulation(SimpleNamespace(accumulate_steps=1), method, approximately=False)
+
+
+def test_every_method_whose_images_meet_has_its_reason_looked_at():
+    nodes = {path.stem: OmegaConf.load(path).method for path in (CONFIGS / "method").glob("*.yaml")}
+    couples = {name: target_of(node, "method").couples for name, node in nodes.items() if "_target_" in node}
+    assert len(couples) > 30
+    assert {name for name, reason in couples.items() if reason} == MEET.keys()
 
 
 @pytest.mark.parametrize("words", [SIMCLR, slow(MOCO)])

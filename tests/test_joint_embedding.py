@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -365,9 +364,3 @@ def test_labels_are_asked_for_where_they_are_needed(tmp_path, capsys):
     words = ["pretrain", "method=supcon", "dataset=folder", f"dataset.root={folder}", "trainer.batch_size=2"]
     assert main([*words, f"run_dir={tmp_path / 'run'}"]) == 2
     assert "supcon needs labels" in capsys.readouterr().err
-
-
-def test_feature_std_is_logged_by_every_method(straight):
-    for name in FAST:
-        records = [json.loads(line) for line in (straight(name) / "metrics.jsonl").read_text().splitlines()]
-        assert all("feature_std" in record for record in records)

@@ -223,6 +223,17 @@ def test_loss_has_its_known_value(name):
     assert float(value()) == pytest.approx(expected, rel=tolerance, abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["dino", "swav"])
+def test_a_mean_over_many_images_and_prototypes_keeps_its_digits(loss):
+    """A million equal products: added up one after the other in fp32, they would say that outputs know something."""
+    scores = torch.zeros(2, 256, 4096)
+    same = {
+        "dino": lambda: dino(scores, scores, scores[0, 0], 0.1, 0.04),
+        "swav": lambda: swav(scores, scores.softmax(2), 0.1),
+    }
+    assert same[loss]().item() == pytest.approx(math.log(4096), rel=1e-5)
+
+
 def test_supcon_with_a_class_an_image_is_nt_xent():
     z1, z2 = normal(6, 4), normal(6, 4, seed=1)
     expected = nt_xent(z1, z2, 0.1) * 0.1 / 0.07

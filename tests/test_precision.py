@@ -9,9 +9,11 @@ import torch.nn.functional as F
 import yaml
 
 import sslctl.train
+from sslctl.heads import Prototypes
 from sslctl.losses import info_nce, nt_xent
 from sslctl.precision import MOST_SKIPPED, NonFiniteError, Precision
 from sslctl.views import Key, ViewMaker
+from tests.built import built
 from tests.conftest import REPOSITORY
 from tests.test_methods import make_batch, tiny_backbone
 from tests.training import (
@@ -193,6 +195,35 @@ def test_losses_of_rounded_inputs_are_calculated_in_fp32(dtype):
     high = [z.float() for z in low]
     assert torch.equal(nt_xent(*low[:2], 0.1), nt_xent(*high[:2], 0.1))
     assert torch.equal(info_nce(*low, 0.1), info_nce(*high, 0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_prototypes_under_autocast_are_those_of_fp32(dtype):
+    torch.manual_seed(0)
+    prototypes, z = Prototypes(32, 50), torch.randn(64, 32)
+    expected, low = prototypes(z), z.to(dtype)
+    of_low = prototypes(low.float())
+    with torch.autocast("cpu", dtype):
+        found, found_of_low = prototypes(z), prototypes(low)
+        rounded = F.linear(F.normalize(z, dim=1), prototypes.weight)
+    assert (found.dtype, found_of_low.dtype, rounded.dtype) == (torch.float32, torch.float32, dtype)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found_of_low, of_low, atol=1e-5, rtol=0)
+    assert (rounded.float() - expected).abs().max() > 1e-4  # what a product in the lower precision would give
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_nearest_neighbours_of_nnclr_under_autocast_are_those_of_fp32(dtype):
+    method = built("nnclr", "method.queue_size=4096", "method.out_dim=16").method
+    z = torch.randn(256, 16)
+    expected, low = method.nearest(z), z.to(dtype)
+    of_low = method.nearest(low.float())
+    with torch.autocast("cpu", dtype):
+        found, found_of_low = method.nearest(z), method.nearest(low)
+        rounded = method.queue[(F.normalize(z, dim=1) @ method.queue.T).argmax(1)]
+    assert torch.equal(found, expected)
+    assert torch.equal(found_of_low, of_low)
+    assert not torch.equal(rounded, expected)  # others are taken for the nearest in the lower precision
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from sslctl.losses.exact import exact
+from sslctl.losses.exact import cross_entropy_of_other_views, exact
 
 
 @torch.no_grad()
@@ -30,10 +30,7 @@ def swav(scores: Tensor, assignments: Tensor, temperature: float) -> Tensor:
     scores: (V, B, K) similarities of unit embeddings to unit prototypes, the assigned views first; assignments: (T, B, K),
     T ≤ V, from `sinkhorn`. Mean over the T·(V - 1) pairs of different views; no gradient reaches the assignments.
     """
-    log_p = (scores / temperature).log_softmax(-1)  # (V, B, K)
-    cross = -torch.einsum("tbk,vbk->tv", assignments.detach(), log_p) / scores.shape[1]  # (T, V)
-    others = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
-    return cross[others].mean()
+    return cross_entropy_of_other_views(scores / temperature, assignments.detach())
 
 
 @exact

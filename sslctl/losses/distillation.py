@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.losses.exact import exact, unit
+from sslctl.losses.exact import cross_entropy_of_other_views, exact, unit
 
 
 @exact
@@ -30,10 +30,7 @@ def dino(
     the T·(V - 1) pairs of different views. No gradient reaches the teacher.
     """
     targets = ((teacher_logits.detach() - center) / teacher_temperature).softmax(-1)  # (T, B, K)
-    log_p = (student_logits / student_temperature).log_softmax(-1)  # (V, B, K)
-    cross = -torch.einsum("tbk,vbk->tv", targets, log_p) / student_logits.shape[1]  # (T, V)
-    others = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
-    return cross[others].mean()
+    return cross_entropy_of_other_views(student_logits / student_temperature, targets)
 
 
 @exact

@@ -34,3 +34,14 @@ def _full(value):
 def unit(z: Tensor) -> Tensor:
     """Rows on the unit sphere: (…, D) -> (…, D)."""
     return F.normalize(z, dim=-1)
+
+
+def cross_entropy_of_other_views(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits: (V, B, K), targets: (T, B, K) whose rows sum to 1. Mean over images and the T·(V - 1) pairs of different views.
+
+    ln Σ exp is taken out of the sum over B and K: one of some million terms near ln K would lose its digits.
+    """
+    own = logits.logsumexp(-1).mean(1)  # (V,)
+    cross = own - torch.einsum("tbk,vbk->tv", targets, logits) / logits.shape[1]  # (T, V)
+    others = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
+    return cross[others].mean()

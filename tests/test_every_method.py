@@ -1,0 +1,274 @@
+"""What holds for every file of configs/method: figures, blind losses, teachers, schedules, views of several sizes, ViTs."""
+
+import math
+from dataclasses import replace
+from operator import attrgetter
+
+import pytest
+import torch
+from torch import nn
+
+from sslctl.data.batch import Batch
+from sslctl.methods.base import multi_crop
+from sslctl.train import scalars
+from tests.built import VIT, built, silence, tell
+from tests.test_config import choices
+
+# --- Figures ---
+
+
+@pytest.mark.parametrize("name", choices("method"))
+def test_feature_std_is_logged_by_every_method(name):
+    logged = scalars(built(name).step())
+    assert math.isfinite(logged["loss"])
+    assert 0.01 < logged["feature_std"] < 1.2  # of noise: neither collapsed nor more than evenly spread
+
+
+@pytest.mark.parametrize(
+    "words", ["method=frame_order method.task=order", "method=colorization method.form=regression"]
+)
+def test_feature_std_is_logged_in_a_methods_other_form(words):
+    method, form = words.split()
+    assert 0.01 < scalars(built(method.removeprefix("method="), form).step())["feature_std"] < 1.2
+
+
+# --- Blind losses: each method's own number against its loss when its outputs say nothing about their image ---
+
+
+def silent(name, *parts, words=()):
+    """A method of which some networks say 0: uniform probabilities, and embeddings at right angles to all others."""
+
+    def make():
+        its = built(name, *words)
+        for part in parts:
+            silence(its.method.get_submodule(part))
+        return its
+
+    return make
+
+
+def at_random(name, *words, rows, dim, calls):
+    """A method whose projections of two views, made in so many calls, are noise: zeros would be its collapse."""
+
+    def make():
+        its = built(name, *words, f"method.out_dim={dim}", rows=rows)
+        tell(its.method.projector, *torch.randn(calls, 2 * rows // calls, dim))
+        return its
+
+    return make
+
+
+def sure_of_the_share_alone():
+    """Triples of frames, exactly a quarter of them in order, and a classifier that knows no more than that."""
+    its = built("frame_order", rows=200)
+    _, label = its.method.question(its.batch)
+    rows = torch.cat([(label == answer).nonzero()[:count, 0] for answer, count in ((0, 30), (1, 10))])
+    batch = Batch({"frames": its.batch.views["frames"][:, rows]}, label[rows], rows, its.batch.key.select(rows))
+    silence(its.method.classifier)
+    its.method.classifier[-1].bias.data.copy_(torch.tensor([0.75, 0.25]).log())
+    return replace(its, batch=batch)
+
+
+def gaussian_tokens():
+    its = built("ijepa", "backbone.kwargs.embed_dim=64", rows=64)
+    its.method.teacher_backbone.tokens = lambda x: torch.randn(len(x), 17, 64)
+    silence(its.method.head)
+    return its
+
+
+BLIND = {
+    **{
+        name: silent(name, "projector")
+        for name in (
+            "simclr",
+            "moco",
+            "moco_v1",
+            "moco_v2plus",
+            "dcl",
+            "supcon",
+            "swav",
+            "deepcluster_v2",
+            "msn",
+            "seed",
+        )
+    },
+    **{name: silent(name, "predictor") for name in ("moco_v3", "nnclr", "byol", "simsiam")},
+    **{name: silent(name, "classifier") for name in ("rotation", "relative_patch", "jigsaw", "supervised")},
+    **{name: silent(name, "head") for name in ("mae", "colorization")},
+    "dino": silent("dino", "head.0"),
+    "ibot": silent("ibot", "head.0", words=("method.mask_chance=1.0",)),
+    "ibot, nothing hidden": silent("ibot", "head.0", words=("method.mask_chance=0.0",)),
+    "cpc": silent("cpc", *(f"predictors.{direction}.{row}" for direction in range(4) for row in range(2))),
+    "masked_language": silent("masked_language", "transform"),
+    "frame_order": sure_of_the_share_alone,
+    "frame_order, orders": silent("frame_order", "classifier", words=("method.task=order",)),
+    "barlow_twins": at_random("barlow_twins", "method.lambda_=1", "method.scale=0.1", rows=400, dim=200, calls=2),
+    "wmse": at_random("wmse", "method.whitening_size=4096", rows=4096, dim=4, calls=1),
+    "ijepa": gaussian_tokens,
+}
+OF_RANDOM_OUTPUTS = {"barlow_twins": 0.02, "wmse": 0.01, "ijepa": 0.02}
+DECIDED_BY_DATA = {
+    **dict.fromkeys(("autoencoder", "vae", "inpainting", "simmim", "lejepa", "vicreg", "compress"), ()),
+    "colorization": ("method.form=regression",),
+    "mae": ("method.normalize_target=false",),
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_a_blind_loss_is_that_of_a_step_whose_outputs_say_nothing(name):
+    its = BLIND[name]()
+    expected = its.loss().item()
+    # MAE's patches of noise have a variance that 1e-6 is added to.
+    tolerance = OF_RANDOM_OUTPUTS.get(name, 1e-4 if name == "mae" else 1e-5)
+    assert its.method.blind_loss() == pytest.approx(expected, rel=tolerance, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", DECIDED_BY_DATA)
+def test_a_loss_that_data_decide_has_no_blind_value(name):
+    assert built(name, *DECIDED_BY_DATA[name]).method.blind_loss() is None
+
+
+def test_every_method_has_a_blind_loss_that_is_looked_at_or_none():
+    assert {name.partition(",")[0] for name in BLIND} | DECIDED_BY_DATA.keys() == set(choices("method"))
+
+
+# --- Teachers ---
+
+BOTH = ("teacher_backbone", "teacher_projector")
+TEACHERS = {
+    **dict.fromkeys(("moco", "moco_v1", "moco_v2plus", "moco_v3", "byol", "msn"), BOTH),
+    **dict.fromkeys(("dino", "ibot"), ("teacher_backbone", "teacher_head")),
+    "ijepa": ("teacher_backbone",),
+    "compress": ("key_backbone", "teacher.network"),
+    "seed": ("teacher.network",),
+}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_optimizer_has_the_whole_student_and_nothing_of_the_teacher(name):
+    its = built(name)
+    optimized = [parameter for group in its.optimizer().param_groups for parameter in group["params"]]
+    teachers = [p for path in TEACHERS[name] for p in attrgetter(path)(its.method).parameters()]
+    assert len(teachers) >= len(list(its.method.backbone.parameters()))
+    assert not any(p.requires_grad for p in teachers)
+    known = {id(p): key for key, p in its.method.named_parameters()} | {id(p): "of a teacher" for p in teachers}
+    fixed = {"backbone.network.model.pos_embed"} if name == "ijepa" else set()  # sines
+    student = set(known.values()) - {"of a teacher"} - fixed
+    assert sorted(known[id(p)] for p in optimized) == sorted(student)
+
+
+# --- Schedules: the facts are 10 steps an epoch, 100 in all ---
+
+WARM = ("method.teacher_temperature_start=0.04", "method.teacher_temperature=0.07")
+WARM += ("method.teacher_temperature_warmup_epochs=3",)
+COLD = (*WARM[:2], "method.teacher_temperature_warmup_epochs=0")
+LINE = "method.teacher_momentum=0.9"
+SCHEDULES = {
+    "msn, to 1 at 1.25 of the run": ("teacher_momentum", (LINE,), {0: 0.9, 50: 0.94, 99: 0.9792, 100: 0.98, 125: 1.0}),
+    "msn, to 1 at its end": ("teacher_momentum", (LINE, "method.momentum_stretch=1.0"), {0: 0.9, 50: 0.95, 100: 1.0}),
+    **{
+        f"{name}, {words[2].partition('=')[2]} epochs": ("teacher_temperature", words, values)
+        for name in ("dino", "ibot")
+        for words, values in (
+            (WARM, {0: 0.04, 10: 0.05, 29: 0.069, 30: 0.07, 31: 0.07, 99: 0.07}),
+            (COLD, {0: 0.07, 99: 0.07}),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_a_function_of_the_step_alone(name):
+    key, words, expected = SCHEDULES[name]
+    its = built(name.partition(",")[0], *words)
+    found = {step: its.method.schedules(step)[key] for step in expected}
+    assert found == pytest.approx(expected)
+    its.step()
+    assert {step: its.method.schedules(step)[key] for step in reversed(expected)} == found
+
+
+# --- Views of several sizes ---
+
+
+def numbered(count, rows, side, start):
+    """(count, rows, 1, side, side), each image filled with a number of its own."""
+    return torch.arange(start, start + count * rows).float().view(count, rows, 1, 1, 1).expand(-1, -1, 1, side, side)
+
+
+def test_views_of_one_size_share_a_forward_and_the_global_ones_come_first():
+    seen = []
+
+    def network(x):
+        seen.append(tuple(x.shape))
+        return x.mean((2, 3))
+
+    batch = built("dino").batch
+    views = {"local": numbered(3, 5, 4, start=100), "global": numbered(2, 5, 8, start=0)}
+    out = multi_crop(network, Batch(views, batch.label, batch.index, batch.key))
+    assert seen == [(10, 1, 8, 8), (15, 1, 4, 4)]
+    expected = torch.cat([torch.arange(0, 10), torch.arange(100, 115)]).float().view(5, 5, 1)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("name", ["dino", "lejepa", "swav", "deepcluster_v2"])
+def test_the_student_takes_one_forward_for_each_size(name):
+    its = built(name, "augmentation.local.count=3") if name in ("dino", "lejepa") else built(name)
+    sizes = []
+    its.method.backbone.register_forward_pre_hook(lambda module, args: sizes.append((len(args[0]), args[0].shape[-1])))
+    its.loss()
+    rows = len(its.batch.index)
+    assert sizes == [(views.shape[0] * rows, views.shape[-1]) for views in its.batch.views.values()]
+    assert next(iter(its.batch.views)) == "global"
+
+
+# --- On a vision transformer ---
+
+
+@pytest.mark.parametrize("name", ["dino", "swav", "lejepa"])
+def test_a_vision_transformer_takes_a_step_in_all_its_weights(name):
+    words = () if name == "lejepa" else ("method.freeze_epochs=0",)
+    its = built(name, *words, network=VIT)
+    before = {key: tensor.clone() for key, tensor in its.method.backbone.named_parameters()}
+    assert math.isfinite(its.step()["loss"].item())
+    for key, parameter in its.method.backbone.named_parameters():
+        assert parameter.grad.abs().max() > 0, key
+        assert not torch.equal(parameter, before[key]), key
+        assert torch.isfinite(parameter).all(), key
+
+
+def moco_v3_of_a_vit():
+    words = ("method.projector_layers=3", "method.predictor_norm=true", "method.freeze_patches=true")
+    return built("moco_v3", *words, "optimizer=adamw", "optimizer.weight_decay=0.1", network=VIT)
+
+
+def test_moco_v3_leaves_the_patches_and_positions_of_a_vit_alone():
+    its = moco_v3_of_a_vit()
+    start = {key: tensor.clone() for key, tensor in its.method.named_parameters()}
+    its.step()
+    its.method.before_step({"teacher_momentum": 0.5})
+    fixed = ("model.patch_embed.", "model.pos_embed")
+    for key, parameter in its.method.named_parameters():
+        stays = any(part in key for part in fixed)
+        assert torch.equal(parameter, start[key]) == stays, key
+        assert (parameter.grad is None) == (stays or key.startswith("teacher_")), key
+    still = [key for key in start if key.startswith("backbone.") and any(part in key for part in fixed)]
+    assert len(still) == 3  # the projection's weight and bias, the positions
+
+
+def test_moco_v3s_heads_on_a_vit_are_the_official_codes():
+    method = moco_v3_of_a_vit().method
+    for head, layers in ((method.projector, 3), (method.predictor, 2)):
+        linears = [layer for layer in head if isinstance(layer, nn.Linear)]
+        norms = [layer for layer in head if isinstance(layer, nn.BatchNorm1d)]
+        assert len(linears) == len(norms) == layers
+        assert all(linear.bias is None for linear in linears)
+        assert [norm.affine for norm in norms] == [True] * (layers - 1) + [False]
+        assert head[-1] is norms[-1]
+    assert list(norms[-1].parameters()) == []
+
+
+def test_moco_v3s_predictor_on_a_resnet_ends_without_a_norm():
+    method = built("moco_v3").method
+    assert isinstance(method.predictor[-1], nn.Linear)
+    assert method.predictor[-1].bias is None
+    assert sum(isinstance(layer, nn.Linear) for layer in method.projector) == 2
