@@ -237,7 +237,7 @@ class Timm(nn.Module):
                     raise
         self.model_name, self.fixed_size = model, "img_size" in sized and "dynamic_img_size" not in sized
         patch = vit.patch_size_of(self)
-        if image_size % patch and patch <= image_size:
+        if image_size % patch:
             raise ValueError(
                 f"patches of {patch} pixels do not divide images of {image_size} (+backbone.kwargs.patch_size=…)"
             )

@@ -56,7 +56,7 @@ def build_backbone(
         raise InputError(f"backbone: {target.__name__} takes {takes}, the dataset has {has}: {other}")
     try:
         backbone = preprocess.wrapped(target(**arguments, **facts))
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"backbone: {error}") from error
     if with_weights and node.get("weights"):
         print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')), advice=advice)}")

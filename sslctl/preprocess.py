@@ -50,11 +50,15 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class TextPreprocess:
-    """How a text becomes the backbone's input: `length` ids below `vocabulary`, by the tokenizer beside the weights."""
+    """How a text becomes the backbone's input: `length` ids below `vocabulary`, by the tokenizer beside the weights.
+
+    tokenizer: its hash; empty in runs that did not keep it.
+    """
 
     vocabulary: int
     length: int
     resize: None = None
+    tokenizer: str = ""
 
     def words(self) -> str:
         return f"{self.length} tokens of {self.vocabulary:,}"
@@ -77,6 +81,10 @@ class TextPreprocess:
                 f"{what} takes {self.words()}, {source.name} has {source.image_size} of {source.vocabulary:,}:"
                 f" {key}.tokenizer=RUN/tokenizer.json {key}.length={self.length}"
             )
+        if self.tokenizer and source.tokenizer_hash != self.tokenizer:
+            raise InputError(
+                f"{what} knows the ids of another tokenizer than {source.name}: {key}.tokenizer=RUN/tokenizer.json"
+            )
 
 
 def _refuse_other_kind(what: str, other: bool, kind: str, source: Source) -> None:
@@ -87,7 +95,7 @@ def _refuse_other_kind(what: str, other: bool, kind: str, source: Source) -> Non
 def preprocess_of(node: Any, source: Source) -> Preprocess | TextPreprocess:
     """What the backbone gets to see of a dataset."""
     if source.gives == "tokens":
-        return TextPreprocess(source.vocabulary, source.image_size)
+        return TextPreprocess(source.vocabulary, source.image_size, tokenizer=source.tokenizer_hash)
     for key in ("mean", "std"):
         if len(node[key]) != source.channels:
             raise InputError(f"dataset.{key} has {len(node[key])} values for {source.channels} channels")

@@ -14,6 +14,7 @@ from sslctl.methods.relative_patch import NEIGHBOURS, RelativePatch
 from sslctl.methods.rotation import Rotation, four_turns
 from sslctl.tiles import cut_tiles, mosaic
 from sslctl.views.random import Key
+from tests.built import built
 
 
 def backbone(channels=1, size=32):
@@ -177,3 +178,12 @@ def test_a_classifier_that_knows_nothing_has_the_blind_loss_of_jigsaw():
         method.classifier.bias.zero_()
     assert method(a_batch(size=48), {})["loss"].item() == pytest.approx(math.log(12), rel=1e-6)
     assert F.cross_entropy(torch.zeros(1, 1000), torch.tensor([3])).item() == pytest.approx(6.908, abs=1e-3)
+
+
+@pytest.mark.parametrize(("gap", "jitter"), [(0.02, 0.0), (0.5, 0.073), (0.3, 0.14), (0.0001, 0.0)])
+def test_relative_patches_lie_within_the_view_and_never_touch(gap, jitter):
+    made = built("relative_patch", f"method.gap={gap}", f"method.jitter={jitter}")
+    method, side = made.method, made.batch.views["global"].shape[-1]
+    made.loss()  # no tile is cut outside the view
+    assert 2 * method.pitch + method.size + 2 * method.jitter <= side
+    assert method.pitch > method.size + 2 * method.jitter

@@ -487,6 +487,8 @@ def bad_frames(folder, kind):
         ("broken video", "frame_order", (), "cannot read"),
         ("uneven", "frame_order", (), "expected <video>/ or <class>/<video>/ throughout"),
         ("three frames", "frame_order", ("dataset.frames=3",), "takes 5 frames, dataset.frames=3"),
+        ("three frames", "frame_order", ("dataset.channels=2",), "dataset.channels=2: expected 1 or 3"),
+        ("short text", "masked_language", ("dataset.length=1",), "dataset.length=1: a sample is [CLS] and"),
         ("nowhere", "frame_order", (), "no such folder"),
         ("empty text", "masked_language", (), "is empty"),
         ("short text", "masked_language", (), "too few for samples of 64"),
@@ -535,6 +537,58 @@ def test_a_missing_package_is_named_with_what_installs_it(package, kind, tmp_pat
     root = bad_frames(tmp_path / "data", kind)
     assert main(["pretrain", f"method={method}", f"dataset.root={root}", *COMMON, f"run_dir={tmp_path / 'run'}"]) == 2
     assert "pip install 'sslctl[" in capsys.readouterr().err
+
+
+WORDS = {
+    "a": "the quick brown fox jumps over the lazy dog ",
+    "b": "permission is hereby granted free of charge to any ",
+}
+
+
+def write_classes(root, swapped=False):
+    for name, words in WORDS.items():
+        (root / name).mkdir(parents=True)
+        (root / name / "x.txt").write_text(("".join(reversed(words)) if swapped else words) * 60)
+    return root
+
+
+def test_texts_are_evaluated_with_the_runs_own_tokenizer(tmp_path, capsys):
+    """Two folders give vocabularies of one size, in which an id means other words."""
+    data, other = write_classes(tmp_path / "data"), write_classes(tmp_path / "other", swapped=True)
+    more = ("dataset.vocabulary=300", "dataset.length=8", "backbone.embed_dim=16", "trainer.epochs=1")
+    assert run("masked_language", data, tmp_path / "run", *more) == 0
+    own, foreign = (text("train", str(root), 8, 300, None) for root in (data, other))
+    assert own.vocabulary == foreign.vocabulary
+    assert own.tokenizer_hash != foreign.tokenizer_hash
+    words = ["dataset=text", f"dataset.root={other}", "dataset.vocabulary=300", "dataset.length=8", "cache_gb=0"]
+    assert main(["knn-eval", str(tmp_path / "run"), *words]) == 0  # with the run's, which is there
+    (tmp_path / "foreign.json").write_text(foreign.tokenizer)
+    capsys.readouterr()
+    assert main(["knn-eval", str(tmp_path / "run"), *words, f"dataset.tokenizer={tmp_path}/foreign.json"]) == 2
+    assert "knows the ids of another tokenizer" in capsys.readouterr().err
+    evaluated = (f"eval_dataset.root={other}", "eval_dataset.vocabulary=300", "eval_dataset.length=8")
+    assert run("masked_language", data, tmp_path / "second", *more, "eval_dataset=text", *evaluated) == 0
+
+
+def test_texts_may_come_in_train_and_test_folders(tmp_path, capsys):
+    write_classes(tmp_path / "train")
+    write_classes(tmp_path / "test", swapped=True)
+    train, test = (text(split, str(tmp_path), 8, 300, None) for split in ("train", "test"))
+    assert train.classes == test.classes == ("a", "b")
+    assert train.tokenizer == test.tokenizer
+    assert all("/train/" in path for path in train.paths)
+    assert all("/test/" in path for path in test.paths)
+    (tmp_path / "train" / "README.txt").write_text("about these texts, " * 20)
+    (tmp_path / "train" / "a" / "short.txt").write_text("brief")
+    assert not text("train", str(tmp_path), 8, 300, None).labelled
+    said = capsys.readouterr().out
+    assert "no labels, since 1 of 4 files lie outside class folders" in said
+    assert "1 of 4 files" in said.splitlines()[-1]
+    (tmp_path / "test" / "c").mkdir()
+    (tmp_path / "test" / "c" / "x.txt").write_text("another class " * 20)
+    (tmp_path / "train" / "README.txt").unlink()
+    with pytest.raises(InputError, match="class folder c does not exist"):
+        text("test", str(tmp_path), 8, 300, None)
 
 
 def test_images_and_texts_do_not_mix(texts, tmp_path, capsys):

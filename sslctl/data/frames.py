@@ -53,6 +53,8 @@ def frames(split: str, root: str | None, image_size: int | None, channels: int, 
         raise InputError(
             "dataset.root is not set: dataset.root=/path/to/videos, with a folder of frames for each video"
         )
+    if channels not in (1, 3):
+        raise InputError(f"dataset.channels={channels}: expected 1 or 3")
     base = files.existing_folder(root)
     parts = (base / "train").is_dir()
     names = sorted(_videos(base / split if parts else base))

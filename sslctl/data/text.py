@@ -26,6 +26,10 @@ class Texts(Source):
     gives: ClassVar[str] = "tokens"
     per_sample: ClassVar[tuple[str, ...]] = (*Source.per_sample, "tokens")
 
+    @property
+    def tokenizer_hash(self) -> str:
+        return hashlib.blake2b(self.tokenizer.encode(), digest_size=16).hexdigest()
+
     def words(self) -> str:
         return f"{len(self):,} texts of {self.image_size} tokens, {self.vocabulary:,} different ones"
 
@@ -36,42 +40,81 @@ class Texts(Source):
 def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: str | None) -> Texts:
     """root/*.txt, nested or not, without labels; root/<class>/*.txt when all files lie in class folders: with labels.
 
-    A fixed fifth of a labelled dataset's samples is the test split; the vocabulary comes from the training files' text.
+    root/train/ and root/test/ (or val/), each of this kind, are the splits where they are there; else a fixed fifth of a
+    labelled dataset's samples is the test split. The vocabulary comes from the training files' text.
     """
     if not root:
         raise InputError("dataset.root is not set: dataset.root=/path/to/texts, with .txt files")
+    if length < 2:
+        raise InputError(f"dataset.length={length}: a sample is [CLS] and at least one token")
     base = files.existing_folder(root)
-    paths = sorted(path for path in base.rglob("*.txt") if path.is_file())
-    if not paths:
-        raise InputError(f"no .txt files in {base}")
+    learnt, folder = _folders(base, split)
+    made = _tokenizer([_read(path) for path in _files(learnt)] if not tokenizer else [], vocabulary, tokenizer)
+    paths = _files(folder)
     contents = [_read(path) for path in paths]
-    empty = next((path for path, content in zip(paths, contents, strict=True) if not content.strip()), None)
-    if empty:
-        raise InputError(f"{empty} is empty")
-    labelled = all(len(path.relative_to(base).parts) == 2 for path in paths)
-    if not labelled and split == "test":
+    classes = _classes(learnt, _files(learnt))
+    if not classes and split == "test":
         raise InputError(f"{base} has no labels to evaluate on: put the files into a folder for each class")
-    made = _tokenizer(contents, vocabulary, tokenizer)
-    rows, labels, names = [], [], []
-    classes = tuple(sorted({path.parent.name for path in paths})) if labelled else ()
+    unknown = sorted({path.parent.name for path in paths} - set(classes)) if classes else []
+    if unknown:
+        raise InputError(f"{folder}: class folder {unknown[0]} does not exist in {learnt}")
+    rows, labels, names, short = [], [], [], 0
     for path, content in zip(paths, contents, strict=True):
         ids = torch.tensor(made.encode(content).ids, dtype=torch.int64)
         pieces = ids[: len(ids) // (length - 1) * (length - 1)].view(-1, length - 1)  # a rest is left out
+        short += not len(pieces)
         for number, piece in enumerate(pieces):
-            name = f"{path.relative_to(base).as_posix()}#{number}"
-            if not labelled or held_out(name) == (split == "test"):
+            name = f"{path.relative_to(folder).as_posix()}#{number}"
+            if not classes or folder != base or held_out(name) == (split == "test"):
                 rows.append(torch.cat([torch.tensor([CLS]), piece]))
-                labels.append(classes.index(path.parent.name) if labelled else -1)
+                labels.append(classes.index(path.parent.name) if classes else -1)
                 names.append(str(path))
     if not rows:
         words = sum(len(made.encode(content).ids) for content in contents)
-        raise InputError(f"{base}: {words} tokens are too few for samples of {length} (dataset.length)")
+        raise InputError(f"{folder}: {words} tokens are too few for samples of {length} (dataset.length)")
+    if short:
+        print(
+            f"  {short} of {len(paths)} files in {folder} are shorter than {length - 1} tokens and left out (dataset.length)"
+        )
     tokens, labels = torch.stack(rows), torch.tensor(labels)
     saved = made.to_str()
     digest = hashlib.blake2b(tokens.numpy().tobytes() + labels.numpy().tobytes() + saved.encode(), digest_size=16)
     size = made.get_vocab_size()
     what = (base.name, split, None, tuple(names), labels, classes, 1, length, digest.hexdigest())
     return Texts(*what, tokens=tokens, tokenizer=saved, vocabulary=size)
+
+
+def _folders(base: Path, split: str) -> tuple[Path, Path]:
+    """(the training texts', this split's) folder: train/ and test/ or val/, or the base for both."""
+    train, test = base / "train", next((d for d in (base / "test", base / "val") if d.is_dir()), None)
+    if not train.is_dir():
+        return base, base
+    if split == "test" and test is None:
+        raise InputError(f"{base} has a train/ folder but neither test/ nor val/: no test split")
+    return train, train if split == "train" else test
+
+
+def _files(folder: Path) -> list[Path]:
+    """The .txt files below a folder, sorted. Raises InputError where there are none, or where one is empty."""
+    paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
+    if not paths:
+        raise InputError(f"no .txt files in {folder}")
+    empty = next((path for path in paths if not _read(path).strip()), None)
+    if empty:
+        raise InputError(f"{empty} is empty")
+    return paths
+
+
+def _classes(folder: Path, paths: list[Path]) -> tuple[str, ...]:
+    """The class folders' names where every file lies in one; says so where only some do, and there are no labels then."""
+    outside = [path for path in paths if len(path.relative_to(folder).parts) != 2]
+    if not outside:
+        return tuple(sorted({path.parent.name for path in paths}))
+    if len(outside) < len(paths):
+        print(
+            f"  {folder}: no labels, since {len(outside)} of {len(paths)} files lie outside class folders, {outside[0]} first"
+        )
+    return ()
 
 
 def _read(path: Path) -> str:
@@ -84,6 +127,8 @@ def _read(path: Path) -> str:
 def _tokenizer(contents: list[str], vocabulary: int, saved: str | None) -> Any:
     """A tokenizer from a file, or byte pairs learnt from the texts (Sennrich et al. 2016, arXiv:1508.07909)."""
     tokenizers = _library()
+    if saved and saved.startswith("{"):  # a tokenizer itself: that of a run's training texts for its eval_dataset
+        return tokenizers.Tokenizer.from_str(saved)
     if saved:
         path = user_path(saved)
         if not path.is_file():

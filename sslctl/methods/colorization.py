@@ -45,6 +45,8 @@ class Colorization(Method):
         with torch.no_grad():
             shape = backbone.feature_map(torch.zeros(1, 3, facts.image_size, facts.image_size)).shape
         self.form, self.rebalance, self.annealing = form, rebalance, annealing
+        if not 0 < resolution <= 1:
+            raise ValueError(f"resolution={resolution:g}: expected a share of the image's, more than 0 and at most 1")
         self.side = max(1, round(resolution * facts.image_size))
         self.register_buffer("bins", colour_bins(10))  # (Q, 2)
         self.register_buffer("frequency", torch.full((len(self.bins),), 1 / len(self.bins)))

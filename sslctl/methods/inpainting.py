@@ -25,6 +25,8 @@ class Inpainting(Method):
         self, backbone: Backbone, facts: Facts, *, hole: str, overlap: float, adversarial: float, code_dim: int
     ):
         super().__init__(backbone, facts)
+        if not 0 <= adversarial < 1:
+            raise ValueError(f"adversarial={adversarial:g}: expected a weight from 0 to below 1")
         if hole not in ("centre", "blobs"):
             raise ValueError(f"method.hole={hole}: expected centre or blobs")
         if not 0 <= overlap < 1 / 8:

@@ -41,10 +41,10 @@ class RelativePatch(Method):
             raise ValueError(f"method.gap={gap}, method.jitter={jitter}: patches never touch only with gap > 2·jitter")
         side = round(view_size * facts.image_size)
         multiple = patch_size_of(backbone.network)
-        self.size = int(side / (3 + 2 * gap + 2 * jitter)) // multiple * multiple
+        sizes = range(int(side / (3 + 2 * gap + 2 * jitter)) // multiple * multiple, 0, -multiple)
+        self.size = next((size for size in sizes if _room(size, gap, jitter)[2] <= side), 0)
         refuse_small_tiles(backbone.network, self.size, side)
-        self.jitter = int(jitter * self.size)
-        self.pitch = max(self.size + 2 * self.jitter + 1, int((1 + gap) * self.size))  # from patch to patch
+        self.jitter, self.pitch, _ = _room(self.size, gap, jitter)
         self.colour_drop = colour_drop
         self.classifier = mlp(2 * backbone.embed_dim, hidden_dim, len(NEIGHBOURS), 2, norm=True)
 
@@ -67,7 +67,7 @@ class RelativePatch(Method):
         row, column = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
         start = (x.shape[-1] - 2 * self.pitch - self.size - 2 * self.jitter) // 2  # in the middle of the view
         corners = [
-            max(start, 0) + self.pitch * place.flatten().to(x.device) + (batch.key.uniform(name, 9) * spread).long()
+            start + self.pitch * place.flatten().to(x.device) + (batch.key.uniform(name, 9) * spread).long()
             for name, place in (("relative_patch/top", row), ("relative_patch/left", column))
         ]
         return cut_tiles(x, *corners, self.size)
@@ -97,3 +97,10 @@ class RelativePatch(Method):
             f"patches of {self.size} pixels, {self.pitch - self.size} apart, up to {self.jitter} off their place;"
             f" chance is a loss of {math.log(8):.3f}"
         ]
+
+
+def _room(size: int, gap: float, jitter: float) -> tuple[int, int, int]:
+    """(jitter, pitch, side of the whole grid) in pixels, of patches of `size` that never touch."""
+    moved = int(jitter * size)
+    pitch = max(size + 2 * moved + 1, int((1 + gap) * size))  # from patch to patch
+    return moved, pitch, 2 * pitch + size + 2 * moved

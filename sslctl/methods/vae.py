@@ -28,6 +28,10 @@ class VAE(Method):
         beta_warmup_epochs: float,
     ):
         super().__init__(backbone, facts)
+        if code_dim < 1 or likelihood_std <= 0:
+            raise ValueError(
+                f"code_dim={code_dim}, likelihood_std={likelihood_std:g}: expected 1 at least, and more than 0"
+            )
         self.mean_head = nn.Linear(backbone.embed_dim, code_dim)
         self.log_variance_head = nn.Linear(backbone.embed_dim, code_dim)
         self.decoder = image_decoder(backbone, code_dim, facts.channels, facts.image_size)
