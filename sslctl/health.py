@@ -1,17 +1,32 @@
 """Is a run healthy? What it logged, read in plain sentences: while it trains, at its end, and by whoever looks later.
 
-Pure functions of the files of a run; nothing here needs torch.
+Pure functions of the files of a run, or of results; nothing here needs torch.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from sslctl import run_directory as rundir
-from sslctl.symptoms import KNN_NOISE, RULES, Finding, Known, Logged
+from sslctl.logged import Finding, Known, Logged
+from sslctl.symptoms import KNN_NOISE, RULES, features_collapsed, few_directions
 
-__all__ = ["Finding", "Known", "Unhealthy", "Watch", "findings", "judge", "known_of", "verdict"]
+__all__ = [
+    *(
+        "Finding",
+        "Known",
+        "Unhealthy",
+        "Watch",
+        "as_line",
+        "findings",
+        "judge",
+        "judge_features",
+        "known_of",
+        "verdict",
+    ),
+]
 
-LEVELS = ("ok", "warn", "bad")
+LEVELS = ("ok", "early", "warn", "bad")  # early: too early to tell
 UNHEALTHY = 1  # the exit status of a run that trainer.on_collapse=stop ends
 LOOK_STEPS = 1000  # a run is looked at after every epoch, and at least so often
 
@@ -25,21 +40,23 @@ def known_of(run: Path) -> Known:
         steps_per_epoch=facts["steps_per_epoch"],
         total_steps=facts["total_steps"],
         warmup_steps=warmup,
-        num_classes=facts["num_classes"],
         prototypes=config["method"].get("prototypes"),
-        **environment.get("known", {}),  # of a run begun earlier: nothing
+        **{"num_classes": facts["num_classes"], **environment.get("known", {})},  # of a run begun earlier: less
     )
 
 
 def findings(run: Path) -> list[Finding]:
-    """What there is to say about a run, the worst first; one `ok` where nothing is wrong.
+    """What there is to say about a run, the worst first; one `ok`, or `early`, where nothing is wrong.
 
     Raises InputError for a directory whose files cannot be read.
     """
     found = judge(rundir.read_lines(run / rundir.METRICS), known_of(run), rundir.read_lines(run / rundir.RESULTS))
     if (run / rundir.STOPPED).exists():
         reason = rundir.read_json(run / rundir.STOPPED)["reason"]
-        found = [Finding("bad", "not finite", f"training stopped: {reason}"), *(f for f in found if f.level != "ok")]
+        found = [
+            Finding("bad", "not finite", f"training stopped: {reason}"),
+            *(f for f in found if f.level in ("warn", "bad")),
+        ]
     return found
 
 
@@ -48,28 +65,81 @@ def verdict(found: list[Finding]) -> Finding:
     return max(found, key=lambda finding: LEVELS.index(finding.level))
 
 
+def as_line(finding: Finding) -> str:
+    """A finding as commands print it."""
+    return f"{'health' if finding.level in ('ok', 'early') else finding.level}: {finding.sentence}"
+
+
 def judge(records: list[dict], known: Known, results: Iterable[dict] = ()) -> list[Finding]:
     """`findings` from the records of metrics.jsonl and results.jsonl."""
     logged = Logged(records, known)
     found = [finding for rule in RULES if (finding := rule(logged))]
     found += _against_random(list(results))
-    found.sort(key=lambda finding: -LEVELS.index(finding.level))
-    return found or [_healthy(logged)]
+    return _sorted(found) or [_healthy(logged)]
+
+
+def _sorted(found: list[Finding]) -> list[Finding]:
+    return sorted(found, key=lambda finding: -LEVELS.index(finding.level))
+
+
+# --- Results: figures of evaluations ---
+
+
+def judge_features(records: list[dict], told: Iterable[Finding] = ()) -> list[Finding]:
+    """What label-free results say of trained and of foreign weights, beside what is told of them already, the worst first.
+
+    records: of one evaluation; those of random weights in it, if any, are what the others began with. One `ok` where
+    nothing is wrong. told: the findings of a run; a symptom that is among them is not said again.
+    """
+    value = {(r["subject"], r["metric"]): r for r in records if r["protocol"] == "label-free"}
+    told, found = list(told), []
+    for subject in ("trained", "foreign"):
+        std, rank = (value.get((subject, metric)) for metric in ("feature_std", "rankme"))
+        if std is None or rank is None:
+            continue
+        dim = _setting(std, "dim")
+        spread, before = (_spread(value.get((name, "feature_std")), dim) for name in (subject, "random"))
+        untrained = value.get(("random", "rankme"))
+        collapsed = features_collapsed(spread, dim, before) if spread is not None else None
+        few = few_directions(rank["value"], dim, untrained and untrained["value"])
+        found += [finding for finding in (collapsed, few) if finding]
+        if not told and not found:
+            words = f"feature std {std['value']:.2g}, even would be {dim**-0.5:.2g}, " if dim else ""
+            found.append(Finding("ok", "ok", f"{words}RankMe {rank['value']:.1f}: no sign of a collapse"))
+    wrong = [finding for finding in found if finding.level != "ok" and finding.rule not in {f.rule for f in told}]
+    return _sorted([*wrong, *(f for f in told if f.level != "ok" or not wrong)]) or found
+
+
+def _setting(result: dict, name: str):
+    """A setting of a result's protocol; of older ones it stands among the details."""
+    settings = result["params"] if isinstance(result.get("params"), dict) else {}
+    return settings.get(name, result["details"].get(name))
+
+
+def _spread(std: dict | None, dim: int | None) -> float | None:
+    """√D times the std, as training logs it."""
+    return std["value"] * dim**0.5 if std and dim else None
 
 
 def _against_random(results: list[dict]) -> list[Finding]:
-    """Results with all labels, worse than those of the same network with random weights."""
-    value = {
-        (r["protocol"], r["details"].get("k"), r["dataset"], r["subject"]): r["value"] for r in results if _counts(r)
-    }
+    """Results with all labels, worse than those of the same network with random weights by the same protocol."""
+    value = {(*_protocol(r), r["subject"]): (r, r["value"]) for r in results if _counts(r)}
     found = []
-    for (protocol, k, dataset, subject), trained in value.items():
-        untrained = value.get((protocol, k, dataset, "random"))
+    for (*protocol, subject), (result, trained) in value.items():
+        _, untrained = value.get((*protocol, "random"), (None, None))
         if subject == "trained" and untrained is not None and trained < untrained - KNN_NOISE:
+            k = _setting(result, "k")
             settings = f" with k {k}" if k else ""
-            words = f"{protocol}{settings} on {dataset}: {trained:.1%}, random weights have {untrained:.1%}"
-            found.append(Finding("warn", "random", words))
+            words = f"{result['protocol']}{settings} on {result['dataset']}: {trained:.1%}, random weights have"
+            found.append(Finding("warn", "random", f"{words} {untrained:.1%}"))
     return found
+
+
+def _protocol(result: dict) -> tuple:
+    """All that two results must share to be compared."""
+    settings = result["params"] if isinstance(result.get("params"), dict) else {"k": result["details"].get("k")}
+    names = ("protocol", "dataset", "split", "features", "labels")
+    return (*(result.get(name) for name in names), json.dumps(settings, sort_keys=True))
 
 
 def _counts(result: dict) -> bool:
@@ -79,15 +149,23 @@ def _counts(result: dict) -> bool:
 def _healthy(logged: Logged) -> Finding:
     """The one sentence where nothing is wrong."""
     if not logged.settled:
-        return Finding("ok", "ok", f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed")
+        so_far = "; no collapse so far" if logged.begun else ""
+        words = f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed{so_far}"
+        return Finding("early", "early", words)
     words, losses = [], logged.epochs("loss")
     if losses:
         words.append(f"loss {losses[0][1]:.4g} → {losses[-1][1]:.4g}")
-    for name, form in (("feature_std", ".2g"), ("rankme", ".1f"), ("knn", ".1%")):
+    for name, label, form in (
+        ("feature_std", "feature std", ".2g"),
+        ("rankme", "RankMe", ".1f"),
+        ("knn", "kNN", ".1%"),
+    ):
         if logged.last(name, 1):
-            label = {"feature_std": "feature std", "rankme": "RankMe", "knn": "kNN"}[name]
             words.append(f"{label} {logged.last(name, 1)[0]:{form}}")
     return Finding("ok", "ok", f"healthy: {', '.join(words)}")
+
+
+# --- While a run trains ---
 
 
 class Unhealthy(RuntimeError):

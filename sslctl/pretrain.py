@@ -29,9 +29,9 @@ from sslctl.cli import Stopped
 from sslctl.config import InputError, user_path
 from sslctl.data.sources import Source
 from sslctl.evaluation.online import Online, closing_records, embedder
-from sslctl.evaluation.results import append, show
+from sslctl.evaluation.results import append, show, tested_on
 from sslctl.evaluation.verbs import labelled_sources
-from sslctl.health import UNHEALTHY, Unhealthy, Watch, findings
+from sslctl.health import UNHEALTHY, Unhealthy, Watch, as_line, findings
 from sslctl.launch import launch
 from sslctl.logs import Log
 from sslctl.methods.base import Method
@@ -126,7 +126,11 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             """Takes the run directory; returns whether the run is finished."""
             rundir.make(run_dir)
             held.callback(rundir.Lock(run_dir).release)
-            known = {"blind_loss": method.blind_loss(), "feature_dim": backbone.embed_dim}
+            known = {
+                "blind_loss": method.blind_loss(),
+                "feature_dim": backbone.embed_dim,
+                **_classes_of(measure.source),
+            }
             rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess), command, known)
             if teacher is not None:
                 teacher.keep(run_dir)
@@ -177,10 +181,20 @@ def refuse_other_views(method: Method, source: Source, names: Any) -> None:
 def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:
     """The labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else nothing."""
     if config.eval_dataset is not None:
-        train, test = labelled_sources(config.eval_dataset)
+        node = config.eval_dataset
+        if source.gives == "tokens" and "tokenizer" in node and not node.tokenizer:
+            node = OmegaConf.merge(node, {"tokenizer": source.tokenizer})
+        train, test = labelled_sources(node)
         preprocess.refuse_other("this run", train, "eval_dataset")
         return train, test
     return (source, build_source(config.dataset, "test")) if source.labelled else None
+
+
+def _classes_of(source: Source) -> dict[str, float]:
+    """How many classes the images have that kNN is asked about, and the share of the largest; nothing without labels."""
+    if not source.labelled:
+        return {}
+    return {"num_classes": len(source.classes), "majority": source.labels.bincount().max().item() / len(source)}
 
 
 def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Path:
@@ -246,7 +260,7 @@ def finish(
         append(run_dir / rundir.RESULTS, records)
         show(
             records,
-            f"{probed[1].name}, {probed[1].split} split, {preprocess.words()}, frozen features after {setup.plan.epochs} epochs",
+            f"{tested_on(probed[1])}, {preprocess.words()}, frozen features after {setup.plan.epochs} epochs",
         )
     elif not probed:
         print(
@@ -256,7 +270,7 @@ def finish(
     save_tensors(temporary, method.backbone.state_dict(), {"step": str(setup.plan.total_steps)})
     temporary.replace(run_dir / rundir.BACKBONE)
     for finding in findings(run_dir):
-        print(f"  {'health' if finding.level == 'ok' else finding.level}: {finding.sentence}")
+        print(f"  {as_line(finding)}")
     print(f"done: {run_dir}")
 
 

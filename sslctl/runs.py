@@ -29,7 +29,7 @@ def runs(config: Any) -> None:
     for run in found:
         status, epoch, knn = _state(run)
         worst = verdict(findings(run))
-        health = f"{worst.rule} (warn)" if worst.level == "warn" else worst.rule
+        health = {"warn": f"{worst.rule} (warn)", "early": "too early"}.get(worst.level, worst.rule)
         table.add_row(_relative(run), status, epoch, knn, health, f"{rundir.total_size(run) / 2**20:,.1f} MiB")
         if status != "finished":
             environment = rundir.read_json(run / rundir.ENVIRONMENT)

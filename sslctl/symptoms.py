@@ -1,23 +1,25 @@
 """What can be wrong with a run, and how it shows in its metrics: one rule a symptom, all thresholds in one place."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import combinations, pairwise
 from statistics import fmean, median
 
+from sslctl.logged import SETTLING_EPOCHS, Finding, Logged
+
 # --- Thresholds, such that default runs of every method on digits raise no false alarm ---
 
-SETTLING_STEPS = 100  # before that nothing is judged: weights, statistics and queues find their level
-SETTLING_EPOCHS = 3  # after the warm-up
 SURE = 0.2  # share of the run after which a loss that does not move is no longer a slow start
 ENOUGH = 5  # values, to be sure of their mean
-SPREADS = {  # metric -> what it is of; bad below, warn below. Of 1, spread evenly; MAE's mean tokens have 0.1
-    "feature_std": ("features", 0.02, 0.05),
-    "backbone_std": ("features", 0.02, 0.05),
-    "projector_std": ("projections", 0.05, 0.1),  # 0.7 and more in healthy runs
-    "predictor_std": ("predictions", 0.05, 0.1),
+FEATURES_BAD, FEATURES_NEAR = 0.04, 0.05  # of 1, spread evenly. "std 0.003, healthy is about 0.088" is 0.034
+HEADS = {  # metric -> what it is of; healthy ones keep 0.75, without stopped gradient or predictor 0.2 is left at epoch 20
+    "projector_std": ("projections", 0.15, 0.3),
+    "predictor_std": ("predictions", 0.15, 0.3),
 }
-RANK_BAD, RANK_WARN = 1.1, 1.5  # directions; I-JEPA's mean tokens, of which a constant is the most, have 2.2
+AS_UNTRAINED = 0.5  # of what untrained features had: mean tokens lie close together from the start, and learn
+RANK_BAD, RANK_NEAR = 1.1, 1.5  # directions; I-JEPA's mean tokens, of which a constant is the most, have 2.2
+RANK_FEW = 3.0  # or fewer, with less than these shares of what untrained features had beyond the first
+RANK_LOST, RANK_FALLEN = 0.15, 0.25  # bad, warn: ResNet-50 begins with 7 of 2,048; MAE falls to 0.3 for two epochs
 BLIND = 0.005  # of the blind value: MoCo after 100 steps is 0.013 below it, DINO and SwAV that stay there 0.001
 TREND, BLOCKS = 2.0, 60  # standard deviations; parts of a long series
 UNMOVED, CHANCE = 0.003, 3.0  # of the loss, and standard errors: by what it may differ from its start without moving
@@ -26,90 +28,96 @@ DIVERGED = 2.0  # times the first loss
 KNN_LOST = 0.5  # of what untrained features had over chance
 KNN_NOISE = 0.02  # of accuracies on a few hundred images
 KNN_FALLEN = 0.2  # of what the best had over chance
+KNN_CLEAR, KNN_ERRORS = 0.15, 1 / 3  # a clear rise, or of the errors: BatchNorm that settles alone gives 0.08 on digits
 EXTREME = 0.005  # of the greatest entropy, from either end
 SKIPPED_STEPS, SKIPPED = 15, 0.02  # fp16's scale takes some 10 steps to be found; then one in 2,000 is skipped
 VANISHED = 1e-5  # of the gradient's norm in the beginning
+LATE = 0.9  # share of the run: schedules of momenta reach 1 at its last step
 
 
-@dataclass(frozen=True)
-class Finding:
-    """level: ok, warn or bad. rule: a short name. sentence: what was found, with figures, and what it may come from."""
-
-    level: str
-    rule: str
-    sentence: str
+# --- Rules on features, wherever they come from ---
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of a run before its first step. blind_loss: of outputs that say nothing; feature_dim: D of features."""
-
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int = 0
-    num_classes: int = 0
-    blind_loss: float | None = None
-    feature_dim: int | None = None
-    prototypes: int | None = None
+def features_collapsed(spread: float, dim: int | None, untrained: float | None = None) -> Finding | None:
+    """All features in one place (SimSiam, arXiv:2011.10566, section 4.1). spread: √D times their std; untrained: at first."""
+    bad, near = FEATURES_BAD, FEATURES_NEAR
+    if untrained is not None and untrained < near:
+        bad = near = AS_UNTRAINED * untrained
+    return _close("features", spread, bad, near, dim)
 
 
-class Logged:
-    """The records of a run, by what they hold."""
+def _close(what: str, spread: float, bad: float, near: float, dim: int | None = None) -> Finding | None:
+    """What is spread less than it should be; the sentence has the std itself where the number of dimensions is known."""
+    if spread >= near:
+        return None
+    words = f"√D·std {spread:.2g}, healthy is about 1"
+    if dim:
+        words = f"std {spread / dim**0.5:.2g}, healthy is about {dim**-0.5:.2g}"
+    if spread < bad:
+        return Finding("bad", "collapse", f"{what} have collapsed: {words}")
+    return Finding("warn", "collapse", f"{what} lie close together: {words}")
 
-    def __init__(self, records: list[dict], known: Known):
-        self.records, self.known = records, known
-        self.step = max((r["step"] for r in records), default=0)
-        self.needed = max(SETTLING_STEPS, known.warmup_steps + SETTLING_EPOCHS * known.steps_per_epoch)  # steps
-        self.settled = self.step >= self.needed
 
-    def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of everything logged under a name."""
-        return [(r["step"], r[name]) for r in self.records if name in r]
-
-    def last(self, name: str, count: int) -> list[float]:
-        """The last values, `count` of them or fewer."""
-        return [value for _, value in self.series(name)[-count:]]
-
-    def epochs(self, name: str) -> list[tuple[float, float]]:
-        """(epoch, mean) of each epoch that has a record; the unfinished last one is left out."""
-        length, values = self.known.steps_per_epoch, {}
-        for step, value in self.series(name):
-            values.setdefault(math.ceil(step / length), []).append(value)
-        return [(epoch, fmean(v)) for epoch, v in values.items() if epoch * length <= self.step]
-
-    @property
-    def share(self) -> float:
-        return self.step / self.known.total_steps
+def few_directions(rank: float, dim: int | None, untrained: float | None = None) -> Finding | None:
+    """Features along very few directions (RankMe, arXiv:2210.02885): fewer than any should, or than untrained ones had."""
+    bad, near, before = RANK_BAD, RANK_NEAR, ""
+    if untrained is not None:
+        beyond = max(0.0, untrained - 1)
+        bad = max(bad, min(RANK_FEW, 1 + RANK_LOST * beyond))
+        near = max(min(near, 1 + AS_UNTRAINED * beyond), min(RANK_FEW, 1 + RANK_FALLEN * beyond), bad)
+        before = f", untrained ones {untrained:.1f}"
+    if rank >= near:
+        return None
+    most = f" of {dim:,}" if dim else ""
+    level = "bad" if rank < bad else "warn"
+    return Finding(level, "rank", f"features use {rank:.1f}{most} directions{before} (RankMe)")
 
 
 # --- Rules: each a function of what is logged ---
 
 
 def _collapse(logged: Logged) -> Finding | None:
-    """All features, or projections, in one place (SimSiam, arXiv:2011.10566, section 4.1)."""
-    if not logged.settled:
+    """The worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions."""
+    if not logged.begun:
         return None
-    for name, (what, bad, near) in SPREADS.items():
-        spread = max(logged.last(name, 3), default=1.0)
-        if spread < near:
-            words = f"{name} {spread:.2g}, 1 is spread evenly"
-            if what == "features" and logged.known.feature_dim:
-                dim = logged.known.feature_dim
-                words = f"std {spread / dim**0.5:.2g}, spread evenly is {dim**-0.5:.2g} (1/√{dim})"
-            if spread < bad:
-                return Finding("bad", "collapse", f"{what} have collapsed: {words}")
-            return Finding("warn", "collapse", f"{what} lie close together: {words}")
-    return None
+    dim, untrained, found = logged.known.feature_dim, logged.untrained("backbone_std"), []
+    trained, evaluated = logged.latest("feature_std", 3), logged.latest("backbone_std", 3)
+    if trained:
+        first = untrained and max(untrained, logged.series("feature_std")[0][1])  # batch statistics spread them more
+        found.append((max(trained) / FEATURES_BAD, features_collapsed(max(trained), dim, first)))
+    if logged.sure(evaluated):  # MAE's lie close together for an epoch or two
+        found.append((max(evaluated) / FEATURES_BAD, features_collapsed(max(evaluated), dim, untrained)))
+    for name, (what, bad, near) in HEADS.items():
+        if spreads := logged.latest(name, 3):
+            found.append((max(spreads) / bad, _close(what, max(spreads), bad, near)))
+    return _worst(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
+
+
+def _worst(found: Iterable[Finding | None]) -> Finding | None:
+    """The first bad one, else the first."""
+    found = [finding for finding in found if finding]
+    return next((finding for finding in found if finding.level == "bad"), found[0] if found else None)
 
 
 def _rank(logged: Logged) -> Finding | None:
-    """Features along very few directions (RankMe, arXiv:2210.02885)."""
-    ranks = logged.last("rankme", 2)
-    if not logged.settled or len(ranks) < 2 or max(ranks) >= RANK_WARN:
+    """`few_directions`, twice in a row."""
+    ranks = logged.latest("rankme", 2)
+    if not logged.begun or not logged.sure(ranks):
         return None
-    most = f" of {logged.known.feature_dim}" if logged.known.feature_dim else ""
-    level = "bad" if max(ranks) < RANK_BAD else "warn"
-    return Finding(level, "rank", f"features use {ranks[-1]:.1f}{most} directions (RankMe)")
+    return few_directions(max(ranks), logged.known.feature_dim, logged.untrained("rankme"))
+
+
+def _still(logged: Logged) -> Finding | None:
+    """A teacher that never moves: a random network to imitate (BYOL, arXiv:2006.07733, table 5a: 18.8 % against 72.5 %)."""
+    since, total = None, logged.known.total_steps
+    for step, momentum in reversed(logged.series("teacher_momentum")):
+        if momentum < 1:
+            break
+        since = step
+    if since is None or since > LATE * total:
+        return None
+    words = f"the teacher does not move: its momentum is 1 from step {since:,} of {total:,} on"
+    return Finding("bad", "teacher", f"{words}: lower method.teacher_momentum")
 
 
 def _stuck(logged: Logged) -> Finding | None:
@@ -130,7 +138,7 @@ def _stuck(logged: Logged) -> Finding | None:
         where = f"is {now:.4g} and has not moved from {levels[0]:.4g}, where it began"
     else:
         return None
-    level = "bad" if logged.share >= SURE and len(values) >= 4 * ENOUGH else "warn"
+    level = "bad" if logged.share >= SURE and len(values) >= 4 * ENOUGH and not _learns(logged) else "warn"
     epochs = (logged.step - losses[-count][0]) / length
     sentence = f"the loss {where}, over {max(1, epochs):.0f} epochs now: learning rate, augmentation or temperature"
     return Finding(level, "stuck", sentence)
@@ -166,7 +174,7 @@ def _rising(logged: Logged) -> Finding | None:
     highest = max(before, logged.known.blind_loss or before)
     if now > highest + (DIVERGED - 1) * max(1.0, abs(highest)):
         words = f"the loss has risen from {before:.4g} to {now:.4g}: lower optimizer.base_lr"
-        return Finding("bad", "diverging", words)
+        return Finding("warn" if _learns(logged) else "bad", "diverging", words)
     first = max(first, before)
     sure = max(UNMOVED * max(1.0, abs(first)), CHANCE * _noise(settled))
     if now - least > max(sure, RISING * (first - least)):
@@ -180,7 +188,7 @@ def _neighbours(logged: Logged) -> Finding | None:
     values = logged.series("knn")
     if not logged.settled or len(values) < 3 or not logged.known.num_classes:
         return None
-    chance, now = 1 / logged.known.num_classes, max(value for _, value in values[-2:])  # one alone may be chance
+    chance, now = logged.known.chance, max(value for _, value in values[-2:])  # one alone may be chance
     best = max(value for _, value in values)
     if values[0][0] == 0:
         untrained = values[0][1]
@@ -196,13 +204,21 @@ def _neighbours(logged: Logged) -> Finding | None:
     return None
 
 
+def _learns(logged: Logged) -> bool:
+    """Whether kNN is clearly above that of untrained features: then no figure of the loss is bad beyond doubt."""
+    values, untrained = logged.latest("knn", 2), logged.untrained("knn")
+    return bool(values and untrained is not None) and (
+        min(values) - untrained > min(KNN_CLEAR, KNN_ERRORS * (1 - untrained))
+    )
+
+
 def _entropy(logged: Logged) -> Finding | None:
     """A teacher that says the same of all images, or one prototype each (DINO, arXiv:2104.14294, section 5.3)."""
     values, known = logged.last("teacher_entropy", 3), logged.known
     if not logged.settled or not values or not known.prototypes:
         return None
     most, now = math.log(known.prototypes), fmean(values)
-    level = "bad" if logged.share >= SURE else "warn"
+    level = "bad" if logged.share >= SURE and not _learns(logged) else "warn"
     if now > (1 - EXTREME) * most:
         words = f"the teacher's outputs are uniform: entropy {now:.4g} of {most:.4g} (ln {known.prototypes})"
         return Finding(level, "teacher entropy", f"{words}: sharpen them with a lower teacher temperature")
@@ -232,4 +248,4 @@ def _vanished(logged: Logged) -> Finding | None:
     return Finding("bad", "gradient", f"the gradient has vanished: norm {now:.2g}, it was {first:.2g}")
 
 
-RULES = (_collapse, _rank, _stuck, _rising, _neighbours, _entropy, _skipped, _vanished)
+RULES = (_collapse, _rank, _still, _stuck, _rising, _neighbours, _entropy, _skipped, _vanished)
