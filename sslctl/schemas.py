@@ -124,7 +124,6 @@ class PretrainConfig:
 class _EvaluationConfig:
     ckpt: Any = MISSING
     out: str | None = MISSING
-    seed: int = _in(low=0)
     features: str | None = MISSING
     subjects: list[str] = MISSING
     cache: bool = MISSING
@@ -138,6 +137,7 @@ class _EvaluationConfig:
 
 @dataclass
 class LinearEvalConfig(_EvaluationConfig):
+    seed: int = _in(low=0)
     protocol: str = _in(choices=("cached", "augmented"))
     labels: Any = MISSING
     draws: int = _in(low=1)
@@ -183,6 +183,7 @@ class LabelFreeConfig:
 
 @dataclass
 class EvaluateConfig(_EvaluationConfig):
+    seed: int = _in(low=0)
     eval_dataset: dict[str, Any] | None = MISSING
     few_labels: list[float] = field(default=MISSING, metadata={"above": 0})
     draws: int = _in(low=2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import sslctl.evaluation.augmented
 import sslctl.evaluation.knn
@@ -17,6 +18,7 @@ from sslctl.cli import main
 from sslctl.config import InputError
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import digits
+from sslctl.data.sources import folder as folder_source
 from sslctl.evaluation import subjects
 from sslctl.evaluation.features import Features, cached, extract
 from sslctl.evaluation.knn import accuracy, knn_votes
@@ -26,6 +28,7 @@ from sslctl.evaluation.protocols import linear_records
 from sslctl.evaluation.results import percent
 from sslctl.evaluation.verbs import label_amount
 from sslctl.weights import weights_sha256
+from tests.conftest import write_images
 from tests.training import SIMCLR, STEPS, differences, finish, metrics, newest, results, signal_at, slow
 
 KEYS = {
@@ -417,6 +420,18 @@ def test_extraction_keeps_the_order_of_the_rows(batch_size):
     assert torch.equal(found, source.images[rows].flatten(1).float() / 255)
 
 
+def test_files_that_were_written_again_are_read_again(tmp_path):
+    """The names and sizes of bitmaps stay when their pixels change."""
+    root = write_images(tmp_path / "images", count=4, suffix=".bmp")
+    before = folder_source("train", str(root), 16, 3, 1.0)
+    for path in root.glob("*.bmp"):
+        Image.new("RGB", (16, 16)).save(path)
+    after = folder_source("train", str(root), 16, 3, 1.0)
+    assert before.content_hash == after.content_hash
+    assert before.as_of != after.as_of
+    assert folder_source("train", str(root), 16, 3, 1.0).as_of == after.as_of
+
+
 # --- Verbs, end to end ---
 
 PROBE = ("probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
@@ -511,7 +526,7 @@ def test_a_linear_probe_of_any_subject_and_label_budget(labels, words, images, r
         assert record["details"]["images_with_labels"] == pytest.approx(images, abs=5)
         assert len(record["details"]["picked"]) == (1 if labels == "all" else 2)
         assert ("std" in record) == (labels != "all")
-    assert found["pixels"]["params"] == 0
+    assert found["pixels"]["backbone_parameters"] == 0
     assert found["pixels"]["value"] > 0.6
     assert found["trained"]["value"] > 0.2
 
@@ -640,7 +655,7 @@ def test_foreign_weights_are_evaluated_as_the_run_they_came_from(kind, run, tmp_
     assert found["foreign"].keys() >= KEYS
     assert found["foreign"]["value"] == closing["value"]
     assert found["foreign"]["step"] is None
-    assert found["foreign"]["params"] == own["trained"]["params"]
+    assert found["foreign"]["backbone_parameters"] == own["trained"]["backbone_parameters"]
 
 
 @pytest.mark.parametrize(
@@ -705,6 +720,14 @@ def test_a_run_without_a_checkpoint_is_refused(run, capsys):
     shutil.rmtree(run / "checkpoints")
     assert main(["knn-eval", str(run), *EVALUATION]) == 2
     assert "no valid checkpoint" in capsys.readouterr().err
+
+
+def test_of_a_directory_runs_without_a_checkpoint_are_left_out_by_name(run, tmp_path, capsys):
+    for name in ("whole", "begun"):
+        shutil.copytree(run, tmp_path / "all" / name)
+    shutil.rmtree(tmp_path / "all" / "begun" / "checkpoints")
+    assert [path.name for path, _ in subjects.resolve_runs(str(tmp_path / "all"))] == ["whole"]
+    assert f"left out: {tmp_path / 'all' / 'begun'} has no valid checkpoint yet" in capsys.readouterr().out
 
 
 def test_values_are_shown_in_percent():

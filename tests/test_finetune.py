@@ -251,15 +251,17 @@ def added(run, *words):
 def test_results_name_their_protocol_and_the_network_is_kept(run, capsys):
     found = added(run, *TINY)
     said = capsys.readouterr().out
-    assert list(found) == ["trained", "random"]
+    assert list(found) == ["trained", "scratch"]
+    assert found["trained"]["params"] == found["scratch"]["params"]
     assert len(list((run / "probes").iterdir())) == 4
     for name, record in found.items():
         assert (record["protocol"], record["labels"], record["draws"]) == ("finetune", "5/class", 2)
         assert (record["dataset"], record["split"], record["epoch_rule"]) == ("digits", "test", "last of 3")
         details = record["details"]
-        assert (details["epochs"], details["steps"], details["batch_size"]) == (3, 6, 20)
+        params = record["params"]
+        assert (params["epochs"], details["steps"], params["batch_size"], params["layer_decay"]) == (3, 6, 20, 0.75)
         assert details["images_with_labels"] == 50
-        assert details["layer_decay"] == (1.0 if name == "random" else pytest.approx(0.75, abs=0.25))
+        assert details["layer_decay"] == (1.0 if name == "scratch" else pytest.approx(0.75, abs=0.25))
         values = []
         for draw, kept in enumerate(details["kept"]):
             assert kept in said
@@ -363,10 +365,7 @@ def test_foreign_weights_are_fine_tuned(run, tmp_path, monkeypatch):
     weights = f"backbone.weights={run / 'backbone.safetensors'}"
     assert main(["finetune", *TINY, *words, weights, "out=results.jsonl"]) == 0
     found = [r for r in results(tmp_path / "results.jsonl") if r["metric"] == "top1"]
-    assert [(r["subject"], r["details"]["network"]) for r in found] == [
-        ("foreign", "backbone"),
-        ("random", "backbone"),
-    ]
+    assert [(r["subject"], r["params"]["network"]) for r in found] == [("foreign", "backbone"), ("scratch", "backbone")]
     own = added(run, *TINY, "draws=1", "subjects=[trained]")["trained"]
     assert own["value"] == found[0]["value"]
 
@@ -456,6 +455,6 @@ def test_a_pretrained_network_learns_more_from_five_labels_a_class_than_one_from
         words = (*SIMCLR, f"seed={seed}", "trainer.epochs=24", "backbone.widths=[8,16,32]")
         assert finish(run, *words)
         found = added(run, *TINY, "draws=1", "least_steps=80", "trainer.batch_size=25", f"seed={seed}")
-        gains.append(found["trained"]["value"] - found["random"]["value"])
+        gains.append(found["trained"]["value"] - found["scratch"]["value"])
     print(json.dumps(gains))
     assert min(gains) > 0.1

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from sslctl import checkpoint
+from sslctl import checkpoint, health
 from sslctl.cli import main
-from sslctl.report import features, figures
+from sslctl.report import commands, features, figures, measured, recorded
 from tests.browser import DESKTOP, PHONE, browser, needs_chromium
 from tests.conftest import QUICK, write_images
 from tests.training import pretrain
@@ -222,11 +223,14 @@ def test_results_of_any_protocol_are_shown_with_their_interval(page, sweep, work
             ("cluster", "nmi", 0.4321, [0.40, 0.46]),
             ("label-free", "rankme", 17.256, [16.1, 18.9]),
         ):
-            made = {"protocol": protocol, "metric": metric, "value": value, "ci95": interval}
+            made = {"protocol": protocol, "metric": metric, "value": value, "ci95": interval, "labels": "none"}
+            made |= {"params": {"images": 48}, "details": {"healthy": "more is better"}}
             opened.write(json.dumps(known | made) + "\n")
     said = told(page("copy"))
-    assert re.search(r"cluster nmi 43\.21 % .*40\.0–46\.0 %", said)
-    assert re.search(r"label-free rankme 17\.26 .*16\.1–18\.9", said)
+    assert re.search(r"cluster nmi none 43\.21 % .*40\.0–46\.0 %", said)
+    assert re.search(r"RankMe 17\.26 more is better 48 images of images, test", said)
+    assert "none labels" not in said
+    assert "no training" not in said
     assert "1725.6" not in said
 
 
@@ -325,6 +329,206 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(cli, places, words,
     assert len(result.err.splitlines()) == 1
     assert all(fragment in result.err for fragment in fragments), result.err
     assert sorted(places.rglob("*")) == before
+
+
+# --- Results by different settings ---
+
+
+def add_results(run: Path, *records: dict) -> None:
+    with (run / "results.jsonl").open("a") as opened:
+        opened.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def test_results_by_different_settings_are_never_averaged_or_compared(page, sweep, workdir):
+    shutil.copytree(sweep, workdir / "runs")
+    for seed in SEEDS:
+        run = workdir / "runs" / f"dcl-{seed}"
+        lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+        for record in lines:
+            if record["protocol"] == "linear-cached":
+                record["params"]["lr"] = [7.0]
+        (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = page("runs")
+    check(made)
+    said = told(made)
+    assert "lr [7.0]" in said
+    assert "lr [0.01,0.03,0.1,0.3]" in said
+    (ranked,) = re.findall(r"By the same protocol (.*?)\.", said)  # both have the same kNN
+    assert "Random weights reach" in said
+    assert "knn, k 200" in said.partition("Random weights reach")[2][:80]
+    assert ranked
+    shutil.rmtree(workdir / "runs" / "dcl-1")
+    one = workdir / "runs" / "dcl-0" / "results.jsonl"
+    one.write_text("".join(line + "\n" for line in one.read_text().splitlines() if '"knn"' not in line))
+    said = told(page("runs"))
+    assert re.search("Not measured by it, and so not compared: (dcl|simclr)", said)
+    assert "By the same protocol" not in said
+
+
+def test_means_of_settings_have_columns_of_their_own(sweep):
+    found = results(sweep / "simclr-0", "trained", "linear-cached")
+    other = found | {"params": found["params"] | {"epochs": 99}}
+    one, two = measured.measurement(found), measured.measurement(other)
+    assert one != two
+    assert one == measured.measurement(found | {"seed": 5, "details": {"picked": "others"}, "value": 0.1})
+    assert measured.told_apart([one, two]) == {one: "epochs 2", two: "epochs 99"}
+    assert measured.told_apart([one]) == {one: ""}
+
+
+def test_older_records_are_told_apart_by_their_details(sweep):
+    found = results(sweep / "simclr-0", "trained", "knn")
+    old = [found | {"params": 1234, "details": found["params"] | {"k": k}} for k in (1, 200)]
+    assert measured.measurement(old[1]) == measured.measurement(found)
+    assert measured.measurement(old[0]).k == ", k 1"
+    assert measured.as_now(old[0] | {"protocol": "finetune", "subject": "random"})["subject"] == "scratch"
+
+
+def test_main_results_come_first_and_the_rest_is_folded(page, sweep, workdir):
+    shutil.copytree(sweep, workdir / "runs")
+    for name in (f"{m}-{s}" for m in METHODS for s in SEEDS):
+        known = results(sweep / name, "trained", "knn")
+        none = {"labels": "none", "details": {"healthy": "near 1", "dim": 16}}
+        add_results(
+            workdir / "runs" / name,
+            known | {"protocol": "retrieval", "metric": "map@100", "params": {}},
+            known | {"params": known["params"] | {"k": 5}},
+            known | {"protocol": "linear-cached", "labels": "5/class", "params": {"draws": 2}},
+            known | none | {"protocol": "label-free", "metric": "feature_std", "value": 0.2, "params": {"images": 48}},
+        )
+    made = page("runs")
+    check(made)
+    table = made[made.index("Mean over seeds</h3>") :]
+    first = told(table[: table.index("</table>")])
+    places = [first.index(w) for w in ("linear-cached top1, all labels", "knn, k 5", "knn, k 200", "5 labels a class")]
+    assert places == sorted(places)
+    assert "map@100" not in first
+    assert table.index("<details>") < table.index("map@100")
+    said = told(made)
+    assert "feature spread: std × √D, as in the curves 0.8" in said  # 0.2 × √16
+    assert "near 1: evenly spread; 0: collapsed" in said
+
+
+def test_means_carry_students_interval(page, sweep):
+    values = [results(sweep / f"dcl-{s}", "trained", "knn")["value"] for s in SEEDS]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert f"{100 * low:.1f}–{100 * high:.1f} %" in told(page(sweep))
+
+
+# --- Commands ---
+
+
+def commands_of(page: str) -> list[str]:
+    return [html.unescape(c) for c in re.findall(r"<pre tabindex=\"0\">(.*?)</pre>", page, re.DOTALL)]
+
+
+def accepted(cli, command: str) -> None:
+    """A shell reads the command, and sslctl plans it."""
+    place, _, words = command.partition(" && ")
+    assert place.startswith("cd "), command
+    verb, *words = shlex.split(words)[1:]
+    last = ["plan_only=true"] if verb == "pretrain" else ["--cfg", "job"]
+    result = cli(verb, *words, *last)
+    assert result.status == 0, (command, result.err)
+
+
+@pytest.mark.parametrize("which", ["", "simclr-0"], ids=["sweep", "run"])
+def test_every_command_of_the_page_is_accepted(page, cli, sweep, workdir, which):
+    run = sweep / "simclr-0"
+    shutil.copytree(sweep, workdir / "runs")
+    words = ("subjects=[trained]", "device=cpu", "cache=false", "probe.epochs=1", "probe.lr=[0.1]", "labels=5")
+    assert cli("linear-eval", workdir / "runs" / "simclr-0", *words, "draws=2", "seed=4").status == 0
+    found = commands_of(page(f"runs/{which}"))
+    assert len(found) >= (5 if which else 15)
+    for command in found:
+        assert "…" not in command
+        assert " # " not in command
+        accepted(cli, command)
+    (few,) = [c for c in found if "labels=5" in c and "seed=4" in c]
+    assert {"draws=2", "probe.lr=[0.1]", "probe.epochs=1"} <= set(shlex.split(few))
+    assert str(workdir / "runs" / "simclr-0") in shlex.split(few)
+    assert run.exists()
+
+
+def test_closing_results_are_measured_again_by_all_their_settings(page, sweep, cli, workdir):
+    shutil.copytree(sweep / "simclr-0", workdir / "copy")
+    (command,) = [c for c in commands_of(page("copy")) if "linear-eval" in c and "probe.lr" in c]
+    words = shlex.split(command)
+    assert {"labels=all", "probe.epochs=2", "probe.batch_size=1024", "probe.validation=0.1"} <= set(words)
+    before = results(workdir / "copy", "trained", "linear-cached")
+    assert cli("linear-eval", *words[words.index("linear-eval") + 1 :], "device=cpu", "out=again.jsonl").status == 0
+    records = [json.loads(line) for line in (workdir / "again.jsonl").read_text().splitlines()]
+    (again,) = [r for r in records if r["subject"] == "trained" and r["metric"] == "top1"]
+    assert (again["value"], again["params"]) == (before["value"], before["params"])
+
+
+def test_more_seeds_of_every_setting_with_its_own_words(page, sweep):
+    found = [c for c in commands_of(page(sweep)) if " -m " in c]
+    methods = [[w for w in shlex.split(c) if w.startswith("method=")][-1] for c in found]
+    assert methods == ["method=dcl", "method=simclr"]
+    for command in found:
+        words = shlex.split(command)
+        assert {"seed=2", "trainer.epochs=3", "probe.epochs=2"} <= set(words)
+        (place,) = [w for w in words if w.startswith("run_dir=")]
+        assert place.endswith("-s${seed}'")
+
+
+def test_seeds_in_sslctls_own_directories_are_named_together(sweep):
+    run = recorded.read_run(sweep / "dcl-1", checkpoint.newest_valid(sweep / "dcl-1"), "dcl-1")
+    run.environment["command"] = "sslctl pretrain method=dcl seed=1 trainer.epochs=3"
+    words = shlex.split(commands.more_seeds([run]))
+    assert words[-5:] == ["pretrain", "-m", "method=dcl", "trainer.epochs=3", "seed=0,1,2"]
+
+
+# --- Too early to tell ---
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """Health's verdict on every run."""
+    found = [health.Finding("early", "early", "too early to tell: 9 steps, 100 are needed")]
+    monkeypatch.setattr(recorded, "findings", lambda run: found)
+
+
+def test_a_run_too_short_to_be_judged_is_not_called_well(page, sweep, cli, undecided):
+    made = page(sweep / "simclr-0")
+    said = told(made)
+    assert 'class="verdict early"' in made
+    assert "badge ok" not in made
+    assert "… too early" in said
+    assert "No warnings" not in said
+    assert "Too early to tell: too early" not in said
+    assert "Train longer" in said
+    assert "Take the weights away" not in said
+    (command,) = [c for c in commands_of(made) if "trainer.epochs=167" in c]  # 500 steps of three an epoch
+    assert "run_dir=" not in command
+    accepted(cli, command)
+
+
+def test_a_sweep_too_short_to_be_judged_is_not_called_well(page, sweep, undecided):
+    made = page(sweep)
+    assert 'class="verdict early"' in made
+    assert "badge ok" not in made
+    assert "Too early to tell of 4 of 4 runs" in told(made)
+    assert "dcl: train longer" in told(made)
+
+
+# --- Colours ---
+
+
+@pytest.mark.parametrize(("theme", "least"), [("light", 3), ("dark", 3)])
+def test_the_colours_of_curves_stand_out_from_the_paper(theme, least):
+    style = (Path(figures.__file__).parent / "style.css").read_text()
+    block = re.search(rf"color-scheme: {theme};(.*?)}}", style, re.DOTALL)[1]
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for name in (f"c{i}" for i in range(8)):
+        low, high = sorted(luminance(colours[key]) for key in (name, "paper"))
+        assert (high + 0.05) / (low + 0.05) >= least, name
 
 
 # --- Features ---
@@ -444,6 +648,11 @@ def test_the_page_works_in_a_browser(pages, tmp_path, size, dark):
             open_page.open(path)
             width, window = open_page.run("return [document.documentElement.scrollWidth, innerWidth]")
             assert width <= window == size[0]
+            whole = "[...document.querySelectorAll('#health .scroll')].every(box => box.scrollWidth <= box.clientWidth)"
+            assert open_page.run(f"return {whole}")
+            stays = "const box = document.querySelector('#results .scroll'); box.scrollLeft = 200;"
+            head = "box.querySelector('tbody th').getBoundingClientRect().left - box.getBoundingClientRect().left"
+            assert abs(open_page.run(f"{stays} return {head}")) < 1
             background = "return getComputedStyle(document.body).backgroundColor"
             before = open_page.run(background)
             assert (before == "rgb(255, 255, 255)") != dark

@@ -41,7 +41,7 @@ def evaluated(cli, run, *words):
 
 
 def named(record):
-    return record["subject"], record["protocol"], record["labels"], record["metric"], record["details"].get("k")
+    return record["subject"], record["protocol"], record["labels"], record["metric"], record["params"].get("k")
 
 
 def test_everything_is_measured_and_carries_its_protocol(cli, run):
@@ -298,5 +298,5 @@ def test_foreign_weights_of_which_a_part_is_missing_are_refused(cli, run, workdi
     words = (*FOREIGN, "backbone.weights=part.pt", f"backbone.partial={partial}", "out=o.jsonl")
     done = cli("evaluate", *words)
     assert done.status == 2
-    assert ("not evaluated" if partial else "missing") in done.err
+    assert ("only some were loaded" if partial else "missing") in done.err
     assert not (workdir / "o.jsonl").exists()

@@ -3,7 +3,16 @@
 import copy
 
 from sslctl.config import InputError
-from sslctl.evaluation.classifier import directory, held, judged, refuse_processes, settings_of, trained_classifier
+from sslctl.evaluation.classifier import (
+    directory,
+    held,
+    judged,
+    refuse_processes,
+    settings_of,
+    trained_by,
+    trained_classifier,
+)
+from sslctl.evaluation.knn import share
 from sslctl.evaluation.protocols import Task
 from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
@@ -37,11 +46,13 @@ def augmented_records(subject: Subject, task: Task) -> list[dict]:
             task.test,
             protocol="linear-augmented",
             metric=metric,
-            values=[value],
+            values=[share(hits)],
+            each=hits,
             labels="all",
             seed=settings.seed,
             epoch_rule=f"last of {plan.epochs}",
-            details={"lr": plan.lr, "weight_decay": settings.optimizer.weight_decay, "batch_size": plan.batch_size},
+            params=trained_by(settings, plan) | {"training_images": len(train)},
+            details={"lr": plan.lr, "steps": plan.total_steps},
         )
-        for metric, value in judged(method, subject, task.test, settings.workers, plan.device).items()
+        for metric, hits in judged(method, subject, task.test, settings.workers, plan.device).items()
     ]

@@ -49,7 +49,7 @@ def chosen(config: Any, split: str, *, few: bool = False) -> Iterator[Chosen]:
         raise InputError(f"out={config.out} is one file, ckpt names {len(found)} runs: leave out= away")
     for run, path in found:
         saved = read_config(run)
-        node = config.dataset or OmegaConf.create(saved["dataset"])
+        node = who.with_tokenizer(config.dataset or OmegaConf.create(saved["dataset"]), run)
         if few and "memory_gb" in node:
             node = OmegaConf.merge(node, {"memory_gb": 0})
         preprocess = who.run_preprocess(run)

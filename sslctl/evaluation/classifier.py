@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from sslctl import distributed
 from sslctl import run_directory as rundir
@@ -15,7 +16,9 @@ from sslctl.cli import Stopped
 from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import extract
-from sslctl.evaluation.knn import accuracy
+from sslctl.evaluation.knn import hits_of
+from sslctl.evaluation.origin import chosen
+from sslctl.evaluation.origin import settings as settings_words
 from sslctl.evaluation.protocols import Task
 from sslctl.evaluation.subjects import Subject
 from sslctl.methods.base import Facts
@@ -88,8 +91,8 @@ def untrained(make: Callable[[Facts], Supervised], source: Source, settings: Any
         raise InputError(str(error)) from error
 
 
-def judged(method: Supervised, subject: Subject, test: Source, workers: int, device: torch.device) -> dict[str, float]:
-    """top1 and, of more than five classes, top5 on clean images."""
+def judged(method: Supervised, subject: Subject, test: Source, workers: int, device: torch.device) -> dict[str, Tensor]:
+    """Which of the clean images are right, (N,) bool: by top1 and, of more than five classes, top5."""
     scores = extract(
         lambda images: method.classifier(method.pooled(images)),
         test,
@@ -98,4 +101,18 @@ def judged(method: Supervised, subject: Subject, test: Source, workers: int, dev
         workers=workers,
         device=device,
     )
-    return accuracy(scores, test.labels)
+    return hits_of(scores, test.labels)
+
+
+def trained_by(settings: Any, plan: Plan) -> dict:
+    """What decides a trained classifier beside its draws and its images, as results name it."""
+    plain = OmegaConf.to_container(settings)
+    names = ("precision", "clip_grad_norm", "accumulate_steps")
+    augmentation = {"name": chosen("augmentation"), **settings_words(plain["augmentation"])}
+    return {
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size,
+        **{name: plain["trainer"][name] for name in names},
+        **{name: settings_words(plain[name]) for name in ("optimizer", "scheduler")},
+        "augmentation": augmentation | {"dropped": list(plan.dropped)},
+    }

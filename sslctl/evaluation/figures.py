@@ -15,8 +15,9 @@ from sslctl.data.loader import drawn_views
 from sslctl.data.sampler import permuted
 from sslctl.evaluation import label_free
 from sslctl.evaluation.features import cached
+from sslctl.evaluation.origin import settings as settings_of
 from sslctl.evaluation.protocols import Task
-from sslctl.evaluation.results import SPREAD, console, percent, record
+from sslctl.evaluation.results import SPREAD, console, percent, protocol_words, record
 from sslctl.evaluation.subjects import Subject
 from sslctl.pictures import views_of
 from sslctl.plan import choose_device
@@ -30,17 +31,18 @@ def label_free_records(subject: Subject, task: Task, features: Tensor, leave_out
     settings, dim = config.label_free, features.shape[1]
     z = features[_some(settings.images, len(features))]
     pairs = z[: settings.pairs]
-    make = partial(_figure, subject, train, config.seed)
+    make, all_of = partial(_figure, subject, train), {"images": len(z)}
+    spread = f"1/√D = {dim**-0.5:.3g}; 0: collapsed"
     records = [
-        make("rankme", label_free.rankme(z), f"of at most {min(z.shape):,}; more is better, within one method", len(z)),
-        make("feature_std", label_free.feature_std(z), f"1/√D = {dim**-0.5:.3g}; 0: collapsed", len(z)),
-        make("uniformity", label_free.uniformity(pairs), "towards -4; 0: collapsed", len(pairs)),
+        make("rankme", label_free.rankme(z), f"of at most {min(z.shape):,}; more is better, within one method", all_of),
+        make("feature_std", label_free.feature_std(z), spread, all_of, {"dim": dim}),
+        make("uniformity", label_free.uniformity(pairs), "towards -4; 0: collapsed", {"images": len(pairs)}),
     ]
     alpha = label_free.alpha_req(z)
     if alpha is None:
         leave_out(f"α-ReQ of {subject.name}: too few directions vary for a slope from rank 11 on ({dim} dimensions)")
     else:
-        records.append(make("alpha_req", alpha, "near 1; far above: few directions carry everything", len(z)))
+        records.append(make("alpha_req", alpha, "near 1; far above: few directions carry everything", all_of))
     seen, reason = views_of_run(subject, task)
     if seen is None:
         leave_out(f"LiDAR and alignment of {subject.name}: {reason}")
@@ -49,15 +51,26 @@ def label_free_records(subject: Subject, task: Task, features: Tensor, leave_out
     count, apart = len(views), f"of at most {min(dim, len(views) - 1):,}; more is better, within one method"
     half = views.shape[1] // 2
     x, y = (part.flatten(0, 1) for part in (views[:, :half], views[:, half : 2 * half]))
-    pipeline = {"views": views.shape[1], "augmentation": seen.augmentation, "dropped": list(seen.dropped)}
-    records.append(make("lidar", label_free.lidar(views), apart, count, pipeline))
-    records.append(make("alignment", label_free.alignment(x, y), "near 0 while uniformity is low", count, pipeline))
+    pipeline = {"images": count, "views": views.shape[1], "augmentation": settings_of(seen.augmentation)}
+    pipeline["dropped"] = list(seen.dropped)
+    lidar = pipeline | {"delta": label_free.DELTA}
+    make = partial(make, seed=config.seed)
+    records.append(make("lidar", label_free.lidar(views), apart, lidar))
+    records.append(make("alignment", label_free.alignment(x, y), "near 0 while uniformity is low", pipeline))
     return records + _logged_entropy(subject, task, make)
 
 
 def _figure(
-    subject: Subject, source: Any, seed: int, metric: str, value: float, healthy: str, images: int, more: Any = None
+    subject: Subject,
+    source: Any,
+    metric: str,
+    value: float,
+    healthy: str,
+    params: dict,
+    more: dict | None = None,
+    seed: int | None = None,
 ) -> dict:
+    """seed: None for what is drawn from no seed."""
     return record(
         subject,
         source,
@@ -67,7 +80,8 @@ def _figure(
         labels="none",
         seed=seed,
         epoch_rule="no training",
-        details={"images": images, "healthy": healthy, **(more or {})},
+        params=params,
+        details={"images": params["images"], "healthy": healthy, **(more or {})},
     )
 
 
@@ -82,7 +96,8 @@ def _logged_entropy(subject: Subject, task: Task, make: Any) -> list[dict]:
     prototypes = config["method"].get("prototypes")
     most = f"ln {prototypes} = {np.log(prototypes):.3g}" if prototypes else "its most"
     more = {"logged_at_step": step}
-    return [make("teacher_entropy", value, f"0: collapsed; {most}: uniform", config["trainer"]["batch_size"], more)]
+    images = {"images": config["trainer"]["batch_size"]}
+    return [make("teacher_entropy", value, f"0: collapsed; {most}: uniform", images, more, seed=None)]
 
 
 def _some(count: int, size: int) -> Tensor:
@@ -148,8 +163,7 @@ def show_protocols(records: list[dict], title: str) -> None:
     for section in _SECTIONS:
         cells: dict[tuple, dict[str, str]] = {}
         for r in (r for r in found if r["protocol"] == section):
-            k = f", k = {r['details']['k']}" if "k" in r["details"] else ""
-            cells.setdefault((f"{section}{k}", r["labels"], r["metric"]), {})[r["subject"]] = percent(r)
+            cells.setdefault((protocol_words(r), r["labels"], r["metric"]), {})[r["subject"]] = percent(r)
         for row, values in cells.items():
             table.add_row(*row, *(values.get(subject, "") for subject in subjects))
         table.add_section()

@@ -21,11 +21,13 @@ from sslctl.evaluation.classifier import (
     judged,
     refuse_processes,
     settings_of,
+    trained_by,
     trained_classifier,
     untrained,
 )
+from sslctl.evaluation.knn import share
 from sslctl.evaluation.linear import draw_labels
-from sslctl.evaluation.protocols import Task, amount_words
+from sslctl.evaluation.protocols import Task, amount_words, draw_number
 from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.verbs import evaluate_all, label_amount
@@ -55,7 +57,7 @@ def finetune_records(subject: Subject, task: Task, amount: float | None) -> list
     """Fine-tunes on every draw of labels and judges the last epoch on the test split. Stops and resumes as any run."""
     hits, kept, draws = [], [], 1 if amount is None else task.config.draws
     for draw in range(draws):
-        source = drawn(task.train, amount, draw)
+        source = drawn(task.train, amount, draw_number(task.config.seed, draw))
         settings = settings_for(subject, task, source)
         what = f"{subject.name}-all" if amount is None else f"{subject.name}-{amount:g}-draw{draw}"
         hashes = {"data": source.content_hash, "weights": subject.weights_sha256}
@@ -66,11 +68,13 @@ def finetune_records(subject: Subject, task: Task, amount: float | None) -> list
             method, plan = finetuned(subject, source, settings, run_dir, [head, *lines])
         hits.append(judged(method, subject, task.test, settings.trainer.workers, plan.device))
         kept.append(str(run_dir))
-        print(f"  top1 {hits[-1]['top1']:.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}", flush=True)
+        print(f"  top1 {share(hits[-1]['top1']):.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}", flush=True)
+    asked_for = {key: task.config[key] for key in ("layer_decay", "classifier_lr_scale", "least_steps")}
+    params = {**trained_by(settings, plan), **asked_for, **{key: settings[key] for key in ("network", "pool")}}
+    params |= {"draws": draws, "training_images": len(task.train)}
     details = {
-        **{key: settings[key] for key in ("layer_decay", "classifier_lr_scale", "network", "pool")},
-        **{"epochs": plan.epochs, "steps": plan.total_steps, "batch_size": plan.batch_size, "lr": plan.lr},
-        **{"weight_decay": settings.optimizer.weight_decay, "images_with_labels": len(source), "kept": kept},
+        **{key: settings[key] for key in ("layer_decay", "classifier_lr_scale")},  # as applied: 1 from scratch
+        **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": kept},
     }
     return [
         record(
@@ -78,10 +82,12 @@ def finetune_records(subject: Subject, task: Task, amount: float | None) -> list
             task.test,
             protocol="finetune",
             metric=metric,
-            values=[h[metric] for h in hits],
+            values=[share(h[metric]) for h in hits],
+            each=hits[0][metric],
             labels=amount_words(amount),
             seed=settings.seed,
             epoch_rule=f"last of {plan.epochs}",
+            params=params,
             details=details,
         )
         for metric in hits[0]
@@ -90,21 +96,21 @@ def finetune_records(subject: Subject, task: Task, amount: float | None) -> list
 
 def planned(subject: Subject, task: Task, amount: float | None) -> list[str]:
     """What plan_only=true says of a subject."""
-    source = drawn(task.train, amount, 0)
+    source = drawn(task.train, amount, draw_number(task.config.seed, 0))
     settings = settings_for(subject, task, source)
     untrained(functools.partial(made, subject, settings, source), source, settings)
     return [heading(subject), *plan_lines(subject, settings, source)]
 
 
-def drawn(train: Source, amount: float | None, draw: int) -> Source:
-    """The labelled images of a draw: those of the linear probes' same draw."""
-    return train if amount is None else train.subset(draw_labels(train.labels, amount, draw))
+def drawn(train: Source, amount: float | None, number: int) -> Source:
+    """The labelled images of a draw (`draw_number`): those of the linear probes' same draw of the same seed."""
+    return train if amount is None else train.subset(draw_labels(train.labels, amount, number))
 
 
 def settings_for(subject: Subject, task: Task, source: Source) -> Any:
     """The configuration for this many images: batches no larger than all of them, `least_steps` at least.
 
-    Random weights have no layers to spare: from scratch, every layer learns at the same rate.
+    New weights have no layers to spare: from scratch, every layer learns at the same rate.
     """
     if source.gives == "frames":
         raise InputError(f"finetune takes images or texts; {source.name} has {source.words()}: dataset=imagefolder")
@@ -113,7 +119,7 @@ def settings_for(subject: Subject, task: Task, source: Source) -> Any:
     trainer.batch_size = min(trainer.batch_size, len(source))
     trainer.epochs = max(trainer.epochs, -(-settings.least_steps // (len(source) // trainer.batch_size)))
     settings.network, settings.pool = network_of(subject, settings.network, settings.pool)
-    if subject.name == "random":
+    if subject.name == "scratch":
         settings.layer_decay = settings.classifier_lr_scale = 1.0
     return settings
 
@@ -183,7 +189,7 @@ def finetuned(
 
 
 def heading(subject: Subject) -> str:
-    return "training from scratch" if subject.name == "random" else f"fine-tuning {subject.name} weights"
+    return "training from scratch" if subject.name == "scratch" else f"fine-tuning {subject.name} weights"
 
 
 def plan_lines(subject: Subject, settings: Any, source: Source) -> list[str]:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 1024  # rows compared with all others at a time
+DELTA = 1e-4  # on the diagonal of LiDAR's covariance within images
 _FIRST, _LAST = 11, 100  # ranks of the eigenvalues that α-ReQ fits
 
 
@@ -45,7 +46,7 @@ def decay_exponent(eigenvalues: Tensor) -> float | None:
     return (-(weight * x * y).sum() / (weight * x * x).sum()).item()
 
 
-def lidar(z: Tensor, delta: float = 1e-4) -> float:
+def lidar(z: Tensor, delta: float = DELTA) -> float:
     """How many directions tell images apart by more than their views vary. z: (n, q, D), q views of each of n images.
 
     The effective rank of the eigenvalues of Σ_w^-½ Σ_b Σ_w^-½, Σ_w with delta on its diagonal; at most min(D, n - 1).

@@ -1,7 +1,7 @@
 """Evaluation as a part of pretraining: kNN while it runs, the table at its end."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sslctl.evaluation.features import Features, extract
 from sslctl.evaluation.knn import accuracy, knn_votes
 from sslctl.evaluation.label_free import feature_std, rankme
 from sslctl.evaluation.linear import Grid
+from sslctl.evaluation.origin import origin_of
 from sslctl.evaluation.protocols import knn_records, linear_records, reader
 from sslctl.methods.base import Method
 from sslctl.plan import Plan
@@ -106,10 +107,10 @@ def closing_records(
     """kNN and linear results of the trained and of the random weights on the test split."""
     grid = Grid(**OmegaConf.to_container(config.probe, resolve=True))
     trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
-    untrained = who.random(run_dir, None)
+    both = [replace(made, origin=origin_of(run_dir, None, made.name)) for made in (trained, who.random(run_dir, None))]
     read = reader(plan.device, config.trainer.workers, config.evaluation.cache_gb, poll)
     records = []
-    for subject in (trained, untrained):
+    for subject in both:
         records += knn_records(subject, train, test, **config.evaluation.knn, read=read, poll=poll)
         records += linear_records(subject, train, test, grid, None, 1, read, poll)
     for entry in records:

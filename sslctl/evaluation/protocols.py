@@ -39,6 +39,16 @@ def amount_words(amount: float | None) -> str:
     return "all" if amount is None else f"{amount:g}/class" if amount >= 1 else f"{amount:g}"
 
 
+def draw_number(seed: int, draw: int) -> int:
+    """What a draw of labels is drawn with: other labels for every draw of every seed, below a thousand draws."""
+    return 1000 * seed + draw
+
+
+def plain(grid: Grid) -> dict:
+    """A probe's settings as results name them, in numbers that JSON gives back as they are."""
+    return vars(grid) | {"lr": [float(lr) for lr in grid.lr], "weight_decay": [float(d) for d in grid.weight_decay]}
+
+
 def key_of(subject: Subject, source: Source) -> tuple[str, ...]:
     """What features are kept under."""
     return (subject.weights_sha256, subject.features, subject.preprocess.words(), source.as_of, source.split)
@@ -76,14 +86,18 @@ def linear_records(
     draws: int,
     read: Reader,
     poll: Callable[[], None] = nothing,
+    *,
+    seed: int = 0,
 ) -> list[dict]:
-    """The cached linear probe, on all labels or on several draws of few."""
+    """The cached linear probe, on all labels or on several draws of few. seed: of those draws, of the held-out parts and
+    of the batches' order; the classifier begins with zeros."""
     data, judged = read(subject, train), read(subject, test)
-    hits, picks = [], []
+    hits, picks, choices = [], [], len(grid.settings())
     for draw in range(draws):
-        rows = torch.arange(len(train)) if amount is None else draw_labels(data.labels, amount, draw)
+        number = draw_number(seed, draw)
+        rows = torch.arange(len(train)) if amount is None else draw_labels(data.labels, amount, number)
         part = Features(data.features[rows], data.labels[rows], data.num_classes)
-        classifier, picked = fit_probe(part, grid, seed=draw, poll=poll)
+        classifier, picked = fit_probe(part, grid, seed=number, poll=poll)
         hits.append(hits_of(classifier.scores(judged.features)[0], judged.labels))
         picks.append(picked)
     return [
@@ -95,9 +109,11 @@ def linear_records(
             values=[share(h[metric]) for h in hits],
             each=hits[0][metric],
             labels=amount_words(amount),
-            seed=0,
-            epoch_rule=f"last of {picks[0]['steps']} steps, lr and weight decay picked on held-out training images",
-            details={"picked": picks, "grid": len(grid.settings()), "images_with_labels": len(rows)},
+            seed=seed,
+            epoch_rule=f"last of {picks[0]['steps']} steps"
+            + (", lr and weight decay picked on held-out training images" if choices > 1 else ""),
+            params=plain(grid) | {"draws": draws, "training_images": len(train)},
+            details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
         )
         for metric in hits[0]
     ]
@@ -139,9 +155,9 @@ def vote_records(
             values=[share(hits)],
             each=hits,
             labels="all",
-            seed=0,
+            seed=None,
             epoch_rule="no training",
-            details={"k": k, "temperature": temperature, "bank": len(bank.labels)},
+            params={"k": k, "temperature": temperature, "bank": len(bank.labels)},
         )
         for metric, hits in hits_of(votes, labels).items()
     ]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from sslctl import checkpoint
 from sslctl.build import build_backbone, build_method
 from sslctl.config import InputError, user_path
+from sslctl.evaluation.origin import UNKNOWN, Origin
 from sslctl.methods.base import Facts, Method
 from sslctl.preprocess import Preprocess, TextPreprocess, preprocess_from
-from sslctl.run_directory import ENVIRONMENT, PREPROCESS, find_runs, read_config, read_json
+from sslctl.run_directory import ENVIRONMENT, PREPROCESS, TOKENIZER, find_runs, read_config, read_json
 from sslctl.teachers import KEPT, load_teacher
 from sslctl.weights import weights_sha256
 
@@ -23,7 +24,7 @@ from sslctl.weights import weights_sha256
 class Subject:
     """Something that turns images into features."""
 
-    name: str  # trained, random, pixels or foreign
+    name: str  # trained, random (fine-tuned: scratch), pixels or foreign
     function: Callable[[Tensor], Tensor]  # (B, C, S, S) in [0, 1] -> (B, D)
     preprocess: Preprocess | TextPreprocess
     features: str  # which of a method's features
@@ -33,6 +34,7 @@ class Subject:
     epoch: float | None = None
     backbone: nn.Module | None = None
     method: Method | None = None  # of a run
+    origin: Origin = UNKNOWN
 
     @property
     def module(self) -> nn.Module | None:
@@ -74,6 +76,14 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
             print(f"left out: {run} has no valid checkpoint yet")
         found += [(run, newest[run]) for run in runs if newest[run] is not None]
     return found
+
+
+def with_tokenizer(node: Any, run: Path) -> Any:
+    """A dataset's configuration with the tokenizer of a run, where the dataset is of texts and names none."""
+    kept = run / TOKENIZER
+    if "tokenizer" not in node or node.tokenizer or not kept.exists():
+        return node
+    return OmegaConf.merge(node, {"tokenizer": str(kept)})
 
 
 def run_preprocess(run: Path) -> Preprocess | TextPreprocess:

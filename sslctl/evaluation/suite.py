@@ -16,12 +16,12 @@ from sslctl.evaluation.features import Features
 from sslctl.evaluation.figures import label_free_records, show_figures, show_protocols
 from sslctl.evaluation.knn import neighbours, share
 from sslctl.evaluation.linear import Grid, draw_labels, folds
-from sslctl.evaluation.protocols import Reader, Task, linear_records, vote_records
-from sslctl.evaluation.results import append, record
+from sslctl.evaluation.protocols import Reader, Task, draw_number, linear_records, vote_records
+from sslctl.evaluation.results import append, record, tested_on
 from sslctl.evaluation.retrieval import average_precision, recall_hits
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.verbs import cases, label_amount, print_plan, reader_of
-from sslctl.health import findings
+from sslctl.health import as_line, findings, judge_features
 
 LeftOut = Callable[[str], None]
 
@@ -42,14 +42,14 @@ def evaluate(config: Any) -> None:
         if out:
             append(out, records)
         if task.test is not None:
-            show_protocols(records, f"{task.test.name}, {task.test.split} split, {made[0].preprocess.words()}, frozen")
+            show_protocols(records, f"{tested_on(task.test)}, {made[0].preprocess.words()}, frozen")
         show_figures(records, f"without labels, of {task.train.name}'s {task.train.split} split")
         for line in left_out:
             print(f"left out: {line}")
         if out:
             print(f"appended to {out}")
-        for finding in findings(task.run) if task.run else []:
-            print(f"{'health' if finding.level == 'ok' else finding.level}: {finding.sentence}")
+        for finding in judge_features(records, findings(task.run) if task.run else []):
+            print(as_line(finding))
 
 
 def sources_of(node: Any) -> tuple[Source, Source | None]:
@@ -76,24 +76,24 @@ def subject_records(subject: Subject, task: Task, amounts: list[float], read: Re
         def kept(_: Subject, source: Source) -> Features:
             return held[source.split]
 
-        records += linear_records(subject, train, test, grid, None, 1, kept)
+        records += linear_records(subject, train, test, grid, None, 1, kept, seed=config.seed)
         for amount in amounts:
-            missing = lacking(bank, amount, config.draws, grid)
+            missing = lacking(bank, amount, config.draws, config.seed, grid)
             if missing:
                 leave_out(missing)
             else:
-                records += linear_records(subject, train, test, grid, amount, config.draws, kept)
+                records += linear_records(subject, train, test, grid, amount, config.draws, kept, seed=config.seed)
         records += neighbour_records(subject, test, bank, queries, config)
         records += cluster_records(subject, test, bank, queries, config)
     return records + label_free_records(subject, task, held[train.split].features, leave_out)
 
 
-def lacking(bank: Features, amount: float, draws: int, grid: Grid) -> str | None:
+def lacking(bank: Features, amount: float, draws: int, seed: int, grid: Grid) -> str | None:
     """Why so few labels cannot be drawn and probed, where they cannot."""
     try:
-        for draw in range(draws):
-            rows = draw_labels(bank.labels, amount, draw)
-            folds(Features(bank.features[rows], bank.labels[rows], bank.num_classes), grid.validation, draw)
+        for number in (draw_number(seed, draw) for draw in range(draws)):
+            rows = draw_labels(bank.labels, amount, number)
+            folds(Features(bank.features[rows], bank.labels[rows], bank.num_classes), grid.validation, number)
     except InputError as error:
         return f"few_labels={amount:g}: {str(error).removeprefix(f'labels={amount:g}: ')}"
     return None
@@ -119,9 +119,9 @@ def neighbour_records(subject: Subject, test: Source, bank: Features, queries: F
             values=[values.double().mean().item()],
             each=values,
             labels="all",
-            seed=0,
+            seed=None,
             epoch_rule="no training",
-            details={"bank": len(bank.labels), "similarity": "cosine"},
+            params={"bank": len(bank.labels), "similarity": "cosine"},
         )
         for metric, values in each.items()
     ]
@@ -146,7 +146,8 @@ def cluster_records(subject: Subject, test: Source, bank: Features, queries: Fea
             labels="none",
             seed=config.seed,
             epoch_rule="no training",
-            details=settings | {"clusters": bank.num_classes, "cosine": cosine, "fitted_on": len(bank.labels)},
+            params=settings | {"clusters": bank.num_classes, "fitted_on": len(bank.labels)},
+            details={"cosine": cosine},
         )
         for metric, (value, ci95) in found.items()
     ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.augmented import augmented_records
 from sslctl.evaluation.linear import Grid
+from sslctl.evaluation.origin import Origin, chosen, origin_of
 from sslctl.evaluation.protocols import Reader, Task, knn_records, linear_records, reader
-from sslctl.evaluation.results import append, show
+from sslctl.evaluation.results import append, show, tested_on
 from sslctl.evaluation.subjects import Subject
 from sslctl.plan import choose_device
 from sslctl.preprocess import Preprocess, preprocess_of
@@ -35,7 +37,11 @@ def linear_eval(config: Any) -> None:
     grid = Grid(**OmegaConf.to_container(config.probe, resolve=True))
     draws = config.draws if amount is not None else 1
     read = reader_of(config)
-    evaluate_all(config, lambda s, task: linear_records(s, task.train, task.test, grid, amount, draws, read))
+
+    def probe(subject: Subject, task: Task) -> list[dict]:
+        return linear_records(subject, task.train, task.test, grid, amount, draws, read, seed=config.seed)
+
+    evaluate_all(config, probe)
 
 
 def knn_eval(config: Any) -> None:
@@ -79,7 +85,7 @@ def evaluate_all(
         if out:
             append(out, records)
         what = title.format(features=made[0].features)
-        show(records, f"{test.name}, {test.split} split, {made[0].preprocess.words()}, {what}")
+        show(records, f"{tested_on(test)}, {made[0].preprocess.words()}, {what}")
         if out:
             print(f"appended to {out}")
 
@@ -104,17 +110,17 @@ def cases(
         yield made, Task(config, node, train, test, work), out
         return
     for run, path in who.resolve_runs(config.ckpt):
-        node = named or _dataset_of_run(run)
+        node = who.with_tokenizer(named or _dataset_of_run(run), run)
         train, test = sources(node)
         who.run_preprocess(run).refuse_other(str(run), train, "dataset")
         makers = {
             "trained": lambda run=run, path=path: who.trained(run, path, config.get("features"), config.backbone),
             "random": lambda run=run: who.random(run, config.get("features"), config.backbone),
+            "scratch": lambda run=run: replace(who.random(run, None, config.backbone), name="scratch"),
             "pixels": lambda run=run: who.pixels(who.run_preprocess(run)),
         }
         print(f"{run} at {path.name}", flush=True)
-        makers["scratch"] = makers["random"]
-        made = [makers[name]() for name in config.subjects]
+        made = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
         yield made, Task(config, node, train, test, run / "probes", run), out or run / RESULTS
 
 
@@ -148,12 +154,14 @@ def _wanted_dataset(config: Any, named: Any | None) -> Any:
 def _foreign(config: Any, name: str, preprocess: Preprocess) -> Subject:
     if name == "pixels":
         return who.pixels(preprocess)
+    origin = Origin(backbone=chosen("backbone"))
     weights = name == "trained"
     if weights and not config.backbone.get("weights"):
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
     if weights and config.backbone.get("partial"):
         raise InputError(who.PARTLY)
-    return who.foreign(config.backbone, preprocess, with_weights=weights)
+    made = who.foreign(config.backbone, preprocess, with_weights=weights)
+    return replace(made, name=made.name if weights else name, origin=origin)
 
 
 def _dataset_of_run(run: Path) -> Any:

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sslctl.config import InputError
-from sslctl.report.recorded import Measurement, Run, number
+from sslctl.evaluation.results import interval_of_mean
+from sslctl.report.measured import Measurement, number, span
+from sslctl.report.recorded import Run
 
 MOST_DIFFERENCES = 40  # keys that are listed
 
@@ -86,20 +88,27 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True)
 class Mean:
-    """A measurement over the finished runs of a group. std: over seeds, None for one."""
+    """A measurement over the finished runs of a group. std, ci95: over seeds, None for one."""
 
     value: float
     std: float | None
     count: int
+    ci95: list[float] | None = None
 
     def words(self, metric: str) -> str:
         return number(metric, self.value, self.std)
+
+    def interval(self, metric: str) -> str:
+        """'88.1–91.9 %': where the mean lies, to 95 %; '' of one seed."""
+        return span(metric, self.ci95)
 
 
 def mean_of(values: list[float]) -> Mean | None:
     if not values:
         return None
-    return Mean(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    if len(values) == 1:
+        return Mean(values[0], None, 1)
+    return Mean(statistics.fmean(values), statistics.stdev(values), len(values), interval_of_mean(values))
 
 
 def columns_of(runs: list[Run]) -> list[Measurement]:
@@ -107,9 +116,9 @@ def columns_of(runs: list[Run]) -> list[Measurement]:
     return list(dict.fromkeys(m for run in runs for m in run.latest("trained")))
 
 
-def group_mean(group: Group, column: Measurement, subject: str = "trained") -> Mean | None:
-    """Over the group's finished runs that have it."""
-    found = [run.latest(subject).get(column) for run in group.finished]
+def group_mean(group: Group, column: Measurement) -> Mean | None:
+    """Of trained weights, over the group's finished runs that have it."""
+    found = [run.latest("trained").get(column) for run in group.finished]
     return mean_of([r["value"] for r in found if r and r["value"] is not None])
 
 
@@ -117,7 +126,7 @@ def random_mean(runs: list[Run], column: Measurement) -> Mean | None:
     """Of random weights, each network and seed once: runs of several methods may begin with the same backbone."""
     found = {}
     for run in runs:
-        if column in (latest := run.latest("random")) and latest[column]["value"] is not None:
+        if column in (latest := run.untrained()) and latest[column]["value"] is not None:
             value = latest[column]["value"]
             found[(str(run.config["backbone"]), run.config["seed"], value)] = value
     return mean_of(list(found.values()))

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from sslctl.config import InputError, user_path
 from sslctl.evaluation.protocols import reader
 from sslctl.evaluation.subjects import resolve_runs
 from sslctl.plan import choose_device
-from sslctl.report import compare, details, figures, recorded, setup, summary
-from sslctl.report.recorded import Run
+from sslctl.report import compare, details, figures, measured, setup, summary, tables
+from sslctl.report.recorded import Run, read_run
 
 
 def report(config: Any) -> None:
@@ -24,7 +23,7 @@ def report(config: Any) -> None:
     found = dict(resolve_runs(config.ckpt))
     common = Path(os.path.commonpath([run if len(found) == 1 else run.parent for run in found]))
     out = writable(user_path(config.out) if config.out else common / "report.html")
-    runs = [recorded.read_run(run, path, _shown(run, common, len(found))) for run, path in found.items()]
+    runs = [read_run(run, path, _shown(run, common, len(found))) for run, path in found.items()]
     compare.refuse_other_datasets(runs)
     text = page(runs, common, config)
     rundir.write_atomically(out, text)
@@ -52,6 +51,7 @@ def writable(out: Path) -> Path:
 def page(runs: list[Run], common: Path, config: Any) -> str:
     """The whole page as HTML."""
     groups, columns = compare.groups_of(runs), compare.columns_of(runs)
+    shown = tables.parts_of(columns)
     one = runs[0] if len(runs) == 1 else None
     told = (
         summary.summary_of_one(one, columns)
@@ -95,10 +95,12 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
         one=one,
         runs=runs,
         groups=groups,
-        results=results_of(one) if one else None,
-        columns=columns,
-        means=[_mean_row(group, columns) for group in groups],
-        random=[_words(compare.random_mean(runs, c), c) for c in columns],
+        results=tables.results_of(one) if one else None,
+        has_results=bool(one.results if one else columns),
+        parts=shown,
+        means=[] if one else [tables.means_of(groups, runs, part) for part in shown],
+        speeds=[tables.speed_of(group) for group in groups],
+        label_free=tables.label_free_of(groups),
         differences=compare.difference_rows(groups),
         setups=[(group, setup.lines_of(group.runs[0], data)) for group in groups],
         charts=charts,
@@ -109,7 +111,7 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
         sheets=sheets,
         repeat=setup.repeat_rows(runs, groups),
         script=script,
-        recorded=recorded,
+        measured=measured,
         figures=figures,
     )
 
@@ -134,37 +136,3 @@ def charts_of(groups: list[compare.Group], alone: bool) -> list[figures.Chart]:
         for name in names
     }
     return [chart for name in names if (chart := figures.curves(name, lines[name]))]
-
-
-def results_of(run: Run) -> dict:
-    """The rows of a run's own table: one a measurement, a column for each kind of weights."""
-    subjects = list(dict.fromkeys(r["subject"] for r in run.results))
-    subjects = [s for s in ("trained", "random") if s in subjects] + [
-        s for s in subjects if s not in ("trained", "random")
-    ]
-    latest = {subject: run.latest(subject) for subject in subjects}
-    rows = dict.fromkeys(m for subject in subjects for m in latest[subject])
-    table = []
-    for row in rows:
-        records = [latest[subject].get(row) for subject in subjects]
-        first = next(r for r in records if r)
-        table.append(
-            {"row": row, "records": records, "first": first, "command": recorded.evaluation_command(run, first)}
-        )
-    intervals = any(recorded.interval(entry["first"]) for entry in table)
-    return {"subjects": subjects, "rows": table, "intervals": intervals}
-
-
-def _mean_row(group: compare.Group, columns: list[recorded.Measurement]) -> dict:
-    means = [compare.group_mean(group, column) for column in columns]
-    speeds = [value for run in group.runs for _, value in run.series("images_per_second")]
-    return {
-        "group": group,
-        "cells": [_words(mean, column) for mean, column in zip(means, columns, strict=True)],
-        "counts": [mean.count if mean else 0 for mean in means],
-        "speed": f"{statistics.median(speeds):,.0f}" if speeds else "",
-    }
-
-
-def _words(mean: compare.Mean | None, column: recorded.Measurement) -> str:
-    return mean.words(column.metric) if mean else ""

@@ -6,8 +6,9 @@ from omegaconf import OmegaConf
 
 from sslctl.config import InputError
 from sslctl.plan import make_plan
+from sslctl.report.commands import measuring, repeat_with
 from sslctl.report.compare import Group
-from sslctl.report.recorded import Run, evaluation_command
+from sslctl.report.recorded import Run
 
 
 def lines_of(run: Run, data: Any) -> list[tuple[str, str]]:
@@ -70,6 +71,6 @@ def repeat_rows(runs: list[Run], groups: list[Group]) -> list[dict]:
     names = {run.path: group.name for group in groups for run in group.runs}
     rows = []
     for run in runs:
-        measured = dict.fromkeys(evaluation_command(run, r) for r in run.latest("trained").values())
-        rows.append({"run": run, "group": names[run.path], "train": run.repeat_with, "measure": list(measured)})
+        measured = dict.fromkeys(c for r in run.latest("trained").values() if (c := measuring(run, r)))
+        rows.append({"run": run, "group": names[run.path], "train": repeat_with(run), "measure": list(measured)})
     return rows

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslctl.health import verdict
+from sslctl.report import commands
 from sslctl.report.compare import Group, Mean, group_mean, random_mean
-from sslctl.report.recorded import Measurement, Run, number
+from sslctl.report.measured import Measurement, by_importance, number, told_apart
+from sslctl.report.recorded import Run
 
 _VERDICTS = {
     "ok": "No warnings",
+    "early": "Too early to tell",
     "warn": "Look at the warnings before you go on",
     "bad": "Something is wrong, do not go on with it as it is",
 }
-_PREFERRED = ("linear-augmented", "linear-cached", "knn", "finetune")  # protocols, the one that matters most first
+_WORST_FIRST = ("bad", "warn", "early")
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,6 @@ class Summary:
     steps: list[Step]
 
 
-def main_columns(columns: list[Measurement], most: int) -> list[Measurement]:
-    """The measurements that matter most: top-1 of the preferred protocols, all labels before few."""
-
-    def rank(column: Measurement) -> tuple:
-        known = column.protocol in _PREFERRED
-        return (
-            column.metric != "top1",
-            _PREFERRED.index(column.protocol) if known else len(_PREFERRED),
-            column.labels != "all",
-        )
-
-    return sorted((c for c in columns if c.metric == "top1"), key=rank)[:most]
-
-
 def summary_of_one(run: Run, columns: list[Measurement]) -> Summary:
     facts, names = run.facts, run.names
     kinds = {"vocabulary": "texts", "frames": "videos"}
@@ -67,9 +56,18 @@ def summary_of_one(run: Run, columns: list[Measurement]) -> Summary:
         f" ({run.step:,} of {facts['total_steps']:,} steps); it is {_status(run)}."
     )
     sentences = [done, *_what_was_logged(run, columns)]
-    figures = [_figure(run, column) for column in main_columns(columns, 2)]
-    worst = verdict(run.findings).sentence
-    return Summary(run.level, f"{_VERDICTS[run.level]}: {worst}.", sentences, figures, _next_steps(run, columns))
+    apart, best = told_apart(columns), _main(run, columns)[:2]
+    figures = [_figure(run, column, apart[column]) for column in best]
+    worst, said = verdict(run.findings).sentence, _VERDICTS[run.level]
+    told = worst[len(said) :].lstrip(": ") if worst.lower().startswith(said.lower()) else worst
+    return Summary(run.level, f"{said}: {told}.", sentences, figures, _next_steps(run, columns))
+
+
+def _main(run: Run, columns: list[Measurement]) -> list[Measurement]:
+    """The main measurements, the one that matters most first; of nearest neighbours, the run's own k alone."""
+    own = f", k {run.config['evaluation']['knn']['k']}"
+    main = [column for column in by_importance(columns) if column.main]
+    return [c for c in main if c.k in ("", own)] or main
 
 
 def _status(run: Run) -> str:
@@ -94,13 +92,12 @@ def _what_was_logged(run: Run, columns: list[Measurement]) -> list[str]:
     return said
 
 
-def _figure(run: Run, column: Measurement) -> Figure:
-    trained = run.latest("trained")[column]
-    random = run.latest("random").get(column)
+def _figure(run: Run, column: Measurement, apart: str) -> Figure:
+    trained, random = run.latest("trained")[column], run.untrained().get(column)
+    where = f"{column.words()} ({trained['images']:,} images)"
     return Figure(
-        number(column.metric, trained["value"]),
-        f"{column.protocol}, {column.metric}, {column.labels} labels, {column.dataset} {column.split} split"
-        f" ({trained['images']:,} images)",
+        number(column.metric, trained["value"], trained.get("std")),
+        f"{where}, {apart}" if apart else where,
         "" if random is None else _beside(trained, random),
     )
 
@@ -109,21 +106,28 @@ def _beside(trained: dict, random: dict) -> str:
     """What the same network with random weights reaches, and whether the difference is more than chance."""
     gain = trained["value"] - random["value"]
     chance = 1.96 * math.sqrt(sum(r["value"] * (1 - r["value"]) / r["images"] for r in (trained, random)))
-    words = f"random weights: {number(trained['metric'], random['value'])}, {100 * gain:+.1f} points"
+    untrained = "from scratch" if random["subject"] == "scratch" else "random weights"
+    words = f"{untrained}: {number(trained['metric'], random['value'])}, {100 * gain:+.1f} points"
     if abs(gain) <= chance:
         words += f"; {trained['images']:,} test images cannot tell less than {100 * chance:.1f} points from chance"
     return words
 
 
+_LONGER = "Train longer: after so few steps no run can be judged"
+
+
 def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
     from sslctl.cli import VERBS
 
-    where, here = shlex.quote(str(run.path)), f"cd {shlex.quote(run.environment['cwd'])} && "
-    steps = []
+    where, here = shlex.quote(commands.named(run.path)), f"cd {shlex.quote(run.environment['cwd'])} && "
+    steps, sound = [], run.finished and run.level in ("ok", "warn")
     if run.level == "bad":
-        steps.append(Step("Read what is wrong under Health, change it, and start anew", f"{run.repeat_with} …"))
+        words = "Read what is wrong under Health, and start anew: this command, with what you change behind it"
+        steps.append(Step(words, commands.repeat_with(run)))
     elif not run.finished and run.status != "running":
-        steps.append(Step("Continue it where it stopped: the same command again", run.started_with))
+        steps.append(Step("Continue it where it stopped: the same command again", commands.started_with(run)))
+    elif run.finished and run.level == "early":
+        steps.append(Step(_LONGER, commands.longer([run])))
     labelled = bool(run.facts.get("num_classes")) or bool(run.config.get("eval_dataset"))
     if not labelled:
         words = f"sslctl linear-eval {where} labels=5 dataset=imagefolder dataset.root=FOLDER"
@@ -135,12 +139,10 @@ def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
         steps.append(Step("Measure it on the test split", f"{here}sslctl linear-eval {where}"))
     elif run.level != "bad" and not any(column.labels != "all" for column in columns):
         steps.append(Step("See what it is worth with few labels", f"{here}sslctl linear-eval {where} labels=5"))
-    if run.finished and run.level != "bad" and "export" in VERBS:
+    if sound and "export" in VERBS:
         steps.append(Step("Take the weights away", f"{here}sslctl export {where}"))
-    if run.finished and run.level != "bad" and columns:
-        again = run.environment["command"].replace("sslctl pretrain", "sslctl pretrain -m", 1)
-        if "run_dir=" not in again and " -m -m" not in again:
-            steps.append(Step("One seed says little about a method: repeat it", f"{here}{again} seed=0,1,2"))
+    if sound and columns:
+        steps.append(Step("One seed says little about a method: repeat it", commands.more_seeds([run])))
     return steps
 
 
@@ -161,20 +163,24 @@ def summary_of_many(runs: list[Run], groups: list[Group], columns: list[Measurem
             f"{len(unfinished)} of them {'is' if len(unfinished) == 1 else 'are'} not finished and left out of every"
             f" mean: {_listed([run.shown for run in unfinished])}."
         )
-    for level, words in (("bad", "Something is wrong in"), ("warn", "Warnings in")):
+    for level, words in (("bad", "Something is wrong in"), ("warn", "Warnings in"), ("early", "Too early to tell of")):
         found = [run.shown for run in runs if run.level == level]
         if found:
             sentences.append(f"{words} {len(found)} of {len(runs)} runs: {_listed(found)}.")
-    figures, best = [], main_columns(columns, 1)
+    figures, best = [], _most_telling(groups, columns)
     if best:
-        figures, said = _ranking(runs, groups, best[0])
+        figures, said = _ranking(runs, groups, best, told_apart(columns)[best])
         sentences += said
-    level = next((level for level in ("bad", "warn") if any(run.level == level for run in runs)), "ok")
-    steps = [Step("Continue what is not finished", run.started_with) for run in unfinished[:3]]
+    level = next((level for level in _WORST_FIRST if any(run.level == level for run in runs)), "ok")
+    steps = [Step("Continue what is not finished", commands.started_with(run)) for run in unfinished[:3]]
+    early = [group for group in groups if any(run.finished and run.level == "early" for run in group.runs)]
+    steps += [Step(f"{group.name}: {_LONGER.lower()}", commands.longer(group.runs)) for group in early[:3]]
     if not columns and runs[0].facts.get("num_classes"):
         steps.append(Step("Measure all of them on the test split", f"sslctl linear-eval {where}"))
     if best and seeds[0] < 3:
-        steps.append(Step("Fewer than three seeds say little: add some", f"{runs[0].environment['command']} seed=…"))
+        words = "fewer than three seeds say little: add some"
+        few = [group for group in groups if len(group.runs) < 3 and group not in early][:5]
+        steps += [Step(f"{group.name}: {words}", commands.more_seeds(group.runs)) for group in few]
     if best and not any(column.labels != "all" for column in columns):
         steps.append(Step("See what they are worth with few labels", f"sslctl linear-eval {where} labels=5"))
     return Summary(level, f"{_VERDICTS[level]}.", sentences, figures, steps)
@@ -184,29 +190,43 @@ def _listed(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _ranking(runs: list[Run], groups: list[Group], column: Measurement) -> tuple[list[Figure], list[str]]:
-    """The two best settings by a measurement, and whether their seeds tell them apart."""
+def _most_telling(groups: list[Group], columns: list[Measurement]) -> Measurement | None:
+    """The main measurement that most settings have; of several, the one that matters most."""
+    main = _main(groups[0].runs[0], columns)
+    return max(main, key=lambda column: sum(group_mean(g, column) is not None for g in groups), default=None)
+
+
+def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: str) -> tuple[list[Figure], list[str]]:
+    """The two best settings by a measurement, and whether their seeds tell them apart. apart: from others of its kind."""
     means = [(group, group_mean(group, column)) for group in groups]
     ranked = sorted(((g, m) for g, m in means if m), key=lambda pair: -pair[1].value)
     if not ranked:
         return [], []
-    where = f"{column.protocol}, {column.metric}, {column.labels} labels, {column.dataset} {column.split} split"
+    where = ", ".join(part for part in (column.words(), apart) if part)
     figures = [
         Figure(
             mean.words(column.metric),
             f"{group.name}: {where}",
-            f"mean{' ± std' if mean.std else ''} over {_seeds(mean)}",
+            f"mean{' ± std' if mean.std else ''} over {_seeds(mean)}"
+            + (f"; 95 % interval of the mean {mean.interval(column.metric)}" if mean.ci95 else ""),
         )
         for group, mean in ranked[:2]
     ]
     said = []
     random = random_mean(runs, column)
     if random:
-        (first, best), words = ranked[0], f"Random weights reach {random.words(column.metric)} by {where}"
+        (first, best), untrained = (
+            ranked[0],
+            "From scratch, networks" if column.protocol == "finetune" else "Random weights",
+        )
+        words = f"{untrained} reach {random.words(column.metric)} by {where}"
         said.append(f"{words}; {first.name} is {_apart(best, random)}.")
     if len(ranked) > 1:
         (first, best), (second, next_) = ranked[:2]
         said.append(f"By the same protocol {first.name} is, against {second.name}, {_apart(best, next_)}.")
+    lacking = [group.name for group, mean in means if mean is None and group.finished]
+    if lacking:
+        said.append(f"Not measured by it, and so not compared: {_listed(lacking)}.")
     return figures, said
 
 

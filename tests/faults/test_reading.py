@@ -456,7 +456,7 @@ def test_results_can_be_appended_behind_a_cut_off_line(finished):
     path = finished / "results.jsonl"
     path.write_text(path.read_text()[:-20])
     assert main(["knn-eval", str(finished), "device=cpu", "cache=false", "subjects=[trained]", "knn.k=3"]) == 0
-    found = [r for r in rundir.read_lines(path) if r["details"].get("k") == 3]
+    found = [r for r in rundir.read_lines(path) if r["params"].get("k") == 3]
     assert [r["metric"] for r in found] == ["top1", "top5"]
 
 

@@ -1,0 +1,121 @@
+"""The commands that the page names: each can be pasted into a shell, and sslctl reads it."""
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslctl.evaluation.origin import words_of
+from sslctl.overrides import quote
+from sslctl.report.recorded import Run
+
+_PLAIN = re.compile(r"(run_dir|(?:eval_)?dataset\.root|backbone\.weights|out)='([\w./-]+)'")
+_PROBE = ("lr", "weight_decay", "epochs", "most_steps", "batch_size", "validation")
+LEAST_STEPS = 500  # of a run that is long enough to be judged
+
+
+def placed(cwd: str, words: Sequence[str]) -> str:
+    """A command where it was said."""
+    return f"cd {shlex.quote(cwd)} && {shlex.join(words)}"
+
+
+def words_in(command: str) -> list[str]:
+    """The words of a recorded command; paths without the quotes that Hydra's grammar asks for, where they need none."""
+    words = (word.replace("dataset@eval_dataset=", "eval_dataset=") for word in shlex.split(command))
+    return [_PLAIN.sub(r"\1=\2", word) for word in words]
+
+
+def without(words: list[str], *keys: str) -> list[str]:
+    return [word for word in words if word.partition("=")[0] not in keys]
+
+
+def named(path: Path) -> str:
+    """A run as a word of a command line."""
+    return f"ckpt={path}" if "=" in str(path) else str(path)
+
+
+# --- Training ---
+
+
+def started_with(run: Run) -> str:
+    """The command that started a run. Said again it continues the run."""
+    return placed(run.environment["cwd"], words_in(run.environment["command"]))
+
+
+def repeat_with(run: Run) -> str:
+    """The command that trains a run anew, in another directory."""
+    words = without(words_in(run.environment["command"]), "run_dir")
+    words += [] if run.config["trainer"]["threads"] else [f"trainer.threads={run.threads}"]
+    return placed(run.environment["cwd"], [*words, f"run_dir=repeated/{run.path.name}"])
+
+
+def more_seeds(runs: Sequence[Run], count: int = 3) -> str:
+    """The command after which a setting has been trained with `count` seeds, by the words of its first run.
+
+    Where runs have the directories that sslctl chooses, it finds those that are there and trains the others; where the
+    user chose them, it names the others alone, and directories beside.
+    """
+    first = runs[0]
+    words, own = words_in(first.environment["command"]), [run.config["seed"] for run in runs]
+    new = [seed for seed in range(count + len(own)) if seed not in own][: max(0, count - len(own))]
+    chosen = any(word.startswith("run_dir=") for word in words)
+    seeds = new if chosen else sorted([*own, *new])
+    words = without(words, "seed", "run_dir")
+    place = []
+    if chosen:
+        name = re.sub(rf"[-_]?(s|seed)?(?<!\d){first.config['seed']}$", "", first.path.name)
+        place = [f"run_dir={quote(str(first.path.parent / f'{name}-s'))[:-1]}${{seed}}'"]
+    sweep = [*words[:2], "-m", *words[2:], f"seed={','.join(map(str, seeds))}", *place]
+    return placed(first.environment["cwd"], sweep)
+
+
+def longer(runs: Sequence[Run]) -> str:
+    """The command that trains a setting, with the seeds of all its runs, for ten times its epochs, and LEAST_STEPS at
+    least, in other directories."""
+    run = runs[0]
+    epochs = run.facts["total_steps"] / run.facts["steps_per_epoch"]
+    epochs = max(math.ceil(10 * epochs), math.ceil(LEAST_STEPS / run.facts["steps_per_epoch"]))
+    words = without(words_in(run.environment["command"]), "run_dir", "trainer.epochs")
+    words.append(f"trainer.epochs={epochs}")
+    if len(runs) > 1:
+        seeds = ",".join(str(run.config["seed"]) for run in runs)
+        words = [*words[:2], "-m", *without(words[2:], "seed"), f"seed={seeds}"]
+    return placed(run.environment["cwd"], words)
+
+
+# --- Measuring ---
+
+
+def measuring(run: Run, record: dict) -> str | None:
+    """The command that measures a result again on the run's newest weights: the words by which it was measured, of this
+    run alone. None where they are not known: an older result on other images than the run's."""
+    said = words_in(record.get("command") or "")
+    if said and said[1] != "pretrain":
+        return placed(record["cwd"], [*said[:2], named(run.path), *without(said[2:], "ckpt")])
+    if record["dataset"] not in run.datasets:
+        return None
+    return placed(run.environment["cwd"], [*_from_settings(run, record), *_features(record)])
+
+
+def _features(record: dict) -> list[str]:
+    return [f"features={record['features']}"] if record["features"] not in ("backbone", "pixels") else []
+
+
+def _from_settings(run: Run, record: dict) -> list[str]:
+    """Of what pretraining measured at its end, and of older results: the words that make the same settings."""
+    protocol, params = record["protocol"], record.get("params")
+    settings = params if isinstance(params, dict) else record.get("details", {})
+    labels = [f"labels={record['labels'].removesuffix('/class')}"]
+    labels += [f"draws={record.get('draws', 1)}"] if record["labels"] != "all" else []
+    if protocol == "knn":
+        words = [f"knn.{name}={words_of(settings[name])}" for name in ("k", "temperature") if name in settings]
+        return ["sslctl", "knn-eval", named(run.path), *words]
+    if protocol == "linear-cached":
+        words = [f"probe.{name}={words_of(settings[name])}" for name in _PROBE if name in settings]
+        return ["sslctl", "linear-eval", named(run.path), *labels, *words]
+    if protocol == "linear-augmented":
+        return ["sslctl", "linear-eval", named(run.path), "protocol=augmented"]
+    return ["sslctl", "finetune" if protocol == "finetune" else "evaluate", named(run.path)] + (
+        labels if protocol == "finetune" else []
+    )

@@ -1,0 +1,184 @@
+"""The tables of results: of one run, over seeds, run by run, and of what is measured without labels."""
+
+import statistics
+from dataclasses import dataclass
+
+from sslctl.report.compare import Group, Mean, group_mean, mean_of, random_mean
+from sslctl.report.measured import UNTRAINED, Measurement, by_importance, number, told_apart
+from sslctl.report.recorded import Run
+
+_LABEL_FREE = {  # metric -> how the page calls it
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "α-ReQ",
+    "feature_std": "feature spread: std × √D, as in the curves",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "teacher_entropy": "teacher entropy",
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """Of a column, in lines: the protocol, what is measured on which labels, and where, with the settings that matter."""
+
+    column: Measurement
+    first: str
+    second: str
+    quiet: str
+
+
+def heads_of(columns: list[Measurement]) -> list[Head]:
+    apart = told_apart(columns)
+    return [
+        Head(
+            c,
+            c.protocol + c.k,
+            ", ".join(part for part in (c.metric, c.labels_words) if part),
+            ", ".join(part for part in (f"{c.dataset} {c.split}", apart[c]) if part),
+        )
+        for c in columns
+    ]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns that are shown together. folded: behind a line that says how many there are."""
+
+    heads: list[Head]
+    folded: bool
+
+    @property
+    def words(self) -> str:
+        """'linear-cached top5; cluster accuracy, nmi, ari'."""
+        metrics: dict[str, dict[str, None]] = {}
+        for head in self.heads:
+            metrics.setdefault(head.column.protocol, {})[head.column.metric] = None
+        return "; ".join(f"{protocol} {', '.join(found)}" for protocol, found in metrics.items())
+
+
+def parts_of(columns: list[Measurement]) -> list[Columns]:
+    """The main columns, and those behind them. What needs no labels has a table of its own."""
+    shown = by_importance(c for c in columns if not c.label_free)
+    parts = [Columns(heads_of([c for c in shown if c.main is main]), not main) for main in (True, False)]
+    parts = [part for part in parts if part.heads]
+    return parts if len(parts) > 1 else [Columns(part.heads, False) for part in parts]
+
+
+# --- One run ---
+
+
+def results_of(run: Run) -> dict:
+    """The rows of a run's own table: one a measurement, a column for each kind of weights."""
+    found = dict.fromkeys(r["subject"] for r in run.results if r["protocol"] != "label-free")
+    others = [s for s in found if s not in ("trained", *UNTRAINED)]
+    latest = {"trained": run.latest("trained"), "random": run.untrained()} | {s: run.latest(s) for s in others}
+    subjects = [subject for subject, own in latest.items() if own]
+    rows = by_importance(dict.fromkeys(m for subject in subjects for m in latest[subject] if not m.label_free))
+    table = []
+    for row in rows:
+        records = [latest[subject].get(row) for subject in subjects]
+        table.append({"row": row, "records": records, "first": next(r for r in records if r)})
+    main = [entry for entry in table if entry["row"].main] or table
+    return {
+        "subjects": subjects,
+        "scratch": "scratch" in found,
+        "parts": [part for part in (main, [e for e in table if e not in main]) if part],
+    }
+
+
+# --- Over seeds ---
+
+
+def means_of(groups: list[Group], runs: list[Run], part: Columns) -> dict:
+    """A row for each setting, and one of random weights: (words, interval, how many where not all) a column."""
+    columns = [head.column for head in part.heads]
+    rows = [(group, [_cell(group_mean(group, c), c, len(group.runs)) for c in columns]) for group in groups]
+    baseline = [_cell(random_mean(runs, c), c, None) for c in columns]
+    return {"part": part, "rows": rows, "random": baseline if any(cell["words"] for cell in baseline) else None}
+
+
+def _cell(mean: Mean | None, column: Measurement, expected: int | None) -> dict:
+    if mean is None:
+        return {"words": "", "interval": "", "count": None}
+    count = mean.count if expected is not None and mean.count != expected else None
+    return {"words": mean.words(column.metric), "interval": mean.interval(column.metric), "count": count}
+
+
+def speed_of(group: Group) -> str:
+    """Images a second while training, the median of what was logged."""
+    speeds = [value for run in group.runs for _, value in run.series("images_per_second")]
+    return f"{statistics.median(speeds):,.0f}" if speeds else ""
+
+
+# --- Without labels ---
+
+
+def label_free_of(groups: list[Group]) -> dict | None:
+    """A row for each figure: its values in each setting as trained, as it began, and what is healthy.
+
+    Means over seeds, of finished runs where there are several; a lone run as it is.
+    """
+    alone = len(groups) == 1 and len(groups[0].runs) == 1
+    chosen = [group.runs if alone else group.finished for group in groups]
+    runs = [run for found in chosen for run in found]
+    columns = dict.fromkeys(m for run in runs for s in ("trained", "random") for m in run.latest(s) if m.label_free)
+    apart = told_apart(columns)
+    rows = []
+    for column in sorted(columns, key=_place):
+        cells = [_figure([run.latest("trained").get(column) for run in found]) for found in chosen]
+        random = _figure([run.latest("random").get(column) for run in runs])
+        records = [r for run in runs for s in ("trained", "random") if (r := run.latest(s).get(column))]
+        rows.append(
+            {
+                "name": _name(column, records),
+                "cells": cells,
+                "random": random,
+                "healthy": " / ".join(dict.fromkeys(_healthy(r) for r in records)),
+                "of": ", ".join(part for part in (_images_of(column), apart[column]) if part),
+            }
+        )
+    return {"groups": groups, "alone": alone, "rows": rows} if rows else None
+
+
+def _place(column: Measurement) -> int:
+    names = list(_LABEL_FREE)
+    return names.index(column.metric) if column.metric in names else len(names)
+
+
+def _name(column: Measurement, records: list[dict]) -> str:
+    if column.metric == "feature_std" and not all(_dim(r) for r in records):
+        return "feature std of unit features, not × √D"
+    return _LABEL_FREE.get(column.metric, column.metric.replace("_", " "))
+
+
+def _dim(record: dict) -> int | None:
+    """The dimensions of features, where a feature spread says them."""
+    return record.get("details", {}).get("dim")
+
+
+def _in_unit(record: dict) -> float:
+    """A figure in the unit of the page's curves."""
+    scale = _dim(record) ** 0.5 if record["metric"] == "feature_std" and _dim(record) else 1.0
+    return record["value"] * scale
+
+
+def _healthy(record: dict) -> str:
+    if record["metric"] == "feature_std" and _dim(record):
+        return "near 1: evenly spread; 0: collapsed"
+    return record.get("details", {}).get("healthy", "")
+
+
+def _figure(records: list[dict | None]) -> str:
+    """The mean over seeds, with its deviation."""
+    found = [r for r in records if r and r["value"] is not None]
+    mean = mean_of([_in_unit(r) for r in found])
+    return number("figure", mean.value, mean.std) if mean else ""
+
+
+def _images_of(column: Measurement) -> str:
+    """'1,438 images of digits, train'."""
+    settings = dict(column.settings)
+    count = f"{int(settings['images']):,} images of " if "images" in settings else ""
+    views = f", {settings['views']} views each" if "views" in settings else ""
+    return f"{count}{column.dataset}, {column.split}{views}"
