@@ -49,18 +49,19 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
         raise InputError(f"dataset.length={length}: a sample is [CLS] and at least one token")
     base = files.existing_folder(root)
     learnt, folder = _folders(base, split)
-    made = _tokenizer([_read(path) for path in _files(learnt)] if not tokenizer else [], vocabulary, tokenizer)
-    paths = _files(folder)
-    contents = [_read(path) for path in paths]
-    classes = _classes(learnt, _files(learnt))
+    training = _contents(learnt)
+    texts = training if folder == learnt else _contents(folder)
+    made = _tokenizer(list(training.values()), vocabulary, tokenizer)
+    classes = _classes(learnt, list(training))
     if not classes and split == "test":
         raise InputError(f"{base} has no labels to evaluate on: put the files into a folder for each class")
-    unknown = sorted({path.parent.name for path in paths} - set(classes)) if classes else []
+    unknown = sorted({path.parent.name for path in texts} - set(classes)) if classes else []
     if unknown:
         raise InputError(f"{folder}: class folder {unknown[0]} does not exist in {learnt}")
-    rows, labels, names, short = [], [], [], 0
-    for path, content in zip(paths, contents, strict=True):
+    rows, labels, names, short, words = [], [], [], 0, 0
+    for path, content in texts.items():
         ids = torch.tensor(made.encode(content).ids, dtype=torch.int64)
+        words += len(ids)
         pieces = ids[: len(ids) // (length - 1) * (length - 1)].view(-1, length - 1)  # a rest is left out
         short += not len(pieces)
         for number, piece in enumerate(pieces):
@@ -70,11 +71,10 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
                 labels.append(classes.index(path.parent.name) if classes else -1)
                 names.append(str(path))
     if not rows:
-        words = sum(len(made.encode(content).ids) for content in contents)
         raise InputError(f"{folder}: {words} tokens are too few for samples of {length} (dataset.length)")
     if short:
         print(
-            f"  {short} of {len(paths)} files in {folder} are shorter than {length - 1} tokens and left out (dataset.length)"
+            f"  {short} of {len(texts)} files in {folder} are shorter than {length - 1} tokens and left out (dataset.length)"
         )
     tokens, labels = torch.stack(rows), torch.tensor(labels)
     saved = made.to_str()
@@ -94,15 +94,15 @@ def _folders(base: Path, split: str) -> tuple[Path, Path]:
     return train, train if split == "train" else test
 
 
-def _files(folder: Path) -> list[Path]:
-    """The .txt files below a folder, sorted. Raises InputError where there are none, or where one is empty."""
-    paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
-    if not paths:
+def _contents(folder: Path) -> dict[Path, str]:
+    """The .txt files below a folder, sorted, each read once. Raises InputError where there are none, or where one is empty."""
+    found = {path: _read(path) for path in sorted(folder.rglob("*.txt")) if path.is_file()}
+    if not found:
         raise InputError(f"no .txt files in {folder}")
-    empty = next((path for path in paths if not _read(path).strip()), None)
+    empty = next((path for path, content in found.items() if not content.strip()), None)
     if empty:
         raise InputError(f"{empty} is empty")
-    return paths
+    return found
 
 
 def _classes(folder: Path, paths: list[Path]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from sslctl.data.sampler import permuted
 from sslctl.evaluation import label_free
 from sslctl.evaluation.features import cached
 from sslctl.evaluation.origin import settings as settings_of
-from sslctl.evaluation.protocols import Task
+from sslctl.evaluation.protocols import Task, key_of
 from sslctl.evaluation.results import SPREAD, console, percent, protocol_words, record
 from sslctl.evaluation.subjects import Subject
 from sslctl.pictures import views_of
@@ -124,7 +124,6 @@ def view_features(subject: Subject, task: Task, views: ViewMaker) -> Tensor:
     wanted, device = config.label_free.lidar_views, choose_device(config.device)
     epochs = -(-wanted // views.augmentation["global"]["count"])
     pipeline = json.dumps([vars(views), len(rows), wanted, config.seed], sort_keys=True)
-    identity = (subject.weights_sha256, subject.features, subject.preprocess.words(), train.as_of, train.split)
 
     @torch.no_grad()
     def compute() -> Tensor:
@@ -136,7 +135,7 @@ def view_features(subject: Subject, task: Task, views: ViewMaker) -> Tensor:
             parts.append(made.unflatten(0, images.shape[:2]))
         return torch.cat(parts)
 
-    return cached((*identity, "views", pipeline), compute, config.cache_gb if config.cache else 0)
+    return cached((*key_of(subject, train), "views", pipeline), compute, config.cache_gb if config.cache else 0)
 
 
 # --- Tables ---
