@@ -452,9 +452,9 @@ def test_a_pretrained_network_learns_more_from_five_labels_a_class_than_one_from
     gains = []
     for seed in (0, 1):
         run = tmp_path / f"run{seed}"
-        words = (*SIMCLR, f"seed={seed}", "trainer.epochs=80", "backbone.widths=[8,16,32]")
+        words = (*SIMCLR, f"seed={seed}", "trainer.epochs=160", "backbone.widths=[8,16,32]")
         assert finish(run, *words)
         found = added(run, *TINY, "draws=4", "least_steps=80", "trainer.batch_size=25", f"seed={seed}")
         gains.append(found["trained"]["value"] - found["scratch"]["value"])
     print(json.dumps(gains))
-    assert min(gains) > 0.05  # 0.12 and 0.14 where this was written; processors round differently
+    assert min(gains) > 0.1
