@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl import vit
+from sslctl.lab import lightness
 
 
 class Backbone(nn.Module):
@@ -17,7 +18,10 @@ class Backbone(nn.Module):
     network: maps normalised (B, C, H, W) to (B, embed_dim), has `embed_dim`; `feature_map` and `layer_names` (see
     sslctl.layers) where it can.
     mean, std: one value a channel, of images in [0, 1]; saved with the weights. None for token ids, which go in as they are.
+    sees_lightness: a method may set it; colour images are then seen without their colours (sslctl.lab).
     """
+
+    sees_lightness = False
 
     def __init__(self, network: nn.Module, mean: list[float] | None = None, std: list[float] | None = None):
         super().__init__()
@@ -31,6 +35,7 @@ class Backbone(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> zero mean, unit variance over the dataset."""
+        images = lightness(images) if self.sees_lightness else images
         return (images - self.mean) / self.std if self.normalized else images
 
     def denormalize(self, x: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """sslctl export: a backbone as a file for other programs, loaded again by its own loader and compared on real images."""
 
 import contextlib
-import copy
 import hashlib
 import shutil
 import tempfile
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
 from sslctl.config import InputError, user_path
 from sslctl.data.loader import clean_batches
 from sslctl.evaluation.chosen import Chosen, chosen
 from sslctl.formats import FILE, FORMATS, Format, Lines, Network
 from sslctl.methods.base import Method
 from sslctl.preprocess import TextPreprocess
+from sslctl.representation import alone
 from sslctl.run_directory import TOKENIZER, now, versions
 from sslctl.views.maker import clean
 
@@ -117,48 +116,16 @@ class _Computed(nn.Module):
         return self.method.features(images)[self.chosen]
 
 
-@torch.no_grad()
 def network_of(one: Chosen) -> Network:
     """The network behind a subject's features: a backbone alone where that gives the same, else all that the method does."""
     subject, preprocess = one.subject, one.subject.preprocess
-    noise = _noise(preprocess)
-    wanted = subject.function(noise)
-    backbones = [m for m in (one.method or subject.backbone).modules() if isinstance(m, Backbone)]
-    candidates = [(b, {}) for b in backbones] + [(p, MEAN) for b in backbones if (p := _mean_pooled(b))]
-    candidates = [(b, pool, h) for b, pool in candidates if (h := b(noise)).shape == wanted.shape]
-    if candidates:
-        backbone, pool, found = min(candidates, key=lambda c: float((c[2] - wanted).abs().max()))
-        if torch.allclose(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max())):
-            return Network(backbone, backbone, pool, one.node, preprocess, subject.features, wanted.shape[1])
+    with torch.no_grad():
+        width = subject.function(preprocess.example(torch.device("cpu"))).shape[1]
+    found = alone(one.method or subject.backbone, subject.function, preprocess)
+    if found:
+        return Network(found[0], *found, one.node, preprocess, subject.features, width)
     computed = _Computed(one.method, subject.features).eval()
-    return Network(computed, None, {}, one.node, preprocess, subject.features, wanted.shape[1])
-
-
-MEAN = {
-    "global_pool": "avg",
-    "fc_norm": False,
-}  # of a vision transformer: the mean of the patches' tokens, normed before
-
-
-def _mean_pooled(backbone: Backbone) -> Backbone | None:
-    """A copy that gives the mean of the patches' tokens, where timm's model has such a thing under the same weights."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    model = getattr(backbone.network, "model", None)
-    if not isinstance(model, VisionTransformer) or not isinstance(model.fc_norm, nn.Identity):
-        return None
-    pooled = copy.deepcopy(backbone)
-    pooled.network.model.global_pool = MEAN["global_pool"]
-    return pooled
-
-
-def _noise(preprocess: Any) -> Tensor:
-    """(4, …) inputs that no two networks treat alike."""
-    like = preprocess.example(torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(preprocess, TextPreprocess):
-        return torch.randint(1, preprocess.vocabulary, (4, preprocess.length), generator=generator)
-    return torch.rand(4, *like.shape[1:], generator=generator)
+    return Network(computed, None, {}, one.node, preprocess, subject.features, width)
 
 
 # --- The check ---

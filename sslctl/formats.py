@@ -18,6 +18,7 @@ from sslctl.checkpoint import compare
 from sslctl.config import InputError
 from sslctl.loading import keep_backbone
 from sslctl.preprocess import Preprocess, TextPreprocess
+from sslctl.representation import pooled
 
 FILE = "FILE"  # stands in the lines for the file's path, quoted
 
@@ -194,7 +195,7 @@ def _safetensors_lines(network: Network) -> Lines:
             f"format=safetensors holds a backbone's weights, and features={network.features} of this method is not a"
             " backbone's own output: format=onnx or torch_export, or other features="
         )
-    again = build_backbone(_node(network), network.preprocess, with_weights=False)
+    again = build_backbone(pooled(network.node, network.pool), network.preprocess, with_weights=False)
     if compare(network.backbone.state_dict(), again.state_dict()):
         raise InputError(f"features={network.features} is of another network than the run's backbone: format=onnx")
     return Lines(
@@ -204,14 +205,7 @@ def _safetensors_lines(network: Network) -> Lines:
 
 
 def _write_safetensors(network: Network, path: Path) -> None:
-    keep_backbone(path, network.backbone, _node(network), network.preprocess)
-
-
-def _node(network: Network) -> dict:
-    """The configuration of the backbone as it is exported."""
-    if not network.pool:
-        return network.node
-    return {**network.node, "kwargs": {**network.node["kwargs"], **network.pool}}
+    keep_backbone(path, network.backbone, pooled(network.node, network.pool), network.preprocess)
 
 
 # --- ONNX and torch.export: the whole calculation, normalisation inside ---

@@ -19,6 +19,11 @@ def rgb_to_lab(images: Tensor) -> Tensor:
         return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
+def lightness(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 3, H, W) in [0, 1]: the lightness three times, for networks that take colour."""
+    return (rgb_to_lab(images)[:, :1] / 100).expand(-1, 3, -1, -1)
+
+
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """The inverse of `rgb_to_lab`; colours that sRGB does not have are clipped."""
     with torch.autocast(lab.device.type, enabled=False):

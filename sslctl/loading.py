@@ -1,8 +1,8 @@
 """A finished run's backbone in Python: `backbone, preprocess = sslctl.load("runs/latest")`."""
 
 import json
+import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +40,16 @@ class Transform:
         return resize_and_crop(image, self.settings.image_size, self.settings.resize).float() / 255
 
 
+class OtherFeatures(UserWarning):
+    """Evaluation measures other features of a method than its backbone's own output."""
+
+
 def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
     """The backbone of a finished run, or of a file of `sslctl export`, in eval mode, and the transform of its input.
 
-    The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim); normalisation is inside. Of texts, the transform makes
-    ids of a string and the backbone maps (B, L) of them. Raises InputError when
+    The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim), the features that `sslctl evaluate` measures;
+    normalisation is inside. Where a method makes more of them than a backbone can, an OtherFeatures warning says so. Of texts,
+    the transform makes ids of a string and the backbone maps (B, L) of them. Raises InputError when
     the directory is no finished run or any tensor does not match.
     """
     path = user_path(run)
@@ -61,14 +66,18 @@ def finished_run(path: Path) -> tuple[Backbone, dict, Preprocess]:
         raise InputError(f"{path} is not a run directory")
     if not (path / BACKBONE).exists():
         raise InputError(f"{path} is not finished: it has no {BACKBONE}")
-    settings = preprocess_from(read_json(path / PREPROCESS))
-    node = read_config(path)["backbone"]
-    return backbone_of(OmegaConf.create(node), settings, load_tensors(path / BACKBONE), path / BACKBONE), node, settings
+    settings, said = preprocess_from(read_json(path / PREPROCESS)), about(path / BACKBONE) or {}
+    node = json.loads(said["backbone"]) if said else read_config(path)["backbone"]
+    return _backbone_of(node, settings, path / BACKBONE, said), node, settings
 
 
-def keep_backbone(path: Path, backbone: Backbone, node: dict, settings: Preprocess | TextPreprocess) -> None:
+def keep_backbone(
+    path: Path, backbone: Backbone, node: dict, settings: Preprocess | TextPreprocess, **more: str
+) -> None:
     """Writes a safetensors file that says itself how its backbone is built and what it expects."""
-    about = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(settings))}
+    about = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(settings)), **more}
+    if backbone.sees_lightness:
+        about["sees"] = "lightness"
     temporary = path.with_name(f".{path.name}")
     save_tensors(temporary, backbone.state_dict(), about)
     temporary.replace(path)
@@ -80,7 +89,7 @@ def kept_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreproce
     if said is None:
         raise InputError(f"{path} does not say which backbone it is of: expected a run, or a file of sslctl export")
     node, settings = json.loads(said["backbone"]), preprocess_from(json.loads(said["preprocess"]))
-    return backbone_of(OmegaConf.create(node), settings, load_tensors(path), path), node, settings
+    return _backbone_of(node, settings, path, said), node, settings
 
 
 def about(path: Path) -> dict[str, str] | None:
@@ -97,9 +106,18 @@ def about(path: Path) -> dict[str, str] | None:
     return said if {"backbone", "preprocess"} <= said.keys() else None
 
 
-def backbone_of(node: Any, settings: Preprocess, tensors: dict[str, Tensor], path: Path) -> Backbone:
-    """A backbone with the tensors read from `path`, which must all be its own."""
-    backbone = build_backbone(node, settings, with_weights=False)
+def _backbone_of(node: dict, settings: Preprocess | TextPreprocess, path: Path, said: dict[str, str]) -> Backbone:
+    """A backbone with the tensors of a file, which must all be its own. said: what `about` read of it."""
+    tensors = load_tensors(path)
+    backbone = build_backbone(OmegaConf.create(node), settings, with_weights=False)
+    if "evaluated" in said:
+        warnings.warn(
+            f"{path} gives the backbone's own output; evaluation measures this method's features={said['evaluated']}, which"
+            " sslctl export format=onnx writes",
+            OtherFeatures,
+            stacklevel=4,
+        )
+    backbone.sees_lightness = said.get("sees") == "lightness"
     differences = compare(tensors, backbone.state_dict())
     if differences:
         raise CheckpointError(f"{path} does not fit its own configuration:", *differences)

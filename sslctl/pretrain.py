@@ -24,7 +24,7 @@ from sslctl.build import (
     build_views,
     refuse_sizes,
 )
-from sslctl.checkpoint import newest_valid, save_tensors
+from sslctl.checkpoint import newest_valid
 from sslctl.cli import Stopped
 from sslctl.config import InputError, user_path
 from sslctl.data.sources import Source
@@ -33,6 +33,7 @@ from sslctl.evaluation.results import append, show, tested_on
 from sslctl.evaluation.verbs import labelled_sources
 from sslctl.health import UNHEALTHY, Unhealthy, Watch, as_line, findings
 from sslctl.launch import launch
+from sslctl.loading import keep_backbone
 from sslctl.logs import Log
 from sslctl.methods.base import Method
 from sslctl.overrides import command_line
@@ -40,6 +41,7 @@ from sslctl.plan import Plan, choose_device, make_plan
 from sslctl.precision import NonFiniteError
 from sslctl.preprocess import Preprocess, preprocess_of
 from sslctl.rehearsal import time_steps
+from sslctl.representation import alone, pooled
 from sslctl.run_directory import decisive, fingerprint
 from sslctl.signals import Interrupted, Signals
 from sslctl.teachers import load_teacher
@@ -266,12 +268,20 @@ def finish(
         print(
             "  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval"
         )
-    temporary = run_dir / f".{rundir.BACKBONE}"
-    save_tensors(temporary, method.backbone.state_dict(), {"step": str(setup.plan.total_steps)})
-    temporary.replace(run_dir / rundir.BACKBONE)
+    _keep_backbone(config, setup, preprocess)
     for finding in findings(run_dir):
         print(f"  {as_line(finding)}")
     print(f"done: {run_dir}")
+
+
+def _keep_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
+    """backbone.safetensors: the network, alone, that gives the features which evaluation measures."""
+    method, node = setup.method, OmegaConf.to_container(config.backbone, resolve=True)
+    features = next(iter(method.features(preprocess.example(setup.plan.device))))
+    found = alone(method, lambda images: method.features(images)[features], preprocess)
+    backbone, pool = found or (method.backbone, {})
+    about = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
+    keep_backbone(setup.run_dir / rundir.BACKBONE, backbone, pooled(node, pool), preprocess, **about)
 
 
 def describe_run(config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path) -> None:

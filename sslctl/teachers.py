@@ -59,9 +59,14 @@ def load_teacher(
     if not where:
         raise InputError("method.teacher is missing: a finished run, or a file with backbone@method.teacher_backbone=…")
     path = user_path(where)
+    described = is_run(path) or (path.is_file() and about(path))
+    if described and node is not None:
+        raise InputError(
+            f"method.teacher={where} says itself which network it is: leave backbone@method.teacher_backbone out"
+        )
     if is_run(path):
         teacher = Teacher(*finished_run(path))
-    elif path.is_file() and about(path):
+    elif described:
         teacher = Teacher(*kept_backbone(path))
     elif not path.is_file():
         raise InputError(f"method.teacher={where}: {'no run there' if path.exists() else 'no such run or file'}")

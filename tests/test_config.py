@@ -9,10 +9,11 @@ import yaml
 from omegaconf import OmegaConf
 
 import sslctl
-from sslctl.checkpoint import load_tensors
+from sslctl.checkpoint import load_tensors, newest_valid
 from sslctl.cli import CONFIGS
-from sslctl.evaluation.subjects import load_method
+from sslctl.evaluation.subjects import load_method, trained
 from sslctl.explain import compose_choices
+from sslctl.loading import OtherFeatures
 from sslctl.overrides import Prepared
 from tests.conftest import QUICK
 
@@ -214,6 +215,15 @@ def test_every_choice_takes_two_steps(cli, workdir, labelled_images, finished_ru
     before = load_method(workdir / "run").backbone.state_dict()
     assert after.keys() == before.keys()
     assert any(not torch.equal(after[name], tensor) for name, tensor in trained_tensors(before))
+    if choice == "method=cpc":  # the mean over patches, which are fed one by one
+        with pytest.warns(OtherFeatures, match="features=patches"):
+            sslctl.load(workdir / "run")
+        return
+    kept = sslctl.load(workdir / "run")[0]
+    evaluated = trained(workdir / "run", newest_valid(workdir / "run"), None)
+    images = torch.rand(8, *evaluated.preprocess.example(torch.device("cpu")).shape[1:])
+    with torch.no_grad():
+        assert torch.allclose(kept(images), evaluated.function(images), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

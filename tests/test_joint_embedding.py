@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from sslctl.backbones import ResNet
 from sslctl.checkpoint import load_tensors
@@ -194,17 +195,19 @@ def test_another_teacher_is_another_run(tmp_path, capsys):
         ((), "method.teacher is missing"),
         (("method.teacher={empty}/nothing",), "nothing: no such run or file"),
         (("method.teacher={empty}",), ": no run there"),
-        (("method.teacher={teacher}/backbone.safetensors",), "backbone@method.teacher_backbone="),
+        (("method.teacher={empty}/bare.safetensors",), "backbone@method.teacher_backbone="),
         (("method.teacher={teacher}/metrics.jsonl", "backbone@method.teacher_backbone=resnet18"), "metrics.jsonl"),
         (
-            ("method.teacher={teacher}/backbone.safetensors", "backbone@method.teacher_backbone=resnet18"),
+            ("method.teacher={empty}/bare.safetensors", "backbone@method.teacher_backbone=resnet18"),
             "tensors missing",
         ),
+        (("method.teacher={teacher}", "backbone@method.teacher_backbone=resnet18"), "says itself which network"),
         (("method=compress", "method.teacher={teacher}", "method.variant=1q"), "backbones of equal width"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused_in_a_line(words, said, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    save_file(load_tensors(a_teacher() / "backbone.safetensors"), tmp_path / "empty" / "bare.safetensors")
     words = [word.format(teacher=a_teacher(), empty=tmp_path / "empty") for word in words]
     assert pretrain(tmp_path / "run", "method=seed", "scheduler.warmup_epochs=0", *words) == 2
     err = capsys.readouterr().err

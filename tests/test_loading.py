@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,8 +16,13 @@ from sslctl.build import Preprocess
 from sslctl.checkpoint import newest_valid
 from sslctl.config import InputError
 from sslctl.evaluation.subjects import trained
-from sslctl.loading import Transform
+from sslctl.lab import lab_to_rgb, rgb_to_lab
+from sslctl.loading import Transform, keep_backbone
+from sslctl.representation import alone, pooled
+from sslctl.teachers import load_teacher
 from sslctl.views.maker import resize_and_crop
+from tests.built import built
+from tests.test_config import choices
 
 
 @pytest.fixture
@@ -59,6 +65,61 @@ def test_tilde_is_expanded(run, monkeypatch):
     monkeypatch.setenv("HOME", str(run.parent))
     backbone, _ = sslctl.load("~/run")
     assert backbone.embed_dim == 8
+
+
+# --- The features that are evaluated are those that are kept ---
+
+OF_OTHERS = {  # than the student's own output
+    **dict.fromkeys(("dino", "ibot", "ijepa"), "teacher"),
+    **dict.fromkeys(("mae", "simmim"), "mean"),
+    "colorization": "lightness",
+}
+
+
+def kept_and_evaluated(name, path):
+    """What a method's kept backbone makes of its first batch's images, what evaluation sees, and what the student says."""
+    its = built(name)
+    for parameter in its.method.backbone.parameters():  # away from the teacher
+        parameter.data.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    method, node = its.method.eval(), OmegaConf.to_container(its.config.backbone, resolve=True)
+    channels, side = method.facts.channels, method.facts.image_size
+    settings = Preprocess(channels, side, side, [0.5] * channels, [0.3] * channels)
+    backbone, pool = alone(method, lambda x: next(iter(method.features(x).values())), settings)
+    keep_backbone(path, backbone, pooled(node, pool), settings)
+    images = torch.rand(8, channels, side, side, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        evaluated = next(iter(method.features(images).values()))
+        return sslctl.load(path)[0](images), evaluated, method.backbone.network(method.backbone.normalize(images))
+
+
+@pytest.mark.parametrize("name", sorted(set(choices("method")) - {"masked_language", "cpc"}))
+def test_what_is_kept_of_a_method_gives_the_features_that_are_evaluated(name, tmp_path):
+    kept, evaluated, students = kept_and_evaluated(name, tmp_path / "backbone.safetensors")
+    assert torch.allclose(kept, evaluated, rtol=1e-5, atol=1e-6)
+    if OF_OTHERS.get(name) in ("teacher", "mean"):
+        assert not torch.allclose(kept, students, rtol=1e-2, atol=1e-3)
+
+
+def test_colourisations_backbone_sees_no_colours_wherever_it_is_loaded(tmp_path):
+    path = tmp_path / "backbone.safetensors"
+    kept_and_evaluated("colorization", path)
+    backbone, preprocess = sslctl.load(path)
+    colours = preprocess(pixels(16, 16))[None]
+    grey = lab_to_rgb(rgb_to_lab(colours) * torch.tensor([1, 0, 0]).view(3, 1, 1))  # as light, without a colour
+    with torch.no_grad():
+        assert torch.allclose(backbone(colours), backbone(grey), atol=1e-4)
+        assert torch.equal(teacher := load_teacher(str(path), None, preprocess.settings)(colours), backbone(colours))
+        assert teacher.std() > 0
+        backbone.sees_lightness = False
+        assert not torch.allclose(backbone(colours), teacher, atol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "features"), [("simclr", "projector"), ("cpc", "patches")])
+def test_features_that_are_no_backbones_own_are_found_out(name, features):
+    method = built(name).method.eval()
+    settings = Preprocess(1, 16, 16, [0.5], [0.3])
+    assert alone(method, lambda x: method.features(x)[features], settings) is None
+    assert alone(method, lambda x: method.features(x)["backbone"], settings) == (method.backbone, {})
 
 
 # --- The transform ---
@@ -198,8 +259,18 @@ def test_weights_that_are_a_pickle_are_refused(run):
         sslctl.load(run)
 
 
-@pytest.mark.parametrize("name", ["preprocess.json", "config.yaml"])
-def test_a_damaged_description_is_refused_by_name(run, name):
-    (run / name).write_text("{")
-    with pytest.raises(InputError, match=name):
+def test_a_damaged_description_is_refused_by_name(run):
+    (run / "preprocess.json").write_text("{")
+    with pytest.raises(InputError, match=r"preprocess\.json"):
+        sslctl.load(run)
+
+
+def test_a_file_without_a_description_is_built_by_the_runs_configuration(run):
+    backbone, preprocess = sslctl.load(run)
+    image = preprocess(pixels(16, 16))[None]
+    path = run / "backbone.safetensors"
+    save_file(load_file(path), path)
+    assert torch.equal(sslctl.load(run)[0](image), backbone(image))
+    (run / "config.yaml").write_text("{")
+    with pytest.raises(InputError, match=r"config\.yaml"):
         sslctl.load(run)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
 from sslctl.decoders import Doubling
-from sslctl.lab import colour_bins, lab_to_rgb, rgb_to_lab
+from sslctl.lab import colour_bins, lab_to_rgb, lightness, rgb_to_lab
 from sslctl.losses import soft_cross_entropy, squared_error
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 
@@ -42,6 +42,7 @@ class Colorization(Method):
             raise ValueError("colorization needs colour images, these are grey: dataset=cifar10 or dataset=folder")
         if form not in ("classification", "regression"):
             raise ValueError(f"method.form={form}: expected classification or regression")
+        backbone.sees_lightness = True
         with torch.no_grad():
             shape = backbone.feature_map(torch.zeros(1, 3, facts.image_size, facts.image_size)).shape
         self.form, self.rebalance, self.annealing = form, rebalance, annealing
@@ -57,12 +58,13 @@ class Colorization(Method):
         self.head = nn.Sequential(*blocks, nn.Conv2d(hidden_dim if doublings else backbone.embed_dim, outputs, 1))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        return {"backbone": self.backbone(grey(rgb_to_lab(images)))}
+        return {"backbone": self.backbone(images)}
 
     def training_step(self, batch: Batch, s: dict) -> dict:
-        lab = rgb_to_lab(batch.views["global"][0])  # (B, 3, S, S)
+        x = batch.views["global"][0]  # (B, 3, S, S)
+        lab = rgb_to_lab(x)
         colours = F.interpolate(lab[:, 1:], (self.side, self.side), mode="area")  # (B, 2, s, s)
-        h = self.backbone.feature_map(grey(lab))  # (B, D, h, w)
+        h = self.backbone.feature_map(x)  # (B, D, h, w), of the lightness
         said = self.predicted(h)  # (B, Q or 2, s, s)
         std = feature_std(h.mean((2, 3)))
         if self.form == "regression":
@@ -108,18 +110,13 @@ class Colorization(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]
         lab = rgb_to_lab(x)
-        said = self.predicted(self.backbone.feature_map(grey(lab)))
+        said = self.predicted(self.backbone.feature_map(x))
         if self.form == "classification":
             ab = torch.einsum("bqhw,qc->bchw", (said.log_softmax(1) / self.annealing).softmax(1), self.bins)
         else:
             ab = 110 * said
         ab = F.interpolate(ab, x.shape[-2:], mode="bilinear", align_corners=False)
-        return {"lightness": grey(lab), "coloured": lab_to_rgb(torch.cat([lab[:, :1], ab], 1)), "view": x}
+        return {"lightness": lightness(x), "coloured": lab_to_rgb(torch.cat([lab[:, :1], ab], 1)), "view": x}
 
     def blind_loss(self) -> float | None:
         return math.log(len(self.bins)) if self.form == "classification" else None
-
-
-def grey(lab: Tensor) -> Tensor:
-    """(B, 3, H, W) L*a*b* -> (B, 3, H, W) in [0, 1]: the lightness three times, for backbones that take colour."""
-    return (lab[:, :1] / 100).expand(-1, 3, -1, -1)
