@@ -217,7 +217,8 @@ def test_a_teacher_that_does_not_fit_is_refused_in_a_line(words, said, tmp_path,
 
 
 def test_a_teachers_weights_may_come_from_a_file(tmp_path):
-    teacher = f"method.teacher={a_teacher()}/backbone.safetensors"
+    save_file(load_tensors(a_teacher() / "backbone.safetensors"), tmp_path / "bare.safetensors")
+    teacher = f"method.teacher={tmp_path}/bare.safetensors"
     network = ("backbone@method.teacher_backbone=small_resnet", "method.teacher_backbone.widths=[4,12]")
     run = finish(tmp_path / "run", *words_of("seed"), teacher, *network)
     straight = finish(tmp_path / "straight", *words_of("seed"))
