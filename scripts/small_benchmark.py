@@ -28,6 +28,13 @@ from small_benchmark_recipes import NAMED, SEEDS, TABLES, Table
 from small_benchmark_tables import append, markdown, read, write
 
 RECORD = Path(__file__).parents[1] / "docs" / "small_benchmark.jsonl"
+TUNING = ("labels=0.01", "trainer.threads=1", "trainer.device=cpu")
+COLUMNS = {
+    ("knn", "all"): "kNN",
+    ("linear-cached", "all"): "linear",
+    ("linear-cached", "5/class"): "5 labels a class",
+    ("finetune", "0.01"): "1 % fine-tuned",
+}
 PROBES = {"kNN": ["knn-eval"], "linear": ["linear-eval"], "5 labels a class": ["linear-eval", "labels=5"]}
 
 
@@ -79,7 +86,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     places = {"root": arguments.root}
     if arguments.data == "sequences":
-        places = {"videos": write_videos(folder / "videos"), "texts": write_texts(folder / "texts")}
+        write_videos(folder / "videos" / "train", 192)
+        write_videos(folder / "videos" / "test", 400, first_seed=10_000)
+        places = {"videos": folder / "videos", "texts": write_texts(folder / "texts")}
     runs = [
         Run(name, seed, folder, arguments.data, tuple(places.items()))
         for turn in range(max(SEEDS) + 1)
@@ -130,6 +139,10 @@ def complete(run: Run, record: Path) -> str | None:
             status, _ = sslctl([verb, str(run.directory), f"subjects=[{','.join(wanted)}]", *more], run.log)
             if status:
                 return f"{run.directory.name} {verb} (status {status})"
+    if run.name.partition("+")[0] in run.table.fine_tuned and "1 % fine-tuned" not in results_of(run, "trained"):
+        status, _ = sslctl(["finetune", str(run.directory), *TUNING], run.log)
+        if status:
+            return f"{run.directory.name} finetune (status {status})"
     records = records_of(run, subjects)
     append(record, records)
     print(json.dumps(records[0]), flush=True)
@@ -166,9 +179,8 @@ def results_of(run: Run, subject: str) -> dict[str, float]:
     found = {}
     for record in [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []:
         if record["subject"] == subject and record["metric"] == "top1":
-            few = record["labels"] == "5/class"
-            name = "5 labels a class" if few else {"knn": "kNN", "linear-cached": "linear"}.get(record["protocol"])
-            if name and (few or record["labels"] == "all"):
+            name = COLUMNS.get((record["protocol"], record["labels"]))
+            if name:
                 found[name] = 100 * record["value"]
     return found
 
@@ -190,6 +202,8 @@ def records_of(run: Run, subjects: list[str]) -> list[dict]:
         )
         row |= {"own task": 100 * statistics.fmean(record["accuracy"] for record in late), "chance": chance}
         row |= {f"random weights, {name}": value for name, value in results_of(run, "random").items()}
+    scratch = results_of(run, "scratch")
+    row |= {"1 % from scratch": scratch["1 % fine-tuned"]} if scratch else {}
     about = {"table": run.data, "name": run.name, "seed": run.seed}
     where = {"torch": torch.__version__, "cpu": cpu()}
     rows = {"trained": results_of(run, "trained") | row}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-VIDEOS, CHARACTERS = 192, 60_000
+CHARACTERS = 60_000
 
 
 def moving_shape(kind: str, seed: int, count: int = 10, side: int = 24) -> np.ndarray:
@@ -30,11 +30,11 @@ def write_folder(path: Path, shots: np.ndarray) -> Path:
     return path
 
 
-def write_videos(root: Path, count: int = VIDEOS) -> Path:
+def write_videos(root: Path, count: int, first_seed: int = 0) -> Path:
     """Folders of frames of two classes."""
     for number in range(count):
         kind = ("disc", "square")[number % 2]
-        write_folder(root / kind / f"{number:03}", moving_shape(kind, number))
+        write_folder(root / kind / f"{number:03}", moving_shape(kind, first_seed + number))
     return root
 
 

@@ -89,7 +89,10 @@ _SEQUENCES = {
 
 @dataclass(frozen=True)
 class Table:
-    """common: overrides of every run. random: the runs whose random weights are rows, in words. pixels: the same."""
+    """common: overrides of every run. random: the runs whose random weights are rows, in words. pixels: the same.
+
+    fine_tuned: runs that are fine-tuned on 1 % of the labels too, beside the same network from scratch, as their papers do.
+    """
 
     common: tuple[str, ...]
     recipes: dict[str, tuple[str, ...]]
@@ -98,19 +101,22 @@ class Table:
     random: dict[str, str]
     pixels: str | None
     epoch: int | None  # images
+    fine_tuned: tuple[str, ...] = ()
 
 
 _COLUMNS = ("kNN", "linear", "5 labels a class", "feature std", "images/s", "MiB")
+_TUNED = ("1 % fine-tuned", "1 % from scratch")
 _OWN = ("own task", "chance", "kNN", "random weights, kNN", "linear", "random weights, linear", "MiB")
 TABLES = {
     "fashion_mnist": Table(
         common=(*_COMMON, "dataset=fashion_mnist", "trainer.log_every_steps=50"),
         recipes=_FASHION,
         families=_FAMILIES,
-        columns=_COLUMNS,
-        random={"moco": "small_resnet", "mae": "small_vit"},
+        columns=(*_COLUMNS[:3], *_TUNED, *_COLUMNS[3:]),
+        random={"moco": "small_resnet", "ibot": "small_vit, class token", "mae": "small_vit, mean of the patches"},
         pixels="moco",
         epoch=60_000,
+        fine_tuned=("relative_patch", "inpainting", "mae", "simmim", "ijepa"),
     ),
     "cifar10": Table(
         common=(*_COMMON, "dataset=cifar10", "dataset.root={root}", "trainer.log_every_steps=50"),
