@@ -45,7 +45,8 @@ def _matrix(like: Tensor) -> Tensor:
 def colour_bins(spacing: int) -> Tensor:
     """(Q, 2): the points of a square grid over a and b that are nearest to some colour of sRGB, in order of a, then b.
 
-    sRGB is looked at with 65 levels a channel. A spacing of 10 gives 261; the 313 of Zhang et al. come with a wider margin.
+    sRGB is looked at with 65 levels a channel. A spacing of 10 gives 261, as many as lie at most 5 outside its convex hull. The
+    313 of Zhang et al. are a file of theirs; it would take a margin of more than a bin's width, of colours that sRGB has not.
     """
     level = torch.linspace(0, 1, 65)
     cube = torch.cartesian_prod(level, level, level).T.reshape(1, 3, -1, 1)

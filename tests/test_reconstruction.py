@@ -9,8 +9,9 @@ from sslctl.backbones import MLP, Backbone
 from sslctl.decoders import ConvDecoder, image_decoder
 from sslctl.lab import colour_bins, lab_to_rgb, rgb_to_lab
 from sslctl.losses import gaussian_kl, soft_cross_entropy, squared_error
+from sslctl.methods import colorization
 from sslctl.methods.autoencoder import Autoencoder
-from sslctl.methods.colorization import Colorization
+from sslctl.methods.colorization import SPREAD, Colorization, smoothing
 from sslctl.methods.inpainting import Inpainting
 from sslctl.methods.vae import VAE
 from tests.test_pretext import a_batch, backbone, facts
@@ -185,13 +186,93 @@ def test_soft_targets_are_ten_bins_that_sum_to_1():
     assert method.bins[nearest].tolist() == [[0, 0], [10, -30], [60, 50]]  # a tie: the first
 
 
-def test_rare_colours_weigh_more_and_the_average_is_1():
+def gaussian(one, two):
+    return math.exp(-((one[0] - two[0]) ** 2 + (one[1] - two[1]) ** 2) / (2 * 5.0**2))
+
+
+def test_frequencies_are_smoothed_by_a_gaussian_over_the_bins_there_are():
+    bins = [(0, 0), (0, 10), (10, 10), (-50, 30)]
+    frequency = [0.5, 0.2, 0.0, 0.3]
+    expected = [0.0] * 4
+    for one, share in zip(bins, frequency, strict=True):
+        total = sum(gaussian(one, other) for other in bins)
+        for place, other in enumerate(bins):
+            expected[place] += share * gaussian(one, other) / total
+    found = torch.tensor(frequency) @ smoothing(torch.tensor(bins).float(), SPREAD)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert expected[3] == pytest.approx(0.3, abs=1e-6)  # alone
+    assert 0.02 < expected[2] < 0.05  # a neighbour's
     method = colours()
-    method.frequency.copy_(torch.linspace(0.0, 1.0, len(method.bins)))
-    method.frequency /= method.frequency.sum()
-    weight = method.weights()
-    assert (method.frequency * weight).sum().item() == pytest.approx(1, rel=1e-5)
-    assert (weight.diff() < 0).all()
+    torch.testing.assert_close(method.smoothing.sum(1), torch.ones(len(method.bins)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_weights_of_classes_equal_equation_4(share):
+    method = colours(rebalance=share)
+    frequency = torch.rand(len(method.bins), generator=torch.Generator().manual_seed(0)) ** 8
+    method.frequency.copy_(frequency / frequency.sum())
+    bins, count = method.bins.tolist(), len(method.bins)
+    smooth = [0.0] * count
+    for one, its in zip(bins, method.frequency.tolist(), strict=True):
+        near = [gaussian(one, other) for other in bins]
+        for place in range(count):
+            smooth[place] += its * near[place] / sum(near)
+    weight = [1 / ((1 - share) * p + share / count) for p in smooth]
+    expected = sum(p * w for p, w in zip(smooth, weight, strict=True))
+    slow = torch.tensor([w / expected for w in weight])
+    torch.testing.assert_close(method.weights(), slow, rtol=1e-3, atol=1e-5)
+    assert (torch.tensor(smooth) * method.weights()).sum().item() == pytest.approx(1, rel=1e-4)
+    rare_first = torch.tensor(smooth).argsort()
+    assert (method.weights()[rare_first].diff() <= 1e-5 * slow.max()).all()
+
+
+@pytest.mark.parametrize(("annealing", "expected"), [(0.38, (11.269, -27.970)), (1.0, (20.0, -14.0))])
+def test_annealed_mean_of_two_colours(annealing, expected):
+    """0.8 and 0.2 at a temperature of 0.38 are 0.8^(1/0.38) = 0.5559 and 0.2^(1/0.38) = 0.0145: 0.9746 and 0.0254."""
+    method = colours(annealing=annealing)
+    logits = torch.full((1, len(method.bins), 1, 1), -1e4)
+    for colour, share in (((10, -30), 0.8), ((60, 50), 0.2)):
+        logits[:, (method.bins == torch.tensor(colour)).all(1)] = (
+            math.log(share) + 3
+        )  # a softmax takes no notice of the 3
+    found = method.annealed_mean(logits).flatten().tolist()
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+PLAIN = {(1, 0, 0): (80, 70), (0, 0, 1): (80, -110), (0, 1, 0): (-90, 80)}  # sRGB -> the bin of its a and b
+
+
+def plain(rgb):
+    return torch.tensor(rgb).float().view(1, 3, 1, 1).expand(8, -1, 32, 32)
+
+
+def counted_bin(method, rgb):
+    """The bin that a step counts for images of one colour."""
+    counts = method(a_batch(3, images=plain(rgb)), {})["carry"]["counts"]  # (B, Q)
+    assert (counts.max(1).values == 1).all()
+    return tuple(method.bins[counts[0].argmax()].int().tolist())
+
+
+def test_red_has_a_positive_a_and_blue_a_negative_b(monkeypatch):
+    for rgb, bin in PLAIN.items():
+        assert counted_bin(colours(), rgb) == bin
+    plainly = rgb_to_lab
+    monkeypatch.setattr(colorization, "rgb_to_lab", lambda images: plainly(images)[:, [0, 2, 1]])
+    assert all(counted_bin(colours(), rgb) != bin for rgb, bin in PLAIN.items())
+
+
+@pytest.mark.parametrize("rgb", [(1, 0, 0), (0, 0, 1)], ids=["red", "blue"])
+def test_a_predicted_bin_is_shown_in_its_colour(rgb):
+    method = colours().eval()
+    said = (method.bins == torch.tensor(PLAIN[rgb])).all(1)
+    with torch.no_grad():
+        method.head[-1].weight.zero_()
+        method.head[-1].bias.copy_(50.0 * said)
+        shown = method.pictures(a_batch(3, images=plain(rgb)))["coloured"]
+        torch.testing.assert_close(shown, plain(rgb), atol=0.1, rtol=0)
+        method.bins.copy_(method.bins.flip(1))
+        swapped = method.pictures(a_batch(3, images=plain(rgb)))["coloured"]
+    assert (swapped - plain(rgb)).abs().max() > 0.15
 
 
 def test_grey_images_say_nothing_about_colours():

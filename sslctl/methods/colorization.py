@@ -12,7 +12,7 @@ from sslctl.lab import colour_bins, lab_to_rgb, lightness, rgb_to_lab
 from sslctl.losses import soft_cross_entropy, squared_error
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 
-NEAREST, SPREAD, GREY = 10, 5.0, 5.0  # bins of a soft target, their Gaussian's width, |ab| below which an image is grey
+NEAREST, SPREAD, GREY = 10, 5.0, 5.0  # bins of a soft target, σ of every Gaussian, |ab| below which an image is grey
 
 
 class Colorization(Method):
@@ -20,8 +20,9 @@ class Colorization(Method):
 
     form: "classification" over bins of 10×10 units, rare colours with more weight (eq. 2 to 4), or "regression" (eq. 1),
     whose colours are paler. resolution: of the predicted map, of the image's. rebalance: λ of eq. 4, the share of a uniform
-    distribution. annealing: temperature of the mean that a prediction is decoded to (eq. 5), for pictures. Unlike the paper, the
-    colours' frequencies are counted while training. State: bins (Q, 2), frequency (Q,), counted ().
+    distribution. annealing: temperature of the mean that a prediction is decoded to (eq. 5), for pictures. State: bins (Q, 2),
+    frequency (Q,), counted (). Unlike the paper, the colours' frequencies are counted while training, and Q is 261: the authors'
+    313 come as a file, and sRGB alone does not give as many (`colour_bins`).
     """
 
     couples = None
@@ -50,6 +51,7 @@ class Colorization(Method):
             raise ValueError(f"resolution={resolution:g}: expected a share of the image's, more than 0 and at most 1")
         self.side = max(1, round(resolution * facts.image_size))
         self.register_buffer("bins", colour_bins(10))  # (Q, 2)
+        self.register_buffer("smoothing", smoothing(self.bins, SPREAD), persistent=False)  # (Q, Q), of the bins alone
         self.register_buffer("frequency", torch.full((len(self.bins),), 1 / len(self.bins)))
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # steps
         doublings = max(0, math.ceil(math.log2(self.side / shape[-1])))
@@ -98,9 +100,14 @@ class Colorization(Method):
         return torch.zeros_like(distance).scatter_(1, near.indices, share), near.indices[:, 0]
 
     def weights(self) -> Tensor:
-        """(Q,): inverse to the mixed frequency, 1 on the average over pixels (eq. 4)."""
-        weight = 1 / ((1 - self.rebalance) * self.frequency + self.rebalance / len(self.frequency))
-        return weight / (self.frequency * weight).sum()
+        """(Q,): inverse to the smoothed frequency mixed with a uniform one, 1 on the smoothed one's average (eq. 4)."""
+        smooth = self.frequency @ self.smoothing
+        weight = 1 / ((1 - self.rebalance) * smooth + self.rebalance / len(smooth))
+        return weight / (smooth * weight).sum()
+
+    def annealed_mean(self, logits: Tensor) -> Tensor:
+        """(B, Q, h, w) -> a and b (B, 2, h, w): 1 as the temperature is the mean, 0 the likeliest bin (eq. 5)."""
+        return torch.einsum("bqhw,qc->bchw", (logits.log_softmax(1) / self.annealing).softmax(1), self.bins)
 
     def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
         if "counts" in carry:
@@ -111,12 +118,14 @@ class Colorization(Method):
         x = batch.views["global"][0]
         lab = rgb_to_lab(x)
         said = self.predicted(self.backbone.feature_map(x))
-        if self.form == "classification":
-            ab = torch.einsum("bqhw,qc->bchw", (said.log_softmax(1) / self.annealing).softmax(1), self.bins)
-        else:
-            ab = 110 * said
+        ab = self.annealed_mean(said) if self.form == "classification" else 110 * said
         ab = F.interpolate(ab, x.shape[-2:], mode="bilinear", align_corners=False)
         return {"lightness": lightness(x), "coloured": lab_to_rgb(torch.cat([lab[:, :1], ab], 1)), "view": x}
 
     def blind_loss(self) -> float | None:
         return math.log(len(self.bins)) if self.form == "classification" else None
+
+
+def smoothing(bins: Tensor, std: float) -> Tensor:
+    """(Q, 2) -> (Q, Q): row q is how a Gaussian spreads what lies in bin q over the bins there are; it sums to 1."""
+    return (-torch.cdist(bins, bins, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * std**2)).softmax(1)
