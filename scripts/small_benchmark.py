@@ -96,7 +96,7 @@ def main() -> None:
         for seed in (arguments.seeds or (SEEDS if name in NAMED and arguments.data == "fashion_mnist" else [0]))
         if seed == turn or (arguments.seeds and turn == 0)
     ]
-    there = {(r["name"], r["seed"]) for r in read(arguments.record, arguments.data) if "MiB" in r}
+    there = {(r["name"], r["seed"]) for r in read(arguments.record, arguments.data) if _whole(r, table)}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         missing = [run for run in runs if (run.name, run.seed) not in there]
         failed = [name for name in pool.map(lambda run: complete(run, arguments.record), missing) if name]
@@ -119,6 +119,12 @@ def _arguments() -> argparse.Namespace:
     if arguments.data == "cifar10" and not arguments.root and not arguments.write:
         parser.error("--data cifar10 needs --root FOLDER")
     return arguments
+
+
+def _whole(record: dict, table: Table) -> bool:
+    """Whether a trained run's record has all that is measured."""
+    tuned = record["name"].partition("+")[0] in table.fine_tuned
+    return "MiB" in record and (not tuned or "1 % fine-tuned" in record)
 
 
 def complete(run: Run, record: Path) -> str | None:

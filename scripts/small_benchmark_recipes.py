@@ -46,7 +46,7 @@ _FASHION = {
     "seed": _TEACHER,
     "compress": _TEACHER,
     "rotation": _SGD,
-    "relative_patch": _SGD,
+    "relative_patch": (*_SGD, "augmentation.global.scale=[0.8,1.0]"),
     "jigsaw": _SGD,
     "autoencoder": _ADAMW,
     "vae": _ADAMW,

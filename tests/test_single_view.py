@@ -30,7 +30,7 @@ SMALL = (
     "dataset.scale.code_dim=8",
     "scheduler.warmup_epochs=1",
 )
-SMALL += ("dataset.scale.tiled_view=5",)
+SMALL += ("dataset.scale.tiled_view=5", "dataset.scale.paired_view=5")
 VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=2", "backbone.kwargs.embed_dim=16", "backbone.kwargs.depth=1")
 VIT += ("backbone.kwargs.num_heads=2", "dataset.scale.decoder_dim=16", "dataset.scale.decoder_depth=1")
 METHODS = {
@@ -236,7 +236,7 @@ def test_tensorboard_gets_pictures_and_changes_nothing(straight, words_of, tmp_p
         (("method=jigsaw", "backbone=mlp"), "takes whole images only"),
         (("method=jigsaw", "dataset.scale.tiled_view=1"), "are too small: enlarge dataset.image_size"),
         (("method=relative_patch", "method.gap=0.1"), "only with gap > 2·jitter"),
-        (("method=relative_patch", "dataset.scale.tiled_view=1"), "are too small: enlarge dataset.image_size"),
+        (("method=relative_patch", "dataset.scale.paired_view=1"), "are too small: enlarge dataset.image_size"),
         (("method=colorization",), "needs colour images, these are grey"),
         (("method=inpainting", "method.hole=round"), "expected centre or blobs"),
         (("method=autoencoder", "method.hidden=1.5"), "hidden=1.5"),
