@@ -126,6 +126,27 @@ def test_a_sample_is_frames_in_order_that_depend_on_seed_epoch_and_video_only(vi
     assert len({tuple(place) for place in seen}) > 5
 
 
+def test_frames_of_a_window_lie_in_it_and_windows_are_everywhere(tmp_path):
+    for number, count in enumerate((40, 6)):
+        write_folder(tmp_path / str(number), np.zeros((count, 4, 4, 3), dtype=np.uint8))
+    source = frames("train", str(tmp_path), None, 3, 5, 10)
+    assert "5 frames of 10 in a row" in source.words()
+    drawn = torch.stack([source.places(0, Key(0, epoch, torch.tensor([0]))) for epoch in range(300)])  # (300, 5)
+    assert (drawn.diff(dim=1) > 0).all()
+    assert (drawn[:, -1] - drawn[:, 0] < 10).all()
+    assert (drawn[:, 0].min(), drawn[:, -1].max()) == (0, 39)
+    first, parts = drawn[:, 0] // 10, drawn[:, 0].float().histc(4, 0, 31)
+    assert set(first.tolist()) == {0, 1, 2, 3}
+    assert (parts > 40).all()  # 75 each, where windows begin anywhere alike
+    assert torch.equal(drawn[7], source.places(0, Key(0, 7, torch.tensor([0]))))
+    short = source.places(1, Key(0, 0, torch.tensor([1])))
+    assert short.max() < 6  # a shorter video is taken whole
+    whole = frames("train", str(tmp_path), None, 3, 5)
+    same = frames("train", str(tmp_path), None, 3, 5, 40)
+    key = Key(3, 1, torch.tensor([0]))
+    assert torch.equal(whole.places(0, key), same.places(0, key))
+
+
 def test_all_frames_of_a_sample_are_cropped_and_flipped_alike(videos, tmp_path):
     still = write_folder(tmp_path / "still", np.repeat(moving_shape("disc", 0)[:1], 6, axis=0)).parent
     for number in range(3):
@@ -175,10 +196,11 @@ def test_video_files_train(tmp_path):
 # --- What is asked of frames ---
 
 
-def numbered(task, count=5, rows=400, channels=1):
+def numbered(task, count=5, rows=400, channels=1, **changes):
     """A method, and a batch in which frame t of every video is the number t."""
     facts = Facts(channels, 32, 1000, 0, rows, 1, 1)
-    method = FrameOrder(backbone(channels), facts, task=task, frames=count, hidden_dim=8, channel_splitting=True)
+    arguments = {"hidden_dim": 8, "channel_splitting": True, "jitter": 0.0625, "dropout": 0.5} | changes
+    method = FrameOrder(backbone(channels), facts, task=task, frames=count, **arguments)
     index = torch.arange(rows)
     x = torch.arange(count).float().view(1, 1, count, 1, 1, 1).expand(1, rows, count, channels, 32, 32)
     return method, Batch({"frames": x}, torch.full((rows,), -1), index, Key(0, 0, index))
@@ -227,6 +249,55 @@ def test_each_frame_keeps_one_channel():
     kept = ((shown[:, :, 0, 0, 0] * 10).round() % 10).int()
     assert set(kept.flatten().tolist()) == {1, 2, 3}
     assert (kept != kept[:, :1]).any()  # not the same one for a whole film
+
+
+def ramps(rows=300):
+    """A batch in which every pixel of every frame says where it is: its row, and its column divided by 100."""
+    place = torch.arange(32.0)
+    image = place[:, None] + place[None, :] / 100
+    index = torch.arange(rows)
+    return Batch({"frames": image.expand(1, rows, 5, 1, 32, 32)}, index, index, Key(0, 0, index))
+
+
+def test_each_frame_is_moved_by_itself_up_to_5_of_80_pixels():
+    method, batch = numbered("order")[0], ramps()
+    shown, _ = method.question(batch)  # (B, 4, 1, 32, 32)
+    assert shown.shape == (300, 4, 1, 32, 32)
+    middle = shown[:, :, 0].mean((2, 3))  # of a window: its row, and its column / 100
+    found = ((middle - 15.655) * 100).round().long()
+    assert set(found.flatten().tolist()) == {100 * row + column for row in range(-2, 3) for column in range(-2, 3)}
+    assert (middle != middle[:, :1]).any(1).float().mean() > 0.9
+    other, _ = numbered("order", jitter=0.0)[0].question(batch)
+    assert torch.equal(other, ramps().views["frames"][0][:, :4])
+    triple, _ = numbered("verification")[0].question(batch)  # Shuffle and Learn cuts all frames alike
+    assert torch.equal(triple, ramps().views["frames"][0][:, :3])
+
+
+def test_a_frames_move_depends_on_seed_epoch_and_video_only():
+    method, batch = numbered("order")[0], ramps(20)
+
+    def shown(rows, epoch=0):
+        index = torch.tensor(rows)
+        views = {"frames": batch.views["frames"][:, : len(rows)]}
+        return method.question(Batch(views, index, index, Key(0, epoch, index)))[0]
+
+    whole = shown(range(20))
+    assert torch.equal(shown([7, 3]), whole[[7, 3]])
+    assert not torch.equal(shown(range(20), epoch=1), whole)
+
+
+def test_dropout_is_of_what_pairs_say_and_not_in_evaluation():
+    method, batch = numbered("order", rows=16, hidden_dim=64)
+    seen = []
+    method.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    method(batch, {})
+    method.eval()(batch, {})
+    method.dropout.p = 0.0
+    method.train()(batch, {})
+    dropped, calm, none = ((x == 0).float().mean().item() for x in seen)
+    assert dropped == pytest.approx(0.5 + 0.5 * none, abs=0.05)
+    assert calm < 0.95
+    assert not hasattr(numbered("verification")[0], "dropout")
 
 
 # --- Texts ---
@@ -319,7 +390,15 @@ def test_resume_at_five_points_equals_the_straight_run(kind, words, tmp_path):
         assert differences(tensors(worked), tensors(straight)) == []
 
 
-@pytest.mark.parametrize(("kind", "part"), [("verification", "classifier.0.weight"), ("language", "bias")])
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("verification", "classifier.0.weight"),
+        slow("order", "pair_head.0.weight"),
+        slow("order", "classifier.weight"),
+        ("language", "bias"),
+    ],
+)
 def test_resume_without_a_part_of_the_state_differs(kind, part, words, tmp_path):
     straight = finished(kind, words, tmp_path / "straight")
     method, root, own = words(kind)
@@ -359,12 +438,15 @@ class recorded_steps_of_sequences:
         self.patch.undo()
 
 
+WITHOUT_DROPOUT = {"language": ("optimizer=sgd", "backbone.dropout=0.0"), "order": ("method.dropout=0",)}
+
+
 @pytest.mark.parametrize("kind", [slow("verification"), slow("order"), slow("language")])
 def test_two_processes_equal_one(kind, words, tmp_path):
     arguments = (kind, *words(kind))
     arguments = (
         *arguments[:3],
-        (*arguments[3], "optimizer=sgd", "backbone.dropout=0.0") if kind == "language" else arguments[3],
+        (*arguments[3], *WITHOUT_DROPOUT.get(kind, ())),
     )
     (one,) = in_processes(first_step, tmp_path / "one", *arguments, count=1)
     two = in_processes(first_step, tmp_path / "two", *arguments)
@@ -487,6 +569,7 @@ def bad_frames(folder, kind):
         ("broken video", "frame_order", (), "cannot read"),
         ("uneven", "frame_order", (), "expected <video>/ or <class>/<video>/ throughout"),
         ("three frames", "frame_order", ("dataset.frames=3",), "takes 5 frames, dataset.frames=3"),
+        ("three frames", "frame_order", ("dataset.window_frames=4",), "dataset.window_frames=4: a sample takes"),
         ("three frames", "frame_order", ("dataset.channels=2",), "dataset.channels=2: expected 1 or 3"),
         ("short text", "masked_language", ("dataset.length=1",), "dataset.length=1: a sample is [CLS] and"),
         ("nowhere", "frame_order", (), "no such folder"),

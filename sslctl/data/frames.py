@@ -20,16 +20,18 @@ VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 
 @dataclass(frozen=True)
 class Videos(Source):
-    """paths: a folder or a file each. counts: frames of each. frames: of a sample."""
+    """paths: a folder or a file each. counts: frames of each. frames: of a sample. window: frames it is drawn from; 0: all."""
 
     counts: tuple[int, ...] = ()
     frames: int = 0
+    window: int = 0
     gives: ClassVar[str] = "frames"
     per_sample: ClassVar[tuple[str, ...]] = (*Source.per_sample, "counts")
 
     def words(self) -> str:
         size = self.image_size
-        return f"{len(self):,} videos, {self.frames} frames of {self.channels}×{size}×{size} a sample"
+        inside = f" of {self.window} in a row" if self.window else ""
+        return f"{len(self):,} videos, {self.frames} frames{inside} of {self.channels}×{size}×{size} a sample"
 
     @property
     def all_of_one_size(self) -> bool:
@@ -41,20 +43,35 @@ class Videos(Source):
         return read_frames(self.paths[index], [self.counts[index] // 2], self.channels)[0]
 
     def sample(self, index: int, key: Key) -> list[Tensor]:
-        """Frames in the order of time: one from each of as many equal parts of the video. key: of this one sample."""
-        edges = torch.arange(self.frames + 1) * self.counts[index] // self.frames  # each part has a frame at least
+        """Frames in the order of time: one from each of as many equal parts of the window. key: of this one sample."""
+        return read_frames(self.paths[index], self.places(index, key).tolist(), self.channels)
+
+    def places(self, index: int, key: Key) -> Tensor:
+        """(T,) numbers of the frames of a sample, ascending."""
+        count = self.counts[index]
+        window = min(self.window or count, count)
+        first = (key.uniform("frames/window")[0] * (count - window + 1)).long()
+        edges = torch.arange(self.frames + 1) * window // self.frames  # each part has a frame at least
         within = (key.uniform("frames/place", self.frames)[0] * edges.diff()).long()
-        return read_frames(self.paths[index], (edges[:-1] + within).tolist(), self.channels)
+        return first + edges[:-1] + within
 
 
-def frames(split: str, root: str | None, image_size: int | None, channels: int, frames: int) -> Videos:
-    """root/<video>/<frame>.png or root/<video>.mp4, without labels; root/<class>/<video>… with, in train/ and test/ or not."""
+def frames(
+    split: str, root: str | None, image_size: int | None, channels: int, frames: int, window_frames: int | None = None
+) -> Videos:
+    """root/<video>/<frame>.png or root/<video>.mp4, without labels; root/<class>/<video>… with, in train/ and test/ or not.
+
+    A file is decoded from its beginning for every sample, also where the window lies at its end: long films are faster as
+    folders of frames.
+    """
     if not root:
         raise InputError(
             "dataset.root is not set: dataset.root=/path/to/videos, with a folder of frames for each video"
         )
     if channels not in (1, 3):
         raise InputError(f"dataset.channels={channels}: expected 1 or 3")
+    if window_frames is not None and window_frames < frames:
+        raise InputError(f"dataset.window_frames={window_frames}: a sample takes dataset.frames={frames} of them")
     base = files.existing_folder(root)
     parts = (base / "train").is_dir()
     names = sorted(_videos(base / split if parts else base))
@@ -92,7 +109,7 @@ def frames(split: str, root: str | None, image_size: int | None, channels: int, 
     listing = "\n".join(f"{name}\t{_size(path)}" for name, path in zip(names, paths, strict=True))
     digest = hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
     what = (base.name, split, None, tuple(paths), labels, classes, channels, image_size, digest)
-    return Videos(*what, counts=tuple(counts), frames=frames)
+    return Videos(*what, counts=tuple(counts), frames=frames, window=window_frames or 0)
 
 
 def _videos(base: Path) -> list[str]:

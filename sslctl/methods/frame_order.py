@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.tiles import cut_tiles
 
 NEGATIVES = 0.75  # share of tuples in the wrong order (Shuffle and Learn, section 4.1)
 ORDERS = tuple(
@@ -24,15 +25,27 @@ class FrameOrder(Method):
     """task "verification": of frames a < b < c < d < e, is a triple (b, c, d), or is its middle one a or e? Section 3 of Misra.
 
     "order": which of the 4!/2 orders, a film backwards counts as the film, have four shuffled frames? Section 3 of Lee, with
-    pairs of frames through one shared layer, and each frame as one of its channels where there is colour (channel splitting).
-    Not done: choosing moments of high motion.
+    pairs of frames through one shared layer and dropout, each frame moved a little by itself (spatial jittering), and as one of
+    its channels where there is colour (channel splitting). A moved frame is a smaller window, enlarged to the frame's size:
+    the papers cut it from a larger crop. Crop and flip are the same for all frames of a sample.
+    Not done: choosing moments and regions of high motion, the least distance of 15 frames between a, e and the triple (frames
+    come from equal parts of the window), dropout and BatchNorm inside the backbone as the papers' AlexNets have them.
     """
 
     couples = None
     looks_at = "frames"
 
     def __init__(
-        self, backbone: Backbone, facts: Facts, *, task: str, frames: int, hidden_dim: int, channel_splitting: bool
+        self,
+        backbone: Backbone,
+        facts: Facts,
+        *,
+        task: str,
+        frames: int,
+        hidden_dim: int,
+        channel_splitting: bool,
+        jitter: float,
+        dropout: float,
     ):
         super().__init__(backbone, facts)
         if task not in ("verification", "order"):
@@ -40,12 +53,19 @@ class FrameOrder(Method):
         needed = 5 if task == "verification" else 4
         if frames < needed:
             raise ValueError(f"method.task={task} takes {needed} frames, dataset.frames={frames}")
-        self.task, self.channel_splitting = task, channel_splitting
+        if not 0 <= jitter < 0.5:
+            raise ValueError(
+                f"method.jitter={jitter:g}: expected a share of a frame's side, 0 or more and less than 0.5"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"method.dropout={dropout:g}: expected 0 or more and less than 1")
+        self.task, self.channel_splitting, self.jitter = task, channel_splitting, jitter
         if task == "verification":
             self.classifier = mlp(3 * backbone.embed_dim, hidden_dim, 2, 2, norm=True)
         else:
             self.pairs = list(itertools.combinations(range(4), 2))  # 6
             self.pair_head = mlp(2 * backbone.embed_dim, hidden_dim, hidden_dim, 1, norm=True, last_norm="affine")
+            self.dropout = nn.Dropout(dropout)
             self.classifier = nn.Linear(len(self.pairs) * hidden_dim, len(ORDERS))
 
     def training_step(self, batch: Batch, s: dict) -> dict:
@@ -60,10 +80,23 @@ class FrameOrder(Method):
         frames = batch.views["frames"][0]  # (B, T, C, H, W), in the order of time
         order, label = (self.triples if self.task == "verification" else self.shuffles)(batch, frames.shape[1])
         shown = frames.take_along_dim(order[:, :, None, None, None], 1)
-        if self.task == "order" and self.channel_splitting and shown.shape[2] > 1:
-            chosen = (batch.key.uniform("frame_order/channel", shown.shape[1]) * shown.shape[2]).long()
-            shown = shown.take_along_dim(chosen[:, :, None, None, None], 2).expand_as(shown)
+        if self.task == "order":
+            shown = self.moved(shown, batch)
+            if self.channel_splitting and shown.shape[2] > 1:
+                chosen = (batch.key.uniform("frame_order/channel", shown.shape[1]) * shown.shape[2]).long()
+                shown = shown.take_along_dim(chosen[:, :, None, None, None], 2).expand_as(shown)
         return shown, label
+
+    def moved(self, shown: Tensor, batch: Batch) -> Tensor:
+        """(B, T, C, S, S) -> the same shape: a window of each frame, somewhere about its middle, as large as the frame."""
+        side = shown.shape[-1]
+        most = round(self.jitter * side)  # pixels
+        if not most:
+            return shown
+        corner = (batch.key.uniform("frame_order/jitter", shown.shape[1], 2) * (2 * most + 1)).long().flatten(0, 1)
+        windows = cut_tiles(shown.flatten(0, 1), corner[:, :1], corner[:, 1:], side - 2 * most)[:, 0]
+        windows = F.interpolate(windows, (side, side), mode="bilinear", align_corners=False)
+        return windows.unflatten(0, shown.shape[:2])
 
     def triples(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
         """Which three of the five frames (B, 3), forwards or backwards, and whether they are in order (B,)."""
@@ -91,7 +124,7 @@ class FrameOrder(Method):
             return self.classifier(h.flatten(1))
         pairs = torch.stack([h[:, pair].flatten(1) for pair in self.pairs], 1)  # (B, 6, 2D)
         z = F.relu(self.pair_head(pairs.flatten(0, 1))).unflatten(0, pairs.shape[:2])  # (B, 6, hidden_dim)
-        return self.classifier(z.flatten(1))
+        return self.classifier(self.dropout(z).flatten(1))
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         frames = batch.views["frames"][0]
