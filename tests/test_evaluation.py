@@ -257,9 +257,21 @@ def test_folds_do_not_change_between_calls_and_depend_on_the_seed(rows):
     assert not torch.equal(first, other)
 
 
-def test_one_label_a_class_is_too_few_to_choose_settings():
-    with pytest.raises(InputError, match="at least 2 a class"):
-        fit_probe(clusters(rows=4), GRID, seed=0)
+def test_one_label_a_class_is_too_few_to_choose_settings_and_the_grids_middle_is_taken():
+    grid = Grid(lr=[0.3, 0.01, 0.1, 0.03], weight_decay=[0.0, 1e-3, 1e-4], epochs=5, batch_size=32, validation=0.2)
+    few, test = clusters(rows=4, spread=0.3), clusters(rows=200, spread=0.3)
+    classifier, picked = fit_probe(few, grid, seed=0)
+    assert picked == {"lr": 0.03, "weight_decay": 1e-4, "validation_top1": None, "steps": 300}
+    assert accuracy(classifier.scores(test.features)[0], test.labels)["top1"] > 0.9
+    _, chosen = fit_probe(clusters(rows=8), grid, seed=0)
+    assert chosen["validation_top1"] is not None
+
+
+def test_a_rare_class_among_many_labels_does_not_hinder_the_choice():
+    data = clusters(rows=401)
+    data.labels[data.labels == 3] = 2
+    data.labels[0] = 3
+    assert fit_probe(data, GRID, seed=0)[1]["validation_top1"] is not None
 
 
 # --- Few labels ---

@@ -141,14 +141,39 @@ def test_without_a_cache_features_are_extracted_once_all_the_same(cli, run, coun
 
 
 def test_few_labels_that_cannot_be_drawn_are_left_out_and_named(cli, run):
-    found, out = evaluated(cli, run, "subjects=[random]", "few_labels=[1,0.01,5000,0.05]")
+    found, out = evaluated(cli, run, "subjects=[random]", "few_labels=[5000,0.05]")
     assert {r["labels"] for r in found if r["protocol"] == "linear-cached"} == {"all", "0.05"}
-    for words in (
-        "few_labels=1: a class has 1 label",
-        "few_labels=0.01: a class has 1",
-        "few_labels=5000: class 0 has",
-    ):
-        assert f"left out: {words}" in " ".join(out.split())
+    assert "left out: few_labels=5000: class 0 has" in " ".join(out.split())
+
+
+GRID = ("probe.lr=[0.01,0.1,0.3]", "probe.weight_decay=[0.0,0.001]")
+
+
+def test_a_label_a_class_is_probed_with_settings_that_nothing_has_chosen(cli, run, monkeypatch):
+    """1 % of digits is an image or two a class: nothing of it can be held out."""
+    drawn, real = [], protocols.draw_labels
+
+    def draw_labels(labels, amount, draw):
+        rows = real(labels, amount, draw)
+        drawn.append((amount, torch.bincount(labels[rows]).tolist()))
+        return rows
+
+    monkeypatch.setattr(protocols, "draw_labels", draw_labels)
+    found, out = evaluated(cli, run, *GRID, "subjects=[trained]", "few_labels=[0.01,5]")
+    one_or_two = [2, 2, *[1] * 8]  # 1 % of 150 and 151 images is two
+    assert drawn == [(0.01, one_or_two)] * 2 + [(5, [5] * 10)] * 2, "every class has a label"
+    probes = {r["labels"]: r for r in found if (r["protocol"], r["metric"]) == ("linear-cached", "top1")}
+    words = "lr 0.1 and weight decay 0 fixed beforehand, too few labels to choose by"
+    assert probes["0.01"]["params"]["regularisation"] == words
+    assert probes["0.01"]["epoch_rule"] == f"last of 300 steps, {words}"
+    assert {(p["lr"], p["weight_decay"]) for p in probes["0.01"]["details"]["picked"]} == {(0.1, 0.0)}
+    assert probes["0.01"]["value"] > 0.15, "chance is 0.1"
+    for labels in ("all", "5/class"):
+        assert "regularisation" not in probes[labels]["params"]
+        assert "picked on held-out training images" in probes[labels]["epoch_rule"]
+    assert sum("│ linear-cached │ 0.01 " in line for line in out.splitlines()) == 2, "top1 and top5"
+    assert f"linear-cached, 0.01 labels: {words}" in out
+    assert "left out: few_labels" not in out
 
 
 def test_a_logged_teacher_entropy_is_shown(cli, run):

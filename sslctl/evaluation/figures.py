@@ -17,7 +17,7 @@ from sslctl.evaluation import label_free
 from sslctl.evaluation.features import cached
 from sslctl.evaluation.origin import settings as settings_of
 from sslctl.evaluation.protocols import Task, key_of
-from sslctl.evaluation.results import SPREAD, console, percent, protocol_words, record
+from sslctl.evaluation.results import SPREAD, console, percent, protocol_words, record, show_fixed
 from sslctl.evaluation.subjects import Subject
 from sslctl.pictures import views_of
 from sslctl.plan import choose_device
@@ -168,6 +168,7 @@ def show_protocols(records: list[dict], title: str) -> None:
         table.add_section()
     print(f"\n{title} {found[0]['features']} features, %", flush=True)
     console().print(table)
+    show_fixed(found)
 
 
 def show_figures(records: list[dict], title: str) -> None:

@@ -15,6 +15,7 @@ from sslctl.data.sampler import permuted
 from sslctl.evaluation.features import Features
 
 _LEAST_STEPS = 300  # few labels make few batches; the optimum needs steps all the same
+_FOLDED = 20  # rows a class up to which folds are held out, not one part
 _LEAST_EPOCHS = 10  # most_steps cuts no training shorter than that
 
 
@@ -31,6 +32,11 @@ class Grid:
 
     def settings(self) -> list[tuple[float, float]]:
         return list(product(self.lr, self.weight_decay))
+
+    def middle(self) -> tuple[float, float]:
+        """(lr, weight_decay) for labels that are too few to choose by; of an even number the lower one."""
+        lr, decay = sorted(self.lr), sorted(self.weight_decay)
+        return lr[(len(lr) - 1) // 2], decay[(len(decay) - 1) // 2]
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,16 @@ def fit_probe(
 ) -> tuple[Classifiers, dict]:
     """Picks a setting on a held-out part of the rows, then trains it on all of them.
 
-    Up to 20 rows a class: stratified folds instead of one held-out part, each row judged once. Returns one classifier
-    and what was picked: {"lr", "weight_decay", "validation_top1"}, with the number of steps.
+    Up to 20 rows a class: stratified folds instead of one held-out part, each row judged once. Where a class has a
+    single row there is nothing to hold out, and the middle of the grid is taken. Returns one classifier and what was
+    picked: {"lr", "weight_decay", "validation_top1"}, the last None for the middle, with the number of steps.
     """
     settings, trained = grid.settings(), (grid.epochs, grid.batch_size, seed, poll, grid.most_steps)
+    steps = steps_of(len(data.labels), grid.epochs, grid.batch_size, grid.most_steps)
+    if too_few(data):
+        lr, decay = grid.middle()
+        picked = {"lr": lr, "weight_decay": decay, "validation_top1": None, "steps": steps}
+        return train_classifiers(data, [(lr, decay)], *trained), picked
     correct, loss, judged = torch.zeros(len(settings)), torch.zeros(len(settings)), 0
     for held_out in folds(data, grid.validation, seed):
         rest = Features(data.features[~held_out], data.labels[~held_out], data.num_classes)
@@ -121,9 +133,14 @@ def fit_probe(
         judged += len(labels)
     best = max(range(len(settings)), key=lambda g: (correct[g].item(), -loss[g].item()))  # equal hits: the surer one
     picked = dict(zip(("lr", "weight_decay"), settings[best], strict=True))
-    picked["validation_top1"] = correct[best].item() / judged
-    picked["steps"] = steps_of(len(data.labels), grid.epochs, grid.batch_size, grid.most_steps)
+    picked |= {"validation_top1": correct[best].item() / judged, "steps": steps}
     return train_classifiers(data, [settings[best]], *trained), picked
+
+
+def too_few(data: Features) -> bool:
+    """Whether no part of few labels can be held out: a class has one alone, and the rows are not enough for a share."""
+    counts = torch.bincount(data.labels)
+    return len(data.labels) <= _FOLDED * data.num_classes and int(counts[counts > 0].min()) < 2
 
 
 def folds(data: Features, share: float, seed: int) -> list[Tensor]:
@@ -131,13 +148,13 @@ def folds(data: Features, share: float, seed: int) -> list[Tensor]:
     n = len(data.labels)
     order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch=-1))
     counts = torch.bincount(data.labels, minlength=data.num_classes)
-    if n > 20 * data.num_classes:
+    if n > _FOLDED * data.num_classes:
         mask = torch.zeros(n, dtype=torch.bool)
         mask[order[: max(1, round(share * n))]] = True
         return [mask]
     fewest = int(counts[counts > 0].min())
     if fewest < 2:
-        raise InputError(f"a class has {fewest} label: at least 2 a class are needed to choose the probe's settings")
+        raise ValueError("a class has one row alone: no fold can be held out (too_few)")
     fold = torch.empty(n, dtype=torch.long)
     for label in range(data.num_classes):
         rows = order[data.labels[order] == label]

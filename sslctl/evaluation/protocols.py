@@ -16,6 +16,7 @@ from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
 
 Reader = Callable[[Subject, Source], Features]
+FIXED = "lr {lr:g} and weight decay {weight_decay:g} fixed beforehand, too few labels to choose by"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def linear_records(
     seed: int = 0,
 ) -> list[dict]:
     """The cached linear probe, on all labels or on several draws of few. seed: of those draws, of the held-out parts and
-    of the batches' order; the classifier begins with zeros."""
+    of the batches' order; the classifier begins with zeros. Labels too few to choose lr and weight decay by: `FIXED`."""
     data, judged = read(subject, train), read(subject, test)
     hits, picks, choices = [], [], len(grid.settings())
     for draw in range(draws):
@@ -100,6 +101,12 @@ def linear_records(
         classifier, picked = fit_probe(part, grid, seed=number, poll=poll)
         hits.append(hits_of(classifier.scores(judged.features)[0], judged.labels))
         picks.append(picked)
+    params, chosen = plain(grid) | {"draws": draws, "training_images": len(train)}, ""
+    if choices > 1 and picks[0]["validation_top1"] is None:  # draws are stratified: all of them, or none
+        params["regularisation"] = fixed = FIXED.format(**picks[0])
+        chosen = f", {fixed}"
+    elif choices > 1:
+        chosen = ", lr and weight decay picked on held-out training images"
     return [
         record(
             subject,
@@ -110,9 +117,8 @@ def linear_records(
             each=hits[0][metric],
             labels=amount_words(amount),
             seed=seed,
-            epoch_rule=f"last of {picks[0]['steps']} steps"
-            + (", lr and weight decay picked on held-out training images" if choices > 1 else ""),
-            params=plain(grid) | {"draws": draws, "training_images": len(train)},
+            epoch_rule=f"last of {picks[0]['steps']} steps{chosen}",
+            params=params,
             details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
         )
         for metric in hits[0]

@@ -138,6 +138,14 @@ def show(records: list[dict], title: str) -> None:
         table.add_row(row, *(cells.get((row, *column), "") for column in columns))
     print(f"\n{title}", flush=True)
     console().print(table)
+    show_fixed(records)
+
+
+def show_fixed(records: list[dict]) -> None:
+    """Below a table: which of its probes' settings no held-out labels have chosen."""
+    found = [(r["labels"], r["params"]["regularisation"]) for r in records if "regularisation" in r["params"]]
+    for labels, words in dict.fromkeys(found):
+        print(f"linear-cached, {labels} labels: {words}", flush=True)
 
 
 def console() -> Console:

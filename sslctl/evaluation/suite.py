@@ -15,7 +15,7 @@ from sslctl.evaluation.clustering import agreement, cluster, matched_hits
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.figures import label_free_records, show_figures, show_protocols
 from sslctl.evaluation.knn import neighbours, share
-from sslctl.evaluation.linear import Grid, draw_labels, folds
+from sslctl.evaluation.linear import Grid, draw_labels
 from sslctl.evaluation.protocols import Reader, Task, draw_number, linear_records, vote_records
 from sslctl.evaluation.results import append, record, tested_on
 from sslctl.evaluation.retrieval import average_precision, recall_hits
@@ -78,7 +78,7 @@ def subject_records(subject: Subject, task: Task, amounts: list[float], read: Re
 
         records += linear_records(subject, train, test, grid, None, 1, kept, seed=config.seed)
         for amount in amounts:
-            missing = lacking(bank, amount, config.draws, config.seed, grid)
+            missing = lacking(bank, amount, draw_number(config.seed, 0))
             if missing:
                 leave_out(missing)
             else:
@@ -88,12 +88,10 @@ def subject_records(subject: Subject, task: Task, amounts: list[float], read: Re
     return records + label_free_records(subject, task, held[train.split].features, leave_out)
 
 
-def lacking(bank: Features, amount: float, draws: int, seed: int, grid: Grid) -> str | None:
-    """Why so few labels cannot be drawn and probed, where they cannot."""
+def lacking(bank: Features, amount: float, number: int) -> str | None:
+    """Why so few labels cannot be drawn, where they cannot."""
     try:
-        for number in (draw_number(seed, draw) for draw in range(draws)):
-            rows = draw_labels(bank.labels, amount, number)
-            folds(Features(bank.features[rows], bank.labels[rows], bank.num_classes), grid.validation, number)
+        draw_labels(bank.labels, amount, number)
     except InputError as error:
         return f"few_labels={amount:g}: {str(error).removeprefix(f'labels={amount:g}: ')}"
     return None
