@@ -30,13 +30,6 @@ def last(run, name):
 # --- Pretext tasks ---
 
 
-@pytest.mark.slow
-def test_the_place_of_a_patch_is_found(tmp_path):
-    """Its own task alone: the patches of a digit are a few pixels wide, and the whole image's features do not gain by them."""
-    words = (*SGD, "backbone.widths=[16,32]", "trainer.epochs=8", "trainer.log_every_steps=1")
-    assert last(train(tmp_path, "relative_patch", *words), "accuracy") > 0.3  # by chance 0.125
-
-
 @pytest.fixture(scope="module")
 def clothes(tmp_path_factory):
     """A part of Fashion-MNIST: digits, which are known by their shape alone, gain nothing from these tasks."""
@@ -52,13 +45,16 @@ def clothes(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs", "chance"), [slow("rotation", 2, 1 / 4), slow("jigsaw", 3, 1 / 100)], ids=["rotation", "jigsaw"]
+    ("name", "epochs", "chance"),
+    [slow("rotation", 2, 1 / 4), slow("jigsaw", 3, 1 / 100), slow("relative_patch", 3, 1 / 8)],
+    ids=["rotation", "jigsaw", "relative_patch"],
 )
 def test_tasks_are_solved_and_leave_features_that_need_fewer_labels_than_random_ones(
     name, epochs, chance, clothes, tmp_path
 ):
     words = (*SGD, "backbone.widths=[16,32]", f"trainer.epochs={epochs}", "trainer.log_every_steps=1")
     words += ("dataset=fashion_mnist", f"dataset.root={clothes}", "optimizer.base_lr=0.2")
+    words += ("augmentation.global.scale=[0.8,1.0]",) if name == "relative_patch" else ()
     runs = [train(tmp_path, name, *words, seed=seed) for seed in SEEDS]
     solved = min(last(run, "accuracy") for run in runs)
     worst, best_random = min(map(few_label, runs)), max(few_label(run, untrained=True) for run in runs)
