@@ -221,9 +221,45 @@ def test_without_labels_there_are_figures_and_what_is_missing_is_named(cli, unla
 
 @pytest.mark.parametrize("key", ["eval_dataset", "dataset"])
 def test_labels_from_elsewhere_judge_a_run_without(cli, unlabelled, key):
-    found, _ = evaluated(cli, unlabelled, f"{key}=digits", f"{key}.image_size=8", "subjects=[trained]")
+    found, out = evaluated(cli, unlabelled, f"{key}=digits", f"{key}.image_size=8", "subjects=[trained]")
     assert {r["protocol"] for r in found} == {"linear-cached", "knn", "cluster", "retrieval", "label-free"}
+    assert {r["dataset"] for r in found if r["protocol"] != "label-free"} == {"digits"}
+    assert "without labels, of images's train split" in out
+
+
+DIGITS = ("eval_dataset=digits", "eval_dataset.image_size=8")
+
+
+def values_without_labels(records):
+    return {r["metric"]: r["value"] for r in records if r["protocol"] == "label-free"}
+
+
+@pytest.mark.parametrize("most", [25600, 30])
+def test_figures_without_labels_are_of_the_images_pretrained_on(cli, unlabelled, most, counted):
+    words = ("subjects=[trained]", f"label_free.images={most}")
+    found, _ = evaluated(cli, unlabelled, *DIGITS, *words)
+    figures = [r for r in found if r["protocol"] == "label-free"]
+    assert {(r["dataset"], r["split"], r["images"]) for r in figures} == {("images", "train", 40)}
+    assert {r["params"]["images"] for r in figures if r["metric"] == "rankme"} == {min(most, 40)}
+    assert sorted(counted) == [("test", 359), ("train", min(most, 40)), ("train", 1438), ("views", 20)]
+    again, _ = evaluated(cli, unlabelled, *DIGITS, *words)
+    assert len(counted) == 4, "kept: a second evaluation extracts nothing"
+    alone, _ = evaluated(cli, unlabelled, *words)
+    assert values_without_labels(found) == values_without_labels(again)
+    assert values_without_labels(found) == pytest.approx(values_without_labels(alone))
+
+
+def test_images_pretrained_on_that_are_gone_or_changed_are_said_to_be_so(cli, unlabelled, workdir):
+    write_images(workdir / "images", "more", count=3, size=(8, 8), seed=9)
+    found, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
+    assert {r["images"] for r in found if r["protocol"] == "label-free"} == {43}
+    assert "figures without labels: images has changed since the run was trained on it" in out
+    shutil.rmtree(workdir / "images")
+    found, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
     assert {r["dataset"] for r in found} == {"digits"}
+    assert {r["metric"] for r in found if r["protocol"] == "label-free"} == FIGURES
+    (line,) = [line for line in out.splitlines() if line.startswith("figures without labels")]
+    assert "are of digits, those pretrained on are not there any more" in line
 
 
 def test_images_of_different_sizes_are_read_from_files(cli, unlabelled, workdir):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,25 +12,58 @@ from omegaconf import OmegaConf
 from rich.table import Table
 from torch import Tensor
 
+from sslctl.build import build_source
+from sslctl.config import InputError
 from sslctl.data.loader import drawn_views
 from sslctl.data.sampler import permuted
+from sslctl.data.sources import Source
 from sslctl.evaluation import label_free
-from sslctl.evaluation.features import cached
+from sslctl.evaluation import subjects as who
+from sslctl.evaluation.features import Features, cached
 from sslctl.evaluation.origin import settings as settings_of
-from sslctl.evaluation.protocols import Task, key_of
+from sslctl.evaluation.protocols import Reader, Task, key_of
 from sslctl.evaluation.results import SPREAD, console, percent, protocol_words, record, show_fixed
 from sslctl.evaluation.subjects import Subject
 from sslctl.pictures import views_of
 from sslctl.plan import choose_device
-from sslctl.run_directory import METRICS, read_config, read_lines
+from sslctl.run_directory import ENVIRONMENT, METRICS, read_config, read_json, read_lines
 from sslctl.views import ViewMaker
 
 
-def label_free_records(subject: Subject, task: Task, features: Tensor, leave_out: Any) -> list[dict]:
-    """RankMe, α-ReQ, the spread of features; LiDAR and alignment where the run's own views can be made; entropies."""
+def pretrained_on(task: Task, tell: Callable[[str], None]) -> Source:
+    """The training images that label-free figures are of: a run's own, wherever it is judged; else the task's."""
+    if task.run is None:
+        return task.train
+    node = who.dataset_of(task.run)
+    if node == task.dataset:
+        return task.train
+    try:
+        source = build_source(OmegaConf.merge(node, {"memory_gb": 0}) if "memory_gb" in node else node, "train")
+    except InputError as error:
+        tell(f"figures without labels are of {task.train.name}, those pretrained on are not there any more: {error}")
+        return task.train
+    if source.content_hash != read_json(task.run / ENVIRONMENT).get("hashes", {}).get("data"):
+        tell(f"figures without labels: {source.name} has changed since the run was trained on it")
+    return task.train if source.as_of == task.train.as_of else source
+
+
+def sampled(subject: Subject, task: Task, source: Source, held: dict[str, Features], read: Reader) -> Tensor:
+    """(n, D): the features that label-free figures are of, of some of a source's images. held: the task's own, by split."""
+    rows = _some(task.config.label_free.images, len(source))
+    if source is task.train:
+        return held[source.split].features[rows]
+    if len(rows) == len(source):  # all of them, under the same key as other evaluations
+        return read(subject, source).features[rows]
+    return read(subject, source.subset(rows)).features
+
+
+def label_free_records(subject: Subject, task: Task, z: Tensor, leave_out: Callable[[str], None]) -> list[dict]:
+    """RankMe, α-ReQ, the spread of features; LiDAR and alignment where the run's own views can be made; entropies.
+
+    z: (n, D) of training images of the task, in any order.
+    """
     config, train = task.config, task.train
-    settings, dim = config.label_free, features.shape[1]
-    z = features[_some(settings.images, len(features))]
+    settings, dim = config.label_free, z.shape[1]
     pairs = z[: settings.pairs]
     make, all_of = partial(_figure, subject, train), {"images": len(z)}
     spread = f"1/√D = {dim**-0.5:.3g}; 0: collapsed"

@@ -86,6 +86,17 @@ def with_tokenizer(node: Any, run: Path) -> Any:
     return OmegaConf.merge(node, {"tokenizer": str(kept)})
 
 
+def dataset_of(run: Path, key: str = "dataset") -> Any:
+    """A dataset's configuration of a run; a relative root is looked for here, then where the run was started."""
+    node = OmegaConf.create(read_config(run)[key])
+    root = node.get("root")
+    if root and not user_path(root).exists():
+        there = Path(read_json(run / ENVIRONMENT)["cwd"]) / user_path(root)
+        if there.exists():
+            node.root = str(there)
+    return with_tokenizer(node, run)
+
+
 def run_preprocess(run: Path) -> Preprocess | TextPreprocess:
     return preprocess_from(read_json(run / PREPROCESS))
 

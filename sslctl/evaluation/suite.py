@@ -1,6 +1,7 @@
 """sslctl evaluate: every protocol on features that are extracted once, and the figures that need no labels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.evaluation.clustering import agreement, cluster, matched_hits
 from sslctl.evaluation.features import Features
-from sslctl.evaluation.figures import label_free_records, show_figures, show_protocols
+from sslctl.evaluation.figures import label_free_records, pretrained_on, sampled, show_figures, show_protocols
 from sslctl.evaluation.knn import neighbours, share
 from sslctl.evaluation.linear import Grid, draw_labels
 from sslctl.evaluation.protocols import Reader, Task, draw_number, linear_records, vote_records
@@ -38,12 +39,18 @@ def evaluate(config: Any) -> None:
             print_plan(made, task)
             continue
         left_out: dict[str, None] = {}  # in order, each once
-        records = [r for subject in made for r in subject_records(subject, task, amounts, read, left_out.setdefault)]
+        told: list[str] = []
+        seen = pretrained_on(task, told.append)
+        records = [
+            r for subject in made for r in subject_records(subject, task, seen, amounts, read, left_out.setdefault)
+        ]
         if out:
             append(out, records)
         if task.test is not None:
             show_protocols(records, f"{tested_on(task.test)}, {made[0].preprocess.words()}, frozen")
-        show_figures(records, f"without labels, of {task.train.name}'s {task.train.split} split")
+        show_figures(records, f"without labels, of {seen.name}'s {seen.split} split")
+        for line in told:
+            print(line)
         for line in left_out:
             print(f"left out: {line}")
         if out:
@@ -58,8 +65,10 @@ def sources_of(node: Any) -> tuple[Source, Source | None]:
     return train, build_source(node, "test") if train.labelled else None
 
 
-def subject_records(subject: Subject, task: Task, amounts: list[float], read: Reader, leave_out: LeftOut) -> list[dict]:
-    """All results of one subject, its features held meanwhile."""
+def subject_records(
+    subject: Subject, task: Task, seen: Source, amounts: list[float], read: Reader, leave_out: LeftOut
+) -> list[dict]:
+    """All results of one subject, its features held meanwhile. seen: the training images that label-free figures are of."""
     config, train, test = task.config, task.train, task.test
     held = {source.split: read(subject, source) for source in (train, test) if source is not None}
     sizes = " and ".join(f"{len(part.labels):,} × {part.features.shape[1]}" for part in held.values())
@@ -85,7 +94,9 @@ def subject_records(subject: Subject, task: Task, amounts: list[float], read: Re
                 records += linear_records(subject, train, test, grid, amount, config.draws, kept, seed=config.seed)
         records += neighbour_records(subject, test, bank, queries, config)
         records += cluster_records(subject, test, bank, queries, config)
-    return records + label_free_records(subject, task, held[train.split].features, leave_out)
+    return records + label_free_records(
+        subject, replace(task, train=seen), sampled(subject, task, seen, held, read), leave_out
+    )
 
 
 def lacking(bank: Features, amount: float, number: int) -> str | None:

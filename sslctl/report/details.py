@@ -1,7 +1,6 @@
 """The parts of the page that look at images and features: views, reconstructions, neighbours, map, confusion matrix."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from sslctl import checkpoint
 from sslctl import pictures as pictured
 from sslctl.build import build_source
-from sslctl.config import InputError, user_path
+from sslctl.config import InputError
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.protocols import Reader
@@ -66,10 +65,10 @@ class Detail:
 
 def data_of(run: Run, config: Any) -> Data | str:
     """The images of a run, or in words why they cannot be read any more."""
-    node = _where_it_was(run, "dataset")
+    node = who.dataset_of(run.path, "dataset")
     try:
         trained = build_source(node, "train")
-        labelled = _where_it_was(run, "eval_dataset") if run.config.get("eval_dataset") else None
+        labelled = who.dataset_of(run.path, "eval_dataset") if run.config.get("eval_dataset") else None
         shown = build_source(labelled, "train") if labelled is not None else trained
         test = build_source(labelled if labelled is not None else node, "test") if shown.labelled else None
     except InputError as error:
@@ -85,17 +84,6 @@ def data_of(run: Run, config: Any) -> Data | str:
         side = side_for(shown.image_size, MAP_SIDE)
         thumbs = thumbnails(shown, torch.from_numpy(rows), resize=resize, side=side, workers=config.workers)
     return Data(trained, shown, test, rows, names, thumbs, notes)
-
-
-def _where_it_was(run: Run, key: str) -> Any:
-    """A dataset's node; a relative root is looked for here, then where the run was started."""
-    node = OmegaConf.create(run.config[key])
-    root = node.get("root")
-    if root and not user_path(root).exists():
-        there = Path(run.environment["cwd"]) / user_path(root)
-        if there.exists():
-            node.root = str(there)
-    return node
 
 
 def _short_name(described: str) -> str:
