@@ -30,6 +30,12 @@ class Texts(Source):
     def tokenizer_hash(self) -> str:
         return hashlib.blake2b(self.tokenizer.encode(), digest_size=16).hexdigest()
 
+    def spelt(self) -> tuple[str, ...]:
+        """(V,) what each token is written as, for people; the end of a line as \\n."""
+        made = _library().Tokenizer.from_str(self.tokenizer)
+        pieces = (made.decode([i], skip_special_tokens=False) for i in range(self.vocabulary))
+        return tuple(piece.replace("\n", "\\n").replace("\t", " ").replace("\r", "") for piece in pieces)
+
     def words(self) -> str:
         return f"{len(self):,} texts of {self.image_size} tokens, {self.vocabulary:,} different ones"
 
@@ -41,7 +47,8 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
     """root/*.txt, nested or not, without labels; root/<class>/*.txt when all files lie in class folders: with labels.
 
     root/train/ and root/test/ (or val/), each of this kind, are the splits where they are there; else a fixed fifth of a
-    labelled dataset's samples is the test split. The vocabulary comes from the training files' text.
+    labelled dataset's samples is the test split. The vocabulary is learnt from the training files' whole text, the held-out fifth
+    in it where there is no test/: samples are pieces of so many tokens, so that there is no fifth before there is a vocabulary.
     """
     if not root:
         raise InputError("dataset.root is not set: dataset.root=/path/to/texts, with .txt files")

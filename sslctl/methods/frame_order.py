@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
+from sslctl.cards import card
 from sslctl.heads import mlp
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.tiles import cut_tiles
@@ -127,10 +128,20 @@ class FrameOrder(Method):
         return self.classifier(self.dropout(z).flatten(1))
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The video's frames, those that are shown in their order, and a card with the right answer and the network's."""
         frames = batch.views["frames"][0]
-        shown, _ = self.question(batch)
-        return {f"frame {t + 1}": frames[:, t] for t in range(frames.shape[1])} | {
-            f"shown {t + 1}": shown[:, t] for t in range(shown.shape[1])
+        shown, label = self.question(batch)
+        h = self.backbone(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
+        said = self.answer(h).argmax(1)
+        if self.task == "verification":
+            question, names = "in order?", ("no", "yes")
+        else:
+            question, names = "order:", [" ".join(str(1 + t) for t in order) for order in ORDERS]
+        cards = [card(question, names[right], names[guess]) for right, guess in torch.stack([label, said], 1).tolist()]
+        return {
+            **{f"frame {t + 1}": frames[:, t] for t in range(frames.shape[1])},
+            **{f"shown {t + 1}": shown[:, t] for t in range(shown.shape[1])},
+            "answer": torch.stack(cards),
         }
 
     def blind_loss(self) -> float:

@@ -1,16 +1,19 @@
 """Masked language modelling: the words that are not there (BERT, Devlin et al. 2019, arXiv:1810.04805)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
+from sslctl.cards import GREY, RIGHT, WRONG, Word, equally_high, written
 from sslctl.data.text import MASK, SPECIAL
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 
 AS_MASK, AS_IT_IS = 0.8, 0.1  # the rest becomes a random token (section 3.1)
+WIDTH = 420  # pixels of a text that is shown
 
 
 class MaskedLanguage(Method):
@@ -60,9 +63,39 @@ class MaskedLanguage(Method):
         """(…, D) -> (…, V)."""
         return F.linear(self.transform(tokens), self.backbone.network.embedding.weight, self.bias)
 
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Each text as it is read, what is asked for on grey, and as the network completes it."""
+        ids = batch.views["tokens"][0]
+        read, place = self.masked(ids, batch)
+        tokens = self.backbone.network.tokens(read).take_along_dim(place[..., None], 1)
+        said = ids.scatter(1, place, self.said(tokens).argmax(2))  # (B, L)
+        asked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, place, True)
+        spelt = batch.targets.get("spelt") or [f"{i} " for i in range(self.backbone.network.vocabulary)]
+        question, answer = [], []
+        for one in zip(ids.tolist(), read.tolist(), said.tolist(), asked.tolist(), strict=True):
+            rows = list(zip(*one, strict=True))[1:]  # without [CLS]
+            question.append([Word(spelt[seen], GREY if hidden else None) for _, seen, _, hidden in rows])
+            answer.append([word for true, _, guess, hidden in rows for word in completed(spelt, true, guess, hidden)])
+        pictures = equally_high([written(words, WIDTH) for words in question + answer])
+        return {
+            "as it is read, the words that are asked for on grey": torch.stack(pictures[: len(ids)]),
+            "as the network completes it: right on blue, wrong on orange, and the true word after it in brackets": (
+                torch.stack(pictures[len(ids) :])
+            ),
+        }
+
     def blind_loss(self) -> float:
         return math.log(self.backbone.network.vocabulary)
 
     def notes(self) -> list[str]:
         blind = math.log(self.backbone.network.vocabulary)
         return [f"{self.hidden} of {self.facts.image_size} tokens are asked for; chance is a loss of {blind:.3f}"]
+
+
+def completed(spelt: Sequence[str], true: int, guess: int, hidden: bool) -> list[Word]:
+    """A token as it is shown: as it was where it was not asked for, else the guess, and the truth beside it if that is other."""
+    if not hidden:
+        return [Word(spelt[true])]
+    if guess == true:
+        return [Word(spelt[guess], RIGHT)]
+    return [Word(spelt[guess], WRONG), Word(f"[{spelt[true].strip()}]")]
