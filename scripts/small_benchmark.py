@@ -28,7 +28,7 @@ from small_benchmark_recipes import NAMED, SEEDS, TABLES, Table
 from small_benchmark_tables import append, markdown, read, write
 
 RECORD = Path(__file__).parents[1] / "docs" / "small_benchmark.jsonl"
-TUNING = ("labels=0.01", "trainer.threads=1", "trainer.device=cpu")
+TUNING = ("labels=0.01", "draws=1", "trainer.threads=1", "trainer.device=cpu")
 COLUMNS = {
     ("knn", "all"): "kNN",
     ("linear-cached", "all"): "linear",
