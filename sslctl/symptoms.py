@@ -16,6 +16,8 @@ HEADS = {  # metric -> what it is of; healthy ones keep 0.75, without stopped gr
     "projector_std": ("projections", 0.15, 0.3),
     "predictor_std": ("predictions", 0.15, 0.3),
 }
+# VICReg's embeddings keep their length. It asks for 1; views as unlike as other images leave μ / 4λ = 0.25, many dimensions 0.2
+EMBEDDINGS_BAD, EMBEDDINGS_NEAR = 0.05, 0.1
 AS_UNTRAINED = 0.5  # of what untrained features had: mean tokens lie close together from the start, and learn
 RANK_BAD, RANK_NEAR = 1.1, 1.5  # directions; I-JEPA's mean tokens, of which a constant is the most, have 2.2
 RANK_FEW = 3.0  # or fewer, with less than these shares of what untrained features had beyond the first
@@ -43,16 +45,20 @@ def features_collapsed(spread: float, dim: int | None, untrained: float | None =
     bad, near = FEATURES_BAD, FEATURES_NEAR
     if untrained is not None and untrained < near:
         bad = near = AS_UNTRAINED * untrained
-    return _close("features", spread, bad, near, dim)
+    return _close("features", spread, bad, near, _of_unit_rows(spread, dim))
 
 
-def _close(what: str, spread: float, bad: float, near: float, dim: int | None = None) -> Finding | None:
-    """What is spread less than it should be; the sentence has the std itself where the number of dimensions is known."""
+def _of_unit_rows(spread: float, dim: int | None = None) -> str:
+    """√D times the std in words, or the std itself where the number of dimensions is known."""
+    if dim:
+        return f"std {spread / dim**0.5:.2g}, healthy is about {dim**-0.5:.2g}"
+    return f"√D·std {spread:.2g}, healthy is about 1"
+
+
+def _close(what: str, spread: float, bad: float, near: float, words: str) -> Finding | None:
+    """What is spread less than it should be. words: how much that is."""
     if spread >= near:
         return None
-    words = f"√D·std {spread:.2g}, healthy is about 1"
-    if dim:
-        words = f"std {spread / dim**0.5:.2g}, healthy is about {dim**-0.5:.2g}"
     if spread < bad:
         return Finding("bad", "collapse", f"{what} have collapsed: {words}")
     return Finding("warn", "collapse", f"{what} lie close together: {words}")
@@ -77,7 +83,8 @@ def few_directions(rank: float, dim: int | None, untrained: float | None = None)
 
 
 def _collapse(logged: Logged) -> Finding | None:
-    """The worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions."""
+    """The worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions,
+    embeddings."""
     if not logged.begun:
         return None
     dim, untrained, found = logged.known.feature_dim, logged.untrained("backbone_std"), []
@@ -89,7 +96,12 @@ def _collapse(logged: Logged) -> Finding | None:
         found.append((max(evaluated) / FEATURES_BAD, features_collapsed(max(evaluated), dim, untrained)))
     for name, (what, bad, near) in HEADS.items():
         if spreads := logged.latest(name, 3):
-            found.append((max(spreads) / bad, _close(what, max(spreads), bad, near)))
+            most = max(spreads)
+            found.append((most / bad, _close(what, most, bad, near, _of_unit_rows(most))))
+    if spreads := logged.latest("embedding_std", 3):
+        most, bad = max(spreads), EMBEDDINGS_BAD
+        words = f"std {most:.2g}, healthy is 0.2 to 1"
+        found.append((most / bad, _close("embeddings", most, bad, EMBEDDINGS_NEAR, words)))
     return _worst(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
 
 

@@ -65,6 +65,8 @@ SICK = {
     "close together": ({"feature_std": lambda t: 0.045}, "warn", "collapse"),
     "projections collapsed": ({"projector_std": lambda t: 0.01}, "bad", "collapse"),
     "projections half collapsed": ({"projector_std": lambda t: 0.8 - 0.6 * t}, "warn", "collapse"),
+    "embeddings that shrink": ({"embedding_std": lambda t: 0.33 * math.exp(-6 * t)}, "bad", "collapse"),
+    "embeddings that have shrunk": ({"embedding_std": lambda t: 0.08}, "warn", "collapse"),
     "predictions as without stopped gradient": ({"predictor_std": lambda t: 0.8 * math.exp(-3 * t)}, "bad", "collapse"),
     "few directions, many before": ({"rankme": lambda t: 40.0 if t == 0 else 1.9}, "bad", "rank"),
     "few directions, some before": ({"rankme": lambda t: 7.0 if t == 0 else 2.3}, "warn", "rank"),
@@ -116,6 +118,7 @@ WELL = {
     "teacher whose momentum ends at 1": {"teacher_momentum": lambda t: 1 - 0.005 * (1 + math.cos(math.pi * t))},
     "teacher of a straight line to 1": {"teacher_momentum": lambda t: min(1.0, 0.99 + 0.0105 * t)},
     "predictions and projections": {"predictor_std": lambda t: 0.75, "projector_std": lambda t: 0.78},
+    "embeddings of VICReg on few images": {"embedding_std": lambda t: 0.25 + 0.08 * math.exp(-5 * t)},
     "fp16": {"skipped_steps": lambda t: 12.0},
 }
 
@@ -158,6 +161,8 @@ def test_the_worst_of_all_spreads_is_said():
     assert [f.sentence for f in found] == ["projections have collapsed: √D·std 0.01, healthy is about 1"]
     found = judge(logged(feature_std=lambda t: 0.001, projector_std=lambda t: 0.1), KNOWN)
     assert found[0].sentence.startswith("features have collapsed")
+    found = judge(logged(projector_std=lambda t: 0.1, embedding_std=lambda t: 0.01), KNOWN)
+    assert found[0].sentence == "embeddings have collapsed: std 0.01, healthy is 0.2 to 1"
 
 
 def test_a_teacher_is_found_standing_still_at_once():
@@ -349,6 +354,9 @@ BROKEN = {
     ),
     "BYOL without its predictor": (NO_PREDICTOR, "collapse"),
     "BYOL's teacher with momentum 1": (("method=byol", *STILL, "method.teacher_momentum_end=1"), "teacher"),
+    "VICReg without its variance term": (
+        *(("method=vicreg", "method.variance=0", "optimizer.base_lr=1"), "collapse"),  # its features look well
+    ),
     "MoCo's teacher with momentum 1": (("method=moco", *STILL), "teacher"),
     "a learning rate of nothing": (("method=simclr", "optimizer.base_lr=1e-9"), "stuck"),
 }

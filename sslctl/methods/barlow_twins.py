@@ -35,9 +35,9 @@ class BarlowTwins(Method):
     def training_step(self, batch: Batch, s: dict) -> dict:
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
-        z1, z2 = gather(self.projector(h1)), gather(self.projector(h2))  # (G, out_dim)
-        loss = self.scale * barlow_twins(z1, z2, self.lambda_)
-        return {"loss": loss, "feature_std": feature_std(h1)}
+        z1, z2 = self.projector(h1), self.projector(h2)  # (B, out_dim)
+        loss = self.scale * barlow_twins(gather(z1), gather(z2), self.lambda_)  # of (G, out_dim)
+        return {"loss": loss, "feature_std": feature_std(h1), "projector_std": feature_std(z1)}
 
     def blind_loss(self) -> float:
         dim, batch_size = self.projector[-1].out_features, self.facts.batch_size  # correlations are 0 ± 1 / √batch_size

@@ -14,8 +14,8 @@ from sslctl.data.batch import Batch
 from sslctl.distributed import gather
 
 __all__ = [
-    *("Batch", "Facts", "Method", "clip_each_", "ema_update", "enqueue", "feature_std", "gather", "multi_crop"),
-    *("global_mean", "teacher_of", "two_views"),
+    *("Batch", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
+    *("gather", "global_mean", "multi_crop", "teacher_of", "two_views"),
 ]
 
 
@@ -156,6 +156,15 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum · teacher + (1 - momentum) · student, parameters only (MoCo eq. 2, BYOL eq. 1)."""
     targets, sources = list(teacher.parameters()), list(student.parameters())
     torch._foreach_lerp_(targets, sources, 1 - momentum)
+
+
+@torch.no_grad()
+def embedding_std(z: Tensor) -> Tensor:
+    """Mean over dimensions of the standard deviation of rows as they are: their scale is what a variance term holds up.
+
+    z: (G, D), the rows of all processes. Lengths that shrink to nothing do not show in `feature_std`.
+    """
+    return z.detach().float().std(dim=0).mean()
 
 
 @torch.no_grad()

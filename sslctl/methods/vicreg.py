@@ -5,7 +5,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import vicreg
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_views
+from sslctl.methods.base import Batch, Facts, Method, embedding_std, feature_std, gather, two_views
 
 
 class VICReg(Method):
@@ -36,4 +36,5 @@ class VICReg(Method):
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = gather(self.projector(h1)), gather(self.projector(h2))  # (G, out_dim)
-        return {"loss": vicreg(z1, z2, **self.weights), "feature_std": feature_std(h1)}
+        loss = vicreg(z1, z2, **self.weights)
+        return {"loss": loss, "feature_std": feature_std(h1), "embedding_std": embedding_std(z1)}

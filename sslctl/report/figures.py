@@ -13,13 +13,22 @@ TITLES = {
     "knn": ("Online kNN, %", "top-1 among training images, which are pretrained on"),
     "feature_std": ("Feature spread", "standard deviation of unit features × √D: near 1 evenly spread, 0 collapsed"),
     "backbone_std": ("Backbone spread", "standard deviation of unit features × √D: near 1 evenly spread, 0 collapsed"),
+    "projector_std": ("Projection spread", "standard deviation of unit projections × √D: near 1 spread, 0 collapsed"),
+    "predictor_std": ("Prediction spread", "standard deviation of unit predictions × √D: near 1 spread, 0 collapsed"),
+    "embedding_std": (
+        "Embedding spread",
+        "standard deviation of embeddings as they are: 0.2 to 1 healthy, 0 collapsed",
+    ),
     "rankme": ("RankMe", "effective number of directions the features use; compare runs of one method only"),
     "lr": ("Learning rate", ""),
     "grad_norm": ("Gradient norm", ""),
     "images_per_second": ("Images per second", "speed, not quality"),
 }
 MAIN = ("loss", "knn", "feature_std", "backbone_std", "rankme", "lr")
-_FROM_ZERO = ("feature_std", "backbone_std", "rankme", "lr", "images_per_second")
+_FROM_ZERO = (
+    *("feature_std", "backbone_std", "projector_std", "predictor_std", "embedding_std"),
+    *("rankme", "lr", "images_per_second"),
+)
 _COLOURS = 8
 
 
