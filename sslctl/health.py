@@ -74,8 +74,16 @@ def judge(records: list[dict], known: Known, results: Iterable[dict] = ()) -> li
     """`findings` from the records of metrics.jsonl and results.jsonl."""
     logged = Logged(records, known)
     found = [finding for rule in RULES if (finding := rule(logged))]
-    found += _against_random(list(results))
-    return _sorted(found) or [_healthy(logged)]
+    worse = _against_random(list(results))
+    if logged.settled:
+        found += [
+            Finding("warn", "random", f"{what}: {ours:.1%}, random weights have {theirs:.1%}")
+            for what, ours, theirs in worse
+        ]
+        return _sorted(found) or [_healthy(logged)]
+    if not worse and (so_far := _online(logged)):
+        worse = [so_far]
+    return _sorted(found) + ([_early(logged, worse, not found)] if worse or not found else [])
 
 
 def _sorted(found: list[Finding]) -> list[Finding]:
@@ -121,8 +129,8 @@ def _spread(std: dict | None, dim: int | None) -> float | None:
     return std["value"] * dim**0.5 if std and dim else None
 
 
-def _against_random(results: list[dict]) -> list[Finding]:
-    """Results with all labels, worse than those of the same network with random weights by the same protocol."""
+def _against_random(results: list[dict]) -> list[tuple[str, float, float]]:
+    """(protocol, value, that of random weights) of results with all labels that are worse by the same protocol."""
     value = {(*_protocol(r), r["subject"]): (r, r["value"]) for r in results if _counts(r)}
     found = []
     for (*protocol, subject), (result, trained) in value.items():
@@ -130,9 +138,16 @@ def _against_random(results: list[dict]) -> list[Finding]:
         if subject == "trained" and untrained is not None and trained < untrained - KNN_NOISE:
             k = _setting(result, "k")
             settings = f" with k {k}" if k else ""
-            words = f"{result['protocol']}{settings} on {result['dataset']}: {trained:.1%}, random weights have"
-            found.append(Finding("warn", "random", f"{words} {untrained:.1%}"))
+            found.append((f"{result['protocol']}{settings} on {result['dataset']}", trained, untrained))
     return found
+
+
+def _online(logged: Logged) -> tuple[str, float, float] | None:
+    """The same of the run's own kNN among its training images."""
+    values = logged.series("knn")
+    if len(values) < 2 or values[0][0] != 0 or values[-1][1] >= values[0][1] - KNN_NOISE:
+        return None
+    return "kNN", values[-1][1], values[0][1]
 
 
 def _protocol(result: dict) -> tuple:
@@ -146,12 +161,19 @@ def _counts(result: dict) -> bool:
     return result["metric"] == "top1" and result["labels"] == "all" and result["protocol"] in ("knn", "linear-cached")
 
 
+def _early(logged: Logged, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
+    """The one sentence before anything is judged. worse: as `_against_random`, the first is said. sound: no rule fired."""
+    words = f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed"
+    if logged.begun and sound:
+        words += "; no collapse so far"
+    if worse:
+        what, ours, theirs = worse[0]
+        words += f"; so far worse than untrained weights: {what} {ours:.1%} against {theirs:.1%}"
+    return Finding("early", "early", words)
+
+
 def _healthy(logged: Logged) -> Finding:
     """The one sentence where nothing is wrong."""
-    if not logged.settled:
-        so_far = "; no collapse so far" if logged.begun else ""
-        words = f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed{so_far}"
-        return Finding("early", "early", words)
     words, losses = [], logged.epochs("loss")
     if losses:
         words.append(f"loss {losses[0][1]:.4g} → {losses[-1][1]:.4g}")

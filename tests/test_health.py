@@ -221,6 +221,20 @@ def test_results_worse_than_those_of_random_weights_are_said():
     assert rules(judge(logged(), KNOWN, of_two)) == ["ok"]  # not 0.9 against 0.95
 
 
+def test_results_worse_than_those_of_random_weights_are_no_warning_while_it_is_too_early():
+    worse, words = [result("random", 0.8), result("trained", 0.7)], "too early to tell: 40 steps, 100 are needed"
+    against = "knn with k 20 on d 70.0% against 80.0%"
+    said = f"{words}; so far worse than untrained weights: {against}"
+    assert judge(logged(40), KNOWN, worse) == [Finding("early", "early", said)]
+    assert judge(logged(40), KNOWN, [result("random", 0.8), result("trained", 0.79)])[0].sentence == words
+    online = judge(logged(40, knn=lambda t: 0.8 if t == 0 else 0.7), KNOWN)
+    assert [(f.level, f.sentence) for f in online] == [("early", said.replace(against, "kNN 70.0% against 80.0%"))]
+    long_epoch = Known(**{**vars(KNOWN), "steps_per_epoch": 50})
+    sick = judge(logged(110, known=long_epoch, **SICK["collapsed"][0]), long_epoch, worse)
+    assert [f.level for f in sick] == ["bad", "early"]
+    assert sick[1].sentence.endswith(against)
+
+
 @pytest.mark.parametrize(
     "other",
     [
