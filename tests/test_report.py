@@ -131,6 +131,16 @@ def test_the_page_of_a_run_says_what_its_files_say(page, sweep):
     assert environment["hashes"]["data"] in said
 
 
+def test_the_page_says_which_features_are_evaluated(page, sweep):
+    offered = "the method offers backbone, projector"
+    assert f"features results are of backbone; {offered}" in told(page(sweep / "simclr-0"))
+    other = told(page(sweep / "simclr-0", "features=projector"))
+    assert f"features results are of backbone; neighbours and map are of projector; {offered}" in other
+    alone = told(page(sweep / "simclr-0", sweep / "dcl-0", "detailed=1"))
+    assert alone.count("features results are of backbone") == 2
+    assert alone.count(offered) == 1
+
+
 def test_the_curves_hold_what_was_logged(page, sweep):
     charts = data_of(page(sweep / "simclr-0"))["charts"]
     logged = [json.loads(line) for line in (sweep / "simclr-0" / "metrics.jsonl").read_text().splitlines()]

@@ -50,11 +50,13 @@ class Neighbours:
 
 @dataclass
 class Detail:
-    """What is shown of one setting, by the run of its first seed."""
+    """What is shown of one setting, by the run of its first seed. features: which of the method's; offered: all of them."""
 
     group: Group
     run: Run
     number: int
+    features: str = ""
+    offered: tuple[str, ...] = ()
     views: Grid | None = None
     pictures: Grid | None = None
     neighbours: Neighbours | None = None
@@ -99,6 +101,9 @@ def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, 
     step = checkpoint.load(run.checkpoint, method)["step"]
     preprocess = who.run_preprocess(run.path)
     subject = who.method_subject("trained", method, preprocess, config.features, step)
+    with torch.no_grad():
+        found.offered = tuple(method.features(preprocess.example(device)))
+    found.features = subject.features
     _draw(found, run, method, data, config)
     held = features.features_at(subject, data.shown, data.rows, read)
     if data.thumbs is not None and len(data.rows) > 2:

@@ -69,6 +69,7 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
         map_sheet, map_names = details.map_sheet(data, config)
         parts = [part.sheet for d in found for part in (d.views, d.pictures, d.neighbours) if part]
         sheets = [s for s in (map_sheet, *parts) if s]
+    shown_of = {detail.number: detail for detail in found}
     script = {
         "charts": {chart.name: chart.data() for chart in charts},
         "box": [figures.LEFT, figures.RIGHT, figures.TOP, figures.BOTTOM, figures.WIDTH, figures.HEIGHT],
@@ -102,7 +103,7 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
         speeds=[tables.speed_of(group) for group in groups],
         label_free=tables.label_free_of(groups),
         differences=compare.difference_rows(groups),
-        setups=[(group, setup.lines_of(group.runs[0], data)) for group in groups],
+        setups=[(group, setup.lines_of(group.runs[0], data, shown_of.get(group.number))) for group in groups],
         charts=charts,
         details=found,
         left_out=[group.name for group in groups[config.detailed :]],

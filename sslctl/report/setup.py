@@ -8,11 +8,12 @@ from sslctl.config import InputError
 from sslctl.plan import make_plan
 from sslctl.report.commands import measuring, repeat_with
 from sslctl.report.compare import Group
+from sslctl.report.details import Detail
 from sslctl.report.recorded import Run
 
 
-def lines_of(run: Run, data: Any) -> list[tuple[str, str]]:
-    """(subject, words) of what a run was. data: its images, or why they cannot be read."""
+def lines_of(run: Run, data: Any, detail: Detail | None = None) -> list[tuple[str, str]]:
+    """(subject, words) of what a run was. data: its images, or why they cannot be read. detail: what the page shows of it."""
     config, facts, environment = run.config, run.facts, run.environment
     trainer = config["trainer"]
     lines = [("dataset", f"{run.dataset}: {facts['num_images']:,} to train on")]
@@ -23,6 +24,8 @@ def lines_of(run: Run, data: Any) -> list[tuple[str, str]]:
         ("backbone", f"{run.names['backbone']}{_own(config['backbone'])}"),
         ("steps", _steps(run)),
     ]
+    if features := _features(run, detail):
+        lines.append(("features", features))
     lines += _planned(run, data)
     lines += [
         ("optimizer", _own(config["optimizer"]).strip(" ()")),
@@ -35,6 +38,17 @@ def lines_of(run: Run, data: Any) -> list[tuple[str, str]]:
     lines.append(("versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items())))
     lines += [("content", f"{name} {digest}") for name, digest in environment.get("hashes", {}).items()]
     return lines
+
+
+def _features(run: Run, detail: Detail | None) -> str:
+    """'results are of mean; neighbours and map of cls; the method offers cls, mean'. '' where nothing was measured."""
+    measured = dict.fromkeys(record["features"] for record in run.latest("trained").values())
+    parts = [f"results are of {', '.join(measured)}"] if measured else []
+    if detail and list(measured) != [detail.features]:
+        parts.append(f"neighbours and map are of {detail.features}")
+    if detail and len(detail.offered) > 1:
+        parts.append(f"the method offers {', '.join(detail.offered)}")
+    return "; ".join(parts)
 
 
 def _own(node: dict) -> str:
