@@ -26,7 +26,7 @@ from sslctl.text_backbone import SmallTransformer
 from sslctl.views.random import Key
 from tests.test_distributed import distance
 from tests.test_pretext import backbone
-from tests.training import differences, edit, in_processes, metrics, newest, results, signal_at, slow, tensors
+from tests.training import differences, edit, in_processes, metrics, newest, signal_at, slow, tensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from small_benchmark_data import moving_shape, write_folder, write_texts, write_videos
@@ -459,62 +459,6 @@ def test_two_processes_equal_one(kind, words, tmp_path):
             for side in (left, right)
         ]
         assert distance({"all": flat[0]}, {"all": flat[1]}) < 1e-3
-
-
-# --- Learning, from the command line ---
-
-
-@pytest.mark.slow
-def test_the_order_of_moving_shapes_is_learnt(videos, tmp_path, capsys):
-    more = ("backbone.widths=[16,32]", "trainer.batch_size=32", "trainer.epochs=40", "optimizer=adamw")
-    assert (
-        run("frame_order", videos, tmp_path / "run", *more, "evaluation.closing=true", "augmentation.global.flip=0")
-        == 0
-    )
-    last = [record["accuracy"] for record in metrics(tmp_path / "run") if "accuracy" in record][-10:]
-    assert sum(last) / len(last) > 0.9  # always saying "wrong" has 0.75
-    found = {(r["protocol"], r["subject"], r["metric"]) for r in results(tmp_path / "run" / "results.jsonl")}
-    assert ("linear-cached", "trained", "top1") in found
-    assert main(["linear-eval", str(tmp_path / "run"), "cache_gb=0"]) == 0
-    assert main(["knn-eval", str(tmp_path / "run"), "cache_gb=0", "subjects=[trained,pixels]"]) == 0
-    assert main(["pictures", str(tmp_path / "run")]) == 0
-    with pytest.raises(InputError, match="not a run directory"):
-        sslctl.load(tmp_path)
-
-
-@pytest.mark.slow
-def test_the_words_of_a_licence_are_learnt(texts, tmp_path, capsys):
-    more = (
-        "backbone.embed_dim=64",
-        "dataset.vocabulary=600",
-        "dataset.length=32",
-        "trainer.batch_size=64",
-        "trainer.epochs=30",
-    )
-    assert (
-        run("masked_language", texts, tmp_path / "run", *more, "evaluation.closing=true", "optimizer.base_lr=3e-3") == 0
-    )
-    losses = [record["loss"] for record in metrics(tmp_path / "run") if "loss" in record]
-    source = text("train", str(texts), 32, 600, None)
-    share = source.tokens[:, 1:].flatten().bincount(minlength=source.vocabulary) / source.tokens[:, 1:].numel()
-    unigram = torch.special.entr(share).sum().item()  # of knowing the words' frequencies, and nothing around
-    assert losses[0] == pytest.approx(math.log(source.vocabulary), abs=0.5)
-    assert sum(losses[-20:]) / 20 < unigram - 0.5
-    top1 = {
-        r["subject"]: r["value"]
-        for r in results(tmp_path / "run" / "results.jsonl")
-        if r["protocol"] == "linear-cached" and r["metric"] == "top1"
-    }
-    assert top1["trained"] > 0.5
-    backbone, preprocess = sslctl.load(tmp_path / "run")
-    ids = preprocess("Permission is hereby granted")
-    assert ids.shape == (32,)
-    with torch.no_grad():
-        assert backbone(ids[None]).shape == (1, 64)
-    assert main(["knn-eval", str(tmp_path / "run"), "cache_gb=0"]) == 0
-    capsys.readouterr()
-    assert main(["knn-eval", str(tmp_path / "run"), "cache_gb=0", "subjects=[pixels]"]) == 2
-    assert "texts have no pixels" in capsys.readouterr().err
 
 
 def test_features_of_a_run_are_those_of_its_checkpoint(texts, words, tmp_path):
