@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 CHARACTERS = 60_000
+SIDE, SHOTS = 20, 8  # pixels and frames of `write_passing`'s videos
 
 
 def moving_shape(kind: str, seed: int, count: int = 10, side: int = 24) -> np.ndarray:
@@ -17,7 +18,7 @@ def moving_shape(kind: str, seed: int, count: int = 10, side: int = 24) -> np.nd
     for t in range(count):
         image = Image.new("RGB", (side, side), (30, 40, 60))
         draw, x, y = ImageDraw.Draw(image), left + dx * t, top + dy * t
-        (draw.rectangle if kind == "square" else draw.ellipse)((x, y, x + size, y + size), fill=(220, 180, 60))
+        (draw.rectangle if kind == "square" else draw.ellipse)((x, y, x + size, y + size), fill=(220, 180, 200))
         shots.append(np.asarray(image))
     return np.stack(shots)
 
@@ -30,12 +31,26 @@ def write_folder(path: Path, shots: np.ndarray) -> Path:
     return path
 
 
-def write_videos(root: Path, count: int, first_seed: int = 0) -> Path:
+def write_videos(root: Path, count: int) -> Path:
     """Folders of frames of two classes."""
     for number in range(count):
         kind = ("disc", "square")[number % 2]
-        write_folder(root / kind / f"{number:03}", moving_shape(kind, first_seed + number))
+        write_folder(root / kind / f"{number:03}", moving_shape(kind, number))
     return root
+
+
+def write_passing(root: Path, count: int, seed: int) -> None:
+    """Videos of a disc that moves to the right and downwards, in two folders: is it near the corner in the middle, or far?"""
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        start, speed = generator.uniform(0, 8, 2), generator.uniform(0.7, 1.2, 2)
+        middle = (start + SHOTS // 2 * speed).sum()
+        folder = root / ("near" if middle < 15.6 else "far") / f"{number:03}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for t in range(SHOTS):
+            image, (x, y) = Image.new("RGB", (SIDE, SIDE), (30, 40, 60)), start + t * speed
+            ImageDraw.Draw(image).ellipse((x, y, x + 4, y + 4), fill=(220, 180, 200))
+            image.save(folder / f"{t}.png")
 
 
 def write_texts(root: Path) -> Path:

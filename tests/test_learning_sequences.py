@@ -6,12 +6,11 @@ finds the licence in 69 to 70 % by trained features and in 65 to 68 % by random 
 """
 
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from small_benchmark_data import write_passing
 
 import sslctl
 from sslctl.cli import main
@@ -24,21 +23,7 @@ from tests.training import metrics, results, slow
 
 texts = test_sequences.texts
 SEEDS = (0, 1, 2)
-SIDE, SHOTS, TRAIN, TEST = 20, 8, 192, 240  # pixels, frames of a video, videos
-
-
-def write_passing(root: Path, count: int, seed: int) -> None:
-    """Videos of a disc that moves to the right and downwards, in two folders: is it near the corner in the middle, or far?"""
-    generator = np.random.default_rng(seed)
-    for number in range(count):
-        start, speed = generator.uniform(0, 8, 2), generator.uniform(0.7, 1.2, 2)
-        middle = (start + SHOTS // 2 * speed).sum()
-        folder = root / ("near" if middle < 15.6 else "far") / f"{number:03}"
-        folder.mkdir(parents=True)
-        for t in range(SHOTS):
-            image, (x, y) = Image.new("RGB", (SIDE, SIDE), (30, 40, 60)), start + t * speed
-            ImageDraw.Draw(image).ellipse((x, y, x + 4, y + 4), fill=(220, 180, 200))
-            image.save(folder / f"{t}.png")
+TRAIN, TEST = 192, 240  # videos
 
 
 @pytest.fixture(scope="module")
