@@ -10,7 +10,6 @@ import statistics
 import numpy as np
 import pytest
 import torch
-from small_benchmark_data import write_passing
 
 import sslctl
 from sslctl.cli import main
@@ -18,8 +17,10 @@ from sslctl.data.text import text
 from tests import test_sequences
 from tests.test_learning import features_of
 from tests.test_learning_tasks import last
-from tests.test_sequences import run
+from tests.test_sequences import run  # finds scripts/
 from tests.training import metrics, results, slow
+
+from small_benchmark_data import write_passing  # isort: skip
 
 texts = test_sequences.texts
 SEEDS = (0, 1, 2)
