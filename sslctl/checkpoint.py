@@ -106,15 +106,25 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, with the aliases that `save_tensors` listed."""
-    from safetensors import safe_open
-
     try:
         tensors = load_file(path)
-        with safe_open(path, "pt") as opened:
-            aliases = json.loads((opened.metadata() or {}).get("aliases", "{}"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
+    aliases = json.loads(metadata(path).get("aliases", "{}"))
     return tensors | {name: tensors[source] for name, source in aliases.items()}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing of other files."""
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
 
 
 def _point(link: Path, target: Path) -> None:

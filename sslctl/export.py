@@ -231,6 +231,7 @@ def _input_facts(network: Network, outside: bool) -> dict[str, str]:
         "input": f"{colour} images, (B, {settings.channels}, {size}, {size}) float32 in [0, 1]",
         "resize": f"shorter side to {resize} pixels, bilinear with antialiasing, then the central {size}×{size}",
         "normalisation": f"{inside}; mean {mean}, std {std}",
+        **({"colours": "inside: only their lightness is seen"} if getattr(buffers, "sees_lightness", False) else {}),
     }
 
 

@@ -174,6 +174,10 @@ def _own(network: Network, name: str) -> Backbone:
     """The backbone whose weights alone make the features."""
     if isinstance(network.preprocess, TextPreprocess):
         raise InputError(f"format={name} has no networks for texts: format=safetensors, onnx or torch_export")
+    if network.backbone is not None and network.backbone.sees_lightness:
+        raise InputError(
+            f"format={name} has no place for the step from colours to lightness: format=safetensors, onnx or torch_export"
+        )
     if network.backbone is None:
         raise InputError(
             f"format={name} holds a backbone's weights, and features={network.features} of this method is not a backbone's"

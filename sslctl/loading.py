@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslctl.backbones import Backbone
 from sslctl.build import build_backbone
-from sslctl.checkpoint import CheckpointError, compare, load_tensors, save_tensors
+from sslctl.checkpoint import CheckpointError, compare, load_tensors, metadata, save_tensors
 from sslctl.config import InputError, user_path
 from sslctl.data.text import TextTransform
 from sslctl.preprocess import Preprocess, TextPreprocess, preprocess_from
@@ -94,15 +94,7 @@ def kept_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreproce
 
 def about(path: Path) -> dict[str, str] | None:
     """What `keep_backbone` wrote of a file's backbone; None for other files."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(path, "pt") as opened:
-            said = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a safetensors file: {error}") from error
+    said = metadata(path)
     return said if {"backbone", "preprocess"} <= said.keys() else None
 
 
@@ -110,10 +102,12 @@ def _backbone_of(node: dict, settings: Preprocess | TextPreprocess, path: Path, 
     """A backbone with the tensors of a file, which must all be its own. said: what `about` read of it."""
     tensors = load_tensors(path)
     backbone = build_backbone(OmegaConf.create(node), settings, with_weights=False)
-    if "evaluated" in said:
+    other = f"evaluation measures this method's features={said['evaluated']}" if "evaluated" in said else ""
+    if not said:
+        other = "an older sslctl wrote it, and evaluation may measure others: those of a teacher, a mean, a lightness"
+    if other:
         warnings.warn(
-            f"{path} gives the backbone's own output; evaluation measures this method's features={said['evaluated']}, which"
-            " sslctl export format=onnx writes",
+            f"{path} gives the backbone's own output; {other} (sslctl export writes what is evaluated)",
             OtherFeatures,
             stacklevel=4,
         )

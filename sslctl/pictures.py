@@ -58,11 +58,11 @@ def draw(method: Method, source: Source, views: ViewMaker, *, seed: int, images:
     """
     device = next(method.parameters()).device
     rows = torch.arange(0, len(source), max(1, len(source) // images))[:images]
-    training = method.training
-    method.eval()
     batch = one_batch(source, views, rows, seed, device)
     if source.gives == "tokens":
         batch = replace(batch, targets={"spelt": source.spelt()})
+    training = method.training
+    method.eval()
     try:
         return method.pictures(batch)
     finally:

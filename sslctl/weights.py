@@ -1,13 +1,14 @@
 """Weights from elsewhere: a run, a safetensors file, a torch file, with torchvision's, timm's or sslctl's key names."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
-from sslctl.checkpoint import CheckpointError, compare, load_pickle, load_tensors, newest_valid
+from sslctl.checkpoint import CheckpointError, compare, load_pickle, load_tensors, metadata, newest_valid
 from sslctl.config import user_path
 from sslctl.run_directory import BACKBONE, is_run
 
@@ -23,7 +24,10 @@ _NESTED = ("state_dict", "model", "model_state_dict", "teacher")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file, or the backbone of a run. Never runs code from the file."""
+    """Named tensors of a file, or of a run's backbone: the one that was evaluated, before the end its student.
+
+    Never runs code from the file.
+    """
     if is_run(path):
         return _run_backbone(path)
     if not path.is_file():
@@ -70,12 +74,27 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, advice: str = 
         f"weights {file}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing,"
         f" {len(unexpected)} unexpected" + (f" ({len(classifiers)} of a classifier, left out)" if classifiers else "")
     )
+    report += _otherwise(file, backbone)
     if differences and not partial:
         raise CheckpointError(report, *differences, advice)
     if not matched:
         raise CheckpointError(f"{report}: not one tensor fits this backbone")
     backbone.load_state_dict({**expected, **matched}, strict=True)
     return report
+
+
+def _otherwise(file: Path, backbone: Backbone) -> str:
+    """In what a run's or an exported network is another one than its weights alone make."""
+    if is_run(file) and not (file / BACKBONE).exists():
+        return "; the run is not finished: of its student"
+    said = metadata(file / BACKBONE if is_run(file) else file)
+    words = "; its network saw the lightness of colours alone" if said.get("sees") == "lightness" else ""
+    pool = json.loads(said.get("backbone", "{}")).get("kwargs", {}).get("global_pool")
+    if pool and pool != getattr(getattr(backbone.network, "model", None), "global_pool", pool):
+        words += (
+            f"; its features were pooled otherwise: +backbone.kwargs.global_pool={pool} +backbone.kwargs.fc_norm=false"
+        )
+    return words
 
 
 def _rename(found: dict[str, Tensor], prefix: str, inner: dict[str, str], expected: dict) -> dict[str, Tensor]:

@@ -236,13 +236,17 @@ def test_features_beyond_a_backbone_are_exported_as_a_graph_without_the_rest(
 
 @pytest.mark.slow
 def test_colorization_sees_grey_images_inside_the_graph(exported, labelled_images, tmp_path, batch):
-    run = pretrained(tmp_path, labelled_images, "method=colorization", "backbone=small_resnet", "backbone.widths=[4,8]")
+    run = pretrained(tmp_path, labelled_images, "method=colorization", "backbone=resnet18")
     exported(run, "format=torch_export")
-    program = torch.export.load(run / "export" / "small_resnet.pt2")
+    program = torch.export.load(run / "export" / "resnet18.pt2")
     assert not [name for name in program.state_dict if "head" in name]
+    exported(run, "format=safetensors")
+    assert "only their lightness is seen" in (run / "export" / "resnet18.safetensors.md").read_text()
     with torch.no_grad():
         same(program.module()(batch), features(run, batch))
-    assert "not a backbone's own output" in exported(run, "format=safetensors", status=2).err
+        same(sslctl.load(run / "export" / "resnet18.safetensors")[0](batch), features(run, batch))
+    for taker in ("torchvision", "timm"):
+        assert "no place for the step from colours to lightness" in exported(run, f"format={taker}", status=2).err
 
 
 # --- Videos and texts ---
@@ -273,6 +277,11 @@ def text_run(tmp_path_factory):
     words = ("method=masked_language", f"dataset.root={folder}/words", *tiny, f"run_dir={folder}/run")
     assert main(["pretrain", *OTHER, *words]) == 0
     return folder / "run"
+
+
+def test_the_page_of_a_run_of_texts_shows_what_the_method_makes_of_them(text_run, tmp_path, capsys):
+    assert main(["report", str(text_run), "device=cpu", "cache=false", f"out={tmp_path}/page.html"]) == 0
+    assert 'alt="texts with hidden words' in (tmp_path / "page.html").read_text()
 
 
 TEXT = "forty two, and 7"

@@ -206,6 +206,14 @@ def numbered(task, count=5, rows=400, channels=1, **changes):
     return method, Batch({"frames": x}, torch.full((rows,), -1), index, Key(0, 0, index))
 
 
+@pytest.mark.parametrize("changes", [{"jitter": 0.25}, {"jitter": -0.1}, {"dropout": 1.0}])
+def test_a_share_out_of_its_range_is_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        numbered("order", **changes)
+    method, batch = numbered("order", jitter=0.2499)
+    assert method.question(batch)[0].shape[-1] == 32
+
+
 def test_triples_in_and_out_of_order():
     method, batch = numbered("verification")
     shown, label = method.question(batch)

@@ -254,6 +254,8 @@ def test_images_pretrained_on_that_are_gone_or_changed_are_said_to_be_so(cli, un
     found, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
     assert {r["images"] for r in found if r["protocol"] == "label-free"} == {43}
     assert "figures without labels: images has changed since the run was trained on it" in out
+    _, out = evaluated(cli, unlabelled, "subjects=[trained]")
+    assert "figures without labels: images has changed since the run was trained on it" in out
     shutil.rmtree(workdir / "images")
     found, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
     assert {r["dataset"] for r in found} == {"digits"}

@@ -14,6 +14,8 @@ from torch import nn
 from sslctl import checkpoint
 from sslctl.backbones import Backbone, ResNet, SmallResNet, Timm
 from sslctl.checkpoint import CheckpointError
+from sslctl.loading import keep_backbone
+from sslctl.preprocess import Preprocess
 from sslctl.weights import load_weights, read_weights, weights_sha256
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
@@ -148,8 +150,24 @@ def test_load_weights_takes_the_backbone_of_a_run(tmp_path, finished):
         save(tmp_path / "backbone.safetensors", method.backbone.state_dict())
     else:
         checkpoint.save(tmp_path, 3, method, {"step": 3}, keep_last=2)
-    load_weights(backbone, str(tmp_path), partial=False)
+    report = load_weights(backbone, str(tmp_path), partial=False)
+    assert ("not finished: of its student" in report) == (not finished)
     assert_unchanged(backbone, method.backbone.state_dict())
+
+
+def test_weights_of_a_network_that_saw_or_pooled_otherwise_are_told_to_be_so(tmp_path):
+    settings = Preprocess(3, 16, 16, [0.5] * 3, [0.3] * 3)
+    backbone = small()
+    keep_backbone(tmp_path / "own.safetensors", backbone, {}, settings)
+    assert load_weights(backbone, str(tmp_path / "own.safetensors"), partial=False).endswith("0 unexpected")
+    backbone.sees_lightness = True
+    keep_backbone(tmp_path / "grey.safetensors", backbone, {}, settings)
+    assert "saw the lightness of colours alone" in load_weights(
+        small(), str(tmp_path / "grey.safetensors"), partial=False
+    )
+    vit = Backbone(Timm("vit_tiny_patch16_224", 3, 16, {"depth": 1}), [0.5] * 3, [0.3] * 3)
+    keep_backbone(tmp_path / "mean.safetensors", vit, {"kwargs": {"global_pool": "avg", "fc_norm": False}}, settings)
+    assert "+backbone.kwargs.global_pool=avg" in load_weights(vit, str(tmp_path / "mean.safetensors"), partial=False)
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,17 @@ def pretrained_on(task: Task, tell: Callable[[str], None]) -> Source:
     if task.run is None:
         return task.train
     node = who.dataset_of(task.run)
-    if node == task.dataset:
-        return task.train
-    try:
-        source = build_source(OmegaConf.merge(node, {"memory_gb": 0}) if "memory_gb" in node else node, "train")
-    except InputError as error:
-        tell(f"figures without labels are of {task.train.name}, those pretrained on are not there any more: {error}")
-        return task.train
-    if source.content_hash != read_json(task.run / ENVIRONMENT).get("hashes", {}).get("data"):
+    source = task.train
+    if node != task.dataset:
+        try:
+            source = build_source(OmegaConf.merge(node, {"memory_gb": 0}) if "memory_gb" in node else node, "train")
+        except InputError as error:
+            tell(
+                f"figures without labels are of {task.train.name}, those pretrained on are not there any more: {error}"
+            )
+            return task.train
+    trained_on = read_json(task.run / ENVIRONMENT).get("hashes", {}).get("data")
+    if trained_on and source.content_hash != trained_on:
         tell(f"figures without labels: {source.name} has changed since the run was trained on it")
     return task.train if source.as_of == task.train.as_of else source
 
@@ -60,7 +63,7 @@ def sampled(subject: Subject, task: Task, source: Source, held: dict[str, Featur
 def label_free_records(subject: Subject, task: Task, z: Tensor, leave_out: Callable[[str], None]) -> list[dict]:
     """RankMe, α-ReQ, the spread of features; LiDAR and alignment where the run's own views can be made; entropies.
 
-    z: (n, D) of training images of the task, in any order.
+    z: (n, D) of images of task.train, in any order.
     """
     config, train = task.config, task.train
     settings, dim = config.label_free, z.shape[1]

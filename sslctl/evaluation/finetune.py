@@ -179,6 +179,8 @@ def finetuned(
     method, plan = trained_classifier(make, source, settings, run_dir, said)
     rundir.write_atomically(run_dir / rundir.PREPROCESS, json.dumps(vars(subject.preprocess), indent=1))
     facts = {"step": str(plan.total_steps), "classes": json.dumps(source.classes), "pool": settings.pool}
+    if method.backbone.sees_lightness:
+        facts["sees"] = "lightness"
     for path, module in ((backbone, method.backbone), (classifier, method.classifier)):
         temporary = path.with_name(f".{path.name}")
         save_tensors(temporary, module.state_dict(), facts)

@@ -54,10 +54,8 @@ class FrameOrder(Method):
         needed = 5 if task == "verification" else 4
         if frames < needed:
             raise ValueError(f"method.task={task} takes {needed} frames, dataset.frames={frames}")
-        if not 0 <= jitter < 0.5:
-            raise ValueError(
-                f"method.jitter={jitter:g}: expected a share of a frame's side, 0 or more and less than 0.5"
-            )
+        if not 0 <= jitter < 0.25:
+            raise ValueError(f"method.jitter={jitter:g}: expected a share of a frame's side, from 0 to below a quarter")
         if not 0 <= dropout < 1:
             raise ValueError(f"method.dropout={dropout:g}: expected 0 or more and less than 1")
         self.task, self.channel_splitting, self.jitter = task, channel_splitting, jitter

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor
 
 from sslctl import checkpoint
@@ -18,7 +19,7 @@ from sslctl.evaluation.protocols import Reader
 from sslctl.methods.base import Method
 from sslctl.report import features, figures
 from sslctl.report.compare import Group
-from sslctl.report.images import LARGE_SIDE, MAP_SIDE, Grid, Sheet, grid, sheet, side_for, spread, thumbnails
+from sslctl.report.images import LARGE_SIDE, MAP_SIDE, Grid, Sheet, address, grid, sheet, side_for, spread, thumbnails
 from sslctl.report.recorded import Run
 from sslctl.views.picture import lines_of_views
 
@@ -58,6 +59,7 @@ class Detail:
     features: str = ""
     offered: tuple[str, ...] = ()
     views: Grid | None = None
+    written: str = ""  # data address of what a method makes of texts
     pictures: Grid | None = None
     neighbours: Neighbours | None = None
     map: figures.Map | None = None
@@ -122,10 +124,15 @@ def _draw(found: Detail, run: Run, method: Method, data: Data, config: Any) -> N
     """Views of the training images, and what the method makes of them."""
     settings = OmegaConf.create(run.config)
     source = data.trained
-    if source.gives == "tokens":
-        found.notes.append("This run was trained on texts: there are no images to show.")
-        return
     maker = pictured.views_of(settings, source, method)
+    if source.gives == "tokens":
+        text = pictured.sheet_of(method, source, maker, seed=config.seed, images=config.images)
+        if text is None:
+            found.notes.append("This run was trained on texts: there are no images to show.")
+        else:
+            pixels = (255 * text).round().to(torch.uint8).permute(1, 2, 0)
+            found.written = address(Image.fromarray(pixels.numpy()), quality=80)
+        return
     rows = torch.arange(0, len(source), max(1, len(source) // config.images))[: config.images]
     lines = lines_of_views(source, maker, rows, seed=config.seed, draws=_VIEW_EPOCHS)
     each = [name for name, (count, _) in maker.sizes().items() for _ in range(count)]

@@ -50,10 +50,10 @@ def sheet(name: str, tiles: Tensor) -> Sheet:
     padded = torch.cat([tiles, tiles.new_zeros(rows * columns - count, channels, side, side)])
     picture = padded.view(rows, columns, channels, side, side).permute(0, 3, 1, 4, 2).reshape(rows * side, -1, channels)
     image = Image.fromarray(picture.squeeze(2).numpy() if channels == 1 else picture.numpy())
-    return Sheet(name, _address(image, _QUALITY.get(side, 80)), columns, rows, side, count)
+    return Sheet(name, address(image, _QUALITY.get(side, 80)), columns, rows, side, count)
 
 
-def _address(image: Image.Image, quality: int) -> str:
+def address(image: Image.Image, quality: int) -> str:
     """A data address: PNG, or JPEG where that is much smaller."""
     made = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": quality, "subsampling": 0})):
