@@ -115,11 +115,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing of other files."""
+    """What a safetensors file says of itself."""
     from safetensors import safe_open
 
-    if path.suffix != ".safetensors":
-        return {}
     try:
         with safe_open(path, "pt") as opened:
             return opened.metadata() or {}

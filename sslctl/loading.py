@@ -94,7 +94,7 @@ def kept_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreproce
 
 def about(path: Path) -> dict[str, str] | None:
     """What `keep_backbone` wrote of a file's backbone; None for other files."""
-    said = metadata(path)
+    said = metadata(path) if path.suffix == ".safetensors" else {}
     return said if {"backbone", "preprocess"} <= said.keys() else None
 
 
@@ -102,6 +102,11 @@ def _backbone_of(node: dict, settings: Preprocess | TextPreprocess, path: Path, 
     """A backbone with the tensors of a file, which must all be its own. said: what `about` read of it."""
     tensors = load_tensors(path)
     backbone = build_backbone(OmegaConf.create(node), settings, with_weights=False)
+    backbone.sees_lightness = said.get("sees") == "lightness"
+    differences = compare(tensors, backbone.state_dict())
+    if differences:
+        raise CheckpointError(f"{path} does not fit its own configuration:", *differences)
+    backbone.load_state_dict(tensors, strict=True)
     other = f"evaluation measures this method's features={said['evaluated']}" if "evaluated" in said else ""
     if not said:
         other = "an older sslctl wrote it, and evaluation may measure others: those of a teacher, a mean, a lightness"
@@ -111,9 +116,4 @@ def _backbone_of(node: dict, settings: Preprocess | TextPreprocess, path: Path, 
             OtherFeatures,
             stacklevel=4,
         )
-    backbone.sees_lightness = said.get("sees") == "lightness"
-    differences = compare(tensors, backbone.state_dict())
-    if differences:
-        raise CheckpointError(f"{path} does not fit its own configuration:", *differences)
-    backbone.load_state_dict(tensors, strict=True)
     return backbone

@@ -87,7 +87,8 @@ def _otherwise(file: Path, backbone: Backbone) -> str:
     """In what a run's or an exported network is another one than its weights alone make."""
     if is_run(file) and not (file / BACKBONE).exists():
         return "; the run is not finished: of its student"
-    said = metadata(file / BACKBONE if is_run(file) else file)
+    file = file / BACKBONE if is_run(file) else file
+    said = metadata(file) if file.suffix == ".safetensors" else {}
     words = "; its network saw the lightness of colours alone" if said.get("sees") == "lightness" else ""
     pool = json.loads(said.get("backbone", "{}")).get("kwargs", {}).get("global_pool")
     if pool and pool != getattr(getattr(backbone.network, "model", None), "global_pool", pool):
