@@ -1,8 +1,8 @@
 """Frame order and masked words are learnt: their own task far better than by chance, of frames in the worst of three seeds.
 
 Features of frames are judged by what the order of frames asks for: where a thing is that moves. What it is (a disc or a square,
-in scripts/small_benchmark.py) random features tell as well. Those of texts are judged by five labels a licence: with all labels, a
-probe finds the licence of the 318 held-out pieces in 69 to 70 % by trained features and in 65 to 68 % by random ones, which is
+in scripts/small_benchmark.py) random features tell as well. Those of texts are judged by five labels a licence: with all, a probe
+finds that of the 318 held-out pieces in 69 to 70 % by trained features and in 65 to 68 % by random ones, which is
 within the noise.
 """
 
