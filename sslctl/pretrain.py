@@ -277,8 +277,10 @@ def finish(
 def _keep_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
     """backbone.safetensors: the network, alone, that gives the features which evaluation measures."""
     method, node = setup.method, OmegaConf.to_container(config.backbone, resolve=True)
-    features = next(iter(method.features(preprocess.example(setup.plan.device))))
-    found = alone(method, lambda images: method.features(images)[features], preprocess)
+    # Eager: a compiled network would be compiled again for these few images.
+    with torch.compiler.set_stance("force_eager") if config.trainer.compile else contextlib.nullcontext():
+        features = next(iter(method.features(preprocess.example(setup.plan.device))))
+        found = alone(method, lambda images: method.features(images)[features], preprocess)
     backbone, pool = found or (method.backbone, {})
     about = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
     keep_backbone(setup.run_dir / rundir.BACKBONE, backbone, pooled(node, pool), preprocess, **about)

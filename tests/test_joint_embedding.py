@@ -32,7 +32,14 @@ METHODS = {
     "supcon": (),
     "byol": (),
     "simsiam": ("method.predictor_dim=8",),
-    "dino": ("method.bottleneck_dim=8", "method.freeze_epochs=0.4", "method.teacher_temperature_warmup_epochs=1"),
+    "dino": (
+        *("method.bottleneck_dim=8", "method.freeze_epochs=0.4", "method.teacher_temperature_warmup_epochs=1"),
+        *(
+            "optimizer.base_lr=5e-4",
+            "method.teacher_temperature_start=0.04",
+            "method.teacher_temperature=0.07",
+        ),  # the paper's
+    ),
     "swav": ("method.queue_size=512", "method.queue_epochs=0.6", "method.freeze_epochs=0.4"),
     "barlow_twins": (),
     "vicreg": (),
