@@ -69,7 +69,7 @@ class Run:
 
     def teacher(self) -> "Run | None":
         """The table's run that this one learns from."""
-        learns = any("{folder}/moco-s0" in word for word in self.table.recipes[self.name.partition("+")[0]])
+        learns = any("{folder}/moco-s0" in word for word in self.table.recipes[recipe_of(self.name)])
         return Run("moco", 0, self.folder, self.data, self.places) if learns else None
 
 
@@ -80,7 +80,7 @@ def main() -> None:
         return
     table, folder = TABLES[arguments.data], arguments.out.absolute() / arguments.data
     names = arguments.methods or list(table.recipes)
-    unknown = [name for name in names if name.partition("+")[0] not in table.recipes]
+    unknown = [name for name in names if recipe_of(name) not in table.recipes]
     if unknown:
         raise SystemExit(f"no recipe for {', '.join(unknown)}; there are: {', '.join(table.recipes)}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,9 +121,14 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
+def recipe_of(name: str) -> str:
+    """Of a run or a longer one: byol of byol+3."""
+    return name.partition("+")[0]
+
+
 def _whole(record: dict, table: Table) -> bool:
     """Whether a trained run's record has all that is measured."""
-    tuned = record["name"].partition("+")[0] in table.fine_tuned
+    tuned = recipe_of(record["name"]) in table.fine_tuned
     return "MiB" in record and (not tuned or "1 % fine-tuned" in record)
 
 
@@ -145,7 +150,7 @@ def complete(run: Run, record: Path) -> str | None:
             status, _ = sslctl([verb, str(run.directory), f"subjects=[{','.join(wanted)}]", *more], run.log)
             if status:
                 return f"{run.directory.name} {verb} (status {status})"
-    if run.name.partition("+")[0] in run.table.fine_tuned and "1 % fine-tuned" not in results_of(run, "trained"):
+    if recipe_of(run.name) in run.table.fine_tuned and "1 % fine-tuned" not in results_of(run, "trained"):
         status, _ = sslctl(["finetune", str(run.directory), *TUNING], run.log)
         if status:
             return f"{run.directory.name} finetune (status {status})"

@@ -1,6 +1,7 @@
 """Where the time of a training step goes."""
 
 import time
+from itertools import pairwise
 
 import torch
 
@@ -30,7 +31,7 @@ class Clock:
         """Seconds by part since the last call."""
         if self.marks:
             self.marks[-1][1].synchronize()
-            for (_, before), (part, event) in zip(self.marks, self.marks[1:], strict=False):
+            for (_, before), (part, event) in pairwise(self.marks):
                 self.seconds[part] = self.seconds.get(part, 0.0) + before.elapsed_time(event) / 1000
             self.marks = self.marks[-1:]
         result, self.seconds = self.seconds, {}

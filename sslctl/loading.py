@@ -12,12 +12,13 @@ from torch import Tensor
 
 from sslctl.backbones import Backbone
 from sslctl.build import build_backbone
-from sslctl.checkpoint import CheckpointError, compare, load_tensors, metadata, save_tensors
+from sslctl.checkpoint import CheckpointError, compare, load_tensors, save_tensors
 from sslctl.config import InputError, user_path
 from sslctl.data.text import TextTransform
 from sslctl.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.run_directory import BACKBONE, PREPROCESS, TOKENIZER, is_run, read_config, read_json
 from sslctl.views.maker import resize_and_crop
+from sslctl.weights import said_by
 
 
 class Transform:
@@ -75,12 +76,15 @@ def keep_backbone(
     path: Path, backbone: Backbone, node: dict, settings: Preprocess | TextPreprocess, **more: str
 ) -> None:
     """Writes a safetensors file that says itself how its backbone is built and what it expects."""
-    about = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(settings)), **more}
-    if backbone.sees_lightness:
-        about["sees"] = "lightness"
+    about = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(settings)), **sight(backbone), **more}
     temporary = path.with_name(f".{path.name}")
     save_tensors(temporary, backbone.state_dict(), about)
     temporary.replace(path)
+
+
+def sight(backbone: Backbone) -> dict[str, str]:
+    """What a file says of a backbone that sees less than it is given."""
+    return {"sees": "lightness"} if backbone.sees_lightness else {}
 
 
 def kept_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreprocess]:
@@ -94,7 +98,7 @@ def kept_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreproce
 
 def about(path: Path) -> dict[str, str] | None:
     """What `keep_backbone` wrote of a file's backbone; None for other files."""
-    said = metadata(path) if path.suffix == ".safetensors" else {}
+    said = said_by(path)
     return said if {"backbone", "preprocess"} <= said.keys() else None
 
 

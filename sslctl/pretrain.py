@@ -41,7 +41,7 @@ from sslctl.plan import Plan, choose_device, make_plan
 from sslctl.precision import NonFiniteError
 from sslctl.preprocess import Preprocess, preprocess_of
 from sslctl.rehearsal import time_steps
-from sslctl.representation import alone, pooled
+from sslctl.representation import alone, offered, pooled
 from sslctl.run_directory import decisive, fingerprint
 from sslctl.signals import Interrupted, Signals
 from sslctl.teachers import load_teacher
@@ -75,7 +75,7 @@ def pretrain(config: Any, command: str | None = None) -> None:
         distributed.leave()
     except distributed.Elsewhere:
         raise
-    except Exception:
+    except Exception:  # whatever it is: the other processes are told whose it is, and it goes on up
         distributed.blame()
         raise
 
@@ -279,7 +279,7 @@ def _keep_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
     method, node = setup.method, OmegaConf.to_container(config.backbone, resolve=True)
     # Eager: a compiled network would be compiled again for these few images.
     with torch.compiler.set_stance("force_eager") if config.trainer.compile else contextlib.nullcontext():
-        features = next(iter(method.features(preprocess.example(setup.plan.device))))
+        features = offered(method, preprocess)[0]
         found = alone(method, lambda images: method.features(images)[features], preprocess)
     backbone, pool = found or (method.backbone, {})
     about = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})

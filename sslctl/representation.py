@@ -1,4 +1,4 @@
-"""Which backbone gives a method's features by itself: what is kept of a run, loaded again and exported."""
+"""A method's features, and which backbone gives them by itself: what is kept of a run, loaded again and exported."""
 
 import copy
 from collections.abc import Callable
@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from sslctl.backbones import Backbone
+from sslctl.methods.base import Method
 from sslctl.preprocess import Preprocess, TextPreprocess
 
 # Of timm.create_model, for vision transformers: the mean of the patches' tokens, normed before.
 MEAN = {"global_pool": "avg", "fc_norm": False}
+
+
+@torch.no_grad()
+def offered(method: Method, preprocess: Preprocess | TextPreprocess) -> list[str]:
+    """The names of a method's features, the one that is evaluated first."""
+    return list(method.features(preprocess.example(next(method.parameters()).device)))
 
 
 @torch.no_grad()

@@ -83,12 +83,16 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, advice: str = 
     return report
 
 
+def said_by(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing by files of other kinds."""
+    return metadata(file) if file.suffix == ".safetensors" else {}
+
+
 def _otherwise(file: Path, backbone: Backbone) -> str:
     """In what a run's or an exported network is another one than its weights alone make."""
     if is_run(file) and not (file / BACKBONE).exists():
         return "; the run is not finished: of its student"
-    file = file / BACKBONE if is_run(file) else file
-    said = metadata(file) if file.suffix == ".safetensors" else {}
+    said = said_by(file / BACKBONE if is_run(file) else file)
     words = "; its network saw the lightness of colours alone" if said.get("sees") == "lightness" else ""
     pool = json.loads(said.get("backbone", "{}")).get("kwargs", {}).get("global_pool")
     if pool and pool != getattr(getattr(backbone.network, "model", None), "global_pool", pool):

@@ -32,9 +32,11 @@ from sslctl.evaluation.results import record
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.verbs import evaluate_all, label_amount
 from sslctl.layers import layer_depths
+from sslctl.loading import sight
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.plan import Plan, make_plan
+from sslctl.representation import offered
 
 CLASSIFIER = "classifier.safetensors"  # written last: with it, a training is finished
 OWN = ("backbone", "layer_decay", "classifier_lr_scale", "network", "pool")  # keys that can change a weight
@@ -136,14 +138,13 @@ def network_of(subject: Subject, network: str | None, pool: str | None) -> tuple
         if network == "teacher":
             raise InputError("network=teacher: weights from a file have none")
         return "backbone", pool or "own"
-    with torch.no_grad():
-        offered = list(method.features(subject.preprocess.example(next(method.parameters()).device)))
+    names = offered(method, subject.preprocess)
     has_teacher = hasattr(method, "teacher_backbone")
     if network == "teacher" and not has_teacher:
         raise InputError(f"network=teacher: {type(method).__name__} has no teacher of its own")
-    means = "mean" in offered and (offered[0] == "mean" or "backbone" not in offered)
+    means = "mean" in names and (names[0] == "mean" or "backbone" not in names)
     return (
-        network or ("teacher" if has_teacher and offered[0] == "teacher" else "backbone"),
+        network or ("teacher" if has_teacher and names[0] == "teacher" else "backbone"),
         pool or ("mean" if means else "own"),
     )
 
@@ -179,8 +180,7 @@ def finetuned(
     method, plan = trained_classifier(make, source, settings, run_dir, said)
     rundir.write_atomically(run_dir / rundir.PREPROCESS, json.dumps(vars(subject.preprocess), indent=1))
     facts = {"step": str(plan.total_steps), "classes": json.dumps(source.classes), "pool": settings.pool}
-    if method.backbone.sees_lightness:
-        facts["sees"] = "lightness"
+    facts |= sight(method.backbone)
     for path, module in ((backbone, method.backbone), (classifier, method.classifier)):
         temporary = path.with_name(f".{path.name}")
         save_tensors(temporary, module.state_dict(), facts)

@@ -15,6 +15,7 @@ from sslctl.config import InputError, user_path
 from sslctl.evaluation.origin import UNKNOWN, Origin
 from sslctl.methods.base import Facts, Method
 from sslctl.preprocess import Preprocess, TextPreprocess, preprocess_from
+from sslctl.representation import offered
 from sslctl.run_directory import ENVIRONMENT, PREPROCESS, TOKENIZER, find_runs, read_config, read_json
 from sslctl.teachers import KEPT, load_teacher
 from sslctl.weights import weights_sha256
@@ -127,12 +128,10 @@ def random(run: Path, wanted: str | None, backbone_node: Any | None = None) -> S
 def method_subject(name: str, method: Method, preprocess: Preprocess, wanted: str | None, step: int) -> Subject:
     """Evaluates one of a method's features; the first unless named."""
     method = method.eval()
-    device = next(method.parameters()).device
-    with torch.no_grad():
-        offered = list(method.features(preprocess.example(device)))
-    chosen = wanted or offered[0]
-    if chosen not in offered:
-        raise InputError(f"features={chosen}: this method offers {', '.join(offered)}")
+    names = offered(method, preprocess)
+    chosen = wanted or names[0]
+    if chosen not in names:
+        raise InputError(f"features={chosen}: this method offers {', '.join(names)}")
     backbone = method.backbone
     return Subject(
         name,

@@ -17,10 +17,7 @@ WIDTH = 420  # pixels of a text that is shown
 
 
 class MaskedLanguage(Method):
-    """Section 3.1, task 1. Positions are drawn anew in every epoch; the output layer is the embedding's table, and a bias.
-
-    On the small texts that it is tested with, the task is learnt; that a probe gains by it over random weights isn't shown.
-    """
+    """Section 3.1, task 1. Positions are drawn anew in every epoch; the output layer is the embedding's table, and a bias."""
 
     couples = None
     looks_at = "tokens"

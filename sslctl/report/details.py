@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import Tensor
 
 from sslctl import checkpoint
@@ -21,7 +20,8 @@ from sslctl.report import features, figures
 from sslctl.report.compare import Group
 from sslctl.report.images import LARGE_SIDE, MAP_SIDE, Grid, Sheet, address, grid, sheet, side_for, spread, thumbnails
 from sslctl.report.recorded import Run
-from sslctl.views.picture import lines_of_views
+from sslctl.representation import offered
+from sslctl.views.picture import as_image, lines_of_views
 
 _VIEW_EPOCHS = 3  # whose views are shown
 
@@ -103,8 +103,7 @@ def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, 
     step = checkpoint.load(run.checkpoint, method)["step"]
     preprocess = who.run_preprocess(run.path)
     subject = who.method_subject("trained", method, preprocess, config.features, step)
-    with torch.no_grad():
-        found.offered = tuple(method.features(preprocess.example(device)))
+    found.offered = tuple(offered(method, preprocess))
     found.features = subject.features
     _draw(found, run, method, data, config)
     held = features.features_at(subject, data.shown, data.rows, read)
@@ -130,8 +129,7 @@ def _draw(found: Detail, run: Run, method: Method, data: Data, config: Any) -> N
         if text is None:
             found.notes.append("This run was trained on texts: there are no images to show.")
         else:
-            pixels = (255 * text).round().to(torch.uint8).permute(1, 2, 0)
-            found.written = address(Image.fromarray(pixels.numpy()), quality=80)
+            found.written = address(as_image(text), quality=80)
         return
     rows = torch.arange(0, len(source), max(1, len(source) // config.images))[: config.images]
     lines = lines_of_views(source, maker, rows, seed=config.seed, draws=_VIEW_EPOCHS)

@@ -68,7 +68,12 @@ def writable(out: str | Path) -> Path:
 
 def save(picture: Tensor, out: Path) -> None:
     """picture: (3, H, W) in [0, 1]."""
-    Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(out)
+    as_image(picture).save(out)
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """picture: (3, H, W) in [0, 1]."""
+    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def cell(image: Tensor) -> Tensor:
