@@ -19,9 +19,11 @@ class Backbone(nn.Module):
     sslctl.layers) where it can.
     mean, std: one value a channel, of images in [0, 1]; saved with the weights. None for token ids, which go in as they are.
     sees_lightness: a method may set it; colour images are then seen without their colours (sslctl.lab).
+    given: names of the tensors that came from a file, which no method initialises again.
     """
 
     sees_lightness = False
+    given: frozenset[str] = frozenset()
 
     def __init__(self, network: nn.Module, mean: list[float] | None = None, std: list[float] | None = None):
         super().__init__()
@@ -241,6 +243,8 @@ class Timm(nn.Module):
                 if not sized:
                     raise
         self.model_name, self.fixed_size = model, "img_size" in sized and "dynamic_img_size" not in sized
+        if self.fixed_size and self.arguments["img_size"] != image_size:
+            raise ValueError(f"{model} takes the images' own size only, {image_size}: leave kwargs.img_size out")
         patch = vit.patch_size_of(self)
         if image_size % patch:
             raise ValueError(

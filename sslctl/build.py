@@ -12,7 +12,7 @@ from sslctl.data.sources import Source
 from sslctl.methods.base import Facts, Method
 from sslctl.preprocess import Preprocess, TextPreprocess
 from sslctl.views import ViewMaker
-from sslctl.weights import PARTIAL, load_weights
+from sslctl.weights import load_weights
 
 DATASET_OWN = ("drops", "scale", "mean", "std", "resize")
 BACKBONE_OWN = ("weights", "partial")
@@ -45,9 +45,9 @@ def given_to(target: Any) -> tuple[str, ...]:
 
 
 def build_backbone(
-    node: Any, preprocess: Preprocess | TextPreprocess, *, with_weights: bool = True, advice: str = PARTIAL
+    node: Any, preprocess: Preprocess | TextPreprocess, *, with_weights: bool = True, key: str = "backbone"
 ) -> Backbone:
-    """The backbone of a configuration, with the weights that backbone.weights names. advice: where they do not match."""
+    """The backbone of a configuration, with the weights that backbone.weights names. key: where the configuration has it."""
     target, arguments = bind_backbone(node)
     facts = preprocess.facts()
     if set(facts) != set(given_to(target)):
@@ -59,7 +59,7 @@ def build_backbone(
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"backbone: {error}") from error
     if with_weights and node.get("weights"):
-        print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')), advice=advice)}")
+        print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')), key=key)}")
     return backbone
 
 

@@ -9,7 +9,7 @@ from sslctl.overrides import Prepared, quote
 from sslctl.schemas import SCHEMAS
 
 _OPTIONAL = ("experiment", "dataset@eval_dataset")  # choices that may be null
-_FREE = ("backbone.kwargs.",)  # dictionaries that take new keys
+_FREE = ("backbone.kwargs.", "method.teacher_backbone.kwargs.")  # dictionaries that take new keys
 
 
 def refuse_new_keys(verb: str, prepared: Prepared) -> None:

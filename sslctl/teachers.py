@@ -93,10 +93,9 @@ def _foreign(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess)
         node = OmegaConf.merge(node, {"stem": "imagenet" if first is not None and first.shape[-1] == 7 else "small"})
     weighted = OmegaConf.merge(node, {"weights": str(path)})
     kept = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)
-    advice = "choose the network of these weights with backbone@method.teacher_backbone=…"
     settings = replace(preprocess, **norm)
     print(f"  teacher: images normalised by mean {norm['mean']}, std {norm['std']}")
-    return Teacher(build_backbone(weighted, settings, advice=advice), kept, settings)
+    return Teacher(build_backbone(weighted, settings, key="method.teacher_backbone"), kept, settings)
 
 
 def _usual(name: str, preprocess: Preprocess) -> list[float]:

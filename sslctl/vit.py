@@ -55,14 +55,20 @@ def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def fix_positions_(model: nn.Module) -> None:
-    """Puts fixed sine-cosine position embeddings where a vision transformer would learn them (MoCo v3, section 5; MAE)."""
+def fix_positions_(backbone: nn.Module) -> None:
+    """Puts fixed sine-cosine position embeddings where a vision transformer would learn them (MoCo v3, section 5; MAE).
+
+    Those that its weights came with stay, fixed as they are.
+    """
+    model = require_vit(backbone.network)
+    model.pos_embed.requires_grad_(False)
+    if "network.model.pos_embed" in backbone.given:
+        return
     rows, columns = model.patch_embed.grid_size
     extra = model.pos_embed.shape[1] - rows * columns  # positions of prefix tokens stay zero
     fixed = sine_cosine(model.embed_dim, rows, columns).to(model.pos_embed)
     with torch.no_grad():
         model.pos_embed.copy_(torch.cat([fixed.new_zeros(extra, model.embed_dim), fixed])[None])
-    model.pos_embed.requires_grad_(False)
 
 
 def sine_cosine(dim: int, rows: int, columns: int) -> Tensor:
@@ -100,13 +106,17 @@ def blocks(dim: int, depth: int, heads: int) -> list[nn.Module]:
 
 
 def initialize_(*modules: nn.Module) -> None:
-    """MAE's initial weights: Xavier's for linear layers and for the patches' convolution seen as one, tokens of 0.02."""
+    """MAE's initial weights: Xavier's for linear layers and for the patches' convolution seen as one, tokens of 0.02.
+
+    Those that a backbone was given stay.
+    """
     for module in modules:
-        for part in module.modules():
-            if isinstance(part, nn.Linear | nn.Conv2d):
+        given = getattr(module, "given", ())
+        for name, part in module.named_modules():
+            if isinstance(part, nn.Linear | nn.Conv2d) and f"{name}.weight" not in given:
                 nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
-        token = getattr(getattr(module, "model", None), "cls_token", None)
-        if token is not None:
-            nn.init.normal_(token, std=0.02)
+        for name, token in module.named_parameters():
+            if name.endswith("cls_token") and name not in given:
+                nn.init.normal_(token, std=0.02)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ _PREFIXES = (
     *("student.backbone.", "module.encoder_q.", "encoder_q."),  # MoCo v1, v2
     *("module.base_encoder.", "base_encoder.", "module.momentum_encoder."),  # MoCo v3
 )
-PARTIAL = "load what matches all the same with backbone.partial=true"
 _CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")
 _NESTED = ("state_dict", "model", "model_state_dict", "teacher")
 
@@ -51,10 +51,11 @@ def _run_backbone(run: Path) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
 
 
-def load_weights(backbone: Backbone, path: str, *, partial: bool, advice: str = PARTIAL) -> str:
+def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "backbone") -> str:
     """Copies foreign weights into a backbone and returns a report; refuses any missing or misshapen tensor.
 
-    partial: load what matches all the same. The file's classifier is left out and reported. advice: what a refusal ends with.
+    partial: load what matches all the same. The file's classifier is left out and reported. key: of the
+    backbone in the configuration.
     """
     file = user_path(path)
     found = read_weights(file)
@@ -76,11 +77,29 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, advice: str = 
     )
     report += _otherwise(file, backbone)
     if differences and not partial:
-        raise CheckpointError(report, *differences, advice)
+        raise CheckpointError(report, *differences, _advice(renamed, expected, key))
     if not matched:
         raise CheckpointError(f"{report}: not one tensor fits this backbone")
     backbone.load_state_dict({**expected, **matched}, strict=True)
+    backbone.given = frozenset(matched)
     return report
+
+
+def _advice(found: dict[str, Tensor], expected: dict[str, Tensor], key: str) -> str:
+    """What may help where the tensors found do not fit the expected ones of the backbone at `key`."""
+    words = "load what matches all the same with backbone.partial=true"
+    if key != "backbone":
+        words = f"choose the network of these weights with backbone@{key}=…"
+    name = next((n for n in expected if n.endswith("pos_embed") and n in found), None)
+    patches = next((t for n, t in expected.items() if n.endswith("patch_embed.proj.weight")), None)
+    if name and patches is not None and found[name].shape != expected[name].shape and found[name].ndim == 3:
+        side = math.isqrt(found[name].shape[1])  # the class token and registers are fewer than another row of patches
+        pixels = side * patches.shape[-1]
+        words = (
+            f"for weights of images of {pixels} pixels, +{key}.kwargs.img_size={pixels} resamples the position embedding;"
+            f" else {words}"
+        )
+    return words
 
 
 def said_by(file: Path) -> dict[str, str]:

@@ -265,6 +265,13 @@ def test_a_free_dictionary_takes_new_keys(cli):
     assert yaml.safe_load(result.out)["backbone"]["kwargs"] == {"depth": 1, "embed_dim": 24, "num_heads": 2}
 
 
+def test_a_teachers_network_is_free_as_well(cli):
+    words = ("method=seed", "backbone@method.teacher_backbone=timm", "+method.teacher_backbone.kwargs.img_size=32")
+    result = cli("pretrain", *words, "--cfg", "job")
+    assert result.status == 0, result.err
+    assert yaml.safe_load(result.out)["method"]["teacher_backbone"]["kwargs"] == {"img_size": 32}
+
+
 def test_keys_of_a_free_dictionary_reach_the_model(cli):
     quick = [word for word in QUICK if not word.startswith("backbone")]
     words = (

@@ -222,6 +222,18 @@ def test_the_student_takes_one_forward_for_each_size(name):
     assert next(iter(its.batch.views)) == "global"
 
 
+# --- From weights ---
+
+
+@pytest.mark.parametrize("name", choices("method"))
+def test_a_method_starts_from_the_weights_that_it_is_given(name, tmp_path):
+    """Some have initial weights of their own: those are for what no file gave."""
+    given = {n: t + 0.5 if t.is_floating_point() else t for n, t in built(name).method.backbone.state_dict().items()}
+    torch.save(given, tmp_path / "weights.pth")
+    backbone = built(name, f"backbone.weights={tmp_path}/weights.pth").method.backbone
+    assert [n for n, t in backbone.named_parameters() if not torch.equal(t, given[n])] == []
+
+
 # --- On a vision transformer ---
 
 
@@ -240,6 +252,15 @@ def test_a_vision_transformer_takes_a_step_in_all_its_weights(name):
 def moco_v3_of_a_vit():
     words = ("method.projector_layers=3", "method.predictor_norm=true", "method.freeze_patches=true")
     return built("moco_v3", *words, "optimizer=adamw", "optimizer.weight_decay=0.1", network=VIT)
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim", "ijepa", "ibot", "msn"])
+def test_weights_of_larger_images_serve_smaller_ones(name):
+    """Their position embedding is resampled, and as many patches are hidden as without."""
+    its = built(name, "+backbone.kwargs.img_size=32")
+    assert its.method.backbone.vision_transformer().pos_embed.shape[1] > 64
+    assert torch.isfinite(its.loss())
+    assert its.method.notes() == built(name).method.notes()
 
 
 def test_moco_v3_leaves_the_patches_and_positions_of_a_vit_alone():

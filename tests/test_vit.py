@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sslctl.backbones import Backbone, Timm
 from sslctl.masks import block_mask, random_order
 from sslctl.methods.cpc import Context, cut, turned
 from sslctl.views.random import Key
@@ -97,11 +98,10 @@ def test_sine_cosine_positions_equal_the_formula():
                 assert (at[k].item(), at[2 + k].item(), at[4 + k].item(), at[6 + k].item()) == pytest.approx(expected)
 
 
-def test_fixed_positions_are_fixed_and_leave_the_class_token_at_zero(vit):
-    import copy
-
-    model = copy.deepcopy(vit)
-    fix_positions_(model)
+def test_fixed_positions_are_fixed_and_leave_the_class_token_at_zero():
+    backbone = Backbone(Timm("vit_tiny_patch16_224", 1, 16, {"patch_size": 4, "embed_dim": 16, "num_heads": 2}))
+    fix_positions_(backbone)
+    model = backbone.network.model
     assert not model.pos_embed.requires_grad
     assert model.pos_embed[0, 0].abs().max() == 0
     torch.testing.assert_close(model.pos_embed[0, 1:], sine_cosine(16, 4, 4))

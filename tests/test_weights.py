@@ -124,6 +124,27 @@ def test_load_weights_takes_timms_transformer_whole(tmp_path):
     assert_loaded(backbone, {f"model.{name}": tensor for name, tensor in expected.items()})
 
 
+@pytest.mark.parametrize("key", ["backbone", "method.teacher_backbone"])
+def test_a_transformer_of_other_images_says_how_its_positions_are_resampled(tmp_path, key):
+    kwargs = {"patch_size": 8, "depth": 1}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **kwargs).eval()
+    file = save(tmp_path / "vit.safetensors", model.state_dict())
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(Backbone(Timm("vit_tiny_patch16_224", 3, 24, kwargs), MEAN, STD), file, partial=False, key=key)
+    assert f"+{key}.kwargs.img_size=32 resamples the position embedding" in str(caught.value)
+    backbone = Backbone(Timm("vit_tiny_patch16_224", 3, 24, kwargs | {"img_size": 32}), MEAN, STD).eval()
+    assert " 0 missing" in load_weights(backbone, file, partial=False, key=key)
+    images = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    model.set_input_size((24, 24))  # timm's own resampling, once and for all
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), model(backbone.normalize(images)))
+
+
+def test_a_network_that_cannot_resample_its_positions_takes_one_size():
+    with pytest.raises(ValueError, match="takes the images' own size only, 32"):
+        Timm("pit_ti_224", 3, 32, {"img_size": 64})
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_load_weights_takes_its_own_backbones_with_their_normalisation(tmp_path, suffix):
     source, backbone = small(), Backbone(SmallResNet([6, 8], 1, 1, "batch", 3, 16), [0.0] * 3, [1.0] * 3)

@@ -39,7 +39,8 @@ class IJEPA(Method):
     ):
         super().__init__(backbone, facts)
         model = backbone.vision_transformer()
-        self.prefix, self.grid = model.num_prefix_tokens, model.patch_embed.grid_size
+        self.prefix, side = model.num_prefix_tokens, facts.image_size // model.patch_embed.patch_size[0]
+        self.grid = (side, side)
         patches = self.grid[0] * self.grid[1]
         largest = max(math.prod(size) for size in self.possible_sizes())
         if targets * largest >= patches:
@@ -59,7 +60,7 @@ class IJEPA(Method):
             *blocks(predictor_dim, predictor_depth, predictor_heads), nn.LayerNorm(predictor_dim, 1e-6)
         )
         self.head = nn.Linear(predictor_dim, backbone.embed_dim)
-        fix_positions_(model)
+        fix_positions_(backbone)
         self.teacher_backbone = teacher_of(backbone)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -110,7 +111,7 @@ class IJEPA(Method):
 
     def patches(self, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the context (B, kept), and of the target blocks (B, targets, T), row by row in each block."""
-        if grid_of(self.backbone.vision_transformer(), x) != tuple(self.grid):
+        if grid_of(self.backbone.vision_transformer(), x) != self.grid:
             raise ValueError(f"I-JEPA takes views of the image's own size, these have {x.shape[-1]} pixels")
         first = batch.key.of(gather(batch.index)[:1])  # one size for the batch, the same in all processes
         low, high = math.log(TARGET_ASPECT[0]), math.log(TARGET_ASPECT[1])

@@ -33,7 +33,7 @@ class MAE(Method):
         super().__init__(backbone, facts)
         model = backbone.vision_transformer()
         self.prefix, self.patch = model.num_prefix_tokens, model.patch_embed.patch_size[0]
-        patches = model.patch_embed.num_patches
+        patches = (facts.image_size // self.patch) ** 2
         self.kept = int(patches * (1 - mask_ratio))
         if not 0 < self.kept < patches:
             raise ValueError(f"method.mask_ratio={mask_ratio} leaves {self.kept} of {patches} patches visible")
@@ -44,8 +44,8 @@ class MAE(Method):
         )
         self.head = nn.Linear(decoder_dim, self.patch**2 * facts.channels)
         self.normalize_target = normalize_target
-        fix_positions_(model)
-        initialize_(backbone.network, self.embed, self.decoder, self.head)
+        fix_positions_(backbone)
+        initialize_(backbone, self.embed, self.decoder, self.head)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class MAE(Method):
         return (pixels - 1) / pixels if self.normalize_target else None  # its unbiased variance is 1
 
     def notes(self) -> list[str]:
-        patches = self.backbone.vision_transformer().patch_embed.num_patches
+        patches = (self.facts.image_size // self.patch) ** 2
         return [
             f"{self.kept} of {patches} patches stay visible; judge it by fine-tuning, frozen features are poor by design"
         ]

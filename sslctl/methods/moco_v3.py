@@ -40,7 +40,7 @@ class MoCoV3(Method):
         width = backbone.embed_dim
         if freeze_patches:
             backbone.vision_transformer().patch_embed.requires_grad_(False)
-            fix_positions_(backbone.vision_transformer())
+            fix_positions_(backbone)
         self.projector = mlp(width, hidden_dim, out_dim, projector_layers, norm=True, last_norm="plain")
         self.predictor = mlp(
             out_dim, hidden_dim, out_dim, 2, norm=True, last_norm="plain" if predictor_norm else "", last_bias=False

@@ -68,7 +68,7 @@ class SimMIM(Method):
         return {"view": x, "masked": torch.where(hidden, grey, x), "reconstruction": torch.where(hidden, made, x)}
 
     def notes(self) -> list[str]:
-        squares = self.backbone.vision_transformer().patch_embed.num_patches // self.unit**2
+        squares = (self.facts.image_size // self.patch // self.unit) ** 2
         return [
             f"{self.hidden} of {squares} squares of {self.unit * self.patch} pixels are hidden;"
             " judge it by fine-tuning, frozen features are poor by design"
