@@ -1,5 +1,8 @@
 """BatchNorm over groups of the global batch: MoCo's separate devices, or all processes as one."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +21,7 @@ class _Grouped(_BatchNorm):
     groups: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        processes = distributed.world()
+        processes = distributed.sharing()
         if not self.training or (self.groups == 1 and processes == 1):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
@@ -30,6 +33,10 @@ class _Grouped(_BatchNorm):
             )
         return self._together(x, processes // self.groups)
 
+    def _factor(self) -> float:
+        """How much of the running statistics a batch replaces."""
+        return 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+
     def _apart(self, x: Tensor, groups: int) -> Tensor:
         """This process holds so many whole groups."""
         if len(x) % groups:
@@ -38,7 +45,7 @@ class _Grouped(_BatchNorm):
         for part in x.chunk(groups):
             mean, variance = self.running_mean.clone(), self.running_var.clone()
             parts.append(
-                nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+                nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, self._factor(), self.eps)
             )
             means.append(mean)
             variances.append(variance)
@@ -52,8 +59,8 @@ class _Grouped(_BatchNorm):
         first = distributed.rank() // processes * processes
         y, mean, variance = _Synchronized.apply(x, self.eps, slice(first, first + processes))
         count = x.numel() // x.shape[1] * processes
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        self.running_mean.lerp_(mean, self._factor())
+        self.running_var.lerp_(variance * (count / (count - 1)), self._factor())
         if self.affine:
             shape = [1, -1] + [1] * (x.ndim - 2)
             y = y * self.weight.view(shape) + self.bias.view(shape)
@@ -137,6 +144,26 @@ def separate_statistics(module: nn.Module) -> list[Tensor]:
     """The running means and variances that a step with several processes leaves different in each."""
     norms = [child for child in module.modules() if isinstance(child, _Grouped) and child.training and child.groups > 1]
     return [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+
+
+@contextlib.contextmanager
+def calibrating(module: nn.Module) -> Iterator[None]:
+    """Running means and variances begin anew and become the mean of the batches that pass meanwhile.
+
+    Those of untrained weights are 0 and 1 until then, which are the statistics of no images.
+    """
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.running_mean is not None]
+    before = [(norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a plain mean
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, (momentum, training) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.train(training)
 
 
 def takes_batch_statistics(module: nn.Module) -> bool:

@@ -46,6 +46,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def sharing() -> int:
+    """The number of processes that share the batch at hand: in `first_alone` the first has it for itself."""
+    return 1 if _alone else world()
+
+
 def join(device: str) -> None:
     """Enters the group that the environment describes, if it does; all but the first process fall silent.
 
@@ -111,7 +116,7 @@ def gather(x: Tensor) -> Tensor:
 
     Half precision travels as fp32. In `first_alone` there is nobody to gather from.
     """
-    if world() == 1 or _alone:
+    if sharing() == 1:
         return x
     return _Gather.apply((x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).contiguous())
 

@@ -28,7 +28,7 @@ from sslctl.checkpoint import newest_valid
 from sslctl.cli import Stopped
 from sslctl.config import InputError, user_path
 from sslctl.data.sources import Source
-from sslctl.evaluation.online import Online, closing_records, embedder
+from sslctl.evaluation.online import Embedder, Online, closing_records
 from sslctl.evaluation.results import append, show, tested_on
 from sslctl.evaluation.verbs import labelled_sources
 from sslctl.health import UNHEALTHY, Unhealthy, Watch, as_line, findings
@@ -109,7 +109,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     refuse_sizes(backbone, views, source.image_size)
     probed = _probed(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
-    embed = embedder(method, source, preprocess, plan, config.trainer.workers)
+    embed = Embedder(method, source, preprocess, plan, config.trainer.workers)
     measure = Online(config.evaluation.knn, probed[0] if probed else source, preprocess, plan, config.trainer.workers)
     board = Board(source, measure.source, views, preprocess, config.seed, plan.total_steps, config.trainer.workers)
     watch = None if distributed.rank() else Watch(run_dir, config.trainer.on_collapse)

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sslctl.data.loader import batches
 from sslctl.data.sources import Source
 from sslctl.health import Watch
 from sslctl.logs import Log
-from sslctl.methods.base import Method
+from sslctl.methods.base import Embed, Method
 from sslctl.optim import clip, parameter_groups
 from sslctl.plan import Plan
 from sslctl.precision import Precision, prepare_device
@@ -46,7 +46,7 @@ class Setup:
     run_dir: Path
     keep_last: int
     tensorboard: bool
-    embed: Callable[[Callable[[Tensor], Tensor]], Tensor] | None = None  # a function over all clean images
+    embed: Embed | None = None  # a function over all clean images
     online: Online | None = None  # the online evaluation
     watch: Watch | None = None  # of the run's health, in the first process
 
@@ -75,7 +75,7 @@ def set_up(
     source: Source,
     views: ViewMaker,
     run_dir: Path,
-    embed: Callable[[Callable[[Tensor], Tensor]], Tensor] | None = None,
+    embed: Embed | None = None,
     online: Online | None = None,
     watch: Watch | None = None,
 ) -> Setup:
@@ -134,6 +134,10 @@ def fit(setup: Setup, signals: Signals) -> bool:
         clock.lap("starting")
         clock.split()
         for step, batch in enumerate(feed, start=first):
+            if step % plan.steps_per_epoch == 0 and not begin_epoch(setup, step, signals):
+                if step > first:
+                    save(setup, step)
+                return False
             s, lr, out, norm = train_step(setup, step, batch)
             done = step + 1
             last = done == plan.total_steps
@@ -166,11 +170,30 @@ def fit(setup: Setup, signals: Signals) -> bool:
     return True
 
 
+def begin_epoch(setup: Setup, step: int, signals: Signals) -> bool:
+    """What a method does before the first step of an epoch, by the first process for all. False when a signal cut it short."""
+    method = setup.method
+    if type(method).start_epoch is Method.start_epoch:
+        return True
+
+    def begun() -> bool:
+        try:
+            method.start_epoch(step // setup.plan.steps_per_epoch, replace(setup.embed, poll=signals.poll))
+        except Interrupted:
+            return False
+        return True
+
+    complete = distributed.first_alone(begun)
+    if complete:
+        distributed.from_first(*method.buffers())
+    setup.clock.lap("evaluation")
+    signals.status = distributed.largest(signals.status)
+    return complete
+
+
 def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float], float, dict[str, Any], Tensor]:
     """One optimizer step. Returns the schedules' values, the learning rate, the method's output and the gradient's norm."""
     plan, method, optimizer, precision, clock = setup.plan, setup.method, setup.optimizer, setup.precision, setup.clock
-    if step % plan.steps_per_epoch == 0:
-        method.start_epoch(step // plan.steps_per_epoch, setup.embed)
     s, lr = method.schedules(step), plan.lr_at(step)
     for group in optimizer.param_groups:
         group["lr"] = (lr if group["scheduled"] else plan.lr) * group["lr_scale"]

@@ -66,6 +66,19 @@ class Built:
         return build_optimizer(self.config.optimizer, self.method, plan)
 
 
+@dataclass(frozen=True)
+class Embedder:
+    """sslctl.methods.base.Embed over the images given."""
+
+    images: Tensor
+
+    def __call__(self, function, *, calibrate=False):
+        return function(self.images)
+
+    def poll(self):
+        pass
+
+
 @functools.cache
 def composed(*words: str) -> DictConfig:
     return compose_choices("pretrain", Prepared(config_dirs=[]), list(words))
@@ -91,7 +104,7 @@ def built(name: str, *words: str, network: tuple[str, ...] | None = None, rows: 
     facts = Facts(channels, side, IMAGES, 4, rows, steps_per_epoch=10, total_steps=100)
     method = build_method(config.method, backbone, facts, teacher).train()
     with torch.no_grad():
-        method.start_epoch(0, lambda function: function(torch.rand(IMAGES, channels, SIDE, SIDE)))
+        method.start_epoch(0, Embedder(torch.rand(IMAGES, channels, SIDE, SIDE)))
     return Built(config, method, noise(config, method, rows))
 
 

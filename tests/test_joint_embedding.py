@@ -2,7 +2,10 @@
 
 import atexit
 import functools
+import os
+import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+import sslctl.methods.deepcluster_v2
+from sslctl import checkpoint
 from sslctl.backbones import ResNet
 from sslctl.checkpoint import load_tensors
 from sslctl.cli import main
@@ -283,6 +288,35 @@ def test_deepcluster_assigns_every_image_and_keeps_unit_centroids(tmp_path):
     nearest = (first["method/centroids"][0] @ first["method/centroids"][0].T).argmax(1)
     assert torch.equal(nearest, torch.arange(20))  # a centroid is its own cluster's
     assert centroids.shape == (2, 20, 16)
+    assert first["method/centroids"][0].mean(0).norm() < 0.9  # 0.997 where the first BatchNorms had seen no image
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_signal_while_the_clusters_are_made_is_heeded(epoch, straight, tmp_path, monkeypatch):
+    """Before the first step of an epoch; the clusters are made anew when the run goes on, and are the same."""
+    real = sslctl.methods.deepcluster_v2.spherical_kmeans
+
+    def kmeans(*args):
+        if len(begun) == 2 * epoch:  # two heads
+            os.kill(os.getpid(), signal.SIGTERM)
+        begun.append(None)
+        return real(*args)
+
+    begun = []
+    with monkeypatch.context() as patch:
+        patch.setattr("sslctl.methods.deepcluster_v2.spherical_kmeans", kmeans)
+        assert pretrain(tmp_path / "run", *words_of("deepcluster_v2")) == 143
+    assert [path.name for path in checkpoint.steps_on_disk(tmp_path / "run")] == (["step-5"] if epoch else [])
+    run = finish(tmp_path / "run", *words_of("deepcluster_v2"))
+    assert differences(tensors(run), tensors(straight("deepcluster_v2"))) == []
+    assert metrics(run) == metrics(straight("deepcluster_v2"))
+
+
+def test_a_plan_embeds_nothing(tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *words_of("deepcluster_v2"), "plan_only=true") == 0
+    split = re.search(r"spent on +(.*)", capsys.readouterr().out)[1]
+    assert "forward" in split
+    assert "evaluation" not in split
 
 
 def test_prototypes_stay_as_they_are_while_frozen(tmp_path):

@@ -84,21 +84,18 @@ def finish(run_dir: Path, *overrides: str, stops: tuple[int, ...] = ()) -> Path:
 
 
 @contextlib.contextmanager
-def signal_at(step: int | None, number: int = signal.SIGTERM, module: Any = sslctl.train) -> Iterator[None]:
-    """Sends this process a signal when the batch of a step (counted from 1) is asked for."""
-    real = module.batches
+def signal_at(step: int | None, number: int = signal.SIGTERM) -> Iterator[None]:
+    """Sends this process a signal when a step (counted from 1) begins."""
+    real = sslctl.train.train_step
 
-    def batches(*args, **keywords):
-        for at, batch in enumerate(real(*args, **keywords), start=keywords["first_step"] + 1):
-            if at == step:
-                os.kill(os.getpid(), number)
-            yield batch
+    def train_step(setup, at, batch):
+        if at + 1 == step:
+            os.kill(os.getpid(), number)
+        return real(setup, at, batch)
 
-    module.batches = batches
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sslctl.train, "train_step", train_step)
         yield
-    finally:
-        module.batches = real
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from sslctl.batchnorm import calibrating
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
@@ -24,6 +25,7 @@ from sslctl.plan import Plan
 from sslctl.preprocess import Preprocess
 
 MOST_QUERIES, MOST_BANK = 5_000, 20_000
+BATCH, CALIBRATING = 512, 8  # images that are embedded at a time, batches that BatchNorm is calibrated by
 
 
 def online_rows(size: int) -> tuple[Tensor, Tensor]:
@@ -78,20 +80,43 @@ class Online:
         return figures, Seen(rows, both, len(queries))
 
 
-def embedder(
-    method: Method, source: Source, preprocess: Preprocess, plan: Plan, workers: int
-) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
-    """What `Method.start_epoch` embeds with: a function of (function of images), over all clean training images."""
+@dataclass(frozen=True)
+class Embedder:
+    """What `Method.start_epoch` embeds with, see sslctl.methods.base.Embed."""
 
-    def embed(function: Callable[[Tensor], Tensor]) -> Tensor:
-        method.eval()
+    method: Method
+    source: Source
+    preprocess: Preprocess
+    plan: Plan
+    workers: int
+    poll: Callable[[], None] = lambda: None
+
+    def __call__(self, function: Callable[[Tensor], Tensor], *, calibrate: bool = False) -> Tensor:
+        count = len(self.source)
+        self.method.eval()
         try:
-            rows = np.arange(len(source))
-            return extract(function, source, rows, resize=preprocess.resize, workers=workers, device=plan.device)
+            if calibrate:
+                some = permuted(np.arange(count), count, seed=0, epoch=-4)[
+                    : min(CALIBRATING, max(1, count // BATCH)) * BATCH
+                ]
+                with calibrating(self.method):
+                    self._extracted(function, some)
+            return self._extracted(function, np.arange(count))
         finally:
-            method.train()
+            self.method.train()
 
-    return embed
+    def _extracted(self, function: Callable[[Tensor], Tensor], rows: np.ndarray) -> Tensor:
+        resize, device = self.preprocess.resize, self.plan.device
+        return extract(
+            function,
+            self.source,
+            rows,
+            resize=resize,
+            batch_size=BATCH,
+            workers=self.workers,
+            device=device,
+            poll=self.poll,
+        )
 
 
 def closing_records(

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from sslctl.data.batch import Batch
 from sslctl.distributed import gather
 
 __all__ = [
-    *("Batch", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
+    *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
     *("gather", "global_mean", "multi_crop", "teacher_of", "two_views"),
 ]
 
@@ -30,6 +31,16 @@ class Facts:
     batch_size: int  # global
     steps_per_epoch: int
     total_steps: int
+
+
+class Embed(Protocol):
+    """What `Method.start_epoch` embeds with. poll: raises where the run is asked to stop; for loops of a second and more."""
+
+    poll: Callable[[], None]
+
+    def __call__(self, function: Callable[[Tensor], Tensor], *, calibrate: bool = False) -> Tensor:
+        """function: (B, C, H, W) -> (B, D), over all clean training images in the order of the dataset, in eval mode and
+        without gradient: (N, D). calibrate: BatchNorm's running statistics are first made those of some of the images."""
 
 
 class Method(nn.Module):
@@ -63,9 +74,9 @@ class Method(nn.Module):
         """Momenta, temperatures and the like as pure functions of the step; logged, and handed to the calls below."""
         return {}
 
-    def start_epoch(self, epoch: int, embed: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> None:
-        """Before the first step of an epoch. embed: function of (B, C, H, W) -> (B, D) over all clean training images, in
-        the order of the dataset, in eval mode and without gradient: (N, D). The one other place where buffers are written."""
+    def start_epoch(self, epoch: int, embed: Embed) -> None:
+        """Before the first step of an epoch, and again where a signal cuts it short. The one other place where buffers are
+        written: by the first process, whose buffers the others take."""
 
     def before_step(self, s: dict[str, float]) -> None:
         """Once per optimizer step, before the forward."""

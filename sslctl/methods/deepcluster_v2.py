@@ -1,7 +1,6 @@
 """DeepCluster-v2: every crop finds its image's cluster of the last epoch (Caron et al. 2020, arXiv:2006.09882, appendix)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +8,8 @@ from torch import Tensor
 
 from sslctl.backbones import Backbone
 from sslctl.clustering import spherical_kmeans
-from sslctl.distributed import from_first
 from sslctl.heads import mlp
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop
+from sslctl.methods.base import Batch, Embed, Facts, Method, feature_std, gather, multi_crop
 from sslctl.views import Key
 
 
@@ -19,7 +17,8 @@ class DeepClusterV2(Method):
     """Before each epoch the remembered embeddings are clustered `heads` times; centroids are the classes' weights.
 
     State: memory (2, N, out_dim) of each global view's last unit embedding, centroids (heads, K, out_dim), assignments
-    (heads, N). Before the first epoch all clean images are embedded once. Head h clusters the memory of view h mod 2.
+    (heads, N). Before the first epoch all clean images are embedded once, by BatchNorms that have seen some: with running
+    statistics of 0 and 1 all embeddings would lie in one direction. Head h clusters the memory of view h mod 2.
     """
 
     couples = None  # clusters and embeddings are those of the last epoch
@@ -49,16 +48,16 @@ class DeepClusterV2(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def start_epoch(self, epoch: int, embed: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> None:
+    def start_epoch(self, epoch: int, embed: Embed) -> None:
         if epoch == 0:
-            self.memory.copy_(F.normalize(embed(lambda images: self.projector(self.backbone(images))), dim=1))
+            z = embed(lambda images: self.projector(self.backbone(images)), calibrate=True)  # (N, out_dim)
+            self.memory.copy_(F.normalize(z, dim=1))
         count = self.centroids.shape[1]
         for head in range(len(self.centroids)):
             z = self.memory[head % 2]  # (N, out_dim)
             order = Key(0, epoch, torch.arange(len(z), device=z.device)).bits(f"deepcluster/{head}").argsort()
-            centroids, chosen = spherical_kmeans(z, z[order[:count]], self.kmeans_iterations)
+            centroids, chosen = spherical_kmeans(z, z[order[:count]], self.kmeans_iterations, embed.poll)
             self.centroids[head], self.assignments[head] = centroids, chosen
-        from_first(self.centroids, self.assignments)  # sums in another order round differently
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first
