@@ -84,6 +84,21 @@ def build_views(config: Any, image_size: int, dropped: tuple[str, ...], multiple
     return ViewMaker(OmegaConf.to_container(config.augmentation, resolve=True), image_size, dropped, multiple)
 
 
+def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: Any) -> None:
+    """Raises InputError where a dataset gives what the method does not look at, or the augmentation too few views of it."""
+    needed = {"global": "images", "frames": "videos: dataset=frames", "tokens": "texts: dataset=text"}
+    if method.looks_at != source.gives:
+        raise InputError(
+            f"method={names.method} takes {needed[method.looks_at]}; dataset={names.dataset} has {source.words()}"
+        )
+    (least, most), (count, _) = method.global_views, views.sizes()["global"]
+    if count < least or count > (most or count):
+        wanted = f"{least} global views" if most == least else f"{least} global views or more"
+        raise InputError(
+            f"method={names.method} compares {wanted}, the augmentation makes {count}: augmentation.global.count={least}"
+        )
+
+
 def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:
     """Raises InputError for views of other sizes than the images' where a backbone takes only these."""
     other = [f"{group} views of {size}" for group, (_, size) in views.sizes().items() if size != image_size]

@@ -4,14 +4,17 @@ Nothing here imports torch: help, completion and a typo answer at once. Exit sta
 first step, 1 failure while running, 130 or 143 stopped by a signal.
 """
 
+import functools
 import importlib
 import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sslctl import explain, overrides
 from sslctl.binding import allow
@@ -103,6 +106,8 @@ def _verb(verb: str, words: list[str]) -> int:
 
 def guarded(work: Callable[[], int | None]) -> int:
     """Does some work and returns its exit status, 0 for None; what it raises becomes a short message and a status."""
+    python = warnings.formatwarning
+    warnings.formatwarning = functools.partial(_worded, python)
     try:
         return work() or 0
     except InputError as error:
@@ -114,6 +119,15 @@ def guarded(work: Callable[[], int | None]) -> int:
         return 130
     except Exception as error:
         return _fail(error)
+    finally:
+        warnings.formatwarning = python
+
+
+def _worded(python: Callable, message: Warning, category: type[Warning], *place: Any) -> str:
+    """A warning of sslctl's own without the place in its code, others as Python shows them."""
+    if category.__module__.startswith("sslctl."):
+        return f"sslctl: {message}\n"
+    return python(message, category, *place)
 
 
 def _run(verb: str, prepared: overrides.Prepared) -> int:

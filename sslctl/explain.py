@@ -106,6 +106,8 @@ def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
 def located(error: Any) -> str:
     """An OmegaConf error with the key it is about."""
     key = getattr(error, "full_key", None)
+    if key and key.startswith("augmentation.local.") and "Missing mandatory value" in str(error):
+        return "augmentation.local: this augmentation has no local views, which are asked for: augmentation=swav, dino or lejepa"
     return f"{key}: {first_line(error)}" if key else first_line(error)
 
 

@@ -160,21 +160,18 @@ def _plain(node: Any) -> dict:
 
 
 def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
-    """Converts every duration to steps, once. Of a pair <name>_epochs, <name>_steps at most one is set."""
+    """Converts every duration to steps, once: <name>_steps, else <name>_epochs, else <name>_share, of the run."""
     settings = _plain(scheduler)
     shape = settings.pop("shape")
     if shape not in SHAPES:
         raise InputError(f"scheduler.shape={shape}: expected one of {', '.join(SHAPES)}")
     durations = {}
+    units = {"steps": 1, "epochs": steps_per_epoch, "share": total}
     for name in sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))}):
-        epochs, steps = settings.pop(f"{name}_epochs", None), settings.pop(f"{name}_steps", None)
-        if steps is None and epochs is not None:
-            steps = (
-                [round(e * steps_per_epoch) for e in epochs]
-                if isinstance(epochs, list)
-                else round(epochs * steps_per_epoch)
-            )
-        durations[name] = steps
+        given = [(settings.pop(f"{name}_{unit}", None), unit) for unit in units]
+        value, unit = next(((value, unit) for value, unit in given if value is not None), (None, "steps"))
+        many = isinstance(value, list)
+        durations[name] = [round(v * units[unit]) for v in value] if many else value and round(value * units[unit])
     warmup = durations.pop("warmup") or 0
     if warmup >= total and total > 1:
         raise InputError(

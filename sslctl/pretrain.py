@@ -22,6 +22,7 @@ from sslctl.build import (
     build_method,
     build_source,
     build_views,
+    refuse_other_views,
     refuse_sizes,
 )
 from sslctl.checkpoint import newest_valid
@@ -104,8 +105,8 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         hashes["teacher"] = weights_sha256(teacher.network)
     facts = plan.facts(len(source.classes))
     method = build_method(config.method, backbone, facts, teacher)
-    refuse_other_views(method, source, config.names)
     views = build_views(config, source.image_size, plan.dropped, patch_size_of(backbone.network))
+    refuse_other_views(method, source, views, config.names)
     refuse_sizes(backbone, views, source.image_size)
     probed = _probed(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
@@ -169,15 +170,6 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-
-
-def refuse_other_views(method: Method, source: Source, names: Any) -> None:
-    """Raises InputError where a dataset gives what the method does not look at."""
-    needed = {"global": "images", "frames": "videos: dataset=frames", "tokens": "texts: dataset=text"}
-    if method.looks_at != source.gives:
-        raise InputError(
-            f"method={names.method} takes {needed[method.looks_at]}; dataset={names.dataset} has {source.words()}"
-        )
 
 
 def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:

@@ -26,7 +26,10 @@ def test_the_header_says_what_it_is_and_gives_its_own_command(name):
     header = [line for line in FILES[name].read_text().splitlines() if line.startswith("# ")]
     assert header[0] == "# @package _global_"
     assert len(header[1]) > 20
-    assert any(re.match(rf"# sslctl pretrain .*experiment={name}( |$)", line) for line in header)
+    assert [line for line in header if re.match(rf"# sslctl pretrain .*experiment={name}( |$)", line)] == [header[-1]]
+    words = header[-1].removeprefix("# sslctl pretrain ").split()
+    method = compose_choices("pretrain", Prepared(config_dirs=[]), words).method
+    assert "teacher" not in method or method.teacher  # the one thing that no experiment can know
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -11,6 +11,7 @@ from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_v
 class BarlowTwins(Method):
     """Algorithm 1. scale: of the whole loss, which only matters to optimizers that are not LARS or Adam."""
 
+    global_views = 2, 2
     couples = "the correlation of two dimensions is taken over the batch"
 
     def __init__(

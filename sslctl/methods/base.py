@@ -16,7 +16,7 @@ from sslctl.distributed import gather
 
 __all__ = [
     *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
-    *("gather", "global_mean", "multi_crop", "teacher_of", "two_views"),
+    *("gather", "global_mean", "multi_crop", "over_crops", "random_units", "teacher_of", "two_views"),
 ]
 
 
@@ -53,10 +53,12 @@ class Method(nn.Module):
     parts is refused with this reason. None where every image's loss stands alone (BatchNorm is looked for besides).
     With several processes a step sees its own images only: what it compares comes through `gather`.
     looks_at: the group of a Batch's views that the method takes, which a dataset must give: global, frames or tokens.
+    global_views: the least and the largest number of these that it can do with; None for no limit.
     """
 
     couples: str | None = "the method does not say that each image's loss stands alone (couples = None)"
     looks_at: str = "global"
+    global_views: tuple[int, int | None] = (1, None)
 
     def __init__(self, backbone: Backbone, facts: Facts):
         super().__init__()
@@ -131,6 +133,19 @@ def multi_crop(network: nn.Module, batch: Batch) -> Tensor:
             views = batch.views[group]  # (V, B, C, h, w)
             outputs.append(network(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
     return torch.cat(outputs)
+
+
+def over_crops(head: nn.Module, h: Tensor) -> Tensor:
+    """A head on all crops' features (V, B, D) at once -> (V, B, K): its BatchNorms see all crops as one batch, as those of
+    the official codes of SwAV, DeepCluster-v2, DINO and MSN do."""
+    return head(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+
+
+def random_units(count: int, dim: int) -> Tensor:
+    """(count, dim) rows of unit length: what a queue holds before its first keys. Raises ValueError for no rows."""
+    if count < 1:
+        raise ValueError(f"a queue or memory of {count} embeddings: expected at least 1")
+    return F.normalize(torch.randn(count, dim), dim=1)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ class BYOL(Method):
     official code draws it anew and reports no difference.
     """
 
+    global_views = 2, 2
     couples = None  # but for BatchNorm, which a network may have
 
     def __init__(

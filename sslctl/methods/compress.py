@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sslctl.backbones import Backbone
 from sslctl.losses import memory_distillation
-from sslctl.methods.base import Batch, Facts, Method, ema_update, enqueue, feature_std, gather, teacher_of
+from sslctl.methods.base import Batch, Facts, Method, ema_update, enqueue, feature_std, gather, random_units, teacher_of
 from sslctl.teachers import Teacher
 
 
@@ -40,9 +40,9 @@ class CompRess(Method):
             )
         self.teacher, self.temperature, self.key_momentum = teacher, temperature, key_momentum
         self.key_backbone = teacher_of(backbone) if variant == "2q" else None
-        self.register_buffer("teacher_memory", F.normalize(torch.randn(memory_size, teacher.embed_dim), dim=1))
+        self.register_buffer("teacher_memory", random_units(memory_size, teacher.embed_dim))
         if variant == "2q":
-            self.register_buffer("student_memory", F.normalize(torch.randn(memory_size, backbone.embed_dim), dim=1))
+            self.register_buffer("student_memory", random_units(memory_size, backbone.embed_dim))
         self.register_buffer("memory_pointer", torch.tensor(0))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_v
 class DCL(Method):
     """Section 3. sigma: weights the positives by their difficulty (DCLW); None for plain DCL. The rest is SimCLR."""
 
+    global_views = 2, 2
     couples = "its negatives are the other images of the batch"
 
     def __init__(

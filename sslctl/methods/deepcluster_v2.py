@@ -9,7 +9,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.clustering import spherical_kmeans
 from sslctl.heads import mlp
-from sslctl.methods.base import Batch, Embed, Facts, Method, feature_std, gather, multi_crop
+from sslctl.methods.base import Batch, Embed, Facts, Method, feature_std, gather, multi_crop, over_crops
 from sslctl.views import Key
 
 
@@ -21,6 +21,7 @@ class DeepClusterV2(Method):
     statistics of 0 and 1 all embeddings would lie in one direction. Head h clusters the memory of view h mod 2.
     """
 
+    global_views = 2, 2
     couples = None  # clusters and embeddings are those of the last epoch
 
     def __init__(
@@ -61,7 +62,7 @@ class DeepClusterV2(Method):
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first
-        z = F.normalize(torch.stack([self.projector(view) for view in h]).float(), dim=-1)  # (V, B, out_dim)
+        z = F.normalize(over_crops(self.projector, h).float(), dim=-1)  # (V, B, out_dim)
         with torch.autocast(z.device.type, enabled=False):  # a temperature of 0.1 multiplies a rounding by ten
             logits = torch.einsum("vbd,hkd->hbkv", z, self.centroids) / self.temperature
         classes = self.assignments[:, batch.index]  # (heads, B)

@@ -18,6 +18,7 @@ from sslctl.methods.base import (
     gather,
     global_mean,
     multi_crop,
+    over_crops,
     teacher_of,
 )
 from sslctl.optim import cosine_between, warmed_up
@@ -31,6 +32,7 @@ class DINO(Method):
     they are. clip_grad: the most that each parameter's gradient may have as norm, each by itself; None for no clipping.
     """
 
+    global_views = 2, None
     couples = None  # the centre is that of earlier batches
 
     def __init__(
@@ -79,7 +81,7 @@ class DINO(Method):
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the global views first
-        student = torch.stack([self.head(view) for view in h])  # (V, B, K)
+        student = over_crops(self.head, h)  # (V, B, K)
         with torch.no_grad():
             views = batch.views["global"]  # (2, B, C, H, W)
             teacher = self.teacher_head(self.teacher_backbone(views.flatten(0, 1)))  # (2B, K)

@@ -32,6 +32,7 @@ class IBOT(Method):
     The rest as in DINO.
     """
 
+    global_views = 2, None
     couples = None  # the centres are those of earlier batches
 
     def __init__(

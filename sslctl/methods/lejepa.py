@@ -6,7 +6,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import sigreg
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop, over_crops
 
 
 class LeJEPA(Method):
@@ -15,6 +15,7 @@ class LeJEPA(Method):
     weight: of SIGReg against agreement, the paper's λ. slices: random directions of a step, the same in all processes.
     """
 
+    global_views = 2, None
     couples = "SIGReg compares the distribution of the batch with a Gaussian"
 
     def __init__(self, backbone: Backbone, facts: Facts, *, hidden_dim: int, out_dim: int, slices: int, weight: float):
@@ -28,7 +29,7 @@ class LeJEPA(Method):
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the global views first
-        z = torch.stack([gather(self.projector(view)).float() for view in h])  # (V, G, out_dim)
+        z = torch.stack([gather(view).float() for view in over_crops(self.projector, h)])  # (V, G, out_dim)
         center = z[: len(batch.views["global"])].mean(0)  # (G, out_dim)
         agreement = (center - z).square().mean()
         first = batch.key.of(gather(batch.index)[:1])  # of the global batch: the same directions in all processes

@@ -11,7 +11,17 @@ from sslctl.batchnorm import group_batchnorm
 from sslctl.distributed import local_rows
 from sslctl.heads import mlp
 from sslctl.losses import info_nce
-from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
+from sslctl.methods.base import (
+    Batch,
+    Facts,
+    Method,
+    ema_update,
+    feature_std,
+    gather,
+    random_units,
+    teacher_of,
+    two_views,
+)
 from sslctl.optim import cosine_between
 
 
@@ -24,6 +34,7 @@ class MoCo(Method):
     groups are drawn anew at every step ("shuffling BN", section 3.3), so no query shares its key's statistics.
     """
 
+    global_views = 2, 2
     couples = None  # a query's negatives are in the queue
 
     def __init__(
@@ -52,7 +63,7 @@ class MoCo(Method):
         self.projector = mlp(width, hidden_dim or width, out_dim, projector_layers, norm=False)
         self.teacher_backbone = teacher_of(backbone)
         self.teacher_projector = teacher_of(self.projector)
-        self.register_buffer("queue", F.normalize(torch.randn(queue_size, out_dim), dim=1))  # (K, D)
+        self.register_buffer("queue", random_units(queue_size, out_dim))  # (K, D)
         self.register_buffer("queue_index", torch.full((queue_size,), -1))  # (K,), -1: no image's key yet
         self.register_buffer("queue_pointer", torch.tensor(0))
         self.temperature, self.symmetric = temperature, symmetric
@@ -71,10 +82,7 @@ class MoCo(Method):
         ema_update(self.teacher_projector, self.projector, s["teacher_momentum"])
 
     def training_step(self, batch: Batch, s: dict) -> dict:
-        views = batch.views["global"]  # (2, B, C, H, W)
-        if len(views) != 2:
-            raise ValueError(f"MoCo compares two global views, the augmentation makes {len(views)}")
-        x1, x2 = views
+        x1, x2 = two_views(batch)  # (B, C, H, W) each
         index = gather(batch.index)  # (G,) of the global batch
         own = self.queue_index == index[:, None]  # (G, K), keys of the query's own image: not negatives
         h1, k2 = self.backbone(x1), self.keys(x2, batch)

@@ -20,6 +20,7 @@ class MoCoV3(Method):
     freeze_patches: a ViT's patch projection stays random (section 4.2), and its positions are fixed sines (section 5).
     """
 
+    global_views = 2, 2
     couples = "its negatives are the other images of the batch"
 
     def __init__(

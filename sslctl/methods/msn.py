@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sslctl.backbones import Backbone
 from sslctl.heads import Prototypes, mlp
 from sslctl.losses import msn, sinkhorn
-from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
+from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, over_crops, teacher_of, two_views
 from sslctl.vit import grid_of
 
 
@@ -20,6 +20,7 @@ class MSN(Method):
     prototypes (K, out_dim), teacher. teacher_momentum goes linearly to 1 over momentum_stretch times the run.
     """
 
+    global_views = 2, 2
     couples = "its mean prediction and its balanced targets are the batch's"
 
     def __init__(
@@ -59,18 +60,14 @@ class MSN(Method):
         return {"teacher_momentum": self.teacher_momentum + (1 - self.teacher_momentum) * share}
 
     def training_step(self, batch: Batch, s: dict) -> dict:
-        views = batch.views["global"]  # (2, B, C, H, W)
-        if len(views) != 2:
-            raise ValueError(f"MSN takes two global views, a target and an anchor; the augmentation makes {len(views)}")
-        h = self.backbone.tokens(views[1], keep=self.kept(batch))[:, 0][None]  # (1, B, D)
+        target, anchor = two_views(batch)  # (B, C, H, W) each
+        h = self.backbone.tokens(anchor, keep=self.kept(batch))[:, 0][None]  # (1, B, D)
         if "local" in batch.views:
             small = batch.views["local"]  # (V, B, C, h, w)
             h = torch.cat([h, self.backbone(small.flatten(0, 1)).unflatten(0, small.shape[:2])])
-        z = torch.stack(
-            [gather(view) for view in self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])]
-        )  # (V, G, D)
+        z = torch.stack([gather(view) for view in over_crops(self.projector, h)])  # (V, G, D)
         with torch.no_grad():
-            target = self.teacher_projector(self.teacher_backbone(views[0]))
+            target = self.teacher_projector(self.teacher_backbone(target))
             p = self.targets(gather(target).float())  # (G, K)
         used = p.new_zeros(p.shape[1]).scatter_(0, p.argmax(1), 1.0)  # (K,)
         return {

@@ -10,7 +10,7 @@ from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import nnclr
 from sslctl.losses.exact import exact, unit
-from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gather, two_views
+from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gather, random_units, two_views
 
 
 class NNCLR(Method):
@@ -19,6 +19,7 @@ class NNCLR(Method):
     State: queue (K, D) of unit projections of first views, the place of the next write.
     """
 
+    global_views = 2, 2
     couples = "its negatives are the other images of the batch"
 
     def __init__(
@@ -36,7 +37,7 @@ class NNCLR(Method):
         super().__init__(backbone, facts)
         self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, projector_layers, norm=True, last_norm="affine")
         self.predictor = mlp(out_dim, predictor_dim, out_dim, 2, norm=True)
-        self.register_buffer("queue", F.normalize(torch.randn(queue_size, out_dim), dim=1))  # (K, D)
+        self.register_buffer("queue", random_units(queue_size, out_dim))  # (K, D)
         self.register_buffer("queue_pointer", torch.tensor(0))
         self.temperature = temperature
 

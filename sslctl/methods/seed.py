@@ -3,12 +3,12 @@
 import math
 
 import torch.nn.functional as F
-from torch import Tensor, randn, tensor
+from torch import Tensor, tensor
 
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import similarity_distillation
-from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gather
+from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gather, random_units
 from sslctl.teachers import Teacher
 
 
@@ -33,7 +33,7 @@ class SEED(Method):
         super().__init__(backbone, facts)
         self.teacher = teacher
         self.projector = mlp(backbone.embed_dim, backbone.embed_dim, teacher.embed_dim, 2, norm=False)
-        self.register_buffer("queue", F.normalize(randn(queue_size, teacher.embed_dim), dim=1))  # (K, D)
+        self.register_buffer("queue", random_units(queue_size, teacher.embed_dim))  # (K, D)
         self.register_buffer("queue_pointer", tensor(0))
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import nt_xent
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_views
 
 
 class SimCLR(Method):
@@ -16,6 +16,7 @@ class SimCLR(Method):
     hidden_dim: None for the backbone's width, as the paper. norm: BatchNorm in the projector, as the official code.
     """
 
+    global_views = 2, 2
     couples = "its negatives are the other images of the batch"
 
     def __init__(
@@ -41,9 +42,7 @@ class SimCLR(Method):
         return {"backbone": h, "projector": self.projector(h)}
 
     def training_step(self, batch: Batch, s: dict) -> dict:
-        views = batch.views["global"]  # (2, B, C, H, W)
-        if len(views) != 2:
-            raise ValueError(f"SimCLR compares two global views, the augmentation makes {len(views)}")
+        views = two_views(batch)  # (2, B, C, H, W)
         h = self.backbone(views.flatten(0, 1))  # (2B, D), both views in one forward: BatchNorm sees them together
         z1, z2 = self.projector(h).chunk(2)  # (B, out_dim) each
         return {"loss": nt_xent(gather(z1), gather(z2), self.temperature), "feature_std": feature_std(h)}

@@ -13,6 +13,7 @@ class SimSiam(Method):
     without weights; hidden_dim None: the backbone's width. The predictor is a bottleneck whose learning rate is constant.
     """
 
+    global_views = 2, 2
     couples = None
 
     def __init__(

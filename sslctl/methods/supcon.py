@@ -15,6 +15,7 @@ from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_v
 class SupCon(Method):
     """Section 3.2.2, equation 2 (L_out). hidden_dim: None for the backbone's width."""
 
+    global_views = 2, 2
     couples = "its positives and negatives are the other images of the batch"
 
     def __init__(self, backbone: Backbone, facts: Facts, *, hidden_dim: int | None, out_dim: int, temperature: float):

@@ -9,7 +9,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import Prototypes, mlp
 from sslctl.losses import sinkhorn, swav
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop, over_crops
 
 
 class SwAV(Method):
@@ -19,6 +19,7 @@ class SwAV(Method):
     freeze_epochs: the prototypes stay as they are. queue_epochs: the queue is used from there on, once it is full.
     """
 
+    global_views = 2, 2
     couples = "codes are assigned to the batch as a whole"
 
     def __init__(
@@ -58,7 +59,7 @@ class SwAV(Method):
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first
-        z = torch.stack([gather(self.projector(view)).float() for view in h])  # (V, G, out_dim)
+        z = torch.stack([gather(view).float() for view in over_crops(self.projector, h)])  # (V, G, out_dim)
         scores = self.prototypes(z)  # (V, G, K)
         codes = torch.stack([self.codes(scores[view].detach(), view, s) for view in range(2)])  # (2, G, K)
         used = codes.new_zeros(codes.shape[-1]).scatter_(0, codes.argmax(-1).flatten(), 1.0)  # (K,)

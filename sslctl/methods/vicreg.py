@@ -11,6 +11,7 @@ from sslctl.methods.base import Batch, Facts, Method, embedding_std, feature_std
 class VICReg(Method):
     """Section 4. The expander's embeddings are not normalised. The three weights are the paper's λ, μ and ν."""
 
+    global_views = 2, 2
     couples = "variance and covariance are taken over the batch"
 
     def __init__(

@@ -15,6 +15,7 @@ class WMSE(Method):
     whitening_size: images a part; at least twice out_dim. draws: how often the batch is cut into parts.
     """
 
+    global_views = 2, None
     couples = "the covariance that is whitened is the batch's"
 
     def __init__(
