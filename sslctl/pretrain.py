@@ -108,6 +108,8 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     views = build_views(config, source.image_size, plan.dropped, patch_size_of(backbone.network))
     refuse_other_views(method, source, views, config.names)
     refuse_sizes(backbone, views, source.image_size)
+    if teacher is not None:
+        teacher.refuse_size(views.sizes()["global"][1], config.method.teacher)
     probed = _probed(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
     embed = Embedder(method, source, preprocess, plan, config.trainer.workers)

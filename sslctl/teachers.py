@@ -41,6 +41,16 @@ class Teacher:
             self.network.to(images.device)
         return self.network(images).float()
 
+    def refuse_size(self, size: int, where: str) -> None:
+        """Raises InputError where the network cannot take square images of a size. where: it is from."""
+        try:
+            self(torch.zeros(1, self.preprocess.channels, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            own = self.preprocess.image_size
+            words = f", its own images had {own}" if own != size else ""
+            first = str(error).splitlines()[0]
+            raise InputError(f"method.teacher={where} cannot take views of {size} pixels{words}: {first}") from error
+
     def keep(self, run_dir: Path) -> None:
         """Writes the teacher beside the run's checkpoints, unless it is there."""
         path = run_dir / KEPT

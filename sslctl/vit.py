@@ -20,6 +20,13 @@ def require_vit(network: nn.Module) -> nn.Module:
     return model
 
 
+def require_class_token(model: nn.Module) -> None:
+    """Raises ValueError where a vision transformer's output is not its class token."""
+    if model.cls_token is None or model.global_pool != "token":
+        found = "no class token" if model.cls_token is None else f"global_pool={model.global_pool}"
+        raise ValueError(f"this method learns by the class token, this backbone has {found}: backbone=small_vit")
+
+
 def patch_size_of(network: nn.Module) -> int:
     """Side of a network's patches in pixels; 1 for networks without patches."""
     size = getattr(getattr(getattr(network, "model", None), "patch_embed", None), "patch_size", None)

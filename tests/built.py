@@ -68,12 +68,12 @@ class Built:
 
 @dataclass(frozen=True)
 class Embedder:
-    """sslctl.methods.base.Embed over the images given."""
+    """sslctl.methods.base.Embed over random images of a shape."""
 
-    images: Tensor
+    shape: tuple[int, ...]
 
     def __call__(self, function, *, calibrate=False):
-        return function(self.images)
+        return function(torch.rand(self.shape))
 
     def poll(self):
         pass
@@ -104,7 +104,7 @@ def built(name: str, *words: str, network: tuple[str, ...] | None = None, rows: 
     facts = Facts(channels, side, IMAGES, 4, rows, steps_per_epoch=10, total_steps=100)
     method = build_method(config.method, backbone, facts, teacher).train()
     with torch.no_grad():
-        method.start_epoch(0, Embedder(torch.rand(IMAGES, channels, SIDE, SIDE)))
+        method.start_epoch(0, Embedder((IMAGES, channels, SIDE, SIDE)))
     return Built(config, method, noise(config, method, rows))
 
 

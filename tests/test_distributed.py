@@ -310,7 +310,7 @@ LOOKED_AT = 3  # steps
 
 @contextlib.contextmanager
 def recorded_steps():
-    """What every step of a run took and gave: images, views, loss, gradients, queue."""
+    """What every step of a run took and gave: images, views, loss, gradients, and what is kept without a gradient."""
     steps, real = [], sslctl.train.train_step
 
     def train_step(setup, step, batch):
@@ -318,10 +318,11 @@ def recorded_steps():
         named = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
         method.after_backward = lambda s: gradients.update((name, p.grad.clone()) for name, p in named)
         result = real(setup, step, batch)
-        queue = [b.clone() for name, b in method.named_buffers() if name.startswith("queue")]
+        others = {name: t for name, t in method.state_dict().items() if name not in dict(named)}
+        kept = {n: t.clone() for n, t in others.items() if not n.endswith(("running_mean", "running_var", "_tracked"))}
         rows = {"index": batch.index, "label": batch.label, "views": batch.views["global"].transpose(0, 1)}
         values = {name: result[2][name] for name in ("loss", "feature_std")} | {"norm": result[3]}
-        steps.append({"rows": rows, "values": values, "gradients": gradients, "queue": queue})
+        steps.append({"rows": rows, "values": values, "gradients": gradients, "kept": kept})
         return result
 
     with pytest.MonkeyPatch.context() as patch:
@@ -372,14 +373,14 @@ def test_two_processes_see_the_images_and_views_of_one_bit_for_bit(name, first_s
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_give_the_loss_gradients_and_queue_of_one(name, first_steps):
+def test_two_processes_give_the_loss_gradients_and_state_of_one(name, first_steps):
     (one,), two = first_steps(name, 1), first_steps(name, 2)
     for its in two:
         for step, tolerance in enumerate((1e-4, 1e-2, 1e-2)):  # LARS's first steps multiply a rounding
             assert distance(its[step]["values"], one[step]["values"]) < tolerance
             assert distance(its[step]["gradients"], one[step]["gradients"]) < tolerance
-            torch.testing.assert_close(its[step]["queue"], one[step]["queue"], rtol=0, atol=1e-4)  # of unit rows
-    assert all(torch.equal(left, right) for left, right in zip(two[0][-1]["queue"], two[1][-1]["queue"], strict=True))
+            torch.testing.assert_close(its[step]["kept"], one[step]["kept"], rtol=0, atol=1e-4)  # a queue of unit rows
+        assert all(torch.equal(kept, two[0][step]["kept"][name]) for name, kept in its[step]["kept"].items())
 
 
 @pytest.mark.parametrize("name", ["simclr", slow("supervised")])

@@ -24,7 +24,7 @@ from sslctl.evaluation.subjects import load_method
 from sslctl.methods.base import clip_each_, enqueue
 from sslctl.preprocess import Preprocess
 from sslctl.teachers import load_teacher
-from tests.test_distributed import distance, steps_of
+from tests.test_distributed import LOOKED_AT, distance, steps_of
 from tests.training import SIMCLR, differences, edit, finish, in_processes, metrics, newest, pretrain, slow, tensors
 
 SMALL_HEAD = ("dataset.scale.head_dim=16", "dataset.scale.prototypes=20", "scheduler.warmup_epochs=1")
@@ -56,9 +56,11 @@ METHODS = {
     "msn": (*VIT, "method.drop_ratio=0.5"),
     "seed": ("method.queue_size=600",),
     "compress": ("method.memory_size=600",),
+    "compress-1q": ("method.memory_size=600", "method.variant=1q", "backbone.widths=[4,12]"),  # as wide as the teacher
+    "dcl-w": ("method.sigma=0.5",),
 }
 TEACHERS = ("moco_v3", "byol", "dino", "ibot", "msn")
-DISTILLED = ("seed", "compress")
+DISTILLED = ("seed", "compress", "compress-1q")
 FAST = ("nnclr", "swav", "seed")
 
 
@@ -74,7 +76,7 @@ def a_teacher():
 
 def words_of(name):
     teacher = (f"method.teacher={a_teacher()}",) if name in DISTILLED else ()
-    return (f"method={name}", *SMALL_HEAD, *METHODS[name], *teacher)
+    return (f"method={name.partition('-')[0]}", *SMALL_HEAD, *METHODS[name], *teacher)
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +126,12 @@ def spoilt(tensor):
 )
 def test_resume_without_a_part_of_the_state_differs(name, part, straight, tmp_path):
     run = tmp_path / "run"
-    assert pretrain(run, *words_of(name), stop_after=6) == 143
+    stop = 4 if name == "deepcluster_v2" else 6  # its memory is read where an epoch begins, at step 5
+    assert pretrain(run, *words_of(name), stop_after=stop) == 143
     edit(newest(run), weights=lambda stored: stored.update({part: spoilt(stored[part])}))
     finish(run, *words_of(name))
-    assert differences(tensors(run), tensors(straight(name))) != []
+    found = differences(tensors(run), tensors(straight(name)))
+    assert any(n.startswith("method/backbone.") and n.endswith("weight") for n in found)  # not the part alone
 
 
 # --- Teachers, frozen parts, queues ---
@@ -136,6 +140,34 @@ def test_resume_without_a_part_of_the_state_differs(name, part, straight, tmp_pa
 def built(name, folder):
     """A method as its configuration makes it, after a finished run."""
     return load_method(finish(folder / "run", *words_of(name)))
+
+
+# --- What does not fit ---
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS, "simclr", "moco"} - {"cpc", *DISTILLED}))
+def test_too_few_views_are_refused_before_anything_is_written(name, tmp_path, capsys):
+    words = words_of(name) if name in METHODS else (f"method={name}",)
+    assert pretrain(tmp_path / "run", *words, "augmentation=lejepa", "augmentation.global.count=1") == 2
+    assert f"{words[0]} compares 2 global views" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["nnclr", "moco", "seed", "compress"])
+def test_an_empty_queue_is_refused(name, tmp_path, capsys):
+    size = "method.memory_size=0" if name == "compress" else "method.queue_size=0"
+    words = words_of(name) if name in METHODS else ("method=moco",)
+    assert pretrain(tmp_path / "run", *words, size) == 2
+    assert "of 0 embeddings: expected at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ibot", "msn"])
+@pytest.mark.parametrize(
+    ("words", "found"), [((), "global_pool=avg"), (("+backbone.kwargs.class_token=false",), "no class token")]
+)
+def test_a_class_token_is_needed_where_it_is_learnt_by(name, words, found, tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *words_of(name), "+backbone.kwargs.global_pool=avg", *words) == 2
+    assert f"learns by the class token, this backbone has {found}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -226,6 +258,16 @@ def test_a_teacher_that_does_not_fit_is_refused_in_a_line(words, said, tmp_path,
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_takes_other_sizes_only_is_refused(tmp_path, capsys):
+    teacher = finish(
+        tmp_path / "teacher",
+        *("method=simclr", "backbone=mlp", "backbone.widths=[12]", "scheduler.warmup_epochs=0", "trainer.epochs=1"),
+        *("dataset.image_size=10", "augmentation=moco_v2"),
+    )
+    assert pretrain(tmp_path / "run", "method=seed", "scheduler.warmup_epochs=0", f"method.teacher={teacher}") == 2
+    assert "cannot take views of 8 pixels, its own images had 10: " in capsys.readouterr().err
 
 
 def test_a_teachers_weights_may_come_from_a_file(tmp_path):
@@ -367,16 +409,20 @@ def flat(gradients):
 
 
 @pytest.mark.parametrize("name", [slow(name) for name in METHODS])
-def test_two_processes_give_the_loss_and_gradients_of_one(name, tmp_path):
+def test_two_processes_give_the_loss_gradients_and_state_of_one(name, tmp_path):
+    """The state: queues, centres, memories, clusters, teachers, in each of the first steps."""
     words = (*words_of(name), "optimizer=sgd", "optimizer.base_lr=0.01")
     (one,) = in_processes(steps_of, tmp_path / "one", words, count=1)
-    for its in in_processes(steps_of, tmp_path / "two", words):
+    two = in_processes(steps_of, tmp_path / "two", words)
+    for its in two:
         tolerance = 1e-2 if name == "wmse" else 1e-3  # an inverse of the covariance multiplies a rounding
-        assert distance(its[0]["values"], one[0]["values"]) < tolerance
-        # Together: a bias in front of a BatchNorm has no gradient but rounding.
-        found, expected = ({"all": flat(run[0]["gradients"])} for run in (its, one))
-        assert distance(found, expected) < tolerance
-        torch.testing.assert_close(its[0]["queue"], one[0]["queue"], rtol=0, atol=1e-4)
+        for step in range(LOOKED_AT):
+            assert distance(its[step]["values"], one[step]["values"]) < tolerance
+            # Together: a bias in front of a BatchNorm has no gradient but rounding.
+            found, expected = ({"all": flat(run[step]["gradients"])} for run in (its, one))
+            assert distance(found, expected) < tolerance
+            torch.testing.assert_close(its[step]["kept"], one[step]["kept"], rtol=0, atol=1e-4)
+            assert all(torch.equal(kept, two[0][step]["kept"][name]) for name, kept in its[step]["kept"].items())
 
 
 @pytest.mark.parametrize("precision", ["bf16", slow("fp16")])

@@ -36,6 +36,7 @@ METHODS = {
     "moco_v3": (*RESNET, "method.temperature=0.2"),
     "nnclr": (*RESNET, "method.queue_size=512"),
     "dcl": RESNET,
+    "dcl-w": (*RESNET, "method.sigma=0.5"),
     "supcon": (*RESNET, "method.temperature=0.1"),
     "cpc": (*RESNET, "method.grid=3", "method.reach=2", "method.context_blocks=1", "method.skip=1"),
     "byol": (*RESNET, "augmentation=moco_v2", "method.teacher_momentum=0.95", "trainer.epochs=12"),
@@ -64,6 +65,7 @@ METHODS = {
     "lejepa": (*RESNET, "augmentation=simclr"),
     "seed": RESNET,
     "compress": RESNET,
+    "compress-1q": ("backbone=small_resnet", "backbone.widths=[32,64]", "method.variant=1q"),  # as wide as the teacher
     "autoencoder": RESNET,
     "vae": RESNET,
     "inpainting": RESNET,
@@ -75,7 +77,9 @@ def train(folder, name, *more, seed=0):
     """A small run to its end; returns its directory."""
     run = folder / f"{name}-{seed}"
     with contextlib.redirect_stdout(io.StringIO()):
-        status = main(["pretrain", *COMMON, f"method={name}", *more, f"seed={seed}", f"run_dir={run}"])
+        status = main(
+            ["pretrain", *COMMON, f"method={name.partition('-')[0]}", *more, f"seed={seed}", f"run_dir={run}"]
+        )
     assert status == 0
     return run
 
@@ -120,7 +124,11 @@ def learns(tmp_path_factory, teacher):
     """(worst of three trained, best of three untrained) of a method."""
 
     def measure(name, *more):
-        words = (*METHODS[name], *more, *((f"method.teacher={teacher}",) if name in ("seed", "compress") else ()))
+        words = (
+            *METHODS[name],
+            *more,
+            *((f"method.teacher={teacher}",) if name.startswith(("seed", "compress")) else ()),
+        )
         runs = [train(tmp_path_factory.mktemp(name), name, *words, seed=seed) for seed in SEEDS]
         return min(few_label(run) for run in runs), max(few_label(run, untrained=True) for run in runs)
 

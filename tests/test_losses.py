@@ -174,37 +174,3 @@ def test_info_nce_passes_gradcheck(masked):
     tensors = tuple(normal(3, 4, seed=seed).requires_grad_() for seed in range(3))
     excluded = torch.eye(3, dtype=torch.bool) if masked else None
     assert torch.autograd.gradcheck(lambda q, p, n: info_nce(q, p, n, 0.3, excluded), tensors)
-
-
-# --- Precision ---
-
-
-def both_losses(dtype):
-    z = [normal(16, 32, seed=seed, dtype=torch.float32).to(dtype) for seed in range(3)]
-    return nt_xent(z[0], z[1], 0.05), info_nce(*z, 0.05)
-
-
-def test_losses_under_autocast_are_those_of_fp32():
-    expected = both_losses(torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = both_losses(torch.float32)
-        z = normal(16, 32, dtype=torch.float32)
-        assert (z @ z.T).dtype == torch.bfloat16  # autocast is on and does reach products outside the losses
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.dtype == torch.float32
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_of_half_precision_inputs_are_computed_in_fp32(dtype):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = both_losses(dtype)
-    z = [normal(16, 32, seed=seed, dtype=torch.float32).to(dtype).double() for seed in range(3)]
-    expected = nt_xent(z[0], z[1], 0.05), info_nce(*z, 0.05)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.dtype == torch.float32
-        assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-
-
-def test_losses_of_doubles_stay_double():
-    assert [loss.dtype for loss in both_losses(torch.float64)] == [torch.float64, torch.float64]

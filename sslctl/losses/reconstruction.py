@@ -51,6 +51,7 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor, normalize_targe
     return (each * mask).sum() / mask.sum()
 
 
+@exact
 def normalized_patches(patches: Tensor) -> Tensor:
     """(B, L, P) with mean 0 and variance 1 in every patch."""
     variance, mean = torch.var_mean(patches, 2, keepdim=True)

@@ -11,6 +11,7 @@ from sslctl.batchnorm import takes_batch_statistics
 from sslctl.distributed import rank
 from sslctl.losses import cpc
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.vit import patch_size_of
 
 
 class CPC(Method):
@@ -86,10 +87,16 @@ class CPC(Method):
         return torch.where(drop[..., None, None, None], single, patches)
 
     def patch_size(self, side: int) -> int:
-        """Pixels of a patch, where the grid's patches overlap by half. Raises ValueError where too few would be left."""
+        """Pixels of a patch, where the grid's patches overlap by half. Raises ValueError where the backbone cannot take it."""
         size = 2 * side // (self.grid + 1)
         if size < 4:
             raise ValueError(f"images of {side} pixels have no room for {self.grid}×{self.grid} patches: method.grid=…")
+        inner = patch_size_of(self.backbone.network)
+        if size % inner:
+            raise ValueError(
+                f"a grid of {self.grid}×{self.grid} gives patches of {size} pixels, the backbone takes multiples of {inner}:"
+                " method.grid=…, or backbone=small_resnet"
+            )
         return size
 
     def blind_loss(self) -> float:

@@ -21,7 +21,7 @@ from sslctl.methods.base import (
     teacher_of,
 )
 from sslctl.optim import cosine_between, warmed_up
-from sslctl.vit import grid_of
+from sslctl.vit import grid_of, require_class_token
 
 
 class IBOT(Method):
@@ -58,6 +58,7 @@ class IBOT(Method):
         clip_grad: float | None,
     ):
         super().__init__(backbone, facts)
+        require_class_token(backbone.vision_transformer())
         self.prefix = backbone.vision_transformer().num_prefix_tokens
         self.head = prototype_head(backbone.embed_dim, hidden_dim, bottleneck_dim, prototypes, norm=False)
         self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))

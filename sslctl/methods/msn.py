@@ -9,7 +9,7 @@ from sslctl.backbones import Backbone
 from sslctl.heads import Prototypes, mlp
 from sslctl.losses import msn, sinkhorn
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, over_crops, teacher_of, two_views
-from sslctl.vit import grid_of
+from sslctl.vit import grid_of, require_class_token
 
 
 class MSN(Method):
@@ -40,6 +40,7 @@ class MSN(Method):
         momentum_stretch: float,
     ):
         super().__init__(backbone, facts)
+        require_class_token(backbone.vision_transformer())
         self.prefix = backbone.vision_transformer().num_prefix_tokens
         if not 0 <= drop_ratio < 1:
             raise ValueError(f"drop_ratio={drop_ratio}: expected a share of the patches, from 0 to below 1")
