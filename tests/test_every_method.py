@@ -222,6 +222,18 @@ def test_the_student_takes_one_forward_for_each_size(name):
     assert next(iter(its.batch.views)) == "global"
 
 
+@pytest.mark.parametrize(
+    ("name", "head"), [("dino", "head"), *((name, "projector") for name in ("swav", "deepcluster_v2", "lejepa", "msn"))]
+)
+def test_a_head_sees_all_crops_at_once(name, head):
+    """BatchNorm in it takes its statistics over all of them, as in the official codes: a teacher's over its own crops."""
+    its = built(name)
+    rows, crops = [], sum(len(views) for views in its.batch.views.values()) - (name == "msn")  # one is the teacher's
+    its.method.get_submodule(head).register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    its.loss()
+    assert rows == [crops * len(its.batch.index)]
+
+
 # --- From weights ---
 
 
