@@ -136,6 +136,7 @@ def fit(setup: Setup, signals: Signals) -> bool:
         for step, batch in enumerate(feed, start=first):
             if step % plan.steps_per_epoch == 0 and not begin_epoch(setup, step, signals):
                 if step > first:
+                    precision.look(plan.lr_at)
                     save(setup, step)
                 return False
             s, lr, out, norm = train_step(setup, step, batch)

@@ -54,8 +54,8 @@ def _run_backbone(run: Path) -> dict[str, Tensor]:
 def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "backbone") -> str:
     """Copies foreign weights into a backbone and returns a report; refuses any missing or misshapen tensor.
 
-    partial: load what matches all the same. The file's classifier is left out and reported. key: of the
-    backbone in the configuration.
+    partial: load what matches all the same. The file's classifier is left out and reported. key: where
+    the configuration has the backbone.
     """
     file = user_path(path)
     found = read_weights(file)
