@@ -77,7 +77,7 @@ def wmse(first, second):
 def dino(logits, prototypes):
     """Student and teacher say the same for all of two images."""
     words = (f"method.prototypes={prototypes}", "method.bottleneck_dim=4", "augmentation.local.count=1")
-    return told("dino", *words, rows=2, head=[logits.expand(2, -1)], teacher_head=[logits.expand(4, -1)])
+    return told("dino", *words, rows=2, head=[logits.expand(6, -1)], teacher_head=[logits.expand(4, -1)])
 
 
 def ibot_half_unmasked():

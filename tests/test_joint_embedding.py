@@ -147,7 +147,7 @@ def built(name, folder):
 
 @pytest.mark.parametrize("name", sorted({*METHODS, "simclr", "moco"} - {"cpc", *DISTILLED}))
 def test_too_few_views_are_refused_before_anything_is_written(name, tmp_path, capsys):
-    words = words_of(name) if name in METHODS else (f"method={name}",)
+    words = words_of(name) if name in METHODS else (f"method={name}", "scheduler.warmup_epochs=1")
     assert pretrain(tmp_path / "run", *words, "augmentation=lejepa", "augmentation.global.count=1") == 2
     assert f"{words[0]} compares 2 global views" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
