@@ -148,12 +148,12 @@ def separate_statistics(module: nn.Module) -> list[Tensor]:
 
 @contextlib.contextmanager
 def calibrating(module: nn.Module) -> Iterator[None]:
-    """Running means and variances begin anew and become the mean of the batches that pass meanwhile.
+    """Running means and variances begin anew and become the mean of the batches that pass meanwhile; where none do they stay.
 
     Those of untrained weights are 0 and 1 until then, which are the statistics of no images.
     """
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.running_mean is not None]
-    before = [(norm.momentum, norm.training) for norm in norms]
+    before = [(norm.momentum, norm.training, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a plain mean
@@ -161,9 +161,11 @@ def calibrating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, (momentum, training) in zip(norms, before, strict=True):
+        for norm, (momentum, training, buffers) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.train(training)
+            if not norm.num_batches_tracked:
+                torch._foreach_copy_(list(norm.buffers()), buffers)
 
 
 def takes_batch_statistics(module: nn.Module) -> bool:

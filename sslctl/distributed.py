@@ -124,7 +124,7 @@ def gather(x: Tensor) -> Tensor:
 @torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
     """Replaces tensors by their mean over the processes, all of one kind in one message."""
-    if world() == 1:
+    if sharing() == 1:
         return
     kinds: dict[tuple, list[Tensor]] = {}
     for tensor in tensors:
@@ -146,14 +146,14 @@ def average_gradients(parameters: Iterable[Tensor], others: Iterable[Tensor] = (
 
 def from_first(*tensors: Tensor) -> None:
     """Makes tensors, in place, those of the first process."""
-    if world() > 1:
+    if sharing() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def largest(value: int) -> int:
     """The largest of the processes' numbers."""
-    if world() == 1:
+    if sharing() == 1:
         return value
     number = torch.tensor(value)
     dist.all_reduce(number, dist.ReduceOp.MAX, group=_control)
@@ -162,7 +162,7 @@ def largest(value: int) -> int:
 
 def everyones(value: Any) -> list[Any]:
     """The processes' values (plain types and tensors), in their order."""
-    if world() == 1:
+    if sharing() == 1:
         return [value]
     values = [None] * world()
     dist.all_gather_object(values, value, group=_control)

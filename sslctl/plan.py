@@ -171,6 +171,10 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
         given = [(settings.pop(f"{name}_{unit}", None), unit) for unit in units]
         value, unit = next(((value, unit) for value, unit in given if value is not None), (None, "steps"))
         many = isinstance(value, list)
+        if value is not None and many != (name == "milestones"):
+            raise InputError(f"scheduler.{name}_{unit}={value}: expected {'a number' if many else 'a list, [a,b]'}")
+        if unit == "share" and value is not None and not all(0 < v < 1 for v in value):
+            raise InputError(f"scheduler.{name}_share={value}: expected parts of the run, between 0 and 1")
         durations[name] = [round(v * units[unit]) for v in value] if many else value and round(value * units[unit])
     warmup = durations.pop("warmup") or 0
     if warmup >= total and total > 1:
@@ -180,7 +184,8 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
         )
     for name, steps in durations.items():
         if steps is None or steps == 0:
-            raise InputError(f"scheduler.{name}_epochs or scheduler.{name}_steps must be set, and more than 0")
+            shares = f", scheduler.{name}_share" if name == "milestones" else ""
+            raise InputError(f"scheduler.{name}_epochs{shares} or scheduler.{name}_steps must be set, and more than 0")
     stretch = settings.pop("stretch", 1.0)
     if stretch < 1:
         raise InputError(f"scheduler.stretch={stretch:g}: expected 1 or more")

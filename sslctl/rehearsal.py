@@ -5,9 +5,11 @@ import itertools
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sslctl.accumulation import told_of_memory
 from sslctl.clock import words
@@ -18,13 +20,36 @@ from sslctl.train import Setup, train_step
 WARMING, TIMED = 3, 10  # steps of plan_only=true
 
 
+@dataclass(frozen=True)
+class _Pretended:
+    """sslctl.methods.base.Embed that looks at no image: the rows of all are alike."""
+
+    method: Method
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, function: Callable[[Tensor], Tensor], *, calibrate: bool = False) -> Tensor:
+        facts = self.method.facts
+        self.method.eval()
+        row = function(torch.zeros(1, facts.channels, facts.image_size, facts.image_size, device=self.device))
+        self.method.train()
+        return row.float().cpu().expand(facts.num_images, -1)
+
+    def poll(self) -> None:
+        """Nothing stops it."""
+
+
 def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
     """Takes a few real steps in memory, and prints what the run will take and where the time goes; nothing is written.
+
+    What a method does before an epoch is not timed.
 
     measure: the online evaluation's figures, timed as well.
     """
     plan, method, clock = setup.plan, setup.method, setup.clock
     with contextlib.closing(setup.batches(0)) as feed, told_of_memory(plan, method):
+        method.start_epoch(0, _Pretended(method, plan.device))
+        clock.split()
         for step, batch in enumerate(itertools.islice(feed, WARMING + TIMED)):
             train_step(setup, step, batch)
             if step == min(WARMING, plan.total_steps - 1) - 1:

@@ -172,21 +172,28 @@ def fit(setup: Setup, signals: Signals) -> bool:
 
 
 def begin_epoch(setup: Setup, step: int, signals: Signals) -> bool:
-    """What a method does before the first step of an epoch, by the first process for all. False when a signal cut it short."""
+    """What a method does before the first step of an epoch, by the first process for all.
+
+    False when a signal cut it short: all is then as it was before.
+    """
     method = setup.method
     if type(method).start_epoch is Method.start_epoch:
         return True
+    state = method.state_dict()
 
     def begun() -> bool:
+        before, drawn = {name: tensor.clone() for name, tensor in state.items()}, checkpoint.generators()
         try:
             method.start_epoch(step // setup.plan.steps_per_epoch, replace(setup.embed, poll=signals.poll))
         except Interrupted:
+            for name, tensor in state.items():
+                tensor.copy_(before[name])
+            checkpoint.restore_generators(drawn)
             return False
         return True
 
     complete = distributed.first_alone(begun)
-    if complete:
-        distributed.from_first(*method.buffers())
+    distributed.from_first(*state.values())
     setup.clock.lap("evaluation")
     signals.status = distributed.largest(signals.status)
     return complete

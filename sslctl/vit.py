@@ -120,10 +120,12 @@ def initialize_(*modules: nn.Module) -> None:
     for module in modules:
         given = getattr(module, "given", ())
         for name, part in module.named_modules():
-            if isinstance(part, nn.Linear | nn.Conv2d) and f"{name}.weight" not in given:
+            if not isinstance(part, nn.Linear | nn.Conv2d):
+                continue
+            if f"{name}.weight" not in given:
                 nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+            if part.bias is not None and f"{name}.bias" not in given:
+                nn.init.zeros_(part.bias)
         for name, token in module.named_parameters():
             if name.endswith("cls_token") and name not in given:
                 nn.init.normal_(token, std=0.02)

@@ -12,6 +12,7 @@ from sslctl.backbones import Backbone
 from sslctl.checkpoint import CheckpointError, compare, load_pickle, load_tensors, metadata, newest_valid
 from sslctl.config import user_path
 from sslctl.run_directory import BACKBONE, is_run
+from sslctl.vit import patch_size_of
 
 # Wrappers that training codes leave around a backbone's names, and classifiers that a backbone has no place for.
 _PREFIXES = (
@@ -77,7 +78,7 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "ba
     )
     report += _otherwise(file, backbone)
     if differences and not partial:
-        raise CheckpointError(report, *differences, _advice(renamed, expected, key))
+        raise CheckpointError(report, *differences, _advice(renamed, backbone, key))
     if not matched:
         raise CheckpointError(f"{report}: not one tensor fits this backbone")
     backbone.load_state_dict({**expected, **matched}, strict=True)
@@ -85,16 +86,18 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "ba
     return report
 
 
-def _advice(found: dict[str, Tensor], expected: dict[str, Tensor], key: str) -> str:
-    """What may help where the tensors found do not fit the expected ones of the backbone at `key`."""
+def _advice(found: dict[str, Tensor], backbone: Backbone, key: str) -> str:
+    """What may help where the tensors found do not fit those of the backbone at `key`."""
+    expected = backbone.state_dict()
     words = "load what matches all the same with backbone.partial=true"
     if key != "backbone":
         words = f"choose the network of these weights with backbone@{key}=…"
-    name = next((n for n in expected if n.endswith("pos_embed") and n in found), None)
-    patches = next((t for n, t in expected.items() if n.endswith("patch_embed.proj.weight")), None)
-    if name and patches is not None and found[name].shape != expected[name].shape and found[name].ndim == 3:
-        side = math.isqrt(found[name].shape[1])  # the class token and registers are fewer than another row of patches
-        pixels = side * patches.shape[-1]
+    misfits = [n for n, t in found.items() if n in expected and t.shape != expected[n].shape]
+    if misfits == ["network.model.pos_embed"] and not backbone.network.fixed_size:  # by its number of places alone
+        side = math.isqrt(
+            found[misfits[0]].shape[1]
+        )  # the class token and registers are fewer than another row of patches
+        pixels = side * patch_size_of(backbone.network)
         words = (
             f"for weights of images of {pixels} pixels, +{key}.kwargs.img_size={pixels} resamples the position embedding;"
             f" else {words}"
@@ -113,7 +116,12 @@ def _otherwise(file: Path, backbone: Backbone) -> str:
         return "; the run is not finished: of its student"
     said = said_by(file / BACKBONE if is_run(file) else file)
     words = "; its network saw the lightness of colours alone" if said.get("sees") == "lightness" else ""
-    pool = json.loads(said.get("backbone", "{}")).get("kwargs", {}).get("global_pool")
+    kwargs = json.loads(said.get("backbone", "{}")).get("kwargs", {})
+    blocks = getattr(getattr(backbone.network, "model", None), "blocks", None)
+    heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
+    if heads and kwargs.get("num_heads", heads) != heads:
+        words += f"; its network had other heads: backbone.kwargs.num_heads={kwargs['num_heads']}"
+    pool = kwargs.get("global_pool")
     if pool and pool != getattr(getattr(backbone.network, "model", None), "global_pool", pool):
         words += (
             f"; its features were pooled otherwise: +backbone.kwargs.global_pool={pool} +backbone.kwargs.fc_norm=false"

@@ -13,6 +13,7 @@ from sslctl import distributed
 from sslctl.batchnorm import (
     GroupedBatchNorm1d,
     GroupedBatchNorm2d,
+    calibrating,
     group_batchnorm,
     running_statistics,
     synchronize_batchnorm,
@@ -161,6 +162,44 @@ def failures_of_the_first():
     return found, len(called)
 
 
+def agreements_of_the_first():
+    """Whatever asks the others, asked by the first process while it works alone."""
+    x = torch.ones(2, requires_grad=True)
+
+    def alone():
+        distributed.from_first(x)
+        distributed.average([x.detach()])
+        return distributed.gather(x) is x, distributed.largest(3), distributed.everyones(4)
+
+    return distributed.first_alone(alone)
+
+
+def test_the_first_process_alone_asks_nobody():
+    assert in_processes(agreements_of_the_first) == [(True, 3, [4])] * 2
+
+
+def begun(run_dir):
+    """What two processes hold after one step of a method that writes before an epoch."""
+    kept = []
+
+    def step(setup, at, batch):
+        kept.extend([setup.method.drawn.clone(), setup.method.backbone.network.conv1.weight.clone()])
+        return real(setup, at, batch)
+
+    real = sslctl.train.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sslctl.train, "train_step", step)
+        said_by_pretrain(run_dir, *SIMCLR, *own("BeginningSimCLR"), stop_after=1)
+    return kept[:2]
+
+
+def test_what_begins_an_epoch_is_the_same_in_all_processes(tmp_path):
+    (drawn, weight), others = in_processes(begun, tmp_path / "run")
+    assert torch.isfinite(drawn).all()
+    assert torch.equal(drawn, others[0])
+    assert torch.equal(weight, others[1])
+
+
 def test_what_the_first_process_alone_does_or_raises_reaches_all():
     (first, calls), (second, none) = in_processes(failures_of_the_first)
     refused, full = ("InputError", "in use", None), ("OSError", "full", None)
@@ -292,6 +331,34 @@ def test_one_process_keeps_torchs_own_batchnorm():
     net = nn.Sequential(nn.BatchNorm1d(2), TheirBatchNorm(2))
     synchronize_batchnorm(net)
     assert [type(child) for child in net] == [nn.BatchNorm1d, TheirBatchNorm]
+
+
+def test_calibrated_statistics_are_the_mean_of_the_batches_and_others_stay():
+    torch.manual_seed(0)
+    seen, unseen = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    batches = [torch.randn(16, 3) * 2 + 5 for _ in range(3)]
+    for norm in (seen, unseen):
+        norm(torch.randn(16, 3) - 9)
+        norm.eval()
+    before = {name: tensor.clone() for name, tensor in unseen.state_dict().items()}
+    with calibrating(nn.ModuleList([seen, unseen])):
+        for batch in batches:
+            seen(batch)
+    torch.testing.assert_close(seen.running_mean, torch.stack([batch.mean(0) for batch in batches]).mean(0))
+    torch.testing.assert_close(seen.running_var, torch.stack([batch.var(0) for batch in batches]).mean(0))
+    assert (seen.momentum, seen.training) == (0.1, False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unseen.state_dict().items())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_calibrated_statistics_of_groups_are_theirs(groups):
+    torch.manual_seed(0)
+    norm, batches = group_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), groups), [torch.randn(16, 3) for _ in range(3)]
+    with calibrating(norm):
+        for batch in batches:
+            norm(batch)
+    means = torch.stack([part.mean(0) for batch in batches for part in batch.chunk(groups)])
+    torch.testing.assert_close(norm[0].running_mean, means.mean(0))
 
 
 # --- Methods: two processes against one ---

@@ -5,8 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from sslctl.cli import main
+from sslctl.explain import compose_choices
 from sslctl.methods.base import teacher_of
 from sslctl.optim import LARS, Schedule, cosine_between, parameter_groups, scaled_lr
+from sslctl.overrides import Prepared
+from sslctl.plan import _schedule
 
 # --- LARS ---
 
@@ -226,6 +230,41 @@ def test_schedule_begins_its_cosine_after_the_warm_up():
 def test_schedule_counts_milestones_from_the_start_of_the_run():
     schedule = Schedule("multistep", 100, 20, {"milestones": [30], "gamma": 0.5})
     assert [schedule(at) for at in (0, 19, 20, 29, 30)] == pytest.approx([0.05, 1.0, 1.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("words", "milestones", "gamma"),
+    [
+        (["method=moco_v1"], [60, 80], 0.1),
+        (["method=compress"], [69, 92], 0.2),
+        (["method=wmse", "scheduler.warmup_epochs=0"], [95, 98], 0.2),
+        (["method=moco_v1", "scheduler.milestones_epochs=[2,4.5]"], [20, 45], 0.1),
+        (["method=moco_v1", "scheduler.milestones_steps=[7]", "scheduler.milestones_epochs=[2]"], [7], 0.1),
+    ],
+)
+def test_milestones_are_steps_or_epochs_or_shares_of_the_run(words, milestones, gamma):
+    scheduler = compose_choices("pretrain", Prepared(config_dirs=[]), ["dataset=cifar10", *words]).scheduler
+    schedule = _schedule(scheduler, steps_per_epoch=10, total=100)
+    drops = [at for at in range(1, 100) if schedule(at) != schedule(at - 1)]
+    assert drops == milestones
+    assert schedule(99) == pytest.approx(gamma ** len(milestones))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("milestones_share=[60,80]", "expected parts of the run, between 0 and 1"),
+        ("milestones_share=0.5", "expected a list"),
+        ("milestones_epochs=100", "expected a list"),
+        (
+            "milestones_share=null",
+            "milestones_epochs, scheduler.milestones_share or scheduler.milestones_steps must be set",
+        ),
+    ],
+)
+def test_milestones_that_mean_nothing_are_refused(word, said, capsys):
+    assert main(["pretrain", "method=moco_v1", f"scheduler.{word}", "plan_only=true"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_schedule_of_a_run_that_is_all_warm_up_ends_at_the_peak():

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 import sslctl.evaluation.online
 import sslctl.pretrain
 import sslctl.train
+from sslctl import checkpoint
+from sslctl.evaluation.online import Embedder
 from sslctl.train import Signals
 from tests.training import (
     MOCO,
@@ -140,6 +142,24 @@ def test_a_run_keeps_the_thread_count_it_began_with(straight, tmp_path, capsys):
     assert "1 threads as the run began with, not 2" in capsys.readouterr().out
     assert state_of(newest(tmp_path / "run"))["threads"] == 1
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_epoch_whose_beginning_is_cut_short_begins_again_as_it_did(epoch, tmp_path, monkeypatch):
+    """With what a user's method draws from the global generator there, and has written by then."""
+    words, calls, real = (*SIMCLR, *own("BeginningSimCLR")), [], Embedder.__call__
+
+    def embed(self, function, **keywords):
+        calls.append(function)
+        if len(calls) == 3 * epoch + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, function, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "__call__", embed)
+        assert pretrain(tmp_path / "run", *words) == 143
+    assert [path.name for path in checkpoint.steps_on_disk(tmp_path / "run")] == (["step-5"] if epoch else [])
+    same_run(finish(tmp_path / "run", *words), finish(tmp_path / "straight", *words))
 
 
 # --- What the resume needs: without it, the weights differ ---

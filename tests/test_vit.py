@@ -10,7 +10,16 @@ from sslctl.backbones import Backbone, Timm
 from sslctl.masks import block_mask, random_order
 from sslctl.methods.cpc import Context, cut, turned
 from sslctl.views.random import Key
-from sslctl.vit import fix_positions_, gather_tokens, patchify, require_vit, sine_cosine, tokens, unpatchify
+from sslctl.vit import (
+    fix_positions_,
+    gather_tokens,
+    initialize_,
+    patchify,
+    require_vit,
+    sine_cosine,
+    tokens,
+    unpatchify,
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +114,19 @@ def test_fixed_positions_are_fixed_and_leave_the_class_token_at_zero():
     assert not model.pos_embed.requires_grad
     assert model.pos_embed[0, 0].abs().max() == 0
     torch.testing.assert_close(model.pos_embed[0, 1:], sine_cosine(16, 4, 4))
+
+
+def test_initial_weights_leave_what_was_given():
+    """Also a bias whose weight did not fit."""
+    backbone = Backbone(Timm("vit_tiny_patch16_224", 1, 16, {"patch_size": 4, "embed_dim": 16, "num_heads": 2}))
+    model, given = backbone.network.model, ("patch_embed.proj.bias", "blocks.0.mlp.fc1.weight", "cls_token")
+    backbone.given = frozenset(f"network.model.{name}" for name in given)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    initialize_(backbone)
+    left = [n for n, p in model.named_parameters() if (p == 1).all() and "norm" not in n and n != "pos_embed"]
+    assert sorted(left) == sorted(given)
 
 
 def test_sine_cosine_positions_need_a_multiple_of_four():

@@ -140,6 +140,28 @@ def test_a_transformer_of_other_images_says_how_its_positions_are_resampled(tmp_
         torch.testing.assert_close(backbone(images), model(backbone.normalize(images)))
 
 
+def test_other_widths_are_not_said_to_be_other_sizes(tmp_path):
+    kwargs = {"patch_size": 8, "depth": 1}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, embed_dim=96, **kwargs)
+    file = save(tmp_path / "vit.safetensors", model.state_dict())
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(Backbone(Timm("vit_tiny_patch16_224", 3, 24, kwargs), MEAN, STD), file, partial=False)
+    assert "img_size" not in str(caught.value)
+
+
+def test_a_network_of_other_heads_is_told_to_be_so(tmp_path):
+    """They leave no trace in the weights' shapes."""
+    vit = Backbone(Timm("vit_tiny_patch16_224", 3, 16, {"depth": 1, "num_heads": 6}), MEAN, STD)
+    settings = Preprocess(3, 16, 16, MEAN, STD)
+    keep_backbone(tmp_path / "vit.safetensors", vit, {"kwargs": {"depth": 1, "num_heads": 6}}, settings)
+    file, other = (
+        str(tmp_path / "vit.safetensors"),
+        Backbone(Timm("vit_tiny_patch16_224", 3, 16, {"depth": 1}), MEAN, STD),
+    )
+    assert load_weights(vit, file, partial=False).endswith("0 unexpected")
+    assert "backbone.kwargs.num_heads=6" in load_weights(other, file, partial=False)
+
+
 def test_a_network_that_cannot_resample_its_positions_takes_one_size():
     with pytest.raises(ValueError, match="takes the images' own size only, 32"):
         Timm("pit_ti_224", 3, 32, {"img_size": 64})

@@ -99,7 +99,7 @@ class Embedder:
                 some = permuted(np.arange(count), count, seed=0, epoch=-4)[
                     : min(CALIBRATING, max(1, count // BATCH)) * BATCH
                 ]
-                with calibrating(self.method):
+                with torch.compiler.set_stance("force_eager"), calibrating(self.method):  # for a few batches
                     self._extracted(function, some)
             return self._extracted(function, np.arange(count))
         finally:

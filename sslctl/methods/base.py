@@ -77,8 +77,8 @@ class Method(nn.Module):
         return {}
 
     def start_epoch(self, epoch: int, embed: Embed) -> None:
-        """Before the first step of an epoch, and again where a signal cuts it short. The one other place where buffers are
-        written: by the first process, whose buffers the others take."""
+        """Before the first step of an epoch; again, from the state before, where a signal cuts it short. The one other place
+        where buffers are written: by the first process, whose tensors, but not attributes, the others take."""
 
     def before_step(self, s: dict[str, float]) -> None:
         """Once per optimizer step, before the forward."""
