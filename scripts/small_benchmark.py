@@ -20,6 +20,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -89,12 +90,11 @@ def main() -> None:
         write_passing(folder / "videos" / "train", 192, seed=0)
         write_passing(folder / "videos" / "test", 400, seed=1)
         places = {"videos": folder / "videos", "texts": write_texts(folder / "texts")}
+    of_many = NAMED if arguments.data == "fashion_mnist" else ()
+    pairs = [(name, seed) for name in names for seed in arguments.seeds or (SEEDS if name in of_many else [0])]
     runs = [
         Run(name, seed, folder, arguments.data, tuple(places.items()))
-        for turn in range(max(SEEDS) + 1)
-        for name in names
-        for seed in (arguments.seeds or (SEEDS if name in NAMED and arguments.data == "fashion_mnist" else [0]))
-        if seed == turn or (arguments.seeds and turn == 0)
+        for name, seed in sorted(pairs, key=itemgetter(1))  # a seed of all, then the next
     ]
     there = {(r["name"], r["seed"]) for r in read(arguments.record, arguments.data) if _whole(r, table)}
     with ThreadPoolExecutor(arguments.jobs) as pool:
