@@ -18,7 +18,7 @@ from typing import Any
 
 from sslctl import explain, overrides
 from sslctl.binding import allow
-from sslctl.config import InputError, mistakes, nearest
+from sslctl.config import InputError, first_line, mistakes, nearest
 from sslctl.schemas import SCHEMAS
 
 VERBS = {
@@ -189,7 +189,7 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
         raise failures[0][1]
     print(f"\nsslctl: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
     for words, error in failures:
-        print(f"  {words}: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+        print(f"  {words}: {first_line(error)}", file=sys.stderr)
     return 1
 
 

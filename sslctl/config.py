@@ -28,6 +28,12 @@ def user_path(text: Any) -> Path:
     return Path(os.path.expanduser(str(text)))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
     """' (nearest: …)' for a message, or nothing when no choice is near."""
     near = difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
@@ -63,6 +69,12 @@ def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
             found += _out_of_range(hints[f.name], value, f"{path}.")
         elif hints[f.name] == dict[str, ViewGroupConfig]:
             for group, settings in value.items():
+                if group == "local" and OmegaConf.missing_keys(settings):
+                    found.append(
+                        f"{path}.local: this augmentation has no local views, which are asked for: augmentation=swav, dino"
+                        " or lejepa"
+                    )
+                    continue
                 found += _out_of_range(ViewGroupConfig, settings, f"{path}.{group}.")
                 found += _view_mistakes(settings, f"{path}.{group}")
         else:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from sslctl.config import InputError, mistakes, nearest
+from sslctl.config import InputError, first_line, mistakes, nearest
 from sslctl.overrides import Prepared, quote
 from sslctl.schemas import SCHEMAS
 
@@ -106,8 +106,6 @@ def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
 def located(error: Any) -> str:
     """An OmegaConf error with the key it is about."""
     key = getattr(error, "full_key", None)
-    if key and key.startswith("augmentation.local.") and "Missing mandatory value" in str(error):
-        return "augmentation.local: this augmentation has no local views, which are asked for: augmentation=swav, dino or lejepa"
     return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
@@ -198,8 +196,3 @@ def _other_kind(before: Any, value: Any) -> bool:
     if isinstance(before, str) and isinstance(value, int | float):
         return False  # a word may look like a number
     return _kind(before) != _kind(value)
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -165,17 +165,9 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     shape = settings.pop("shape")
     if shape not in SHAPES:
         raise InputError(f"scheduler.shape={shape}: expected one of {', '.join(SHAPES)}")
-    durations = {}
-    units = {"steps": 1, "epochs": steps_per_epoch, "share": total}
-    for name in sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))}):
-        given = [(settings.pop(f"{name}_{unit}", None), unit) for unit in units]
-        value, unit = next(((value, unit) for value, unit in given if value is not None), (None, "steps"))
-        many = isinstance(value, list)
-        if value is not None and many != (name == "milestones"):
-            raise InputError(f"scheduler.{name}_{unit}={value}: expected {'a number' if many else 'a list, [a,b]'}")
-        if unit == "share" and value is not None and not all(0 < v < 1 for v in value):
-            raise InputError(f"scheduler.{name}_share={value}: expected parts of the run, between 0 and 1")
-        durations[name] = [round(v * units[unit]) for v in value] if many else value and round(value * units[unit])
+    lengths = {"steps": 1, "epochs": steps_per_epoch, "share": total}
+    names = sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))})
+    durations = {name: _in_steps(settings, name, lengths) for name in names}
     warmup = durations.pop("warmup") or 0
     if warmup >= total and total > 1:
         raise InputError(
@@ -190,6 +182,20 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     if stretch < 1:
         raise InputError(f"scheduler.stretch={stretch:g}: expected 1 or more")
     return Schedule(shape, total, warmup, settings | durations, stretch)
+
+
+def _in_steps(settings: dict, name: str, lengths: dict[str, int]) -> int | list[int] | None:
+    """Takes a duration out of a scheduler's settings: the first that is given in a unit of these lengths in steps."""
+    given = {unit: settings.pop(f"{name}_{unit}", None) for unit in lengths}
+    unit, value = next(((unit, value) for unit, value in given.items() if value is not None), ("steps", None))
+    if value is None:
+        return None
+    many = isinstance(value, list)
+    if many != (name == "milestones"):
+        raise InputError(f"scheduler.{name}_{unit}={value}: expected {'a number' if many else 'a list, [a,b]'}")
+    if unit == "share" and not all(0 < part < 1 for part in value):
+        raise InputError(f"scheduler.{name}_share={value}: expected parts of the run, between 0 and 1")
+    return [round(v * lengths[unit]) for v in value] if many else round(value * lengths[unit])
 
 
 def choose_device(name: str) -> torch.device:

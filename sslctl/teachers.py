@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sslctl.build import build_backbone
-from sslctl.config import InputError, user_path
+from sslctl.config import InputError, first_line, user_path
 from sslctl.loading import about, finished_run, keep_backbone, kept_backbone
 from sslctl.preprocess import Preprocess
 from sslctl.run_directory import is_run
@@ -48,8 +48,9 @@ class Teacher:
         except (RuntimeError, AssertionError, ValueError) as error:
             own = self.preprocess.image_size
             words = f", its own images had {own}" if own != size else ""
-            first = str(error).splitlines()[0]
-            raise InputError(f"method.teacher={where} cannot take views of {size} pixels{words}: {first}") from error
+            raise InputError(
+                f"method.teacher={where} cannot take views of {size} pixels{words}: {first_line(error)}"
+            ) from error
 
     def keep(self, run_dir: Path) -> None:
         """Writes the teacher beside the run's checkpoints, unless it is there."""

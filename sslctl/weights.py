@@ -94,9 +94,8 @@ def _advice(found: dict[str, Tensor], backbone: Backbone, key: str) -> str:
         words = f"choose the network of these weights with backbone@{key}=…"
     misfits = [n for n, t in found.items() if n in expected and t.shape != expected[n].shape]
     if misfits == ["network.model.pos_embed"] and not backbone.network.fixed_size:  # by its number of places alone
-        side = math.isqrt(
-            found[misfits[0]].shape[1]
-        )  # the class token and registers are fewer than another row of patches
+        places = found[misfits[0]].shape[1]
+        side = math.isqrt(places)  # the class token and registers are fewer than another row of patches
         pixels = side * patch_size_of(backbone.network)
         words = (
             f"for weights of images of {pixels} pixels, +{key}.kwargs.img_size={pixels} resamples the position embedding;"
@@ -117,12 +116,12 @@ def _otherwise(file: Path, backbone: Backbone) -> str:
     said = said_by(file / BACKBONE if is_run(file) else file)
     words = "; its network saw the lightness of colours alone" if said.get("sees") == "lightness" else ""
     kwargs = json.loads(said.get("backbone", "{}")).get("kwargs", {})
-    blocks = getattr(getattr(backbone.network, "model", None), "blocks", None)
-    heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
-    if heads and kwargs.get("num_heads", heads) != heads:
-        words += f"; its network had other heads: backbone.kwargs.num_heads={kwargs['num_heads']}"
-    pool = kwargs.get("global_pool")
-    if pool and pool != getattr(getattr(backbone.network, "model", None), "global_pool", pool):
+    model = getattr(backbone.network, "model", None)
+    heads, pool = kwargs.get("num_heads"), kwargs.get("global_pool")
+    attention = next((part for part in backbone.modules() if hasattr(part, "num_heads")), None)
+    if heads and heads != getattr(attention, "num_heads", heads):
+        words += f"; its network had other heads: backbone.kwargs.num_heads={heads}"
+    if pool and pool != getattr(model, "global_pool", pool):
         words += (
             f"; its features were pooled otherwise: +backbone.kwargs.global_pool={pool} +backbone.kwargs.fc_norm=false"
         )

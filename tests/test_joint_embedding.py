@@ -164,6 +164,16 @@ def test_too_few_views_are_refused_before_anything_is_written(name, tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["ibot", "msn"])
+def test_an_augmentation_without_the_local_views_that_a_method_counts_is_refused(name, tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *words_of(name), "augmentation=simclr") == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "sslctl: augmentation.local: this augmentation has no local views, which are asked for: augmentation=swav, dino"
+        " or lejepa\n"
+    )
+
+
 @pytest.mark.parametrize("name", ["nnclr", "moco", "seed", "compress"])
 def test_an_empty_queue_is_refused(name, tmp_path, capsys):
     size = "method.memory_size=0" if name == "compress" else "method.queue_size=0"

@@ -21,6 +21,7 @@ from tests.training import (
     SIMCLR,
     STEPS,
     STEPS_PER_EPOCH,
+    BeginningSimCLR,
     contents,
     differences,
     edit,
@@ -160,6 +161,16 @@ def test_an_epoch_whose_beginning_is_cut_short_begins_again_as_it_did(epoch, tmp
         assert pretrain(tmp_path / "run", *words) == 143
     assert [path.name for path in checkpoint.steps_on_disk(tmp_path / "run")] == (["step-5"] if epoch else [])
     same_run(finish(tmp_path / "run", *words), finish(tmp_path / "straight", *words))
+
+
+def test_an_epoch_begins_once_however_many_parts_a_step_has(tmp_path, monkeypatch):
+    calls, real = [], BeginningSimCLR.start_epoch
+    monkeypatch.setattr(
+        BeginningSimCLR, "start_epoch", lambda self, epoch, embed: calls.append(epoch) or real(self, epoch, embed)
+    )
+    parts = ("trainer.accumulate_steps=4", "trainer.accumulate_approximately=true")
+    finish(tmp_path / "run", *SIMCLR, *own("BeginningSimCLR"), *parts)
+    assert calls == [0, 1]
 
 
 # --- What the resume needs: without it, the weights differ ---

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,31 +93,26 @@ class Embedder:
     poll: Callable[[], None] = lambda: None
 
     def __call__(self, function: Callable[[Tensor], Tensor], *, calibrate: bool = False) -> Tensor:
-        count = len(self.source)
+        embed = partial(
+            extract,
+            function,
+            self.source,
+            resize=self.preprocess.resize,
+            batch_size=BATCH,
+            workers=self.workers,
+            device=self.plan.device,
+            poll=self.poll,
+        )
+        everything = np.arange(len(self.source))
         self.method.eval()
         try:
             if calibrate:
-                some = permuted(np.arange(count), count, seed=0, epoch=-4)[
-                    : min(CALIBRATING, max(1, count // BATCH)) * BATCH
-                ]
-                with torch.compiler.set_stance("force_eager"), calibrating(self.method):  # for a few batches
-                    self._extracted(function, some)
-            return self._extracted(function, np.arange(count))
+                whole = max(1, min(CALIBRATING, len(everything) // BATCH)) * BATCH  # no batch of a few images
+                with torch.compiler.set_stance("force_eager"), calibrating(self.method):  # not compiled for these few
+                    embed(permuted(everything, len(everything), seed=0, epoch=-4)[:whole])
+            return embed(everything)
         finally:
             self.method.train()
-
-    def _extracted(self, function: Callable[[Tensor], Tensor], rows: np.ndarray) -> Tensor:
-        resize, device = self.preprocess.resize, self.plan.device
-        return extract(
-            function,
-            self.source,
-            rows,
-            resize=resize,
-            batch_size=BATCH,
-            workers=self.workers,
-            device=device,
-            poll=self.poll,
-        )
 
 
 def closing_records(

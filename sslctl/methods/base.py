@@ -16,7 +16,7 @@ from sslctl.distributed import gather
 
 __all__ = [
     *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
-    *("gather", "global_mean", "multi_crop", "over_crops", "random_units", "teacher_of", "two_views"),
+    *("gather", "gather_views", "global_mean", "multi_crop", "over_crops", "random_units", "teacher_of", "two_views"),
 ]
 
 
@@ -139,6 +139,11 @@ def over_crops(head: nn.Module, h: Tensor) -> Tensor:
     """A head on all crops' features (V, B, D) at once -> (V, B, K): its BatchNorms see all crops as one batch, as those of
     the official codes of SwAV, DeepCluster-v2, DINO and MSN do."""
     return head(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+
+
+def gather_views(z: Tensor) -> Tensor:
+    """(V, B, D) of this process's images -> (V, G, D) of the global batch, in one message."""
+    return gather(z.transpose(0, 1)).transpose(0, 1)
 
 
 def random_units(count: int, dim: int) -> Tensor:

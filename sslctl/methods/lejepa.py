@@ -6,7 +6,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import sigreg
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop, over_crops
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, gather_views, multi_crop, over_crops
 
 
 class LeJEPA(Method):
@@ -29,7 +29,7 @@ class LeJEPA(Method):
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the global views first
-        z = torch.stack([gather(view).float() for view in over_crops(self.projector, h)])  # (V, G, out_dim)
+        z = gather_views(over_crops(self.projector, h)).float()  # (V, G, out_dim)
         center = z[: len(batch.views["global"])].mean(0)  # (G, out_dim)
         agreement = (center - z).square().mean()
         first = batch.key.of(gather(batch.index)[:1])  # of the global batch: the same directions in all processes

@@ -33,10 +33,10 @@ class MAE(Method):
         super().__init__(backbone, facts)
         model = backbone.vision_transformer()
         self.prefix, self.patch = model.num_prefix_tokens, model.patch_embed.patch_size[0]
-        patches = (facts.image_size // self.patch) ** 2
-        self.kept = int(patches * (1 - mask_ratio))
-        if not 0 < self.kept < patches:
-            raise ValueError(f"method.mask_ratio={mask_ratio} leaves {self.kept} of {patches} patches visible")
+        self.patches = (facts.image_size // self.patch) ** 2
+        self.kept = int(self.patches * (1 - mask_ratio))
+        if not 0 < self.kept < self.patches:
+            raise ValueError(f"method.mask_ratio={mask_ratio} leaves {self.kept} of {self.patches} patches visible")
         self.embed = nn.Linear(backbone.embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(decoder_dim))
         self.decoder = nn.Sequential(
@@ -93,7 +93,6 @@ class MAE(Method):
         return (pixels - 1) / pixels if self.normalize_target else None  # its unbiased variance is 1
 
     def notes(self) -> list[str]:
-        patches = (self.facts.image_size // self.patch) ** 2
         return [
-            f"{self.kept} of {patches} patches stay visible; judge it by fine-tuning, frozen features are poor by design"
+            f"{self.kept} of {self.patches} patches stay visible; judge it by fine-tuning, frozen features are poor by design"
         ]

@@ -8,7 +8,18 @@ from torch import Tensor, nn
 from sslctl.backbones import Backbone
 from sslctl.heads import Prototypes, mlp
 from sslctl.losses import msn, sinkhorn
-from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, over_crops, teacher_of, two_views
+from sslctl.methods.base import (
+    Batch,
+    Facts,
+    Method,
+    ema_update,
+    feature_std,
+    gather,
+    gather_views,
+    over_crops,
+    teacher_of,
+    two_views,
+)
 from sslctl.vit import grid_of, require_class_token
 
 
@@ -66,7 +77,7 @@ class MSN(Method):
         if "local" in batch.views:
             small = batch.views["local"]  # (V, B, C, h, w)
             h = torch.cat([h, self.backbone(small.flatten(0, 1)).unflatten(0, small.shape[:2])])
-        z = torch.stack([gather(view) for view in over_crops(self.projector, h)])  # (V, G, D)
+        z = gather_views(over_crops(self.projector, h))  # (V, G, D)
         with torch.no_grad():
             target = self.teacher_projector(self.teacher_backbone(target))
             p = self.targets(gather(target).float())  # (G, K)

@@ -29,10 +29,10 @@ class SimMIM(Method):
                 f" ({facts.image_size})"
             )
         self.unit = mask_size // self.patch  # patches a side
-        squares = (facts.image_size // mask_size) ** 2
-        self.hidden = math.ceil(mask_ratio * squares)
-        if not 0 < self.hidden < squares:
-            raise ValueError(f"method.mask_ratio={mask_ratio} hides {self.hidden} of {squares} squares")
+        self.squares = (facts.image_size // mask_size) ** 2
+        self.hidden = math.ceil(mask_ratio * self.squares)
+        if not 0 < self.hidden < self.squares:
+            raise ValueError(f"method.mask_ratio={mask_ratio} hides {self.hidden} of {self.squares} squares")
         self.mask_token = nn.Parameter(torch.empty(backbone.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Linear(backbone.embed_dim, self.patch**2 * facts.channels)
@@ -68,8 +68,7 @@ class SimMIM(Method):
         return {"view": x, "masked": torch.where(hidden, grey, x), "reconstruction": torch.where(hidden, made, x)}
 
     def notes(self) -> list[str]:
-        squares = (self.facts.image_size // self.patch // self.unit) ** 2
         return [
-            f"{self.hidden} of {squares} squares of {self.unit * self.patch} pixels are hidden;"
+            f"{self.hidden} of {self.squares} squares of {self.unit * self.patch} pixels are hidden;"
             " judge it by fine-tuning, frozen features are poor by design"
         ]

@@ -9,7 +9,7 @@ from torch import Tensor
 from sslctl.backbones import Backbone
 from sslctl.heads import Prototypes, mlp
 from sslctl.losses import sinkhorn, swav
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, multi_crop, over_crops
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather_views, multi_crop, over_crops
 
 
 class SwAV(Method):
@@ -59,7 +59,7 @@ class SwAV(Method):
 
     def training_step(self, batch: Batch, s: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first
-        z = torch.stack([gather(view).float() for view in over_crops(self.projector, h)])  # (V, G, out_dim)
+        z = gather_views(over_crops(self.projector, h)).float()  # (V, G, out_dim)
         scores = self.prototypes(z)  # (V, G, K)
         codes = torch.stack([self.codes(scores[view].detach(), view, s) for view in range(2)])  # (2, G, K)
         used = codes.new_zeros(codes.shape[-1]).scatter_(0, codes.argmax(-1).flatten(), 1.0)  # (K,)

@@ -1,12 +1,11 @@
 """W-MSE: views that are alike after whitening (Ermolov et al. 2021, arXiv:2007.06346)."""
 
-import torch
 from torch import Tensor
 
 from sslctl.backbones import Backbone
 from sslctl.heads import mlp
 from sslctl.losses import whitening_mse
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, gather_views
 
 
 class WMSE(Method):
@@ -37,7 +36,7 @@ class WMSE(Method):
     def training_step(self, batch: Batch, s: dict) -> dict:
         views = batch.views["global"]  # (V, B, C, H, W)
         h = self.backbone(views.flatten(0, 1))  # (V·B, D)
-        z = torch.stack([gather(part) for part in self.projector(h).chunk(len(views))])  # (V, G, out_dim)
+        z = gather_views(self.projector(h).unflatten(0, views.shape[:2]))  # (V, G, out_dim)
         bits = batch.key.of(gather(batch.index)).bits("wmse/parts", self.draws)  # (G, draws)
         parts = bits.argsort(dim=0).T.reshape(self.draws, -1, self.whitening_size)  # (draws, pieces, size)
         return {"loss": whitening_mse(z, parts), "feature_std": feature_std(h)}
