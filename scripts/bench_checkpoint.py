@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import torch
 from bench_views import table
 
-from sslctl import checkpoint
+from sslctl.runs import checkpoint
 
 EVERY, AT_END = "every epoch", "at the end"
 

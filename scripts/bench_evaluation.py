@@ -20,17 +20,18 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sslctl.backbones import Backbone, SmallResNet
-from sslctl.cli import CONFIGS, register_schemas
+from sslctl.config.schema import CONFIGS, register_schemas
 from sslctl.data import files
 from sslctl.data.sources import Source, folder
-from sslctl.evaluation import label_free, suite
+from sslctl.evaluation import label_free
+from sslctl.evaluation.clustering import cluster_records
 from sslctl.evaluation.features import Features, extract
 from sslctl.evaluation.knn import knn_votes
-from sslctl.evaluation.linear import Grid
-from sslctl.evaluation.protocols import linear_records
+from sslctl.evaluation.linear import Grid, linear_records
+from sslctl.evaluation.retrieval import neighbour_records
 from sslctl.evaluation.subjects import Subject
-from sslctl.preprocess import Preprocess
+from sslctl.models.backbones import Backbone, SmallResNet
+from sslctl.models.preprocess import Preprocess
 
 TRAIN, TEST, DIM, CLASSES, K = 50_000, 10_000, 512, 10, 200
 LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10
@@ -104,8 +105,8 @@ def protocols(train: Features, test: Features) -> None:
     parts = {"linear, all labels": lambda: linear(None)}
     parts |= {f"linear, {amount:g}": lambda amount=amount: linear(amount) for amount in config.few_labels}
     parts |= {
-        "kNN and retrieval": lambda: suite.neighbour_records(subject, sources["test"], train, test, config),
-        "clustering": lambda: suite.cluster_records(subject, sources["test"], train, test, config),
+        "kNN and retrieval": lambda: neighbour_records(subject, sources["test"], train, test, config),
+        "clustering": lambda: cluster_records(subject, sources["test"], train, test, config),
         "without labels": without_labels,
     }
     whole = 0.0

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from sslctl.clock import Clock
 from sslctl.data.loader import batches
 from sslctl.data.sources import folder
+from sslctl.ops.timing import Clock
 from sslctl.views import ViewMaker
 
 SIZE, HEIGHT, WIDTH = 224, 375, 500

@@ -22,8 +22,8 @@ from bench_checkpoint import environment, run_sslctl, seconds_and_images
 from bench_views import table
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone, ResNet, SmallResNet
-from sslctl.heads import mlp
+from sslctl.models.backbones import Backbone, ResNet, SmallResNet
+from sslctl.models.heads import mlp
 
 WARMUP, QUEUE, DIM = 20, 4096, 128
 BATCH_SIZES = {"small_resnet": 64, "resnet18": 16}  # for a CPU

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from sslctl.evaluation.results import show
-from sslctl.run_directory import RESULTS, read_lines
+from sslctl.evaluation.console import show
+from sslctl.runs.directory import RESULTS, read_lines
 
 records = [r for r in read_lines(Path(sys.argv[1]) / RESULTS) if r["metric"] == "top1"]
 latest = {(r["subject"], r["labels"]): r for r in records if r["protocol"] == "linear-cached"}

@@ -16,33 +16,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sslctl import explain, overrides
-from sslctl.binding import allow
-from sslctl.config import InputError, first_line, mistakes, nearest
-from sslctl.schemas import SCHEMAS
+from sslctl.config import command_line as overrides
+from sslctl.config import diagnose as explain
+from sslctl.config.schema import CONFIGS, SCHEMAS, register_schemas
+from sslctl.config.targets import allow
+from sslctl.config.validation import mistakes
+from sslctl.errors import InputError, Stopped, first_line, nearest
 
-VERBS = {
-    "pretrain": ("sslctl.pretrain", "trains a backbone without labels, then evaluates it"),
-    "linear-eval": ("sslctl.evaluation.verbs", "linear probe on the frozen features of a run or of foreign weights"),
-    "knn-eval": ("sslctl.evaluation.verbs", "weighted nearest neighbours on the frozen features"),
-    "evaluate": (
-        "sslctl.evaluation.suite",
-        "every protocol from one feature extraction, and what shows without labels",
-    ),
-    "export": (
-        "sslctl.export",
-        "the backbone as a file for torchvision, timm, ONNX or torch.export, checked numerically",
-    ),
-    "embed": ("sslctl.evaluation.embed", "features, labels and file names of a dataset to disk"),
-    "finetune": ("sslctl.evaluation.finetune", "end-to-end fine-tuning on all labels or a few, beside scratch"),
-    "views": ("sslctl.views.picture", "a picture of what the augmentation does to the dataset's images"),
-    "pictures": ("sslctl.pictures", "what a run's method makes of some images: reconstructions, masks, colours"),
-    "report": (
-        "sslctl.report.page",
-        "one HTML page over runs: health, curves, figures, neighbours, and how to repeat them",
-    ),
-    "runs": ("sslctl.runs", "the runs on disk, and the command that resumes each"),
-    "check": ("sslctl.check", "composes every configuration and binds every signature"),
+VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
+    "pretrain": "trains a backbone without labels, then evaluates it",
+    "linear-eval": "linear probe on the frozen features of a run or of foreign weights",
+    "knn-eval": "weighted nearest neighbours on the frozen features",
+    "evaluate": "every protocol from one feature extraction, and what shows without labels",
+    "export": "the backbone as a file for torchvision, timm, ONNX or torch.export, checked numerically",
+    "embed": "features, labels and file names of a dataset to disk",
+    "finetune": "end-to-end fine-tuning on all labels or a few, beside scratch",
+    "views": "a picture of what the augmentation does to the dataset's images",
+    "pictures": "what a run's method makes of some images: reconstructions, masks, colours",
+    "report": "one HTML page over runs: health, curves, figures, neighbours, and how to repeat them",
+    "runs": "the runs on disk, and the command that resumes each",
+    "check": "composes every configuration and binds every signature",
 }
 
 USAGE = """sslctl: pretrains vision backbones without labels and says truthfully what came out.
@@ -62,19 +55,6 @@ The same command again continues its run, exactly. Bad input ends with status 2 
 the traceback. Shell completion: eval "$(sslctl -sc install=bash)"
 """
 
-CONFIGS = next(
-    (d for d in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if d.is_dir()),
-    Path(__file__).parent / "configs",
-)
-
-
-class Stopped(BaseException):
-    """A run that a signal stopped after saving. Not an Exception: it ends a sweep as well."""
-
-    def __init__(self, status: int):
-        super().__init__(f"stopped by a signal, status {status}")
-        self.status = status
-
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line; returns the exit status."""
@@ -82,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     if "-sc" in arguments or "--shell-completion" in arguments:
         return _complete(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:<12} {words}" for verb, (_, words) in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {verb:<12} {words}" for verb, words in VERBS.items())))
         return 0
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -158,8 +138,8 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
             if found:
                 raise InputError(*found)
             overrides.refuse_unpinned_method(config)
-            module = importlib.import_module(VERBS[verb][0])
-            getattr(module, verb.replace("-", "_"))(config)
+            module = importlib.import_module(f"sslctl.commands.{schema_name}")
+            getattr(module, schema_name)(config)
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit):
                 error = RuntimeError(f"the job called sys.exit({error.code})")
@@ -191,15 +171,6 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
     for words, error in failures:
         print(f"  {words}: {first_line(error)}", file=sys.stderr)
     return 1
-
-
-def register_schemas() -> None:
-    """Puts the dataclasses of sslctl.schemas where the defaults lists of configs/ look for them."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=schema)
 
 
 def _complete(arguments: list[str]) -> int:

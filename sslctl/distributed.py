@@ -180,7 +180,7 @@ def first_alone(function: Callable[[], Any]) -> Any:
             _alone = True
             outcome[0] = function()
         except BaseException as error:
-            from sslctl.config import InputError
+            from sslctl.errors import InputError
 
             raised, outcome[1] = error, getattr(error, "status", 2 if isinstance(error, InputError) else 1)
         finally:

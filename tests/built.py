@@ -9,17 +9,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from sslctl.build import build_backbone, build_method
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
 from sslctl.data.batch import Batch
 from sslctl.data.text import CLS
-from sslctl.explain import compose_choices
+from sslctl.factory.from_config import build_backbone, build_method
 from sslctl.methods.base import Facts, Method
-from sslctl.overrides import Prepared
-from sslctl.preprocess import Preprocess, TextPreprocess
-from sslctl.teachers import Teacher
-from sslctl.train import build_optimizer
+from sslctl.models.preprocess import Preprocess, TextPreprocess
+from sslctl.models.teacher import Teacher
+from sslctl.models.vit import patch_size_of
+from sslctl.training.train import build_optimizer
 from sslctl.views import Key, ViewMaker
-from sslctl.vit import patch_size_of
 
 SIDE, ROWS, IMAGES, LENGTH, VOCABULARY = 16, 8, 100, 32, 60
 RESNET = ("backbone=small_resnet", "backbone.widths=[4,8]")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sslctl import binding
 from sslctl.cli import main
+from sslctl.config import targets as binding
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -7,18 +7,18 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from sslctl.accumulation import reasons_against_parts, refuse_inexact_accumulation
-from sslctl.backbones import Backbone
-from sslctl.batchnorm import takes_batch_statistics
-from sslctl.binding import target_of
-from sslctl.cli import CONFIGS
-from sslctl.clock import Clock
-from sslctl.config import InputError
+from sslctl.config.schema import CONFIGS
+from sslctl.config.targets import target_of
+from sslctl.errors import InputError
 from sslctl.methods.base import Batch
 from sslctl.methods.moco import MoCo
 from sslctl.methods.supervised import Supervised
-from sslctl.precision import Precision
-from sslctl.train import build_optimizer, joined, train_step
+from sslctl.models.backbones import Backbone
+from sslctl.models.batchnorm import takes_batch_statistics
+from sslctl.ops.timing import Clock
+from sslctl.training.accumulation import reasons_against_parts, refuse_inexact_accumulation
+from sslctl.training.precision import Precision
+from sslctl.training.train import build_optimizer, joined, train_step
 from tests.built import VIT as SMALL_VIT
 from tests.built import WITHOUT_BATCHNORM, built
 from tests.test_methods import AS_IT_IS, MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import nn
 
-from sslctl.backbones import MLP, Backbone, ResNet, SmallResNet, Timm, describe
+from sslctl.models.backbones import MLP, Backbone, ResNet, SmallResNet, Timm, describe
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 VIT = {"model": "vit_tiny_patch16_224", "kwargs": {"patch_size": 8, "depth": 2}}

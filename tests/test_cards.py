@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslctl.cards import GREY, RIGHT, WRONG, Word, written
 from sslctl.cli import main
 from sslctl.data.text import text
 from sslctl.methods.masked_language import completed
-from sslctl.pictures import sheet
+from sslctl.ops.text_image import GREY, RIGHT, WRONG, Word, written
+from sslctl.visuals.method_pictures import sheet
 from tests import test_sequences
 from tests.built import tell
 from tests.test_sequences import finished, language, numbered

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sslctl import checkpoint
-from sslctl.checkpoint import CheckpointError
+from sslctl.runs import checkpoint
+from sslctl.runs.checkpoint import CheckpointError
 
 
 def state_at(step):

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from sslctl.cli import CONFIGS, VERBS
-from sslctl.schemas import SCHEMAS
+from sslctl.cli import VERBS
+from sslctl.config.schema import CONFIGS, SCHEMAS
 from tests.conftest import QUICK, write_images
 
 PLAN = (*QUICK, "plan_only=true")

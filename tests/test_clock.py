@@ -11,13 +11,14 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import sslctl
-import sslctl.clock
-from sslctl.checkpoint import load, load_tensors
-from sslctl.clock import PARTS, Clock, shares, words
-from sslctl.memory import OutOfMemory, keep_freed_memory
+import sslctl.ops.timing
 from sslctl.methods.base import Method
-from sslctl.optim import LARS
-from sslctl.train import build_optimizer, told_of_memory
+from sslctl.ops.allocator import keep_freed_memory
+from sslctl.ops.timing import PARTS, Clock, shares, words
+from sslctl.runs.checkpoint import load, load_tensors
+from sslctl.training.memory import OutOfMemory
+from sslctl.training.optim import LARS
+from sslctl.training.train import build_optimizer, told_of_memory
 from tests.test_methods import facts, make_batch, moco, simclr, tiny_backbone
 from tests.test_resume import VIT
 from tests.training import (
@@ -44,7 +45,7 @@ MOCO_VIT = ("method=moco", "method.queue_size=600", "method.batchnorm_groups=1",
 
 def test_the_parts_add_up_to_the_elapsed_time(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(sslctl.clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sslctl.ops.timing, "time", SimpleNamespace(monotonic=lambda: now[0]))
     clock = Clock(torch.device("cpu"))
     for part, seconds in (("data", 1.0), ("forward", 2.0), ("data", 0.5), ("backward", 4.0)):
         now[0] += seconds
@@ -273,7 +274,7 @@ def test_a_user_can_choose_the_plain_optimizer():
 
 
 def test_lars_is_sslctls_own():
-    optimizer = built("sslctl.optim.LARS", network(), momentum=0.9, trust=0.01)
+    optimizer = built("sslctl.training.optim.LARS", network(), momentum=0.9, trust=0.01)
     assert type(optimizer) is LARS
     assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
     assert "fused" not in optimizer.defaults
@@ -359,7 +360,7 @@ def test_compiled_and_eager_checkpoints_are_of_one_kind(compiled, tmp_path):
 @pytest.mark.slow
 @needs_compiler
 def test_checkpoints_load_into_compiled_and_eager_modules_alike(tmp_path):
-    from sslctl.checkpoint import save
+    from sslctl.runs.checkpoint import save
     from tests.test_checkpoint import state_at
 
     for number, (first, second) in enumerate([(True, False), (False, True)]):

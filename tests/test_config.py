@@ -9,12 +9,13 @@ import yaml
 from omegaconf import OmegaConf
 
 import sslctl
-from sslctl.checkpoint import load_tensors, newest_valid
-from sslctl.cli import CONFIGS
-from sslctl.evaluation.subjects import load_method, trained
-from sslctl.explain import compose_choices
-from sslctl.loading import OtherFeatures
-from sslctl.overrides import Prepared
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
+from sslctl.config.schema import CONFIGS
+from sslctl.evaluation.subjects import trained
+from sslctl.factory.backbone_file import OtherFeatures
+from sslctl.factory.from_run import load_method
+from sslctl.runs.checkpoint import load_tensors, newest_valid
 from tests.conftest import QUICK
 
 
@@ -291,7 +292,7 @@ MODULE = """import os
 from pathlib import Path
 
 import torch.nn.functional as F
-from sslctl.heads import mlp
+from sslctl.models.heads import mlp
 from sslctl.methods.base import Batch, Facts, Method
 
 Path(os.environ["CANARY"]).touch()

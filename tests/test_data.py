@@ -12,11 +12,11 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sslctl.cli import CONFIGS
-from sslctl.clock import Clock
-from sslctl.config import InputError
+from sslctl.config.schema import CONFIGS
 from sslctl.data import files, sources
 from sslctl.data.loader import batches, clean_batches
+from sslctl.errors import InputError
+from sslctl.ops.timing import Clock
 from sslctl.views import ViewMaker
 from tests.conftest import QUICK, write_images
 

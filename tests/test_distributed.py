@@ -8,9 +8,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-import sslctl.train
+import sslctl.training.train
 from sslctl import distributed
-from sslctl.batchnorm import (
+from sslctl.errors import InputError
+from sslctl.losses import nt_xent
+from sslctl.models.batchnorm import (
     GroupedBatchNorm1d,
     GroupedBatchNorm2d,
     calibrating,
@@ -18,8 +20,6 @@ from sslctl.batchnorm import (
     running_statistics,
     synchronize_batchnorm,
 )
-from sslctl.config import InputError
-from sslctl.losses import nt_xent
 from tests.training import (
     MOCO,
     SIMCLR,
@@ -186,9 +186,9 @@ def begun(run_dir):
         kept.extend([setup.method.drawn.clone(), setup.method.backbone.network.conv1.weight.clone()])
         return real(setup, at, batch)
 
-    real = sslctl.train.train_step
+    real = sslctl.training.train.train_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sslctl.train, "train_step", step)
+        patch.setattr(sslctl.training.train, "train_step", step)
         said_by_pretrain(run_dir, *SIMCLR, *own("BeginningSimCLR"), stop_after=1)
     return kept[:2]
 
@@ -378,7 +378,7 @@ LOOKED_AT = 3  # steps
 @contextlib.contextmanager
 def recorded_steps():
     """What every step of a run took and gave: images, views, loss, gradients, and what is kept without a gradient."""
-    steps, real = [], sslctl.train.train_step
+    steps, real = [], sslctl.training.train.train_step
 
     def train_step(setup, step, batch):
         method, gradients = setup.method, {}
@@ -393,7 +393,7 @@ def recorded_steps():
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sslctl.train, "train_step", train_step)
+        patch.setattr(sslctl.training.train, "train_step", train_step)
         yield steps
 
 
@@ -405,7 +405,7 @@ def steps_of(run_dir, overrides, synchronize=True, gather=None):
     with recorded_steps() as steps, pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
         if not synchronize:
-            patch.setattr(sslctl.train, "synchronize_batchnorm", lambda method: None)
+            patch.setattr(sslctl.training.train, "synchronize_batchnorm", lambda method: None)
         if gather:
             patch.setattr("sslctl.methods.simclr.gather", gather)
         assert said_by_pretrain(run_dir, *overrides, stop_after=LOOKED_AT)[0] == 143

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 import sslctl
-from sslctl.backbones import SmallResNet
-from sslctl.checkpoint import load_tensors, newest_valid, save_tensors
 from sslctl.cli import main
-from sslctl.evaluation import embed as module
-from sslctl.evaluation import tables
+from sslctl.commands import embed as module
+from sslctl.evaluation import feature_files as tables
 from sslctl.evaluation.subjects import trained
+from sslctl.models.backbones import SmallResNet
+from sslctl.runs.checkpoint import load_tensors, newest_valid, save_tensors
 from tests.conftest import QUICK, write_images
 
 

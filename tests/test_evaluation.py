@@ -10,24 +10,24 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import sslctl.evaluation.augmented
+import sslctl.commands.pretrain
 import sslctl.evaluation.knn
-import sslctl.pretrain
-from sslctl import checkpoint
+import sslctl.evaluation.linear_augmented
 from sslctl.cli import main
-from sslctl.config import InputError
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import digits
 from sslctl.data.sources import folder as folder_source
+from sslctl.errors import InputError
 from sslctl.evaluation import subjects
+from sslctl.evaluation.console import percent
 from sslctl.evaluation.features import Features, cached, extract
 from sslctl.evaluation.knn import accuracy, knn_votes
-from sslctl.evaluation.linear import Grid, draw_labels, fit_probe, folds, train_classifiers
+from sslctl.evaluation.linear import Grid, draw_labels, fit_probe, folds, linear_records, train_classifiers
 from sslctl.evaluation.online import online_rows
-from sslctl.evaluation.protocols import linear_records
-from sslctl.evaluation.results import percent
-from sslctl.evaluation.verbs import label_amount
-from sslctl.weights import weights_sha256
+from sslctl.evaluation.runner import label_amount
+from sslctl.factory.from_run import resolve_runs
+from sslctl.models.weights import weights_sha256
+from sslctl.runs import checkpoint
 from tests.conftest import write_images
 from tests.training import SIMCLR, STEPS, differences, finish, metrics, newest, results, signal_at, slow
 
@@ -206,7 +206,7 @@ def test_the_probe_agrees_with_scikit_learn_on_digits():
 
 def _records(data, test, amount=None, draws=1):
     source = {"train": digits("train", 8), "test": digits("test", 8)}
-    subject = subjects.pixels(sslctl.pretrain.Preprocess(1, 8, 8, [0.3], [0.3]))
+    subject = subjects.pixels(sslctl.commands.pretrain.Preprocess(1, 8, 8, [0.3], [0.3]))
 
     def read(_, source):
         return data if source.split == "train" else test
@@ -570,13 +570,13 @@ def test_the_cache_changes_no_result(run, tmp_path, monkeypatch):
 
 
 def test_the_random_subject_has_the_weights_the_run_began_with(tmp_path, monkeypatch):
-    began, real = [], sslctl.pretrain.fit
+    began, real = [], sslctl.commands.pretrain.fit
 
     def fit(setup, signals):
         began.append(weights_sha256(setup.method))
         return real(setup, signals)
 
-    monkeypatch.setattr(sslctl.pretrain, "fit", fit)
+    monkeypatch.setattr(sslctl.commands.pretrain, "fit", fit)
     run = finish(tmp_path / "run", *SIMCLR, "seed=7", "trainer.epochs=2")
     assert subjects.random(run, None).weights_sha256 == began[0]
     path = newest(run)
@@ -738,7 +738,7 @@ def test_of_a_directory_runs_without_a_checkpoint_are_left_out_by_name(run, tmp_
     for name in ("whole", "begun"):
         shutil.copytree(run, tmp_path / "all" / name)
     shutil.rmtree(tmp_path / "all" / "begun" / "checkpoints")
-    assert [path.name for path, _ in subjects.resolve_runs(str(tmp_path / "all"))] == ["whole"]
+    assert [path.name for path, _ in resolve_runs(str(tmp_path / "all"))] == ["whole"]
     assert f"left out: {tmp_path / 'all' / 'begun'} has no valid checkpoint yet" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sslctl.data.batch import Batch
 from sslctl.methods.base import multi_crop
-from sslctl.train import scalars
+from sslctl.training.train import scalars
 from tests.built import VIT, built, silence, tell
 from tests.test_config import choices
 

@@ -6,10 +6,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sslctl.cli import CONFIGS, main
-from sslctl.explain import compose_choices
-from sslctl.overrides import Prepared
-from sslctl.run_directory import flat
+from sslctl.cli import main
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
+from sslctl.config.schema import CONFIGS
+from sslctl.runs.fingerprint import flat
 
 FILES = {path.stem: path for path in sorted((CONFIGS / "experiment").glob("*.yaml"))}
 

@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sslctl
-from sslctl.backbones import Backbone, ResNet
-from sslctl.checkpoint import newest_valid
 from sslctl.cli import main
 from sslctl.evaluation.subjects import trained
-from sslctl.formats import FORMATS
-from sslctl.weights import load_weights
+from sslctl.export.formats import FORMATS
+from sslctl.models.backbones import Backbone, ResNet
+from sslctl.models.weights import load_weights
+from sslctl.runs.checkpoint import newest_valid
 from tests.conftest import QUICK, write_images
 
 OTHER = tuple(word for word in QUICK if not word.startswith(("backbone", "method")))

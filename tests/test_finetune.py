@@ -8,24 +8,25 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sslctl import checkpoint
-from sslctl.backbones import MLP, ResNet, SmallResNet, Timm
-from sslctl.batchnorm import GroupedBatchNorm2d
 from sslctl.cli import main
-from sslctl.config import InputError
 from sslctl.data.sources import digits
 from sslctl.data.text import text
+from sslctl.errors import InputError
 from sslctl.evaluation import subjects
 from sslctl.evaluation.features import extract
 from sslctl.evaluation.finetune import made, network_of
 from sslctl.evaluation.knn import accuracy
 from sslctl.evaluation.linear import draw_labels
-from sslctl.layers import decayed_groups, layer_depths
+from sslctl.factory.from_run import load_method
 from sslctl.methods.supervised import Supervised
-from sslctl.optim import parameter_groups
-from sslctl.preprocess import TextPreprocess
-from sslctl.run_directory import read_lines
-from sslctl.text_backbone import SmallTransformer
+from sslctl.models.backbones import MLP, ResNet, SmallResNet, Timm
+from sslctl.models.batchnorm import GroupedBatchNorm2d
+from sslctl.models.layer_decay import decayed_groups, layer_depths
+from sslctl.models.preprocess import TextPreprocess
+from sslctl.models.text_transformer import SmallTransformer
+from sslctl.runs import checkpoint
+from sslctl.runs.directory import read_lines
+from sslctl.training.optim import parameter_groups
 from tests.test_methods import AS_IT_IS, facts, make_batch, moco, tiny_backbone
 from tests.training import SIMCLR, contents, differences, finish, newest, results, signal_at
 
@@ -211,7 +212,7 @@ def test_the_network_that_is_fine_tuned_is_the_one_chosen_and_takes_its_batch_as
 
 
 def test_the_mean_over_patches_is_that_of_maes_features():
-    from sslctl.backbones import Backbone
+    from sslctl.models.backbones import Backbone
 
     backbone = Backbone(small_vit(), [0.3], [0.3])
     method = Supervised(backbone, facts(), frozen=False, **AS_IT_IS | {"pool": "mean"}).eval()
@@ -273,7 +274,7 @@ def test_results_name_their_protocol_and_the_network_is_kept(run, capsys):
 def judged_anew(run, kept):
     """top1 on the test split of what a directory keeps."""
     assert not (kept / "checkpoints").exists()
-    method = subjects.load_method(run)
+    method = load_method(run)
     method.backbone.load_state_dict(checkpoint.load_tensors(kept / "backbone.safetensors"))
     classifier = checkpoint.load_tensors(kept / "classifier.safetensors")
     test = digits("test", 8)

@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslctl.board import mapped
 from sslctl.cli import main
 from sslctl.evaluation.knn import neighbours
-from sslctl.health import LEVELS, Finding, Known, as_line, findings, judge, judge_features, known_of, verdict
 from sslctl.methods.base import feature_std, two_views
 from sslctl.methods.byol import BYOL
 from sslctl.methods.simsiam import SimSiam
+from sslctl.runs.health import LEVELS, Finding, Known, as_line, findings, judge, judge_features, known_of, verdict
+from sslctl.visuals.tensorboard import mapped
 from tests.conftest import write_images
 from tests.training import REPOSITORY, differences, finish, metrics, newest, slow, tensors
 

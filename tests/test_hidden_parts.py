@@ -11,8 +11,8 @@ from sslctl.data.batch import Batch
 from sslctl.data.text import MASK, SPECIAL
 from sslctl.methods.base import Method
 from sslctl.methods.relative_patch import NEIGHBOURS, RelativePatch
+from sslctl.models.vit import gather_tokens, unpatchify
 from sslctl.views import Key
-from sslctl.vit import gather_tokens, unpatchify
 from tests.built import ROWS, SIDE, VOCABULARY, built, silence, tell
 from tests.test_pretext import a_batch, backbone, facts
 

@@ -14,15 +14,15 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import sslctl.methods.deepcluster_v2
-from sslctl import checkpoint
-from sslctl.backbones import ResNet
-from sslctl.checkpoint import load_tensors
 from sslctl.cli import main
-from sslctl.config import InputError
-from sslctl.evaluation.subjects import load_method
+from sslctl.errors import InputError
+from sslctl.factory.from_run import load_method
+from sslctl.factory.teacher import keep_teacher, load_teacher
 from sslctl.methods.base import clip_each_, enqueue
-from sslctl.preprocess import Preprocess
-from sslctl.teachers import load_teacher
+from sslctl.models.backbones import ResNet
+from sslctl.models.preprocess import Preprocess
+from sslctl.runs import checkpoint
+from sslctl.runs.checkpoint import load_tensors
 from tests.test_distributed import LOOKED_AT, distance, steps_of
 from tests.training import (
     SIMCLR,
@@ -301,7 +301,7 @@ def test_a_teachers_weights_may_come_from_a_file(tmp_path):
 
 
 COLOUR = Preprocess(3, 32, 32, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
-RESNET18 = {"_target_": "sslctl.backbones.ResNet", "depth": 18, "zero_init_residual": False, "norm": "batch"}
+RESNET18 = {"_target_": "sslctl.models.backbones.ResNet", "depth": 18, "zero_init_residual": False, "norm": "batch"}
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_teacher_from_elsewhere_keeps_its_stem_and_its_normalisation(stem, own
     node = OmegaConf.create(RESNET18 | {"stem": "auto", "weights": None, "partial": False})
     teacher = load_teacher(str(tmp_path / "a.pth"), node, COLOUR, own)
     assert teacher.network.mean.flatten().tolist() == pytest.approx(mean)
-    teacher.keep(tmp_path)  # and so when the run goes on
+    keep_teacher(teacher, tmp_path)  # and so when the run goes on
     again = load_teacher(str(tmp_path / "teacher.safetensors"), None, COLOUR)
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(teacher(images), again(images))

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score
 
-from sslctl.clustering import nearest, spherical_kmeans
 from sslctl.evaluation import label_free
 from sslctl.evaluation.clustering import agreement, cluster, matched_hits, table_scores
+from sslctl.evaluation.console import percent
 from sslctl.evaluation.knn import neighbours
-from sslctl.evaluation.results import interval, percent
+from sslctl.evaluation.results import interval
 from sslctl.evaluation.retrieval import average_precision, recall_hits
+from sslctl.ops.kmeans import nearest, spherical_kmeans
 
 
 def noise(*shape, seed=0):

@@ -10,14 +10,16 @@ import statistics
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from sklearn.linear_model import LogisticRegression
 
-from sslctl.build import build_source
 from sslctl.cli import main
-from sslctl.evaluation import subjects
 from sslctl.evaluation.features import extract
 from sslctl.evaluation.linear import draw_labels
-from sslctl.run_directory import read_config
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import load_method, resolve_runs, run_preprocess
+from sslctl.runs import checkpoint
+from sslctl.runs.directory import read_config
 from tests.training import slow
 
 SEEDS = (0, 1, 2)
@@ -87,17 +89,17 @@ def train(folder, name, *more, seed=0):
 def features_of(run, *, untrained=False, classify=False):
     """((features, labels) of the training split, the same of the test split); classify: scores of the labels instead."""
     dataset = read_config(run)["dataset"]
-    method = subjects.load_method(run)
+    method = load_method(run)
     if not untrained:
-        _, path = subjects.resolve_runs(str(run))[0]
-        subjects.checkpoint.load(path, method)
+        _, path = resolve_runs(str(run))[0]
+        checkpoint.load(path, method)
     method.eval()
 
     def function(images):
         return method.classifier(method.backbone(images)) if classify else next(iter(method.features(images).values()))
 
-    resize = subjects.run_preprocess(run).resize
-    splits = [build_source(subjects.OmegaConf.create(dataset), split) for split in ("train", "test")]
+    resize = run_preprocess(run).resize
+    splits = [build_source(OmegaConf.create(dataset), split) for split in ("train", "test")]
     return [(extract(function, split, torch.arange(len(split)), resize=resize), split.labels) for split in splits]
 
 

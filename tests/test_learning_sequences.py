@@ -109,5 +109,5 @@ def test_a_run_of_videos_is_evaluated_and_loaded_from_the_command_line(passing, 
     assert ("linear-cached", "trained", "top1") in found
     assert main(["linear-eval", str(tmp_path / "run"), "cache_gb=0"]) == 0
     assert main(["knn-eval", str(tmp_path / "run"), "cache_gb=0", "subjects=[trained,pixels]"]) == 0
-    with pytest.raises(sslctl.config.InputError, match="not a run directory"):
+    with pytest.raises(sslctl.config.validation.InputError, match="not a run directory"):
         sslctl.load(tmp_path)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sslctl.config import InputError
 from sslctl.data.sources import fashion_mnist
+from sslctl.errors import InputError
 from tests.test_data import idx
 from tests.test_learning import features_of, few_label, train
 from tests.training import metrics, slow

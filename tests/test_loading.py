@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sslctl
-from sslctl.build import Preprocess
-from sslctl.checkpoint import newest_valid
-from sslctl.config import InputError
+from sslctl.errors import InputError
 from sslctl.evaluation.subjects import trained
-from sslctl.lab import lab_to_rgb, rgb_to_lab
-from sslctl.loading import OtherFeatures, Transform, keep_backbone
-from sslctl.representation import alone, pooled
-from sslctl.teachers import load_teacher
+from sslctl.factory.backbone_file import OtherFeatures, Transform, keep_backbone
+from sslctl.factory.exportable import alone, pooled
+from sslctl.factory.from_config import Preprocess
+from sslctl.factory.teacher import load_teacher
+from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
+from sslctl.runs.checkpoint import newest_valid
 from sslctl.views.maker import resize_and_crop
 from tests.built import built
 from tests.test_config import choices

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslctl.clustering import spherical_kmeans
 from sslctl.losses import (
     barlow_twins,
     cpc,
@@ -26,6 +25,7 @@ from sslctl.losses import (
     vicreg,
     whitening_mse,
 )
+from sslctl.ops.kmeans import spherical_kmeans
 
 
 def normal(*shape, seed=0, dtype=torch.float64):

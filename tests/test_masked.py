@@ -5,20 +5,22 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from sslctl.build import Preprocess, build_backbone
+from sslctl.factory.from_config import Preprocess, build_backbone
 from sslctl.losses import masked_mse
-from sslctl.masks import random_order, rectangles
 from sslctl.methods.ijepa import IJEPA
 from sslctl.methods.mae import MAE
 from sslctl.methods.simmim import SimMIM
-from sslctl.views.random import Key
-from sslctl.vit import patchify
+from sslctl.models.vit import patchify
+from sslctl.ops.masks import random_order, rectangles
+from sslctl.random import Key
 from tests.test_pretext import a_batch, facts
 
 
 def small_vit(size=28, channels=1, patch=4):
     kwargs = {"patch_size": patch, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    node = OmegaConf.create({"_target_": "sslctl.backbones.Timm", "model": "vit_tiny_patch16_224", "kwargs": kwargs})
+    node = OmegaConf.create(
+        {"_target_": "sslctl.models.backbones.Timm", "model": "vit_tiny_patch16_224", "kwargs": kwargs}
+    )
     torch.manual_seed(0)
     return build_backbone(node, Preprocess(channels, size, size, [0.4] * channels, [0.3] * channels))
 
@@ -86,7 +88,7 @@ def test_the_decoder_puts_tokens_where_they_belong():
     method.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     h = torch.randn(2, 13, 16)
     method.decoded(h, keep, 7, 7)
-    from sslctl.vit import sine_cosine
+    from sslctl.models.vit import sine_cosine
 
     tokens = seen[0][:, 1:] - sine_cosine(8, 7, 7)
     visible = method.embed(h)[:, 1:]

@@ -7,17 +7,17 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from sslctl.backbones import MLP, Backbone, SmallResNet, Timm
-from sslctl.batchnorm import GroupedBatchNorm2d, group_batchnorm
-from sslctl.config import InputError
 from sslctl.data.batch import Batch
-from sslctl.heads import mlp
+from sslctl.errors import InputError
 from sslctl.losses import info_nce, nt_xent
 from sslctl.methods.base import Facts, ema_update, feature_std, teacher_of
 from sslctl.methods.moco import MoCo
 from sslctl.methods.simclr import SimCLR
 from sslctl.methods.supervised import Supervised
-from sslctl.optim import parameter_groups
+from sslctl.models.backbones import MLP, Backbone, SmallResNet, Timm
+from sslctl.models.batchnorm import GroupedBatchNorm2d, group_batchnorm
+from sslctl.models.heads import mlp
+from sslctl.training.optim import parameter_groups
 from sslctl.views import Key, ViewMaker
 
 CONFIGS = Path(__file__).parents[1] / "configs"

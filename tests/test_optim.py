@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from sslctl.cli import main
-from sslctl.explain import compose_choices
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
 from sslctl.methods.base import teacher_of
-from sslctl.optim import LARS, Schedule, cosine_between, parameter_groups, scaled_lr
-from sslctl.overrides import Prepared
-from sslctl.plan import _schedule
+from sslctl.schedules import Schedule, cosine_between, scaled_lr
+from sslctl.training.optim import LARS, parameter_groups
+from sslctl.training.plan import _schedule
 
 # --- LARS ---
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-import sslctl.train
-from sslctl.heads import Prototypes
-from sslctl.precision import MOST_SKIPPED, NonFiniteError, Precision
+import sslctl.training.train
+from sslctl.models.heads import Prototypes
+from sslctl.training.precision import MOST_SKIPPED, NonFiniteError, Precision
 from sslctl.views import Key, ViewMaker
 from tests.built import built
 from tests.conftest import REPOSITORY
@@ -47,7 +47,7 @@ def copied(setup):
 @pytest.fixture
 def watched(monkeypatch):
     """One (tensors before, after, loss scale after, output) for every training step."""
-    steps, real = [], sslctl.train.train_step
+    steps, real = [], sslctl.training.train.train_step
 
     def train_step(setup, step, batch):
         before = copied(setup)
@@ -55,7 +55,7 @@ def watched(monkeypatch):
         steps.append((before, copied(setup), setup.precision.scaler.get_scale(), result[2]))
         return result
 
-    monkeypatch.setattr(sslctl.train, "train_step", train_step)
+    monkeypatch.setattr(sslctl.training.train, "train_step", train_step)
     return steps
 
 
@@ -321,7 +321,7 @@ def test_fp16_survives_one_number_that_is_not_finite(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", [SIMCLR, MOCO, (*MOCO, "method.symmetric=true")])
 def test_steps_between_two_records_do_not_wait_for_the_gpu(method, precision, tmp_path, monkeypatch):
-    real = sslctl.train.train_step
+    real = sslctl.training.train.train_step
 
     def train_step(setup, step, batch):
         result = real(setup, step, batch)
@@ -331,7 +331,7 @@ def test_steps_between_two_records_do_not_wait_for_the_gpu(method, precision, tm
             torch.cuda.set_sync_debug_mode("default")
         return result
 
-    monkeypatch.setattr(sslctl.train, "train_step", train_step)
+    monkeypatch.setattr(sslctl.training.train, "train_step", train_step)
     words = ("trainer.device=cuda", "trainer.log_every_steps=1000", "trainer.save_every_steps=1000")
     try:
         finish(tmp_path / "run", *method, f"trainer.precision={precision}", *words)

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslctl.build import Preprocess, build_backbone
 from sslctl.data.batch import Batch
+from sslctl.factory.from_config import Preprocess, build_backbone
 from sslctl.methods.base import Facts
 from sslctl.methods.jigsaw import Jigsaw, far_permutations
 from sslctl.methods.relative_patch import NEIGHBOURS, RelativePatch
 from sslctl.methods.rotation import Rotation, four_turns
-from sslctl.tiles import cut_tiles, mosaic
-from sslctl.views.random import Key
+from sslctl.ops.tiles import cut_tiles, mosaic
+from sslctl.random import Key
 from tests.built import built
 
 
@@ -22,7 +22,7 @@ def backbone(channels=1, size=32):
 
     node = OmegaConf.create(
         {
-            "_target_": "sslctl.backbones.SmallResNet",
+            "_target_": "sslctl.models.backbones.SmallResNet",
             "widths": [4, 8],
             "blocks": 1,
             "stem_stride": 0,

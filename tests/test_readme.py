@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sslctl.cli import CONFIGS, VERBS, main
+from sslctl.cli import VERBS, main
+from sslctl.config.schema import CONFIGS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

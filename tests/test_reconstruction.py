@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from sslctl.backbones import MLP, Backbone
-from sslctl.decoders import ConvDecoder, image_decoder
-from sslctl.lab import colour_bins, lab_to_rgb, rgb_to_lab
 from sslctl.losses import gaussian_kl, soft_cross_entropy, squared_error
 from sslctl.methods import colorization
 from sslctl.methods.autoencoder import Autoencoder
 from sslctl.methods.colorization import SPREAD, Colorization, smoothing
 from sslctl.methods.inpainting import Inpainting
 from sslctl.methods.vae import VAE
+from sslctl.models.backbones import MLP, Backbone
+from sslctl.models.decoders import ConvDecoder, image_decoder
+from sslctl.ops.color_space import colour_bins, lab_to_rgb, rgb_to_lab
 from tests.test_pretext import a_batch, backbone, facts
 
 AUTOENCODER = {"code_dim": 8, "noise_std": 0.0, "hidden": 0.0, "hidden_size": 2}

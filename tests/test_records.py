@@ -9,10 +9,11 @@ import torch
 from scipy import stats
 
 from sslctl.cli import main
+from sslctl.evaluation.console import percent
 from sslctl.evaluation.linear import draw_labels
-from sslctl.evaluation.origin import as_named, settings
-from sslctl.evaluation.protocols import draw_number
-from sslctl.evaluation.results import interval_of_mean, percent
+from sslctl.evaluation.provenance import as_named, settings
+from sslctl.evaluation.results import interval_of_mean
+from sslctl.evaluation.task import draw_number
 from tests.training import SIMCLR, STEPS, finish, results
 
 PROBE = ("probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")

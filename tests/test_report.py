@@ -15,9 +15,12 @@ import pytest
 import torch
 from scipy import stats
 
-from sslctl import checkpoint, health
 from sslctl.cli import main
-from sslctl.report import commands, features, figures, measured, recorded
+from sslctl.report import charts as figures
+from sslctl.report import commands, features
+from sslctl.report import measurement as measured
+from sslctl.report import run as recorded
+from sslctl.runs import checkpoint, health
 from tests.browser import DESKTOP, PHONE, browser, needs_chromium
 from tests.conftest import QUICK, write_images
 from tests.training import pretrain
@@ -551,14 +554,14 @@ def test_a_report_after_an_evaluation_extracts_nothing(cli, sweep, workdir, monk
 
     words = (str(sweep / "simclr-0"), *FAST[:-1], "out=page.html")
     assert cli("knn-eval", str(sweep / "simclr-0"), "subjects=[trained]", "out=results.jsonl", "device=cpu").status == 0
-    monkeypatch.setattr("sslctl.evaluation.protocols.extract", refuse)
+    monkeypatch.setattr("sslctl.evaluation.task.extract", refuse)
     result = cli("report", *words)
     assert result.status == 0, result.err
     assert cli("report", *words, "cache=false").status == 1  # so that the test can fail
 
 
 def test_few_rows_of_a_large_dataset_are_extracted(cli, sweep, workdir, monkeypatch):
-    from sslctl.evaluation import protocols
+    from sslctl.evaluation import task as protocols
 
     real, sizes = protocols.extract, []
     monkeypatch.setattr(

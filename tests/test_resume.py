@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import sslctl.commands.pretrain
 import sslctl.evaluation.online
-import sslctl.pretrain
-import sslctl.train
-from sslctl import checkpoint
+import sslctl.training.train
 from sslctl.evaluation.online import Embedder
-from sslctl.train import Signals
+from sslctl.runs import checkpoint
+from sslctl.training.train import Signals
 from tests.training import (
     MOCO,
     SIMCLR,
@@ -231,13 +231,13 @@ def test_resume_without_a_part_of_the_state_differs(recipe, stop, part, change, 
 
 @pytest.mark.parametrize("skew", [-3, slow(1)], ids=["the epoch's first batch again", "one batch further"])
 def test_resume_at_another_position_differs(skew, straight, tmp_path, monkeypatch):
-    run, real = tmp_path / "run", sslctl.train.batches
+    run, real = tmp_path / "run", sslctl.training.train.batches
     assert pretrain(run, *RECIPES["simclr"], stop_after=3) == 143
 
     def skewed(*arguments, first_step, total_steps, **keywords):
         return real(*arguments, first_step=first_step + skew, total_steps=total_steps + skew, **keywords)
 
-    monkeypatch.setattr(sslctl.train, "batches", skewed)
+    monkeypatch.setattr(sslctl.training.train, "batches", skewed)
     found = differences(tensors(finish(run, *RECIPES["simclr"])), tensors(straight("simclr")))
     assert "method/backbone.network.conv1.weight" in found
 
@@ -311,7 +311,7 @@ def test_a_signal_between_two_looks_at_the_flag_loses_no_step(look, tmp_path, mo
         def status(self, value):
             assert value == 0
 
-    monkeypatch.setattr(sslctl.pretrain, "Signals", Late)
+    monkeypatch.setattr(sslctl.commands.pretrain, "Signals", Late)
     assert pretrain(tmp_path / "run", *SIMCLR, "trainer.save_every_steps=1000") == 143
     assert newest(tmp_path / "run").name == f"step-{metrics(tmp_path / 'run')[-1]['step']}"
 

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from sslctl import run_directory as rundir
-from sslctl.config import InputError
+from sslctl.errors import InputError
+from sslctl.runs import directory as rundir
+from sslctl.runs.fingerprint import decisive, fingerprint
 
 CONFIG = {"seed": 0, "method": {"size": 3}, "dataset": {"root": "/a", "image_size": 8}, "trainer": {"epochs": 2}}
 
@@ -51,7 +52,9 @@ def test_a_released_lock_can_be_taken_again(tmp_path):
 
 
 def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path):
-    script = "import sys, os; from pathlib import Path; from sslctl.run_directory import Lock; Lock(Path(sys.argv[1]));"
+    script = (
+        "import sys, os; from pathlib import Path; from sslctl.runs.directory import Lock; Lock(Path(sys.argv[1]));"
+    )
     dead = subprocess.run([sys.executable, "-c", script + "os.kill(os.getpid(), 9)", str(tmp_path)], check=False)
     assert dead.returncode == -9
     assert (tmp_path / "lock").read_text().startswith("pid ")
@@ -236,10 +239,10 @@ def test_the_size_of_a_run_counts_no_link_twice(tmp_path):
     ],
 )
 def test_the_fingerprint_depends_on_what_can_change_a_weight(change, same):
-    marks = [rundir.fingerprint(rundir.decisive(c, {"data": "abc"})) for c in (CONFIG, CONFIG | change)]
+    marks = [fingerprint(decisive(c, {"data": "abc"})) for c in (CONFIG, CONFIG | change)]
     assert (marks[0] == marks[1]) == same
 
 
 def test_the_fingerprint_depends_on_the_data():
-    marks = {rundir.fingerprint(rundir.decisive(CONFIG, {"data": digest})) for digest in ("abc", "abd")}
+    marks = {fingerprint(decisive(CONFIG, {"data": digest})) for digest in ("abc", "abd")}
     assert len(marks) == 2

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 import sslctl
-from sslctl import checkpoint
 from sslctl.cli import main
-from sslctl.config import InputError
 from sslctl.data.batch import Batch
 from sslctl.data.files import ImageError
 from sslctl.data.frames import count_frames, frames, read_frames
 from sslctl.data.text import CLS, MASK, text
-from sslctl.evaluation.subjects import load_method
+from sslctl.errors import InputError
+from sslctl.factory.from_run import load_method
 from sslctl.methods.base import Facts
 from sslctl.methods.frame_order import ORDERS, FrameOrder
 from sslctl.methods.masked_language import MaskedLanguage
-from sslctl.preprocess import TextPreprocess
-from sslctl.text_backbone import SmallTransformer
-from sslctl.views.random import Key
+from sslctl.models.preprocess import TextPreprocess
+from sslctl.models.text_transformer import SmallTransformer
+from sslctl.random import Key
+from sslctl.runs import checkpoint
 from tests.test_distributed import distance
 from tests.test_pretext import backbone
 from tests.training import differences, edit, in_processes, metrics, newest, signal_at, slow, tensors
@@ -164,9 +164,11 @@ class recorded_batches:
 
     def __enter__(self):
         self.patch, seen = pytest.MonkeyPatch(), []
-        real = sslctl.train.train_step
+        real = sslctl.training.train.train_step
         self.patch.setattr(
-            sslctl.train, "train_step", lambda setup, step, batch: seen.append(batch) or real(setup, step, batch)
+            sslctl.training.train,
+            "train_step",
+            lambda setup, step, batch: seen.append(batch) or real(setup, step, batch),
         )
         return seen
 
@@ -428,7 +430,7 @@ class recorded_steps_of_sequences:
 
     def __enter__(self):
         self.patch, steps = pytest.MonkeyPatch(), []
-        real = sslctl.train.train_step
+        real = sslctl.training.train.train_step
 
         def train_step(setup, step, batch):
             gradients = {}
@@ -438,7 +440,7 @@ class recorded_steps_of_sequences:
             steps.append({"loss": result[2]["loss"], "gradients": gradients})
             return result
 
-        self.patch.setattr(sslctl.train, "train_step", train_step)
+        self.patch.setattr(sslctl.training.train, "train_step", train_step)
         self.patch.setattr(torch.nn.functional, "relu", lambda x, inplace=False: torch.nn.functional.softplus(x))
         return steps
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from sslctl import checkpoint
-from sslctl.build import build_source
 from sslctl.cli import main
 from sslctl.data.loader import one_batch
-from sslctl.evaluation.subjects import OmegaConf, load_method
-from sslctl.pictures import views_of
-from sslctl.run_directory import read_config
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import load_method, views_of
+from sslctl.runs import checkpoint
+from sslctl.runs.directory import read_config
 from tests.test_distributed import distance, steps_of
 from tests.training import (
     differences,

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 
-from sslctl import checkpoint
-from sslctl.evaluation import figures, protocols
+from sslctl.evaluation import label_free, linear
+from sslctl.evaluation import task as protocols
+from sslctl.runs import checkpoint
 from tests.conftest import write_images
 from tests.training import SIMCLR, STEPS, STEPS_PER_EPOCH, edit, finish, newest, results
 
@@ -110,7 +111,7 @@ def test_recall_at_one_is_the_nearest_neighbours_accuracy(cli, run):
 @pytest.fixture
 def counted(monkeypatch):
     """What is extracted: (split, images) each."""
-    calls, real, real_views = [], protocols.extract, figures.drawn_views
+    calls, real, real_views = [], protocols.extract, label_free.drawn_views
 
     def extract(function, source, rows, **keywords):
         calls.append((source.split, len(rows)))
@@ -121,7 +122,7 @@ def counted(monkeypatch):
         return real_views(source, views, rows, epochs, seed)
 
     monkeypatch.setattr(protocols, "extract", extract)
-    monkeypatch.setattr(figures, "drawn_views", drawn_views)
+    monkeypatch.setattr(label_free, "drawn_views", drawn_views)
     return calls
 
 
@@ -151,14 +152,14 @@ GRID = ("probe.lr=[0.01,0.1,0.3]", "probe.weight_decay=[0.0,0.001]")
 
 def test_a_label_a_class_is_probed_with_settings_that_nothing_has_chosen(cli, run, monkeypatch):
     """1 % of digits is an image or two a class: nothing of it can be held out."""
-    drawn, real = [], protocols.draw_labels
+    drawn, real = [], linear.draw_labels
 
     def draw_labels(labels, amount, draw):
         rows = real(labels, amount, draw)
         drawn.append((amount, torch.bincount(labels[rows]).tolist()))
         return rows
 
-    monkeypatch.setattr(protocols, "draw_labels", draw_labels)
+    monkeypatch.setattr(linear, "draw_labels", draw_labels)
     found, out = evaluated(cli, run, *GRID, "subjects=[trained]", "few_labels=[0.01,5]")
     one_or_two = [2, 2, *[1] * 8]  # 1 % of 150 and 151 images is two
     assert drawn == [(0.01, one_or_two)] * 2 + [(5, [5] * 10)] * 2, "every class has a label"
@@ -189,7 +190,7 @@ def test_a_logged_teacher_entropy_is_shown(cli, run):
 
 
 def test_the_health_of_the_run_is_told(cli, run):
-    from sslctl.health import findings
+    from sslctl.runs.health import findings
 
     _, out = evaluated(cli, run, "subjects=[random]")
     assert findings(run)[0].sentence in out

@@ -9,10 +9,10 @@ import torchvision.transforms.functional as TF
 import yaml
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
+from sslctl.random import hash_name, mix_int
 from sslctl.views import Key, ViewMaker, colour, dropped_operations
 from sslctl.views.blur import gaussian_blur, kernel_size
 from sslctl.views.maker import resize_and_crop
-from sslctl.views.random import hash_name, mix_int
 from sslctl.views.resample import crop_boxes, resample
 
 AUGMENTATIONS = Path(__file__).parents[1] / "configs" / "augmentation"

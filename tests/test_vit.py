@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sslctl.backbones import Backbone, Timm
-from sslctl.masks import block_mask, random_order
 from sslctl.methods.cpc import Context, cut, turned
-from sslctl.views.random import Key
-from sslctl.vit import (
+from sslctl.models.backbones import Backbone, Timm
+from sslctl.models.vit import (
     fix_positions_,
     gather_tokens,
     initialize_,
@@ -20,6 +18,8 @@ from sslctl.vit import (
     tokens,
     unpatchify,
 )
+from sslctl.ops.masks import block_mask, random_order
+from sslctl.random import Key
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from sslctl import checkpoint
-from sslctl.backbones import Backbone, ResNet, SmallResNet, Timm
-from sslctl.checkpoint import CheckpointError
-from sslctl.loading import keep_backbone
-from sslctl.preprocess import Preprocess
-from sslctl.weights import load_weights, read_weights, weights_sha256
+from sslctl.factory.backbone_file import keep_backbone
+from sslctl.models.backbones import Backbone, ResNet, SmallResNet, Timm
+from sslctl.models.preprocess import Preprocess
+from sslctl.models.weights import load_weights, read_weights, weights_sha256
+from sslctl.runs import checkpoint
+from sslctl.runs.checkpoint import CheckpointError
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 RESNET18 = 120  # tensors without the classifier

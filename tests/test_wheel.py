@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sslctl.cli import CONFIGS
+from sslctl.config.schema import CONFIGS
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -66,5 +66,5 @@ def test_the_installed_wheel_finds_its_configurations(wheel, tmp_path):
     assert Path(found) == target / "sslctl" / "configs"
     config = yaml.safe_load(python("-m", "sslctl", "pretrain", "method=simclr", "--cfg", "job"))
     assert config["method"]["_target_"] == "sslctl.methods.simclr.SimCLR"
-    assert config["optimizer"]["_target_"] == "sslctl.optim.LARS"
+    assert config["optimizer"]["_target_"] == "sslctl.training.optim.LARS"
     assert list(elsewhere.iterdir()) == []

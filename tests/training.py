@@ -26,12 +26,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import sslctl.train
-from sslctl import checkpoint, distributed
+import sslctl.training.train
+from sslctl import distributed
 from sslctl.cli import main
 from sslctl.methods.base import Method
 from sslctl.methods.moco import MoCo
 from sslctl.methods.simclr import SimCLR
+from sslctl.runs import checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS_PER_EPOCH, STEPS = 5, 10
@@ -86,7 +87,7 @@ def finish(run_dir: Path, *overrides: str, stops: tuple[int, ...] = ()) -> Path:
 @contextlib.contextmanager
 def signal_at(step: int | None, number: int = signal.SIGTERM) -> Iterator[None]:
     """Sends this process a signal when a step (counted from 1) begins."""
-    real = sslctl.train.train_step
+    real = sslctl.training.train.train_step
 
     def train_step(setup, at, batch):
         if at + 1 == step:
@@ -94,7 +95,7 @@ def signal_at(step: int | None, number: int = signal.SIGTERM) -> Iterator[None]:
         return real(setup, at, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sslctl.train, "train_step", train_step)
+        patch.setattr(sslctl.training.train, "train_step", train_step)
         yield
 
 
@@ -242,7 +243,9 @@ def logged_steps(run_dir: Path) -> int:
 def in_processes(function: Callable, *arguments: Any, count: int = 2, seconds: float = 60) -> list[Any]:
     """What a module's function returns in each of so many gloo processes; fails where one of them raises or hangs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sslctl.pretrain", "sklearn.datasets", "torch._inductor", "tests.training"])
+    context.set_forkserver_preload(
+        ["sslctl.commands.pretrain", "sklearn.datasets", "torch._inductor", "tests.training"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / str(rank) for rank in range(count)]
         workers = [

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslctl.config import InputError
 from sslctl.data import files
 from sslctl.data.sources import Source, held_out
-from sslctl.views.random import Key
+from sslctl.errors import InputError
+from sslctl.random import Key
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sslctl import distributed
-from sslctl.clock import Clock
 from sslctl.data import files
 from sslctl.data.batch import Batch
 from sslctl.data.sampler import batch_indices
 from sslctl.data.sources import Source
+from sslctl.ops.timing import Clock
 from sslctl.views import Key, ViewMaker
 from sslctl.views.maker import resize_and_crop
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sslctl.views.random import hash_name, mix_int
+from sslctl.random import hash_name, mix_int
 
 _ROUNDS = 6
 

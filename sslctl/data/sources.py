@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.config import InputError, user_path
 from sslctl.data import files
 from sslctl.data.sampler import permuted
-from sslctl.views.random import Key
+from sslctl.errors import InputError, user_path
+from sslctl.random import Key
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sslctl.config import InputError, user_path
 from sslctl.data import files
 from sslctl.data.sources import Source, held_out
+from sslctl.errors import InputError, user_path
 
 PAD, UNKNOWN, CLS, MASK = 0, 1, 2, 3
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")  # the first ids, in this order

@@ -1,13 +1,20 @@
 """Clustering of features: spherical k-means with as many clusters as classes, and how well the two agree."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from sslctl.clustering import nearest, spherical_kmeans
 from sslctl.data.sampler import permuted
-from sslctl.evaluation.results import RESAMPLES
+from sslctl.data.sources import Source
+from sslctl.evaluation.features import Features
+from sslctl.evaluation.knn import share
+from sslctl.evaluation.results import RESAMPLES, record
+from sslctl.evaluation.subjects import Subject
+from sslctl.ops.kmeans import nearest, spherical_kmeans
 
 
 @torch.no_grad()
@@ -82,3 +89,29 @@ def table_scores(counts: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, T
     expected, most = pairs[0] * pairs[1] / (size * (size - 1) / 2), (pairs[0] + pairs[1]) / 2
     ari = torch.where(most - expected > 0, (pairs[2] - expected) / (most - expected).clamp(min=1e-12), 1.0)
     return nmi, ari
+
+
+def cluster_records(subject: Subject, test: Source, bank: Features, queries: Features, config: Any) -> list[dict]:
+    """Clusters of the training split, as many as classes; the test images that fall into them against their classes."""
+    settings = OmegaConf.to_container(config.clustering, resolve=True)
+    centroids, cosine = cluster(bank.features, bank.num_classes, **settings, seed=config.seed)
+    chosen = nearest(F.normalize(queries.features, dim=1), centroids)
+    hits = matched_hits(chosen, queries.labels, bank.num_classes)
+    found = {"accuracy": (share(hits), None), **agreement(chosen, queries.labels)}
+    return [
+        record(
+            subject,
+            test,
+            protocol="cluster",
+            metric=metric,
+            values=[value],
+            each=hits if metric == "accuracy" else None,
+            ci95=ci95,
+            labels="none",
+            seed=config.seed,
+            epoch_rule="no training",
+            params=settings | {"clusters": bank.num_classes, "fitted_on": len(bank.labels)},
+            details={"cosine": cosine},
+        )
+        for metric, (value, ci95) in found.items()
+    ]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslctl.checkpoint import load_tensors, save_tensors
-from sslctl.config import InputError, user_path
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
+from sslctl.errors import InputError, user_path
+from sslctl.runs.checkpoint import load_tensors, save_tensors
 from sslctl.views.maker import clean
 
 

@@ -9,50 +9,35 @@ from typing import Any
 
 import torch
 
-from sslctl import run_directory as rundir
-from sslctl.backbones import Backbone
-from sslctl.batchnorm import group_batchnorm
-from sslctl.checkpoint import load_tensors, save_tensors
-from sslctl.config import InputError
 from sslctl.data.sources import Source
-from sslctl.evaluation.classifier import (
+from sslctl.errors import InputError
+from sslctl.evaluation.knn import share
+from sslctl.evaluation.linear import draw_labels
+from sslctl.evaluation.results import record
+from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.task import Task, amount_words, draw_number
+from sslctl.evaluation.trained_classifier import (
     directory,
     held,
     judged,
-    refuse_processes,
     settings_of,
     trained_by,
     trained_classifier,
     untrained,
 )
-from sslctl.evaluation.knn import share
-from sslctl.evaluation.linear import draw_labels
-from sslctl.evaluation.protocols import Task, amount_words, draw_number
-from sslctl.evaluation.results import record
-from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.verbs import evaluate_all, label_amount
-from sslctl.layers import layer_depths
-from sslctl.loading import sight
+from sslctl.factory.backbone_file import sight
+from sslctl.factory.exportable import offered
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
-from sslctl.plan import Plan, make_plan
-from sslctl.representation import offered
+from sslctl.models.backbones import Backbone
+from sslctl.models.batchnorm import group_batchnorm
+from sslctl.models.layer_decay import layer_depths
+from sslctl.runs import directory as rundir
+from sslctl.runs.checkpoint import load_tensors, save_tensors
+from sslctl.training.plan import Plan, make_plan
 
 CLASSIFIER = "classifier.safetensors"  # written last: with it, a training is finished
 OWN = ("backbone", "layer_decay", "classifier_lr_scale", "network", "pool")  # keys that can change a weight
-
-
-def finetune(config: Any) -> None:
-    """sslctl finetune: end-to-end fine-tuning of a run's backbone or of foreign weights."""
-    refuse_processes(config, "finetune")
-    amount = label_amount(config.labels)
-    evaluate_all(
-        config,
-        functools.partial(finetune_records, amount=amount),
-        offered=("trained", "scratch"),
-        title="fine-tuned",
-        planned=functools.partial(planned, amount=amount),
-    )
 
 
 def finetune_records(subject: Subject, task: Task, amount: float | None) -> list[dict]:

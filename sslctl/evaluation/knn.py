@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features
+from sslctl.evaluation.results import record
+from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.task import Reader, nothing
 
 _CHUNK_BYTES = 256 * 2**20  # of one block of similarities
 
@@ -68,3 +72,47 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
 def share(hits: Tensor) -> float:
     """Of (N,) bool, how many are true."""
     return hits.float().mean().item()
+
+
+def knn_records(
+    subject: Subject,
+    train: Source,
+    test: Source,
+    k: int,
+    temperature: float,
+    read: Reader,
+    poll: Callable[[], None] = nothing,
+) -> list[dict]:
+    """Weighted kNN of the test split against the whole training split."""
+    bank, queries = read(subject, train), read(subject, test)
+    found = neighbours(queries.features, bank.features, k, poll)
+    return vote_records(subject, test, found, bank, queries.labels, k, temperature)
+
+
+def vote_records(
+    subject: Subject,
+    test: Source,
+    found: tuple[Tensor, Tensor],
+    bank: Features,
+    labels: Tensor,
+    k: int,
+    temperature: float,
+) -> list[dict]:
+    """The votes of the first k of the neighbours (similarities, rows) found, (N, at least k) each."""
+    similarity, rows = (part[:, :k] for part in found)
+    votes = votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=temperature)
+    return [
+        record(
+            subject,
+            test,
+            protocol="knn",
+            metric=metric,
+            values=[share(hits)],
+            each=hits,
+            labels="all",
+            seed=None,
+            epoch_rule="no training",
+            params={"k": k, "temperature": temperature, "bank": len(bank.labels)},
+        )
+        for metric, hits in hits_of(votes, labels).items()
+    ]

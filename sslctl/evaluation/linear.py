@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.config import InputError
 from sslctl.data.sampler import permuted
+from sslctl.data.sources import Source
+from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
+from sslctl.evaluation.knn import hits_of, share
+from sslctl.evaluation.results import record
+from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.task import Reader, amount_words, draw_number, nothing
 
 _LEAST_STEPS = 300  # few labels make few batches; the optimum needs steps all the same
 _FOLDED = 20  # rows a class up to which folds are held out, not one part
@@ -174,3 +179,58 @@ def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
             raise InputError(f"labels={amount:g}: class {label} has only {len(own)} images")
         rows.append(own[:take])
     return torch.cat(rows).sort().values
+
+
+FIXED = "lr {lr:g} and weight decay {weight_decay:g} fixed beforehand, too few labels to choose by"
+
+
+def plain(grid: Grid) -> dict:
+    """A probe's settings as results name them, in numbers that JSON gives back as they are."""
+    return vars(grid) | {"lr": [float(lr) for lr in grid.lr], "weight_decay": [float(d) for d in grid.weight_decay]}
+
+
+def linear_records(
+    subject: Subject,
+    train: Source,
+    test: Source,
+    grid: Grid,
+    amount: float | None,
+    draws: int,
+    read: Reader,
+    poll: Callable[[], None] = nothing,
+    *,
+    seed: int = 0,
+) -> list[dict]:
+    """The cached linear probe, on all labels or on several draws of few. seed: of those draws, of the held-out parts and
+    of the batches' order; the classifier begins with zeros. Labels too few to choose lr and weight decay by: `FIXED`."""
+    data, judged = read(subject, train), read(subject, test)
+    hits, picks, choices = [], [], len(grid.settings())
+    for draw in range(draws):
+        number = draw_number(seed, draw)
+        rows = torch.arange(len(train)) if amount is None else draw_labels(data.labels, amount, number)
+        part = Features(data.features[rows], data.labels[rows], data.num_classes)
+        classifier, picked = fit_probe(part, grid, seed=number, poll=poll)
+        hits.append(hits_of(classifier.scores(judged.features)[0], judged.labels))
+        picks.append(picked)
+    params, chosen = plain(grid) | {"draws": draws, "training_images": len(train)}, ""
+    if choices > 1 and picks[0]["validation_top1"] is None:  # draws are stratified: all of them, or none
+        params["regularisation"] = fixed = FIXED.format(**picks[0])
+        chosen = f", {fixed}"
+    elif choices > 1:
+        chosen = ", lr and weight decay picked on held-out training images"
+    return [
+        record(
+            subject,
+            test,
+            protocol="linear-cached",
+            metric=metric,
+            values=[share(h[metric]) for h in hits],
+            each=hits[0][metric],
+            labels=amount_words(amount),
+            seed=seed,
+            epoch_rule=f"last of {picks[0]['steps']} steps{chosen}",
+            params=params,
+            details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
+        )
+        for metric in hits[0]
+    ]

@@ -11,19 +11,19 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sslctl.batchnorm import calibrating
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.features import Features, extract
-from sslctl.evaluation.knn import accuracy, knn_votes
+from sslctl.evaluation.knn import accuracy, knn_records, knn_votes
 from sslctl.evaluation.label_free import feature_std, rankme
-from sslctl.evaluation.linear import Grid
-from sslctl.evaluation.origin import origin_of
-from sslctl.evaluation.protocols import knn_records, linear_records, reader
+from sslctl.evaluation.linear import Grid, linear_records
+from sslctl.evaluation.provenance import origin_of
+from sslctl.evaluation.task import reader
 from sslctl.methods.base import Method
-from sslctl.plan import Plan
-from sslctl.preprocess import Preprocess
+from sslctl.models.batchnorm import calibrating
+from sslctl.models.preprocess import Preprocess
+from sslctl.training.plan import Plan
 
 MOST_QUERIES, MOST_BANK = 5_000, 20_000
 BATCH, CALIBRATING = 512, 8  # images that are embedded at a time, batches that BatchNorm is calibrated by

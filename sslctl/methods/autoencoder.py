@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.decoders import image_decoder
 from sslctl.losses import squared_error
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.models.backbones import Backbone
+from sslctl.models.decoders import image_decoder
 
 
 class Autoencoder(Method):

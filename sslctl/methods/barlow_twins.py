@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.losses import barlow_twins
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_views
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
 
 
 class BarlowTwins(Method):

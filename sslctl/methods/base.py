@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
 from sslctl.data.batch import Batch
 from sslctl.distributed import gather
+from sslctl.models.backbones import Backbone
 
 __all__ = [
     *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.losses import negative_cosine
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of, two_views
-from sslctl.optim import cosine_between
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
+from sslctl.schedules import cosine_between
 
 
 class BYOL(Method):

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.decoders import Doubling
-from sslctl.lab import colour_bins, lab_to_rgb, lightness, rgb_to_lab
 from sslctl.losses import soft_cross_entropy, squared_error
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.models.backbones import Backbone
+from sslctl.models.decoders import Doubling
+from sslctl.ops.color_space import colour_bins, lab_to_rgb, lightness, rgb_to_lab
 
 NEAREST, SPREAD, GREY = 10, 5.0, 5.0  # bins of a soft target, σ of every Gaussian, |ab| below which an image is grey
 

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.backbones import Backbone
 from sslctl.losses import memory_distillation
 from sslctl.methods.base import Batch, Facts, Method, ema_update, enqueue, feature_std, gather, random_units, teacher_of
-from sslctl.teachers import Teacher
+from sslctl.models.backbones import Backbone
+from sslctl.models.teacher import Teacher
 
 
 class CompRess(Method):

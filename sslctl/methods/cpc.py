@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.batchnorm import takes_batch_statistics
 from sslctl.distributed import rank
 from sslctl.losses import cpc
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
-from sslctl.vit import patch_size_of
+from sslctl.models.backbones import Backbone
+from sslctl.models.batchnorm import takes_batch_statistics
+from sslctl.models.vit import patch_size_of
 
 
 class CPC(Method):

@@ -4,10 +4,10 @@ import math
 
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.losses import dcl
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_views
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
 
 
 class DCL(Method):

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.clustering import spherical_kmeans
-from sslctl.heads import mlp
 from sslctl.methods.base import Batch, Embed, Facts, Method, feature_std, gather, multi_crop, over_crops
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
+from sslctl.ops.kmeans import spherical_kmeans
 from sslctl.views import Key
 
 

@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import prototype_head
 from sslctl.losses import dino
 from sslctl.methods.base import (
     Batch,
@@ -21,7 +19,9 @@ from sslctl.methods.base import (
     over_crops,
     teacher_of,
 )
-from sslctl.optim import cosine_between, warmed_up
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import prototype_head
+from sslctl.schedules import cosine_between, warmed_up
 
 
 class DINO(Method):

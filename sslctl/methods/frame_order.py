@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.cards import card
-from sslctl.heads import mlp
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
-from sslctl.tiles import cut_tiles
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
+from sslctl.ops.text_image import card
+from sslctl.ops.tiles import cut_tiles
 
 NEGATIVES = 0.75  # share of tuples in the wrong order (Shuffle and Learn, section 4.1)
 ORDERS = tuple(

@@ -5,10 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.heads import prototype_head
 from sslctl.losses import dino, ibot
-from sslctl.masks import block_mask
 from sslctl.methods.base import (
     Batch,
     Facts,
@@ -20,8 +17,11 @@ from sslctl.methods.base import (
     global_mean,
     teacher_of,
 )
-from sslctl.optim import cosine_between, warmed_up
-from sslctl.vit import grid_of, require_class_token
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import prototype_head
+from sslctl.models.vit import grid_of, require_class_token
+from sslctl.ops.masks import block_mask
+from sslctl.schedules import cosine_between, warmed_up
 
 
 class IBOT(Method):

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.masks import rectangles
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
-from sslctl.vit import blocks, fix_positions_, gather_tokens, grid_of, sine_cosine
+from sslctl.models.backbones import Backbone
+from sslctl.models.vit import blocks, fix_positions_, gather_tokens, grid_of, sine_cosine
+from sslctl.ops.masks import rectangles
 
 TARGET_SCALE, TARGET_ASPECT, CONTEXT_SCALE = (0.15, 0.2), (0.75, 1.5), (0.85, 1.0)
 

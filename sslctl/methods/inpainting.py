@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sslctl.backbones import Backbone
-from sslctl.decoders import image_decoder
 from sslctl.losses import squared_error
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.models.backbones import Backbone
+from sslctl.models.decoders import image_decoder
 
 BORDER_WEIGHT = 10.0
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
-from sslctl.tiles import cut_tiles, mosaic, refuse_small_tiles
-from sslctl.vit import patch_size_of
+from sslctl.models.backbones import Backbone
+from sslctl.models.vit import patch_size_of
+from sslctl.ops.tiles import cut_tiles, mosaic, refuse_small_tiles
 
 TILE = 64 / 85  # of a cell's side (the official code: 64 of 85 pixels)
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.losses import sigreg
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, gather_views, multi_crop, over_crops
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
 
 
 class LeJEPA(Method):

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
 from sslctl.losses import masked_mse
-from sslctl.masks import random_order
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
-from sslctl.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify
+from sslctl.models.backbones import Backbone
+from sslctl.models.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify
+from sslctl.ops.masks import random_order
 
 
 class MAE(Method):

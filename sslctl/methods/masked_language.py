@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.cards import GREY, RIGHT, WRONG, Word, equally_high, written
 from sslctl.data.text import MASK, SPECIAL
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.models.backbones import Backbone
+from sslctl.ops.text_image import GREY, RIGHT, WRONG, Word, equally_high, written
 
 AS_MASK, AS_IT_IS = 0.8, 0.1  # the rest becomes a random token (section 3.1)
 WIDTH = 420  # pixels of a text that is shown

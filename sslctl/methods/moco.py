@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.batchnorm import group_batchnorm
 from sslctl.distributed import local_rows
-from sslctl.heads import mlp
 from sslctl.losses import info_nce
 from sslctl.methods.base import (
     Batch,
@@ -22,7 +19,10 @@ from sslctl.methods.base import (
     teacher_of,
     two_views,
 )
-from sslctl.optim import cosine_between
+from sslctl.models.backbones import Backbone
+from sslctl.models.batchnorm import group_batchnorm
+from sslctl.models.heads import mlp
+from sslctl.schedules import cosine_between
 
 
 class MoCo(Method):

@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.losses import nnclr as cross_view
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of, two_views
-from sslctl.optim import cosine_between
-from sslctl.vit import fix_positions_
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
+from sslctl.models.vit import fix_positions_
+from sslctl.schedules import cosine_between
 
 
 class MoCoV3(Method):

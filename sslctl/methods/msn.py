@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.heads import Prototypes, mlp
 from sslctl.losses import msn, sinkhorn
 from sslctl.methods.base import (
     Batch,
@@ -20,7 +18,9 @@ from sslctl.methods.base import (
     teacher_of,
     two_views,
 )
-from sslctl.vit import grid_of, require_class_token
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import Prototypes, mlp
+from sslctl.models.vit import grid_of, require_class_token
 
 
 class MSN(Method):

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.losses import nnclr
 from sslctl.losses.exact import exact, unit
 from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gather, random_units, two_views
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
 
 
 class NNCLR(Method):

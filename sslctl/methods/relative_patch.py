@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
-from sslctl.tiles import cut_tiles, mosaic, refuse_small_tiles
-from sslctl.vit import patch_size_of
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
+from sslctl.models.vit import patch_size_of
+from sslctl.ops.tiles import cut_tiles, mosaic, refuse_small_tiles
 
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)  # of the middle, 4, in a 3×3 grid; 7 - label is the opposite direction
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.models.backbones import Backbone
 
 
 class Rotation(Method):

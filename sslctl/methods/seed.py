@@ -5,11 +5,11 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import mlp
 from sslctl.losses import similarity_distillation
 from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gather, random_units
-from sslctl.teachers import Teacher
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
+from sslctl.models.teacher import Teacher
 
 
 class SEED(Method):

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.masks import random_order
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
-from sslctl.vit import grid_of, patchify, unpatchify
+from sslctl.models.backbones import Backbone
+from sslctl.models.vit import grid_of, patchify, unpatchify
+from sslctl.ops.masks import random_order
 
 
 class SimMIM(Method):

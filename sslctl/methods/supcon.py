@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.config import InputError
-from sslctl.heads import mlp
+from sslctl.errors import InputError
 from sslctl.losses import supcon
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, two_views
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import mlp
 
 
 class SupCon(Method):

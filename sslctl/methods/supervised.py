@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.config import InputError
-from sslctl.layers import decayed_groups
+from sslctl.errors import InputError
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.models.backbones import Backbone
+from sslctl.models.layer_decay import decayed_groups
 
 
 class Supervised(Method):

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.backbones import Backbone
-from sslctl.heads import Prototypes, mlp
 from sslctl.losses import sinkhorn, swav
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather_views, multi_crop, over_crops
+from sslctl.models.backbones import Backbone
+from sslctl.models.heads import Prototypes, mlp
 
 
 class SwAV(Method):

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from sslctl.backbones import Backbone
-from sslctl.decoders import image_decoder
 from sslctl.losses import gaussian_kl
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
+from sslctl.models.backbones import Backbone
+from sslctl.models.decoders import image_decoder
 
 
 class VAE(Method):

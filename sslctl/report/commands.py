@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslctl.evaluation.origin import words_of
-from sslctl.overrides import quote
-from sslctl.report.recorded import Run
+from sslctl.config.command_line import quote
+from sslctl.evaluation.provenance import words_of
+from sslctl.report.run import Run
 
 _PLAIN = re.compile(r"(run_dir|(?:eval_)?dataset\.root|backbone\.weights|out)='([\w./-]+)'")
 _PROBE = ("lr", "weight_decay", "epochs", "most_steps", "batch_size", "validation")

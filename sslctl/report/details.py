@@ -8,20 +8,22 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sslctl import checkpoint
-from sslctl import pictures as pictured
-from sslctl.build import build_source
-from sslctl.config import InputError
 from sslctl.data.sources import Source
+from sslctl.errors import InputError
 from sslctl.evaluation import subjects as who
-from sslctl.evaluation.protocols import Reader
+from sslctl.evaluation.task import Reader
+from sslctl.factory.exportable import offered
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import dataset_of, load_method, run_preprocess, views_of
 from sslctl.methods.base import Method
-from sslctl.report import features, figures
-from sslctl.report.compare import Group
+from sslctl.report import charts as figures
+from sslctl.report import features
+from sslctl.report.groups import Group
 from sslctl.report.images import LARGE_SIDE, MAP_SIDE, Grid, Sheet, address, grid, sheet, side_for, spread, thumbnails
-from sslctl.report.recorded import Run
-from sslctl.representation import offered
-from sslctl.views.picture import as_image, lines_of_views
+from sslctl.report.run import Run
+from sslctl.runs import checkpoint
+from sslctl.visuals import method_pictures as pictured
+from sslctl.visuals.sheets import as_image, lines_of_views
 
 _VIEW_EPOCHS = 3  # whose views are shown
 
@@ -69,10 +71,10 @@ class Detail:
 
 def data_of(run: Run, config: Any) -> Data | str:
     """The images of a run, or in words why they cannot be read any more."""
-    node = who.dataset_of(run.path, "dataset")
+    node = dataset_of(run.path, "dataset")
     try:
         trained = build_source(node, "train")
-        labelled = who.dataset_of(run.path, "eval_dataset") if run.config.get("eval_dataset") else None
+        labelled = dataset_of(run.path, "eval_dataset") if run.config.get("eval_dataset") else None
         shown = build_source(labelled, "train") if labelled is not None else trained
         test = build_source(labelled if labelled is not None else node, "test") if shown.labelled else None
     except InputError as error:
@@ -84,7 +86,7 @@ def data_of(run: Run, config: Any) -> Data | str:
     names = [_short_name(shown.describe(int(row))) for row in rows]
     thumbs = None
     if shown.gives != "tokens":
-        resize = who.run_preprocess(run.path).resize
+        resize = run_preprocess(run.path).resize
         side = side_for(shown.image_size, MAP_SIDE)
         thumbs = thumbnails(shown, torch.from_numpy(rows), resize=resize, side=side, workers=config.workers)
     return Data(trained, shown, test, rows, names, thumbs, notes)
@@ -99,9 +101,9 @@ def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, 
     """Everything that takes a setting's weights or its augmentation."""
     run = next((run for run in group.runs if run.finished), group.runs[0])
     found = Detail(group, run, number)
-    method = who.load_method(run.path).to(device)
+    method = load_method(run.path).to(device)
     step = checkpoint.load(run.checkpoint, method)["step"]
-    preprocess = who.run_preprocess(run.path)
+    preprocess = run_preprocess(run.path)
     subject = who.method_subject("trained", method, preprocess, config.features, step)
     found.offered = tuple(offered(method, preprocess))
     found.features = subject.features
@@ -123,7 +125,7 @@ def _draw(found: Detail, run: Run, method: Method, data: Data, config: Any) -> N
     """Views of the training images, and what the method makes of them."""
     settings = OmegaConf.create(run.config)
     source = data.trained
-    maker = pictured.views_of(settings, source, method)
+    maker = views_of(settings, source, method)
     if source.gives == "tokens":
         text = pictured.sheet_of(method, source, maker, seed=config.seed, images=config.images)
         if text is None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features, is_cached
 from sslctl.evaluation.knn import knn_votes, neighbours
-from sslctl.evaluation.protocols import Reader, key_of
 from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.task import Reader, key_of
 from sslctl.report.images import spread
 
 _PIXELS = 16  # side of the images that neighbours by pixels are looked for with

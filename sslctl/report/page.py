@@ -1,51 +1,19 @@
 """sslctl report: gathers what the page says, fills the template, and writes one file."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sslctl import run_directory as rundir
-from sslctl.config import InputError, user_path
-from sslctl.evaluation.protocols import reader
-from sslctl.evaluation.subjects import resolve_runs
-from sslctl.plan import choose_device
-from sslctl.report import compare, details, figures, measured, setup, summary, tables
-from sslctl.report.recorded import Run, read_run
-
-
-def report(config: Any) -> None:
-    """Writes the page and says where it is."""
-    if not config.ckpt:
-        raise InputError("no run to report on: sslctl report runs/latest")
-    found = dict(resolve_runs(config.ckpt))
-    common = Path(os.path.commonpath([run if len(found) == 1 else run.parent for run in found]))
-    out = writable(user_path(config.out) if config.out else common / "report.html")
-    runs = [read_run(run, path, _shown(run, common, len(found))) for run, path in found.items()]
-    compare.refuse_other_datasets(runs)
-    text = page(runs, common, config)
-    rundir.write_atomically(out, text)
-    print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
-
-
-def _shown(run: Path, common: Path, count: int) -> str:
-    return run.name if count == 1 else str(run.relative_to(common))
-
-
-def writable(out: Path) -> Path:
-    """Where the page is to go. Raises InputError for a name that is none of a page, or a place that cannot be written."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"out={out}: expected an .html file")
-    if out.is_dir():
-        raise InputError(f"out={out} is a directory: name a file in it")
-    there = next(p for p in (out.parent, *out.absolute().parents) if os.path.lexists(p))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "not writable" if there.is_dir() else "not a directory"
-        raise InputError(f"out={out} cannot be written: {there} is {why}; name another place with out=")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out
+from sslctl.evaluation.task import reader
+from sslctl.report import charts as figures
+from sslctl.report import details, setup, summary, tables
+from sslctl.report import groups as compare
+from sslctl.report import measurement as measured
+from sslctl.report.run import Run
+from sslctl.runs import directory as rundir
+from sslctl.training.plan import choose_device
 
 
 def page(runs: list[Run], common: Path, config: Any) -> str:

@@ -4,12 +4,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslctl.config import InputError
-from sslctl.plan import make_plan
+from sslctl.errors import InputError
 from sslctl.report.commands import measuring, repeat_with
-from sslctl.report.compare import Group
 from sslctl.report.details import Detail
-from sslctl.report.recorded import Run
+from sslctl.report.groups import Group
+from sslctl.report.run import Run
+from sslctl.training.plan import make_plan
 
 
 def lines_of(run: Run, data: Any, detail: Detail | None = None) -> list[tuple[str, str]]:

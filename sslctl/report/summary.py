@@ -5,11 +5,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslctl.health import verdict
 from sslctl.report import commands
-from sslctl.report.compare import Group, Mean, group_mean, random_mean
-from sslctl.report.measured import Measurement, by_importance, number, told_apart
-from sslctl.report.recorded import Run
+from sslctl.report.groups import Group, Mean, group_mean, random_mean
+from sslctl.report.measurement import Measurement, by_importance, number, told_apart
+from sslctl.report.run import Run
+from sslctl.runs.health import verdict
 
 _VERDICTS = {
     "ok": "No warnings",
@@ -117,8 +117,6 @@ _LONGER = "Train longer: after so few steps no run can be judged"
 
 
 def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
-    from sslctl.cli import VERBS
-
     where, here = shlex.quote(commands.named(run.path)), f"cd {shlex.quote(run.environment['cwd'])} && "
     steps, sound = [], run.finished and run.level in ("ok", "warn")
     if run.level == "bad":
@@ -139,7 +137,7 @@ def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
         steps.append(Step("Measure it on the test split", f"{here}sslctl linear-eval {where}"))
     elif run.level != "bad" and not any(column.labels != "all" for column in columns):
         steps.append(Step("See what it is worth with few labels", f"{here}sslctl linear-eval {where} labels=5"))
-    if sound and "export" in VERBS:
+    if sound:
         steps.append(Step("Take the weights away", f"{here}sslctl export {where}"))
     if sound and columns:
         steps.append(Step("One seed says little about a method: repeat it", commands.more_seeds([run])))

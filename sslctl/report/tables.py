@@ -3,9 +3,9 @@
 import statistics
 from dataclasses import dataclass
 
-from sslctl.report.compare import Group, Mean, group_mean, mean_of, random_mean
-from sslctl.report.measured import UNTRAINED, Measurement, by_importance, number, told_apart
-from sslctl.report.recorded import Run
+from sslctl.report.groups import Group, Mean, group_mean, mean_of, random_mean
+from sslctl.report.measurement import UNTRAINED, Measurement, by_importance, number, told_apart
+from sslctl.report.run import Run
 
 _LABEL_FREE = {  # metric -> how the page calls it
     "rankme": "RankMe",

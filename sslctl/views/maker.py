@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.memory import keep_freed_memory
+from sslctl.ops.allocator import keep_freed_memory
+from sslctl.random import Key
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
-from sslctl.views.random import Key
 from sslctl.views.resample import box_taps, by_columns, crop_boxes, cut_uint8, resample_
 
 OPERATIONS = ("flip", *colour.JITTER, "grayscale", "blur", "solarize")

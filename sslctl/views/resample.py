@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.views.random import Key
+from sslctl.random import Key
 
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from sslctl import checkpoint
-from sslctl import run_directory as rundir
+from sslctl.runs import checkpoint
+from sslctl.runs import directory as rundir
 from tests.training import (
     MOCO,
     STEPS,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslctl import checkpoint
-from sslctl import run_directory as rundir
 from sslctl.cli import main
-from sslctl.config import InputError
-from sslctl.weights import read_weights
+from sslctl.errors import InputError
+from sslctl.models.weights import read_weights
+from sslctl.runs import checkpoint
+from sslctl.runs import directory as rundir
 from tests.training import (
     MOCO,
     SIMCLR,

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import sslctl.pretrain
-from sslctl import checkpoint
-from sslctl import run_directory as rundir
-from sslctl.build import build_source
+import sslctl.commands.pretrain
 from sslctl.data.loader import clean_batches
-from sslctl.train import Interrupted, Signals
+from sslctl.factory.from_config import build_source
+from sslctl.runs import checkpoint
+from sslctl.runs import directory as rundir
+from sslctl.training.train import Interrupted, Signals
 from tests.training import (
     SIMCLR,
     STEPS,
@@ -115,14 +115,14 @@ def test_a_run_in_another_thread_leaves_the_signals_alone():
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_a_signal_in_the_closing_evaluation_leaves_only_that_to_do(number, status, tmp_path, monkeypatch, capsys):
-    run, real = tmp_path / "run", sslctl.pretrain.closing_records
+    run, real = tmp_path / "run", sslctl.commands.pretrain.closing_records
 
     def closing_records(*arguments, **keywords):
         os.kill(os.getpid(), number)
         return real(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sslctl.pretrain, "closing_records", closing_records)
+        patch.setattr(sslctl.commands.pretrain, "closing_records", closing_records)
         assert pretrain(run, *CLOSING) == status
     assert newest(run).name == f"step-{STEPS}"
     assert not (run / "results.jsonl").exists()
@@ -138,7 +138,7 @@ def test_an_interrupt_while_the_data_are_read_ends_at_once(tmp_path, monkeypatch
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sslctl.pretrain, "build_source", interrupted)
+    monkeypatch.setattr(sslctl.commands.pretrain, "build_source", interrupted)
     assert pretrain(tmp_path / "run", *SIMCLR) == 130
     assert not (tmp_path / "run").exists()
 

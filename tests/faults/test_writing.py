@@ -18,11 +18,11 @@ import pytest
 import torch
 from torch import nn
 
-import sslctl.pretrain
-from sslctl import checkpoint
-from sslctl import run_directory as rundir
+import sslctl.commands.pretrain
 from sslctl.cli import main
-from sslctl.evaluation.subjects import resolve_runs
+from sslctl.factory.from_run import resolve_runs
+from sslctl.runs import checkpoint
+from sslctl.runs import directory as rundir
 from tests.training import (
     MOCO,
     REPOSITORY,
@@ -277,7 +277,7 @@ def test_a_run_directory_below_a_file_is_refused_before_anything_is_read(tmp_pat
     def read(*_):
         raise AssertionError("the data were read first")
 
-    monkeypatch.setattr(sslctl.pretrain, "build_source", read)
+    monkeypatch.setattr(sslctl.commands.pretrain, "build_source", read)
     assert pretrain(tmp_path / "file" / "run", *SIMCLR) == 2
     assert str(tmp_path / "file" / "run") in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

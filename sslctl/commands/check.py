@@ -1,0 +1,74 @@
+"""sslctl check: every choice of every group composes, has sound values, and fits the signature it names."""
+
+from pathlib import Path
+from typing import Any
+
+from sslctl.config.schema import CONFIGS, SCHEMAS
+from sslctl.config.targets import bind
+from sslctl.config.validation import mistakes
+from sslctl.errors import InputError
+from sslctl.factory.from_config import DATASET_OWN, OPTIMIZER_OWN, bind_backbone, bind_method
+from sslctl.schedules import SHAPES
+
+GROUPS = ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment")
+
+
+def check(config: Any) -> None:
+    """Prints one line a configuration; raises with all mistakes."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from sslctl.config.command_line import Prepared
+    from sslctl.config.diagnose import compose_choices
+
+    directories = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
+    own = Prepared(config_dirs=[d for d in directories if d != CONFIGS])
+    found, count = [], 0
+    for verb in SCHEMAS:
+        combinations = [[]]
+        if verb == "pretrain":
+            for group in GROUPS:
+                files = [
+                    f.stem
+                    for d in dict.fromkeys((CONFIGS, *own.config_dirs))
+                    for f in sorted((d / group).glob("*.yaml"))
+                ]
+                combinations += [[f"{group}={name}"] for name in files]
+        for choice in combinations:
+            count += 1
+            where = f"{verb} {' '.join(choice)}".strip()
+            problems = problems_of(verb, compose_choices, own, choice)
+            print(f"{'ok      ' if not problems else 'wrong   '}{where}")
+            found += [f"{where}: {p}" for p in problems]
+    if found:
+        raise InputError(*found)
+    print(f"{count} configurations compose, and every signature binds")
+
+
+def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[str]:
+    """What is wrong with one composition; empty when nothing is."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        composed = compose(verb.replace("_", "-"), own, choice)
+        problems = mistakes(SCHEMAS[verb], composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        return [" ".join(line.strip() for line in str(error).splitlines()[:2])]
+    for key, skip, given in (
+        ("dataset", DATASET_OWN, ("split",)),
+        ("optimizer", OPTIMIZER_OWN, ("params", "lr")),
+    ):
+        if composed.get(key):
+            try:
+                bind(composed[key], key, skip=skip, given=given)
+            except InputError as error:
+                problems += error.messages
+    for key, bind_it in (("backbone", bind_backbone), ("method", bind_method)):
+        if composed.get(key):
+            try:
+                bind_it(composed[key])
+            except InputError as error:
+                problems += error.messages
+    if composed.get("scheduler") and composed.scheduler.shape not in SHAPES:
+        problems.append(f"scheduler.shape={composed.scheduler.shape} is not one of {', '.join(SHAPES)}")
+    return problems

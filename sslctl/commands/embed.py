@@ -1,0 +1,162 @@
+"""sslctl embed: features, labels and file names of a dataset to disk, a batch at a time."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslctl.data.loader import clean_batches
+from sslctl.data.sources import Source
+from sslctl.errors import InputError, Stopped, user_path
+from sslctl.evaluation.feature_files import WRITERS, About, Rows, refuse_missing
+from sslctl.evaluation.named_networks import Chosen, chosen
+from sslctl.factory.from_config import build_source
+from sslctl.runs.directory import now, versions
+from sslctl.signals import Interrupted, Signals
+from sslctl.training.logger import duration
+from sslctl.training.plan import choose_device
+from sslctl.views.maker import clean
+
+
+def embed(config: Any) -> None:
+    """Writes one file a run: a row for each image, in the order of the dataset."""
+    kind = _format(config)
+    refuse_missing(kind)
+    device = choose_device(config.device)
+    for one in chosen(config, "test" if config.split == "test" else "train"):
+        sources = _sources(config, one)
+        out = _out(config, one, kind)
+        about = _about(one, sources, config.split)
+        kinds = {"global": "images", "frames": "videos", "tokens": "texts"}[one.source.gives]
+        print(f"{one.title}: {about.rows:,} {kinds} of {one.source.name}, {config.split} split", flush=True)
+        temporary = out.with_name(f".{out.name}.writing")
+        try:
+            with Signals() as signals:
+                rows = (rows for source in sources for rows in _rows(one, source, config, device, signals.poll))
+                odd = _write(rows, kind, temporary, about)
+            temporary.replace(out)
+        except Interrupted:
+            raise Stopped(signals.status) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        size = out.stat().st_size / 2**20
+        print(f"  {out}: {about.rows:,} rows × {about.width} {one.subject.features} features, {size:,.1f} MiB")
+        if odd:
+            print(f"  {odd:,} of these rows have features that are not finite numbers")
+
+
+def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
+    """Writes the file and returns how many rows hold features that are not finite."""
+    odd = done = 0
+    with WRITERS[kind](path, about) as write, _progress(about.rows) as show:
+        for rows in feed:
+            write(rows)
+            odd += int((~np.isfinite(rows.features).all(1)).sum())
+            done += len(rows.names)
+            show(done)
+    return odd
+
+
+@torch.no_grad()
+def _rows(one: Chosen, source: Source, config: Any, device: torch.device, poll: Callable[[], None]) -> Iterator[Rows]:
+    """A split's rows, a batch at a time. poll: called between batches; may raise."""
+    subject, everything, done = one.subject, torch.arange(len(source)), 0
+    (one.method or subject.backbone).to(device)
+    settings = {"resize": subject.preprocess.resize, "batch_size": config.batch_size, "workers": config.workers}
+    with contextlib.closing(clean_batches(source, everything, **settings)) as batches:
+        for images in batches:  # of a folder read ahead, smaller ones than asked for
+            poll()
+            index = everything[done : done + len(images)]
+            done += len(images)
+            images = images.to(device)
+            features = subject.function(clean(images) if images.dtype == torch.uint8 else images).float().cpu()
+            names = [_name(source, row) for row in index.tolist()]
+            yield Rows(features.numpy(), index.numpy(), source.labels[index].numpy(), names, source.split)
+
+
+def _name(source: Source, row: int) -> str:
+    """A path, or a number where there is none. What is no UTF-8 in a file's name is escaped."""
+    name = source.describe(row)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name  # the source's own string: not one more for each row
+
+
+def _format(config: Any) -> str:
+    """npz, csv or parquet, as format= or the suffix of out= says; both must agree."""
+    suffix = user_path(config.out).suffix.removeprefix(".").lower() if config.out else ""
+    if config.out and suffix not in WRITERS:
+        raise InputError(f"out={config.out}: expected a file ending in {', '.join(f'.{name}' for name in WRITERS)}")
+    if config.out and config.format and suffix != config.format:
+        raise InputError(f"out={config.out} ends in .{suffix}, format={config.format}: let one of them be")
+    return config.format or suffix or "npz"
+
+
+def _out(config: Any, one: Chosen, kind: str) -> Path:
+    """Where the file goes. Raises InputError where none can be written."""
+    features = "" if config.features is None else f"-{config.features}"
+    name = f"{one.source.name}-{config.split}{features}.{kind}"
+    out = user_path(config.out) if config.out else one.folder / "embeddings" / name
+    if out.is_dir():
+        raise InputError(f"out={out} is a directory: name a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_name(f".{out.name}.writing").touch()
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+    return out
+
+
+def _sources(config: Any, one: Chosen) -> list[Source]:
+    """The splits that are asked for. Of a dataset without labels, the training split is everything."""
+    if config.split != "all" or not one.source.classes:
+        return [one.source]
+    return [one.source, build_source(one.dataset, "test")]
+
+
+@torch.no_grad()
+def _about(one: Chosen, sources: list[Source], split: str) -> About:
+    subject = one.subject
+    width = subject.function(subject.preprocess.example(torch.device("cpu"))).shape[1]
+    said = {
+        "weights": one.title,
+        "features": subject.features,
+        "weights_sha256": subject.weights_sha256,
+        "preprocess": subject.preprocess.words(),
+        "dataset": one.source.name,
+        "split": split,
+        "versions": versions(),
+        "time": now(),
+    }
+    return About(sum(map(len, sources)), width, one.source.classes, json.dumps(said, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many rows are done: a bar with the time left, or a line every ten seconds."""
+    if sys.stdout.isatty():
+        from rich.progress import Progress
+
+        with Progress(*Progress.get_default_columns(), transient=True) as bar:
+            task = bar.add_task("embedding", total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    began = last = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last
+        if done < total and time.monotonic() - last >= 10:
+            last = time.monotonic()
+            left = (last - began) / done * (total - done)
+            print(f"  {done:,} of {total:,} rows  {duration(left)} left", flush=True)
+
+    yield show

@@ -1,0 +1,74 @@
+"""Export."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sslctl.errors import InputError, user_path
+from sslctl.evaluation.named_networks import Chosen, chosen
+from sslctl.export.description import description
+from sslctl.export.formats import FORMATS, Format, Network
+from sslctl.export.verify import ParityError, _script, compared, network_of
+from sslctl.models.preprocess import TextPreprocess
+from sslctl.runs.directory import TOKENIZER
+
+
+def export(config: Any) -> None:
+    """Writes one file a run, with a description beside it."""
+    for one in chosen(config, "train", few=True):
+        kind = FORMATS[config.format]
+        network = network_of(one)
+        lines = kind.lines(network)
+        out = _out(config, one, kind, network)
+        print(one.title, flush=True)
+        with _beside(out) as folder:
+            file = folder / out.name
+            kind.write(network, file)
+            if isinstance(network.preprocess, TextPreprocess):
+                file.with_suffix(f".{TOKENIZER}").write_text(one.source.tokenizer)
+            parity = compared(one, kind, network, lines, file, config.images)
+            if not parity.difference <= config.tolerance * parity.scale:  # NaN is no agreement either
+                raise ParityError(
+                    f"{out} is not written: loaded by {kind.loader}, its features are not the run's: {parity.words()}"
+                    f" (tolerance={config.tolerance:g} of the largest)"
+                )
+            Path(f"{file}.md").write_text(description(one, network, config.format, lines, file, parity))
+            for made in sorted(folder.iterdir()):
+                made.replace(out.with_name(made.name))
+        size = out.stat().st_size / 2**20
+        print(f"  {out}: {network.width} {network.features} features of {network.preprocess.words()}, {size:,.2f} MiB")
+        print(f"  loaded by {kind.loader}: {parity.words()}")
+        print(f"  load it with these lines, which {out.name}.md says as well:\n")
+        print("\n".join(f"    {line}" for line in _script(lines, out)), end="\n\n")
+
+
+def _out(config: Any, one: Chosen, kind: Format, network: Network) -> Path:
+    """Where the file goes. Raises InputError for another suffix than the format's, and for folders that cannot be made."""
+    features = "" if network.features == "backbone" else f"-{network.features}"
+    taker = f"-{config.format}" if config.format in ("torchvision", "timm") else ""
+    name = f"{one.name}{features}{taker}{kind.suffix}"
+    out = user_path(config.out) if config.out else one.folder / "export" / name
+    if out.suffix != kind.suffix or out.is_dir():
+        found = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"
+        raise InputError(f"out={out}: format={config.format} writes a {kind.suffix} file, {found}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+    return out
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder for files that are not checked yet; gone afterwards."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,31 @@
+"""Pictures."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslctl.errors import InputError
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import load_method, resolve_runs, views_of, with_tokenizer
+from sslctl.runs import checkpoint
+from sslctl.runs.directory import read_config
+from sslctl.visuals.method_pictures import draw, sheet
+from sslctl.visuals.sheets import save, writable
+
+
+def pictures(config: Any) -> None:
+    """Writes one picture a run: a row an image, a column what the method calls it."""
+    if not config.ckpt:
+        raise InputError("no run to show: sslctl pictures runs/latest")
+    for run, path in resolve_runs(config.ckpt):
+        out = writable(config.out or run / "pictures.png")
+        settings = OmegaConf.create(read_config(run))
+        source = build_source(with_tokenizer(settings.dataset, run), "train")
+        method = load_method(run)
+        step = checkpoint.load(path, method)["step"]
+        shown = draw(method, source, views_of(settings, source, method), seed=config.seed, images=config.images)
+        if not shown:
+            raise InputError(f"{run}: method={settings.names.method} has no pictures to show")
+        save(sheet(shown), out)
+        what = "texts" if source.gives == "tokens" else "images"
+        print(f"{out}: {len(next(iter(shown.values())))} {what} at step {step:,}: {', '.join(shown)}")

@@ -1,0 +1,44 @@
+"""Report."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sslctl.errors import InputError, user_path
+from sslctl.factory.from_run import resolve_runs
+from sslctl.report import groups as compare
+from sslctl.report.page import page
+from sslctl.report.run import read_run
+from sslctl.runs import directory as rundir
+
+
+def report(config: Any) -> None:
+    """Writes the page and says where it is."""
+    if not config.ckpt:
+        raise InputError("no run to report on: sslctl report runs/latest")
+    found = dict(resolve_runs(config.ckpt))
+    common = Path(os.path.commonpath([run if len(found) == 1 else run.parent for run in found]))
+    out = writable(user_path(config.out) if config.out else common / "report.html")
+    runs = [read_run(run, path, _shown(run, common, len(found))) for run, path in found.items()]
+    compare.refuse_other_datasets(runs)
+    text = page(runs, common, config)
+    rundir.write_atomically(out, text)
+    print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
+
+
+def _shown(run: Path, common: Path, count: int) -> str:
+    return run.name if count == 1 else str(run.relative_to(common))
+
+
+def writable(out: Path) -> Path:
+    """Where the page is to go. Raises InputError for a name that is none of a page, or a place that cannot be written."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"out={out}: expected an .html file")
+    if out.is_dir():
+        raise InputError(f"out={out} is a directory: name a file in it")
+    there = next(p for p in (out.parent, *out.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "not writable" if there.is_dir() else "not a directory"
+        raise InputError(f"out={out} cannot be written: {there} is {why}; name another place with out=")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out

@@ -1,0 +1,61 @@
+"""sslctl runs: what is on disk."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sslctl.errors import InputError, user_path
+from sslctl.evaluation.console import console
+from sslctl.runs import directory as rundir
+from sslctl.runs.checkpoint import step_of, steps_on_disk
+from sslctl.runs.health import findings, verdict
+
+
+def runs(config: Any) -> None:
+    """A table of the runs below a directory (runs/ unless named), and the command that continues each unfinished one."""
+    words = config.ckpt if config.ckpt else ["runs"]
+    roots = [user_path(w) for w in ([words] if isinstance(words, str) else words)]
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"no runs: {root} is not a directory (sslctl runs DIR looks elsewhere)")
+    found = list(dict.fromkeys(run for root in roots for run in rundir.find_runs(root)))
+    if not found:
+        print(f"no runs below {', '.join(map(str, roots))}")
+        return
+    table, resumable = Table(), []
+    for column in ("run", "status", "epoch", "kNN %", "verdict", "size"):
+        table.add_column(column, justify="left" if column in ("run", "status", "verdict") else "right")
+    for run in found:
+        status, epoch, knn = _state(run)
+        worst = verdict(findings(run))
+        health = {"warn": f"{worst.rule} (warn)", "early": "too early"}.get(worst.level, worst.rule)
+        table.add_row(_relative(run), status, epoch, knn, health, f"{rundir.total_size(run) / 2**20:,.1f} MiB")
+        if status != "finished":
+            environment = rundir.read_json(run / rundir.ENVIRONMENT)
+            resumable.append(f"  (cd {environment['cwd']} && {environment['command']})")
+    console().print(table)
+    if resumable:
+        print("to continue:")
+        print("\n".join(resumable))
+
+
+def _state(run: Path) -> tuple[str, str, str]:
+    """(status, epoch of epochs, latest kNN) of a run."""
+    facts = rundir.read_json(run / rundir.ENVIRONMENT)["facts"]
+    metrics = rundir.read_lines(run / rundir.METRICS)
+    saved = steps_on_disk(run)
+    step = step_of(saved[0]) if saved else 0
+    epochs = facts["total_steps"] // facts["steps_per_epoch"]
+    knn = [m["knn"] for m in metrics if "knn" in m]
+    if rundir.is_held(run):
+        status, step = "running", max([step, *(m["step"] for m in metrics)])
+    elif (run / rundir.BACKBONE).exists():
+        status = "finished"
+    else:
+        status = "stopped" if saved else "no checkpoint"
+    return status, f"{step / facts['steps_per_epoch']:.1f}/{epochs}", f"{100 * knn[-1]:.1f}" if knn else ""
+
+
+def _relative(run: Path) -> str:
+    return str(run.relative_to(Path.cwd())) if Path.cwd() in run.parents else str(run)

@@ -1,0 +1,27 @@
+"""Views."""
+
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sslctl.errors import InputError
+from sslctl.factory.from_config import build_source
+from sslctl.views.maker import ViewMaker, dropped_operations
+from sslctl.visuals.sheets import save, sheet_of_views, writable
+
+
+def views(config: Any) -> None:
+    """One row an image: the original, then for each epoch all its views."""
+    out = writable(config.out)
+    source = build_source(config.dataset, "train")
+    if source.gives == "tokens":
+        raise InputError(f"{source.name} has {source.words()}: there is nothing to see")
+    augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
+    dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)
+    maker = ViewMaker(augmentation, source.image_size, tuple(dropped))
+    rows = torch.arange(0, len(source), max(1, len(source) // config.images))[: config.images]
+    save(sheet_of_views(source, maker, rows, seed=config.seed, draws=config.draws), out)
+    sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in maker.sizes().items())
+    print(f"{source.name}: {sizes}; dropped: {', '.join(dropped) or 'no operation'}")
+    print(f"{out}: {len(rows)} images, each with {config.draws} draws; the original is the first of a row")

@@ -1,0 +1,138 @@
+"""The words of a command line, made ready for Hydra: paths are quoted, bare words are runs, options come last."""
+
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslctl.errors import InputError, user_path
+
+# Keys whose values are paths: anything may stand in them.
+_PATHS = re.compile(r"^(\+*)((eval_)?dataset\.root|run_dir|ckpt|backbone\.weights|out)$")
+_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
+
+
+@dataclass
+class Prepared:
+    """A command line made ready for Hydra."""
+
+    arguments: list[str] = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
+    config_dirs: list[Path] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)  # without "=", taken for ckpt
+
+    @property
+    def sweeps(self) -> bool:
+        return any(a in ("-m", "--multirun") for a in self.arguments)
+
+    @property
+    def overrides(self) -> list[str]:
+        return [a for a in self.arguments if "=" in a and not a.startswith("--")]
+
+
+def prepare(arguments: list[str]) -> Prepared:
+    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] out for sslctl, and puts options last."""
+    prepared = Prepared(allow=[p for p in os.environ.get("SSLCTL_ALLOW", "").split(",") if p])
+    sweeps = any(a in ("-m", "--multirun") for a in arguments)
+    options, queue = [], list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if argument.startswith("-"):
+            name, given, value = argument.partition("=")
+            if name in _WITH_VALUE and not given:
+                value = queue.pop(0) if queue else ""
+            options += [name, value] if name in _WITH_VALUE else [argument]
+            if name in ("--config-dir", "-cd"):
+                prepared.config_dirs.append(user_path(value).resolve())
+        elif argument.startswith("allow="):
+            prepared.allow += [p.strip() for p in argument.removeprefix("allow=").strip("[]").split(",") if p.strip()]
+        elif "=" in argument or argument.startswith(("~", "+")):
+            prepared.arguments.append(_for_hydra(argument, sweeps))
+        else:
+            prepared.words.append(argument)
+    if prepared.words:
+        prepared.arguments.append(f"ckpt=[{','.join(quote(os.path.expanduser(w)) for w in prepared.words)}]")
+    prepared.arguments += options  # Hydra's parser takes overrides in one piece only
+    for directory in prepared.config_dirs:
+        if not directory.is_dir():
+            raise InputError(f"--config-dir {directory}: no such directory")
+    return prepared
+
+
+def _for_hydra(argument: str, sweeps: bool) -> str:
+    """One override as Hydra's grammar wants it."""
+    key, _, value = argument.partition("=")
+    if _PATHS.match(key):
+        return f"{key}={_path_value(key, value, sweeps)}"
+    return f"dataset@eval_dataset={value}" if key == "eval_dataset" else argument
+
+
+def quote(value: str) -> str:
+    """A string that Hydra's grammar and OmegaConf's interpolation read back as it is."""
+    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
+    escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
+    escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", escaped)
+    return "'" + escaped + "'"
+
+
+def _path_value(key: str, value: str, sweeps: bool) -> str:
+    if value in ("", "null") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return value
+    expanded = os.path.expanduser(value)
+    if not Path(expanded).exists():
+        if key == "ckpt" and value.startswith("[") and value.endswith("]"):
+            return value
+        if sweeps and "," in value:  # a sweep over several paths
+            return ",".join(_path_value(key, part, False) for part in value.split(","))
+    return quote(expanded)
+
+
+def task_overrides() -> list[str]:
+    """The overrides of the running job, as they were written."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+
+
+def command_line() -> str:
+    """The command that makes the running job again, also when it is one of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from sslctl.config.schema import CONFIGS
+    from sslctl.config.targets import allowed_by_user
+
+    hydra = HydraConfig.get()
+    sources = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    words = [f"--config-dir={s}" for s in sources if s != CONFIGS]
+    allow = allowed_by_user()
+    words += [f"allow=[{','.join(allow)}]"] if allow else []
+    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *words, *task_overrides()])
+
+
+def refuse_unpinned_method(config: Any) -> None:
+    """An experiment that sets method.* is for one method: another method= with it is refused."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    choices = HydraConfig.get().runtime.choices
+    experiment, method = choices.get("experiment"), choices.get("method")
+    if experiment in (None, "null") or method is None:
+        return
+    sources = [s.path for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
+    for directory in sources:
+        search = create_config_search_path(directory)
+        loaded = ConfigLoaderImpl(search).repository.load_config(f"experiment/{experiment}")
+        if loaded is None:
+            continue
+        raw = OmegaConf.to_container(loaded.config)
+        pinned = [d.value for d in loaded.defaults_list or [] if getattr(d, "group", "").strip("/") == "method"]
+        if raw.get("method") and pinned and pinned[0] != method:
+            raise InputError(
+                f"experiment={experiment} sets values of method={pinned[0]}: method={method} cannot go with it"
+            )
+        return

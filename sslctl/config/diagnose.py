@@ -1,0 +1,199 @@
+"""What is wrong with the overrides of a command, in sslctl's words and all at once."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from sslctl.config.command_line import Prepared, quote
+from sslctl.config.schema import SCHEMAS
+from sslctl.config.validation import mistakes
+from sslctl.errors import InputError, first_line, nearest
+
+_OPTIONAL = ("experiment", "dataset@eval_dataset")  # choices that may be null
+_FREE = ("backbone.kwargs.", "method.teacher_backbone.kwargs.")  # dictionaries that take new keys
+
+
+def refuse_new_keys(verb: str, prepared: Prepared) -> None:
+    """`+`, `++` and `~` would let Hydra take a typo for a new key: refused outside free dictionaries and hydra itself."""
+    marked = [o for o in prepared.arguments if o.startswith(("+", "~")) and not o.startswith("--")]
+    wrong = [o for o in marked if not o.lstrip("+~").startswith((*_FREE, "hydra."))]
+    if not wrong:
+        return
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        known = list(_keys(compose_choices(verb, prepared, [])))
+    except (HydraException, OmegaConfBaseException):  # whatever else is wrong will be said once these are gone
+        known = []
+    messages = []
+    for override in wrong:
+        key = override.lstrip("+~").partition("=")[0]
+        if key in known:
+            messages.append(f"{override}: {key} is a key already; write {key}=… without the mark")
+        else:
+            group, _, leaf = key.rpartition(".")
+            near = _nearest_key(group, leaf, known)
+            messages.append(f"{override}: {key} is not a key of {verb}, and none can be added{near}")
+    raise InputError(*messages)
+
+
+def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
+    """All that is wrong with the overrides of a command that Hydra refused, in one report."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    found, choices, values = _read_overrides(prepared)
+    try:
+        config = compose_choices(verb, prepared, choices)
+    except Exception as again:
+        return InputError(*(found or [first_line(again)]))
+    known = list(_keys(config))
+    for text, override in values:
+        if override.key_or_group not in known:
+            found.append(_unknown_key(verb, override.key_or_group, known, config))
+        elif not override.is_sweep_override():
+            found += _wrong_value(text, override, config)
+    if not found:
+        try:
+            found = mistakes(SCHEMAS[verb.replace("-", "_")], config)
+        except OmegaConfBaseException as problem:
+            found = [located(problem)]
+    return InputError(*(found or [first_line(error)]))
+
+
+def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tuple[str, Any]]]:
+    """(what is wrong with choices of files, the sound choices, the other overrides as (text, parsed))."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    found, choices, values, parser = [], [], [], OverridesParser.create()
+    for text in prepared.overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            found.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
+            continue
+        group, options = override.key_or_group, _options(prepared, override.key_or_group)
+        sweep = override.is_sweep_override()
+        if sweep and not prepared.sweeps:
+            found.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
+        elif options:
+            names = list(override.sweep_string_iterator()) if sweep else [override.value()]
+            wrong = [n for n in names if n not in options and not (n is None and group in _OPTIONAL)]
+            found += [
+                f"{text}: no such {group}{nearest(str(n), options)}; there are {', '.join(options)}" for n in wrong
+            ]
+            choices += [] if wrong or sweep else [text]
+        elif not override.is_hydra_override() and not text.startswith(("+", "~")):
+            values.append((text, override))
+    return found, choices, values
+
+
+def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
+    """Applies one override to the configuration, or says why it cannot be."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        before = OmegaConf.select(config, override.key_or_group, throw_on_missing=False)
+        if _other_kind(before, override.value()):
+            return [f"{text}: expected {_kind(before)}, found {_kind(override.value())}"]
+        OmegaConf.update(config, override.key_or_group, override.value())
+    except OmegaConfBaseException as problem:
+        return [f"{text}: {first_line(problem)}"]
+    return []
+
+
+def located(error: Any) -> str:
+    """An OmegaConf error with the key it is about."""
+    key = getattr(error, "full_key", None)
+    return f"{key}: {first_line(error)}" if key else first_line(error)
+
+
+def compose_choices(verb: str, prepared: Prepared, choices: list[str]):
+    """The configuration with only choices of files applied."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sslctl.config.schema import CONFIGS, register_schemas
+
+    register_schemas()
+    GlobalHydra.instance().clear()
+    search = (
+        [f"hydra.searchpath=[{','.join(quote(f'file://{d}') for d in prepared.config_dirs)}]"]
+        if prepared.config_dirs
+        else []
+    )
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(verb.replace("-", "_"), overrides=choices + search)
+
+
+def _options(prepared: Prepared, group: str) -> list[str]:
+    """The files one may choose from for a group, in sslctl's configs and the user's own."""
+    from sslctl.config.schema import CONFIGS
+
+    group = group.partition("@")[0]
+    files = [f for d in (CONFIGS, *prepared.config_dirs) for f in sorted((d / group).glob("*.yaml"))]
+    return list(dict.fromkeys(f.stem for f in files))
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every path of a composed configuration, inner ones too, without resolving anything."""
+    from omegaconf import DictConfig
+
+    for key in config:
+        yield f"{prefix}{key}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _keys(node, f"{prefix}{key}.")
+
+
+def _unknown_key(verb: str, key: str, known: list[str], config: Any) -> str:
+    from omegaconf import OmegaConf
+
+    group, _, leaf = key.rpartition(".")
+    if group == "dataset" and leaf == "root":
+        return (
+            "this dataset has no dataset.root: for a folder of your own images say dataset=folder (no labels) or"
+            " dataset=imagefolder (one folder a class) as well"
+        )
+    near = _nearest_key(group, leaf, known) or nearest(key, known)
+    if group in known:
+        target = OmegaConf.select(config, f"{group}._target_") if group else None
+        if target:
+            return f"{key} is not an argument of {target.rpartition('.')[2]}{near}"
+    return f"{key} is not a key of {verb}{near}"
+
+
+def _nearest_key(group: str, leaf: str, known: list[str]) -> str:
+    """' (nearest: …)' of a key whose last part may be half right (lrr for base_lr) or in the wrong place."""
+    here = [k for k in known if k.rpartition(".")[0] == group]
+    elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
+
+    def likeness(key: str) -> float:
+        own = key.rpartition(".")[2]
+        words = [own, *own.split("_")]
+        return max(difflib.SequenceMatcher(None, leaf, word).ratio() for word in words)
+
+    near = sorted((k for k in here if likeness(k) >= 0.6), key=likeness, reverse=True)[:2] or elsewhere[:1]
+    return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _kind(value: Any) -> str:
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_list(value) or isinstance(value, list):
+        return "a list"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null"}
+    return kinds.get(type(value), "a dictionary")
+
+
+def _other_kind(before: Any, value: Any) -> bool:
+    """Whether a value is of another kind than the one it replaces; null may be replaced by anything, and by nothing."""
+    if before is None or value is None:
+        return False
+    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
+        return False
+    if isinstance(before, str) and isinstance(value, int | float):
+        return False  # a word may look like a number
+    return _kind(before) != _kind(value)

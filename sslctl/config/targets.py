@@ -1,0 +1,100 @@
+"""From a `_target_` to a callable and its arguments: only from allowed packages, and only when the signature fits."""
+
+import importlib
+import inspect
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sslctl.errors import InputError, nearest
+
+_OWN = ("sslctl", "torch.optim")
+_allowed: list[str] = [*_OWN]
+
+
+def allow(packages: list[str], directories: list[Path]) -> None:
+    """Lets `_target_` reach the user's own packages, looked for in these directories too. The command line's only."""
+    _allowed.extend(package for package in packages if package not in _allowed)
+    sys.path.extend(str(d) for d in directories if packages and str(d) not in sys.path)
+
+
+def allowed_by_user() -> list[str]:
+    """The packages that the command line allowed."""
+    return _allowed[len(_OWN) :]
+
+
+def target_of(node: DictConfig, path: str) -> Any:
+    """The class or function a node's `_target_` names, if it lies in an allowed package."""
+    name = node.get("_target_")
+    if not name:
+        raise InputError(f"{path} has no _target_")
+    if not any(name == package or name.startswith(f"{package}.") for package in _allowed):
+        package = name.split(".")[0]
+        raise InputError(
+            f"{path}._target_={name} is not sslctl's own: add allow=[{package}] to the command if you trust it"
+        )
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{path}._target_={name} cannot be imported: {error}") from error
+
+
+def bind(node: DictConfig, path: str, *, skip: tuple[str, ...] = (), given: tuple[str, ...] = ()) -> tuple[Any, dict]:
+    """A node's target and its arguments, checked against the signature before anything is built.
+
+    skip: keys of the node that are not the target's. given: arguments that the caller adds. Raises InputError with every
+    mismatch: unknown names with the nearest one, missing arguments, wrong types.
+    """
+    target = target_of(node, path)
+    arguments = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in node.items()
+        if key != "_target_" and key not in skip
+    }
+    parameters = inspect.signature(target).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    found = []
+    for key, value in arguments.items():
+        if key not in parameters and not takes_any:
+            found.append(
+                f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}"
+            )
+        elif key in hints and not _fits(value, hints[key]):
+            found.append(f"{path}.{key}={value}: {target.__name__} expects {_words(hints[key])}")
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if required and name not in arguments and name not in given:
+            found.append(f"{path}.{name} is missing: {target.__name__} needs it")
+    if found:
+        raise InputError(*found)
+    return target, arguments
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value may be given where a parameter has this annotation; what is not plain is not judged."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, dict):
+        return isinstance(value, hint)
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    return True
+
+
+def _words(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)

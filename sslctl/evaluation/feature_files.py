@@ -1,0 +1,166 @@
+"""Files of features, written a batch at a time: npz, csv and parquet with the same columns."""
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from sslctl.errors import InputError
+
+_GROUP = 64 * 2**20  # bytes of features in a row group of parquet
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of all its rows. said: where its features come from, as JSON."""
+
+    rows: int
+    width: int
+    classes: tuple[str, ...]
+    said: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows, in order. features: (n, D) float32; index: (n,) of the images in their split; labels: (n,), -1 unknown."""
+
+    features: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    split: str
+
+
+Writer = Callable[[Rows], None]
+
+
+@contextmanager
+def npz(path: Path, about: About) -> Iterator[Writer]:
+    """features (N, D), labels, index, split, names, classes, and about as JSON: numpy.load(path), without pickles.
+
+    The features go straight into the archive; what is kept until the end is a number and a reference for each row.
+    """
+    kept: list[Rows] = []
+    nothing = np.empty((0, about.width), np.float32)  # a slice of a batch's features would keep them all
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        with archive.open("features.npy", "w", force_zip64=True) as opened:
+            _header(opened, (about.rows, about.width), np.dtype("<f4"))
+
+            def write(rows: Rows) -> None:
+                opened.write(np.ascontiguousarray(rows.features, "<f4"))
+                kept.append(Rows(nothing, rows.index, rows.labels, rows.names, rows.split))
+
+            yield write
+        longest = max(len(name) for rows in kept for name in rows.names)
+        for name, dtype, part in (
+            ("labels", "<i8", lambda rows: rows.labels),
+            ("index", "<i8", lambda rows: rows.index),
+            ("split", "<U5", lambda rows: [rows.split] * len(rows.names)),
+            ("names", f"<U{longest}", lambda rows: rows.names),
+        ):
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as opened:
+                _header(opened, (about.rows,), np.dtype(dtype))
+                for rows in kept:
+                    opened.write(np.array(part(rows), dtype).tobytes())
+        for name, array in (("classes", np.array(about.classes, str)), ("about", np.array(about.said))):
+            packed = io.BytesIO()
+            np.lib.format.write_array(packed, array, allow_pickle=False)
+            archive.writestr(f"{name}.npy", packed.getvalue())
+
+
+def _header(opened: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+    said = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(opened, said)
+
+
+@contextmanager
+def comma_separated(path: Path, about: About) -> Iterator[Writer]:
+    """name, split, index, label, class, then f0, f1, … with the nine digits that give a float32 back."""
+    with path.open("w", newline="", encoding="utf-8") as opened:
+        lines = csv.writer(opened)
+        lines.writerow(["name", "split", "index", "label", "class", *(f"f{i}" for i in range(about.width))])
+
+        def write(rows: Rows) -> None:
+            own = zip(rows.names, rows.index.tolist(), rows.labels.tolist(), rows.features.tolist(), strict=True)
+            for name, index, label, values in own:
+                lines.writerow([name, rows.split, index, label, _class(about, label), *(f"{v:.9g}" for v in values)])
+
+        yield write
+
+
+def _class(about: About, label: int) -> str:
+    return about.classes[label] if label >= 0 else ""
+
+
+@contextmanager
+def parquet(path: Path, about: About) -> Iterator[Writer]:
+    """name, split, index, label, class, and features as a list of D float32; classes and about in the schema's metadata."""
+    arrow, files = _pyarrow()
+    schema = arrow.schema(
+        [
+            ("name", arrow.string()),
+            ("split", arrow.string()),
+            ("index", arrow.int64()),
+            ("label", arrow.int64()),
+            ("class", arrow.string()),
+            ("features", arrow.list_(arrow.float32(), about.width)),
+        ],
+        metadata={"classes": json.dumps(about.classes, ensure_ascii=False), "about": about.said},
+    )
+    waiting: list[Any] = []
+
+    with files.ParquetWriter(path, schema) as writer:
+
+        def flush() -> None:
+            writer.write_table(arrow.Table.from_batches(waiting, schema), row_group_size=2**30)
+            waiting.clear()
+
+        def write(rows: Rows) -> None:
+            flat = arrow.array(rows.features.reshape(-1), arrow.float32())
+            columns = [
+                arrow.array(rows.names, arrow.string()),
+                arrow.array([rows.split] * len(rows.names), arrow.string()),
+                arrow.array(rows.index),
+                arrow.array(rows.labels),
+                arrow.array([_class(about, label) for label in rows.labels.tolist()], arrow.string()),
+                arrow.FixedSizeListArray.from_arrays(flat, about.width),
+            ]
+            waiting.append(arrow.record_batch(columns, schema=schema))
+            if sum(len(batch) for batch in waiting) * about.width * 4 >= _GROUP:
+                flush()
+
+        yield write
+        if waiting:
+            flush()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    """pyarrow, where it is installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("format=parquet needs pyarrow: pip install 'sslctl[parquet]', or format=npz") from None
+    return pyarrow, pyarrow.parquet
+
+
+def refuse_missing(kind: str) -> None:
+    """Raises InputError where a format's package is not installed."""
+    if kind == "parquet":
+        _pyarrow()
+
+
+WRITERS: dict[str, Callable[[Path, About], AbstractContextManager[Writer]]] = {
+    "npz": npz,
+    "csv": comma_separated,
+    "parquet": parquet,
+}

@@ -1,0 +1,83 @@
+"""What ckpt=, or backbone= with weights, names: a network with its dataset, for the verbs that write files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslctl.data.sources import Source
+from sslctl.errors import InputError, user_path
+from sslctl.evaluation import subjects as who
+from sslctl.evaluation.subjects import Subject
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import load_method, resolve_runs, run_preprocess, with_tokenizer
+from sslctl.methods.base import Method
+from sslctl.models.preprocess import preprocess_of
+from sslctl.runs import checkpoint
+from sslctl.runs.directory import read_config
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One network. name: of its backbone; node: that backbone's configuration. method, run: None for foreign weights."""
+
+    subject: Subject
+    method: Method | None
+    run: Path | None
+    name: str
+    node: dict
+    dataset: Any
+    source: Source
+    folder: Path  # where files go unless out= names one
+    title: str
+
+
+def chosen(config: Any, split: str, *, few: bool = False) -> Iterator[Chosen]:
+    """The networks that a configuration names by ckpt, or by backbone and dataset, each with a split of its dataset.
+
+    few: of a run's dataset only some images will be looked at, and none is kept in memory.
+    Raises InputError where nothing is named, and for images that a network does not take.
+    """
+    if not config.ckpt:
+        yield _foreign(config, split)
+        return
+    if config.backbone is not None:
+        raise InputError("a run brings its own backbone: ckpt=RUN, or backbone=… backbone.weights=FILE, not both")
+    found = resolve_runs(config.ckpt)
+    if config.out and len(found) > 1:
+        raise InputError(f"out={config.out} is one file, ckpt names {len(found)} runs: leave out= away")
+    for run, path in found:
+        saved = read_config(run)
+        node = with_tokenizer(config.dataset or OmegaConf.create(saved["dataset"]), run)
+        if few and "memory_gb" in node:
+            node = OmegaConf.merge(node, {"memory_gb": 0})
+        preprocess = run_preprocess(run)
+        source = build_source(node, split)
+        preprocess.refuse_other(str(run), source, "dataset")
+        method = load_method(run)
+        step = checkpoint.load(path, method)["step"]
+        subject = who.method_subject("trained", method, preprocess, config.features, step)
+        name, backbone = saved["names"]["backbone"], {**saved["backbone"], "weights": None}
+        title = f"{run} at {path.name}"
+        yield Chosen(subject, method, run, name, backbone, node, source, run, title)
+
+
+def _foreign(config: Any, split: str) -> Chosen:
+    if config.backbone is None:
+        raise InputError("nothing named: name a run (runs/latest), or backbone=… backbone.weights=FILE dataset=…")
+    if not config.backbone.get("weights"):
+        raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
+    if config.backbone.get("partial"):
+        raise InputError(who.PARTLY)
+    if config.dataset is None:
+        raise InputError("a foreign backbone needs a dataset, whose size and normalisation it takes: dataset=…")
+    if config.features not in (None, "backbone"):
+        raise InputError(f"features={config.features}: foreign weights offer backbone")
+    source = build_source(config.dataset, split)
+    subject = who.foreign(config.backbone, preprocess_of(config.dataset, source), with_weights=True)
+    weights = user_path(config.backbone.weights)
+    node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True)
+    folder = Path("runs") / source.name / "foreign"
+    return Chosen(subject, None, None, weights.stem, node, config.dataset, source, folder, str(weights))

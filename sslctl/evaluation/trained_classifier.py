@@ -1,0 +1,117 @@
+"""A classifier trained on a backbone through fit(): what the probe on augmented views and fine-tuning share."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from sslctl import distributed
+from sslctl.data.sources import Source
+from sslctl.errors import InputError, Stopped
+from sslctl.evaluation.features import extract
+from sslctl.evaluation.knn import hits_of
+from sslctl.evaluation.provenance import chosen
+from sslctl.evaluation.provenance import settings as settings_words
+from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.task import Task
+from sslctl.factory.from_config import build_views, refuse_sizes
+from sslctl.methods.base import Facts
+from sslctl.methods.supervised import Supervised
+from sslctl.models.vit import patch_size_of
+from sslctl.runs import directory as rundir
+from sslctl.runs.fingerprint import decisive, fingerprint
+from sslctl.signals import Signals
+from sslctl.training.plan import Plan, make_plan
+from sslctl.training.train import fit, set_up
+
+
+def settings_of(task: Task) -> Any:
+    """The resolved configuration, whose dataset is the one evaluated on."""
+    config = task.config.copy()
+    config.dataset = task.dataset
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+
+
+def refuse_processes(config: Any, what: str) -> None:
+    """Raises InputError for several processes."""
+    if config.trainer.processes > 1 or distributed.launched():
+        raise InputError(f"{what} runs in one process: trainer.processes=1")
+
+
+def directory(task: Task, name: str, settings: Any, keys: tuple[str, ...], hashes: dict[str, str]) -> Path:
+    """Where a training is kept: the same settings, weights and images find it again. keys: of the settings, beside these."""
+    plain = OmegaConf.to_container(settings)
+    decided = {k: plain[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed", *keys)}
+    return task.work / f"{name}-{fingerprint(decisive(decided, hashes))}-s{settings.seed}"
+
+
+def trained_classifier(
+    make: Callable[[Facts], Supervised], source: Source, settings: Any, run_dir: Path, said: list[str]
+) -> tuple[Supervised, Plan]:
+    """Trains what `make` makes, from the newest checkpoint in run_dir on. Raises Stopped after a signal, with all saved.
+
+    said: lines to print before it begins.
+    """
+    method, plan = untrained(make, source, settings)
+    views = build_views(settings, source.image_size, plan.dropped, patch_size_of(method.backbone.network))
+    refuse_sizes(method.backbone, views, source.image_size)
+    setup = set_up(settings, plan, method, source, views, run_dir)
+    print("\n".join(said), flush=True)
+    with Signals() as signals:
+        if not fit(setup, signals):
+            print(f"stopped; the same command continues {run_dir}", flush=True)
+            raise Stopped(signals.status)
+    return method.eval(), plan
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Makes a directory and keeps other processes out of it."""
+    rundir.make(run_dir)
+    lock = rundir.Lock(run_dir)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def untrained(make: Callable[[Facts], Supervised], source: Source, settings: Any) -> tuple[Supervised, Plan]:
+    """What `make` makes, as training begins with it."""
+    plan = make_plan(settings, source)
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(settings.seed)
+    try:
+        return make(plan.facts(len(source.classes))), plan
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def judged(method: Supervised, subject: Subject, test: Source, workers: int, device: torch.device) -> dict[str, Tensor]:
+    """Which of the clean images are right, (N,) bool: by top1 and, of more than five classes, top5."""
+    scores = extract(
+        lambda images: method.classifier(method.pooled(images)),
+        test,
+        torch.arange(len(test)),
+        resize=subject.preprocess.resize,
+        workers=workers,
+        device=device,
+    )
+    return hits_of(scores, test.labels)
+
+
+def trained_by(settings: Any, plan: Plan) -> dict:
+    """What decides a trained classifier beside its draws and its images, as results name it."""
+    plain = OmegaConf.to_container(settings)
+    names = ("precision", "clip_grad_norm", "accumulate_steps")
+    augmentation = {"name": chosen("augmentation"), **settings_words(plain["augmentation"])}
+    return {
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size,
+        **{name: plain["trainer"][name] for name in names},
+        **{name: settings_words(plain[name]) for name in ("optimizer", "scheduler")},
+        "augmentation": augmentation | {"dropped": list(plan.dropped)},
+    }

@@ -1,0 +1,120 @@
+"""sslctl export: a backbone as a file for other programs, loaded again by its own loader and compared on real images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslctl.data.loader import clean_batches
+from sslctl.evaluation.named_networks import Chosen
+from sslctl.export.formats import FILE, Format, Lines, Network
+from sslctl.factory.exportable import alone
+from sslctl.methods.base import Method
+from sslctl.views.maker import clean
+
+
+class ParityError(RuntimeError):
+    """A file whose features are not the run's. It is not kept."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file's features are from the run's. scale: the largest feature; where: the images that were compared.
+
+    tensors: how many weights are the same to the bit, of formats that keep their names.
+    """
+
+    difference: float
+    scale: float
+    where: str
+    tensors: int | None
+
+    def words(self) -> str:
+        same = "" if self.tensors is None else f"; all {self.tensors} tensors equal"
+        return f"largest difference {self.difference:.2g} of features up to {self.scale:.3g}, on {self.where}{same}"
+
+
+# --- What is exported ---
+
+
+class _Computed(nn.Module):
+    """One of a method's features."""
+
+    def __init__(self, method: Method, features: str):
+        super().__init__()
+        self.method, self.chosen = method, features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.method.features(images)[self.chosen]
+
+
+def network_of(one: Chosen) -> Network:
+    """The network behind a subject's features: a backbone alone where that gives the same, else all that the method does."""
+    subject, preprocess = one.subject, one.subject.preprocess
+    with torch.no_grad():
+        width = subject.function(preprocess.example(torch.device("cpu"))).shape[1]
+    found = alone(one.method or subject.backbone, subject.function, preprocess)
+    if found:
+        return Network(found[0], *found, one.node, preprocess, subject.features, width)
+    computed = _Computed(one.method, subject.features).eval()
+    return Network(computed, None, {}, one.node, preprocess, subject.features, width)
+
+
+# --- The check ---
+
+
+@torch.no_grad()
+def compared(one: Chosen, kind: Format, network: Network, lines: Lines, file: Path, count: int) -> Parity:
+    """The features of real images by the run and by a file, which the lines for the user load.
+
+    Raises ParityError for features of another shape, and for weights that are not the network's.
+    """
+    source, scope = one.source, {}
+    exec("\n".join(_quoted(lines.load, file)), scope)
+    tensors = kind.tensors and kind.tensors(network)
+    if tensors is not None:
+        loaded = scope["model"].state_dict()
+        other = [name for name in loaded.keys() | tensors.keys() if not _same(loaded.get(name), tensors.get(name))]
+        if other:
+            raise ParityError(
+                f"{file.name} is not written: loaded by {kind.loader}, {len(other)} of its {len(tensors)} tensors are not the"
+                f" run's (first: {min(other)})"
+            )
+    rows = torch.arange(0, len(source), max(1, len(source) // count))[:count]
+    difference, scale = 0.0, 0.0
+    for taken in (rows[:1], rows[1:3], *rows[3:].split(32)):  # any number of images goes in
+        settings = {"resize": network.preprocess.resize, "batch_size": 32, "workers": 0}
+        for images in clean_batches(source, taken, **settings):
+            images = clean(images) if images.dtype == torch.uint8 else images
+            ours, theirs = one.subject.function(images).float(), _applied(lines, scope, images)
+            if theirs.shape != ours.shape:
+                raise ParityError(f"{file.name} gives features {tuple(theirs.shape)}, the run {tuple(ours.shape)}")
+            worst = float((theirs - ours).abs().max())
+            difference = worst if worst != worst else max(difference, worst)
+            scale = max(scale, float(ours.abs().max()))
+    words = f"{len(rows)} {'texts' if source.gives == 'tokens' else 'images'} of {source.name} ({source.split})"
+    return Parity(difference, scale, words, None if tensors is None else len(tensors))
+
+
+def _same(found: Tensor | None, wanted: Tensor | None) -> bool:
+    return found is not None and wanted is not None and torch.equal(found, wanted)
+
+
+def _applied(lines: Lines, scope: dict[str, Any], images: Tensor) -> Tensor:
+    """(B, D) by the line that a user is given."""
+    scope["images"] = scope["tokens"] = images.numpy() if lines.arrays else images
+    exec(lines.use, scope)
+    return torch.as_tensor(scope["features"]).float()
+
+
+def _quoted(lines: list[str], file: Path) -> list[str]:
+    return [line.replace(FILE, repr(str(file))) for line in lines]
+
+
+def _script(lines: Lines, file: Path) -> list[str]:
+    return [*_quoted(lines.load, file), lines.use]
+
+
+# --- The description beside the file ---

@@ -1,0 +1,65 @@
+"""A method's features, and which backbone gives them by itself: what is kept of a run, loaded again and exported."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslctl.methods.base import Method
+from sslctl.models.backbones import Backbone
+from sslctl.models.preprocess import Preprocess, TextPreprocess
+
+# Of timm.create_model, for vision transformers: the mean of the patches' tokens, normed before.
+MEAN = {"global_pool": "avg", "fc_norm": False}
+
+
+@torch.no_grad()
+def offered(method: Method, preprocess: Preprocess | TextPreprocess) -> list[str]:
+    """The names of a method's features, the one that is evaluated first."""
+    return list(method.features(preprocess.example(next(method.parameters()).device)))
+
+
+@torch.no_grad()
+def alone(
+    module: nn.Module, features: Callable[[Tensor], Tensor], preprocess: Preprocess | TextPreprocess
+) -> tuple[Backbone, dict[str, Any]] | None:
+    """The backbone inside `module` (in eval mode) whose own output the features are, and timm's arguments that it takes.
+
+    None where no backbone gives them without more of the method.
+    """
+    backbones = [m for m in module.modules() if isinstance(m, Backbone)]
+    noise = _noise(preprocess).to(next(module.parameters()).device)
+    wanted = features(noise)
+    candidates = [(b, {}) for b in backbones] + [(p, MEAN) for b in backbones if (p := _mean_pooled(b))]
+    candidates = [(b, pool, h) for b, pool in candidates if (h := b(noise)).shape == wanted.shape]
+    atol = 1e-6 * float(wanted.abs().nan_to_num(0.0).max())  # of a run that has gone wrong, all outputs may be NaN
+    close = [c for c in candidates if torch.allclose(c[2], wanted, rtol=1e-5, atol=atol, equal_nan=True)]
+    return min(close, key=lambda c: float((c[2] - wanted).abs().max()))[:2] if close else None
+
+
+def pooled(node: dict, pool: dict[str, Any]) -> dict:
+    """The configuration of a backbone that `alone` found."""
+    return {**node, "kwargs": {**node["kwargs"], **pool}} if pool else node
+
+
+def _mean_pooled(backbone: Backbone) -> Backbone | None:
+    """A copy that gives the mean of the patches' tokens, where timm's model has such a thing under the same weights."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = getattr(backbone.network, "model", None)
+    if not isinstance(model, VisionTransformer) or not isinstance(model.fc_norm, nn.Identity):
+        return None
+    copied = copy.deepcopy(backbone)
+    copied.network.model.global_pool = MEAN["global_pool"]
+    return copied
+
+
+def _noise(preprocess: Preprocess | TextPreprocess) -> Tensor:
+    """(4, …) inputs that no two networks treat alike."""
+    like = preprocess.example(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(preprocess, TextPreprocess):
+        return torch.randint(1, preprocess.vocabulary, (4, preprocess.length), generator=generator)
+    return torch.rand(4, *like.shape[1:], generator=generator)

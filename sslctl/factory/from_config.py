@@ -1,0 +1,109 @@
+"""From a resolved configuration to sources, backbones and methods. Everything is bound before anything is built."""
+
+import inspect
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslctl.config.targets import bind, target_of
+from sslctl.data.sources import Source
+from sslctl.errors import InputError
+from sslctl.methods.base import Facts, Method
+from sslctl.models.backbones import Backbone
+from sslctl.models.preprocess import Preprocess, TextPreprocess
+from sslctl.models.weights import load_weights
+from sslctl.views import ViewMaker
+
+DATASET_OWN = ("drops", "scale", "mean", "std", "resize")
+BACKBONE_OWN = ("weights", "partial")
+METHOD_OWN = ("teacher", "teacher_backbone", "teacher_mean", "teacher_std")  # where a frozen teacher comes from
+OPTIMIZER_OWN = (
+    "base_lr",
+    "lr_scaling",
+    "weight_decay",
+    "weight_decay_end",
+    "exclude_bias_and_norm",
+    "vector_lr_scale",
+)
+
+
+def build_source(node: Any, split: str) -> Source:
+    """A split of the dataset of a configuration."""
+    target, arguments = bind(node, "dataset", skip=DATASET_OWN, given=("split",))
+    return target(split=split, **arguments)
+
+
+def bind_backbone(node: Any):
+    """A network for images asks for channels and image_size, one for texts for vocabulary and length."""
+    return bind(node, "backbone", skip=BACKBONE_OWN, given=given_to(target_of(node, "backbone")))
+
+
+def given_to(target: Any) -> tuple[str, ...]:
+    """What a network's constructor is told of the data."""
+    texts = "vocabulary" in inspect.signature(target).parameters
+    return ("vocabulary", "length") if texts else ("channels", "image_size")
+
+
+def build_backbone(
+    node: Any, preprocess: Preprocess | TextPreprocess, *, with_weights: bool = True, key: str = "backbone"
+) -> Backbone:
+    """The backbone of a configuration, with the weights that backbone.weights names. key: where the configuration has it."""
+    target, arguments = bind_backbone(node)
+    facts = preprocess.facts()
+    if set(facts) != set(given_to(target)):
+        takes, has = ("texts", "images") if "length" in given_to(target) else ("images", "texts")
+        other = "backbone=small_transformer" if has == "texts" else "backbone=small_resnet, or dataset=text"
+        raise InputError(f"backbone: {target.__name__} takes {takes}, the dataset has {has}: {other}")
+    try:
+        backbone = preprocess.wrapped(target(**arguments, **facts))
+    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
+        raise InputError(f"backbone: {error}") from error
+    if with_weights and node.get("weights"):
+        print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')), key=key)}")
+    return backbone
+
+
+def bind_method(node: Any):
+    given = ("backbone", "facts", "teacher") if "teacher" in node else ("backbone", "facts")
+    return bind(node, "method", skip=METHOD_OWN, given=given)
+
+
+def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | None = None) -> Method:
+    """The method of a configuration around a backbone. teacher: a frozen one, where the configuration asks for it."""
+    target, arguments = bind_method(node)
+    if teacher is not None:
+        arguments["teacher"] = teacher
+    try:
+        return target(backbone, facts, **arguments)
+    except ValueError as error:
+        raise InputError(f"method: {error}") from error
+
+
+def build_views(config: Any, image_size: int, dropped: tuple[str, ...], multiple: int = 1) -> ViewMaker:
+    """multiple: of pixels that the views' sides are, for networks of patches."""
+    return ViewMaker(OmegaConf.to_container(config.augmentation, resolve=True), image_size, dropped, multiple)
+
+
+def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: Any) -> None:
+    """Raises InputError where a dataset gives what the method does not look at, or the augmentation too few views of it."""
+    needed = {"global": "images", "frames": "videos: dataset=frames", "tokens": "texts: dataset=text"}
+    if method.looks_at != source.gives:
+        raise InputError(
+            f"method={names.method} takes {needed[method.looks_at]}; dataset={names.dataset} has {source.words()}"
+        )
+    (least, most), (count, _) = method.global_views, views.sizes()["global"]
+    if count < least or count > (most or count):
+        wanted = f"{least} global views" if most == least else f"{least} global views or more"
+        raise InputError(
+            f"method={names.method} compares {wanted}, the augmentation makes {count}: augmentation.global.count={least}"
+        )
+
+
+def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:
+    """Raises InputError for views of other sizes than the images' where a backbone takes only these."""
+    other = [f"{group} views of {size}" for group, (_, size) in views.sizes().items() if size != image_size]
+    if other and getattr(backbone.network, "fixed_size", False):
+        raise InputError(
+            f"this backbone takes images of {image_size} pixels only, the augmentation makes {' and '.join(other)}:"
+            " choose an augmentation with one size, or a convolutional backbone"
+        )

@@ -1,0 +1,79 @@
+"""Frozen teachers: a run's backbone, or weights of timm, torchvision or any file, kept once in the run directory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslctl.errors import InputError, user_path
+from sslctl.factory.backbone_file import about, finished_run, keep_backbone, kept_backbone
+from sslctl.factory.from_config import build_backbone
+from sslctl.models.preprocess import Preprocess
+from sslctl.models.teacher import KEPT, Teacher
+from sslctl.models.weights import read_weights
+from sslctl.runs.directory import is_run
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+def keep_teacher(teacher: Teacher, run_dir: Path) -> None:
+    """Writes the teacher beside the run's checkpoints, unless it is there."""
+    path = run_dir / KEPT
+    if not path.exists():
+        keep_backbone(path, teacher.network, teacher.node, teacher.preprocess)
+
+
+def load_teacher(
+    where: str | None, node: Any | None, preprocess: Preprocess, own: dict[str, Any] | None = None
+) -> Teacher:
+    """where: a finished run, a file kept by `Teacher.keep`, or weights of the backbone that node configures.
+
+    preprocess: of the student, whose images the teacher gets. own: mean and std that a file's weights were trained with. Raises
+    InputError for weights that do not match in full, and for another number of channels.
+    """
+    if not where:
+        raise InputError("method.teacher is missing: a finished run, or a file with backbone@method.teacher_backbone=…")
+    path = user_path(where)
+    described = is_run(path) or (path.is_file() and about(path))
+    if described and node is not None:
+        raise InputError(
+            f"method.teacher={where} says itself which network it is: leave backbone@method.teacher_backbone out"
+        )
+    if is_run(path):
+        teacher = Teacher(*finished_run(path))
+    elif described:
+        teacher = Teacher(*kept_backbone(path))
+    elif not path.is_file():
+        raise InputError(f"method.teacher={where}: {'no run there' if path.exists() else 'no such run or file'}")
+    elif node is None:
+        raise InputError(
+            f"method.teacher={where} is no run: name the network of these weights with backbone@method.teacher_backbone=…"
+        )
+    else:
+        teacher = _foreign(path, node, own or {}, preprocess)
+    if teacher.preprocess.channels != preprocess.channels:
+        raise InputError(
+            f"method.teacher={where} sees {teacher.preprocess.channels} channels, the images have {preprocess.channels}"
+        )
+    return teacher
+
+
+def _foreign(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
+    """A teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
+    norm = {name: list(own.get(name) or _usual(name, preprocess)) for name in IMAGENET}
+    if {len(values) for values in norm.values()} != {preprocess.channels}:
+        raise InputError(f"method.teacher_mean and method.teacher_std: expected {preprocess.channels} values each")
+    if node.get("stem") == "auto":
+        first = next((t for name, t in read_weights(path).items() if name.endswith("conv1.weight")), None)
+        node = OmegaConf.merge(node, {"stem": "imagenet" if first is not None and first.shape[-1] == 7 else "small"})
+    weighted = OmegaConf.merge(node, {"weights": str(path)})
+    kept = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)
+    settings = replace(preprocess, **norm)
+    print(f"  teacher: images normalised by mean {norm['mean']}, std {norm['std']}")
+    return Teacher(build_backbone(weighted, settings, key="method.teacher_backbone"), kept, settings)
+
+
+def _usual(name: str, preprocess: Preprocess) -> list[float]:
+    """ImageNet's for colour images, which nearly all published weights were trained with; else the student's."""
+    return IMAGENET[name] if preprocess.channels == 3 else getattr(preprocess, name)

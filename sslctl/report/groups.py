@@ -1,0 +1,132 @@
+"""Runs side by side: which belong together, what tells them apart, and means with their spread over seeds."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sslctl.errors import InputError
+from sslctl.evaluation.results import interval_of_mean
+from sslctl.report.measurement import Measurement, number, span
+from sslctl.report.run import Run
+
+MOST_DIFFERENCES = 40  # keys that are listed
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed. number: its place in the page's colours."""
+
+    name: str
+    runs: tuple[Run, ...]
+    number: int
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.finished)
+
+
+def refuse_other_datasets(runs: list[Run]) -> None:
+    """Raises InputError with one run of each dataset when there are several."""
+    found: dict[tuple, Run] = {}
+    for run in runs:
+        found.setdefault((run.names["dataset"], run.environment.get("hashes", {}).get("data")), run)
+    if len(found) > 1:
+        told = [f"{run.shown} on {_dataset(run)}" for run in list(found.values())[:3]]
+        more = "; …" if len(found) > 3 else ""
+        raise InputError(f"these runs were trained on different images and are not compared: {'; '.join(told)}{more}")
+
+
+def _dataset(run: Run) -> str:
+    """'folder photos (1,600 of size 32)'."""
+    root = run.config["dataset"].get("root")
+    name = f"{run.names['dataset']} {root}" if root else run.names["dataset"]
+    return f"{name} ({run.facts['num_images']:,} of size {run.facts['image_size']})"
+
+
+def groups_of(runs: list[Run]) -> list[Group]:
+    """Runs by everything but their seed, in the order given, named by what tells them apart."""
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(run.group, []).append(run)
+    sets = [tuple(sorted(found, key=lambda run: run.config["seed"])) for found in members.values()]
+    return [Group(name, found, i) for i, (name, found) in enumerate(zip(_names(sets), sets, strict=True))]
+
+
+def _names(sets: list[tuple[Run, ...]]) -> list[str]:
+    """What tells each group from the others, in few words."""
+    first = [found[0] for found in sets]
+    names = [[run.names[key] for run in first] for key in ("method", "backbone")]
+    parts = [column for column in names if len(set(column)) > 1] or names[:1]
+    words = [" ".join(column[i] for column in parts) for i in range(len(first))]
+    if len(set(words)) == len(words):
+        return words
+    keys = [key for key, values in differences(first) if not key.startswith("names.")]
+    told = [", ".join(f"{key}={_short(run.keys.get(key))}" for key in keys[:3]) for run in first]
+    words = [f"{word} {extra}" for word, extra in zip(words, told, strict=True)]
+    return [f"{word} ({run.group})" if words.count(word) > 1 else word for word, run in zip(words, first, strict=True)]
+
+
+def differences(runs: Iterable[Run]) -> list[tuple[str, list]]:
+    """(key, its value in each run) of every key that decides weights and is not the same everywhere; methods aside, last."""
+    runs = list(runs)
+    keys = dict.fromkeys(key for run in runs for key in ("names.method", "names.backbone", *run.decisive))
+    both = [(key, [{**run.decisive, **run.keys}.get(key) for run in runs]) for key in keys]
+    found = [(key, values) for key, values in both if any(value != values[0] for value in values)]
+    return sorted(found, key=lambda pair: (not pair[0].startswith("names."), pair[0].startswith("method.")))
+
+
+def difference_rows(groups: list[Group]) -> list[tuple[str, list[str]]]:
+    """(key, its words in each group) of what differs, at most MOST_DIFFERENCES."""
+    found = differences(group.runs[0] for group in groups)
+    return [(key, [_short(value) for value in values]) for key, values in found[:MOST_DIFFERENCES]]
+
+
+def _short(value: object) -> str:
+    words = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return words if len(words) <= 60 else f"{words[:57]}…"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A measurement over the finished runs of a group. std, ci95: over seeds, None for one."""
+
+    value: float
+    std: float | None
+    count: int
+    ci95: list[float] | None = None
+
+    def words(self, metric: str) -> str:
+        return number(metric, self.value, self.std)
+
+    def interval(self, metric: str) -> str:
+        """'88.1–91.9 %': where the mean lies, to 95 %; '' of one seed."""
+        return span(metric, self.ci95)
+
+
+def mean_of(values: list[float]) -> Mean | None:
+    if not values:
+        return None
+    if len(values) == 1:
+        return Mean(values[0], None, 1)
+    return Mean(statistics.fmean(values), statistics.stdev(values), len(values), interval_of_mean(values))
+
+
+def columns_of(runs: list[Run]) -> list[Measurement]:
+    """Every measurement of trained weights, in the order in which they were first made."""
+    return list(dict.fromkeys(m for run in runs for m in run.latest("trained")))
+
+
+def group_mean(group: Group, column: Measurement) -> Mean | None:
+    """Of trained weights, over the group's finished runs that have it."""
+    found = [run.latest("trained").get(column) for run in group.finished]
+    return mean_of([r["value"] for r in found if r and r["value"] is not None])
+
+
+def random_mean(runs: list[Run], column: Measurement) -> Mean | None:
+    """Of random weights, each network and seed once: runs of several methods may begin with the same backbone."""
+    found = {}
+    for run in runs:
+        if column in (latest := run.untrained()) and latest[column]["value"] is not None:
+            value = latest[column]["value"]
+            found[(str(run.config["backbone"]), run.config["seed"], value)] = value
+    return mean_of(list(found.values()))

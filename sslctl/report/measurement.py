@@ -1,0 +1,151 @@
+"""Results as the page compares them: which were measured alike, and their numbers in words."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sslctl.evaluation.provenance import flat_words
+
+_OLD_SETTINGS = ("k", "temperature", "bank")  # of records without params: the details that are settings
+_SHARE = re.compile(r"top\d+|acc|nmi|ari$|m?ap\b|map|recall|precision|purity|f1|hit", re.IGNORECASE)
+_PREFERRED = ("linear-augmented", "linear-cached", "knn", "finetune")  # protocols, the one that matters most first
+_MOST_SETTINGS = 4  # named where results are told apart
+UNTRAINED = (
+    "random",
+    "scratch",
+)  # subjects that a trained network is compared with: as it began, fine-tuned from there
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What two results must share to stand in one row or column. settings: every one that decides the value, in words."""
+
+    protocol: str
+    metric: str
+    labels: str
+    dataset: str
+    split: str
+    features: str
+    settings: tuple[tuple[str, str], ...]
+
+    @property
+    def label_free(self) -> bool:
+        return self.protocol == "label-free"
+
+    @property
+    def main(self) -> bool:
+        """Whether it is among what a reader looks at first: top-1 of a classifier."""
+        return self.metric == "top1" and self.protocol in _PREFERRED
+
+    @property
+    def k(self) -> str:
+        """Of nearest neighbours: ', k 20'."""
+        return "".join(f", k {value}" for name, value in self.settings if name == "k")
+
+    @property
+    def labels_words(self) -> str:
+        """'all labels', '5 labels a class', '10 % of the labels'; '' where none are used."""
+        if self.labels in ("all", "none"):
+            return {"all": "all labels", "none": ""}[self.labels]
+        number, _, per_class = self.labels.partition("/")
+        return f"{number} labels a class" if per_class else f"{100 * float(number):g} % of the labels"
+
+    @property
+    def told(self) -> tuple[tuple[str, str], ...]:
+        """What tells it from others of its protocol."""
+        return (("features", self.features), *(pair for pair in self.settings if pair[0] != "k"))
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What measurements share that differ in their settings alone; k is always named."""
+        return self.protocol + self.k, self.metric, self.labels, self.dataset, self.split
+
+    def words(self) -> str:
+        """'knn, k 20, top1, all labels, digits test split'."""
+        parts = (self.protocol + self.k, self.metric, self.labels_words, f"{self.dataset} {self.split} split")
+        return ", ".join(part for part in parts if part)
+
+
+def measurement(record: dict) -> Measurement:
+    details, params = record.get("details", {}), record.get("params")
+    if not isinstance(params, dict):  # an older record, in which params is how many the backbone has
+        params = {name: details[name] for name in _OLD_SETTINGS if name in details}
+    return Measurement(
+        *(record[name] for name in ("protocol", "metric", "labels", "dataset", "split", "features")),
+        tuple(flat_words(params)),
+    )
+
+
+def as_now(record: dict) -> dict:
+    """A record as it is written today: fine-tuning from random weights was called random once."""
+    if record["protocol"] == "finetune" and record["subject"] == "random":
+        return record | {"subject": "scratch"}
+    return record
+
+
+def told_apart(columns: Iterable[Measurement]) -> dict[Measurement, str]:
+    """In words, the settings in which each differs from others of its kind; '' where it is the only one."""
+    columns = list(columns)
+    words = {}
+    for column in columns:
+        others = [dict(c.told) for c in columns if c.kind == column.kind and c != column]
+        mine = dict(column.told)
+        keys = dict.fromkeys(key for other in others for key in (*mine, *other) if mine.get(key) != other.get(key))
+        named = [f"{key} {mine.get(key, 'unknown')}" for key in keys]
+        more = ", …" if len(named) > _MOST_SETTINGS else ""
+        words[column] = ", ".join(named[:_MOST_SETTINGS]) + more
+    return words
+
+
+def by_importance(columns: Iterable[Measurement]) -> list[Measurement]:
+    """All labels before few, the preferred protocols first; those that are not main behind all of these, as they came."""
+
+    def rank(column: Measurement) -> tuple:
+        if not column.main:
+            return 2, 0, 0, 0
+        k = int(column.k.rpartition(" ")[2] or 0)
+        return column.labels != "all", _PREFERRED.index(column.protocol), _few(column.labels), k
+
+    return sorted(columns, key=rank)
+
+
+def _few(labels: str) -> tuple[bool, float]:
+    number, _, per_class = labels.partition("/")
+    return (bool(per_class), float(number)) if labels not in ("all", "none") else (False, 0.0)
+
+
+# --- Numbers ---
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a fraction that reads better in percent."""
+    return bool(_SHARE.match(metric))
+
+
+def number(metric: str, value: float | None, spread: float | None = None) -> str:
+    """'91.24 %', '91.24 ± 0.31 %' or '45.3'."""
+    if value is None:
+        return "–"
+    if is_share(metric):
+        return f"{100 * value:.2f}{'' if spread is None else f' ± {100 * spread:.2f}'} %"
+    return f"{value:.4g}{'' if spread is None else f' ± {spread:.2g}'}"
+
+
+def shown_value(record: dict) -> str:
+    """A result with its spread over draws of labels, where it has one."""
+    return number(record["metric"], record["value"], record.get("std"))
+
+
+def interval(record: dict) -> str:
+    """'88.1–91.9 %': the 95 % interval of a record that has one, over its draws or its test images, else ''."""
+    return span(record["metric"], record.get("ci95"))
+
+
+def span(metric: str, ci95: list[float] | None) -> str:
+    if not ci95:
+        return ""
+    low, high = ci95
+    if is_share(metric):  # an interval of few seeds may reach beyond what there is
+        low, high = max(low, -1.0 if metric == "ari" else 0.0), min(high, 1.0)
+        return f"{100 * low:.1f}–{100 * high:.1f} %"
+    return f"{low:.4g}–{high:.4g}"

@@ -1,0 +1,125 @@
+"""What a run left on disk, read once for the page."""
+
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from sslctl.report.measurement import UNTRAINED, Measurement, as_now, measurement
+from sslctl.runs import directory as rundir
+from sslctl.runs.checkpoint import load_pickle, step_of
+from sslctl.runs.fingerprint import decisive, fingerprint, flat
+from sslctl.runs.health import Finding, findings, verdict
+from sslctl.training.logger import duration
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run at its newest checkpoint. findings: of its health. shown: how the page calls it; threads: what its
+    results depend on, on a CPU."""
+
+    path: Path
+    checkpoint: Path
+    shown: str
+    config: dict
+    environment: dict
+    metrics: list[dict]
+    results: list[dict]
+    findings: list[Finding]
+    threads: int
+
+    @property
+    def facts(self) -> dict:
+        return self.environment["facts"]
+
+    @property
+    def names(self) -> dict:
+        return self.config["names"]
+
+    @property
+    def step(self) -> int:
+        return step_of(self.checkpoint)
+
+    @property
+    def epochs(self) -> float:
+        """Trained so far."""
+        return self.step / self.facts["steps_per_epoch"]
+
+    @property
+    def status(self) -> str:
+        if rundir.is_held(self.path):
+            return "running"
+        return "finished" if self.finished else "stopped"
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.facts["total_steps"]
+
+    @property
+    def level(self) -> str:
+        """Of its health: ok, early, warn or bad."""
+        return verdict(self.findings).level
+
+    @cached_property
+    def group(self) -> str:
+        """The same for runs that differ in their seed alone."""
+        return fingerprint(self.decisive)
+
+    @property
+    def decisive(self) -> dict:
+        """The keys that can change a weight, with the names of the choices."""
+        return decisive(self.config, self.environment.get("hashes", {}))
+
+    @property
+    def keys(self) -> dict:
+        """Every key of the configuration, flat."""
+        return flat(self.config)
+
+    def latest(self, subject: str) -> dict[Measurement, dict]:
+        """The last result of each measurement of a subject; of trained weights, at this checkpoint's step only."""
+        step = {"trained": self.step}.get(subject)
+        return {
+            measurement(r): r for r in self.results if r["subject"] == subject and (step is None or r["step"] == step)
+        }
+
+    def untrained(self) -> dict[Measurement, dict]:
+        """The last result of each measurement of the network as it began, or fine-tuned from there."""
+        return {m: record for subject in UNTRAINED for m, record in self.latest(subject).items()}
+
+    def series(self, name: str) -> list[tuple[float, float]]:
+        """(epoch, value) of what was logged under a name."""
+        return [(m["epoch"], m[name]) for m in self.metrics if isinstance(m.get(name), int | float)]
+
+    def training_time(self) -> str:
+        """What the steps took, by the logged speed; '' where none was logged."""
+        speeds = [value for _, value in self.series("images_per_second") if value > 0]
+        if not speeds:
+            return ""
+        return duration(self.step * self.facts["batch_size"] / statistics.harmonic_mean(speeds))
+
+    @property
+    def dataset(self) -> str:
+        """'digits', or 'folder photos' of images that lie somewhere."""
+        root = self.config["dataset"].get("root")
+        return f"{self.names['dataset']} {Path(root).name}" if root else self.names["dataset"]
+
+    @property
+    def datasets(self) -> set[str]:
+        """The names that results on the run's own data carry."""
+        nodes = [node for node in (self.config["dataset"], self.config.get("eval_dataset")) if node]
+        made = {node["_target_"].rpartition(".")[2] for node in nodes}
+        return {self.names["dataset"]} | made | {Path(node["root"]).name for node in nodes if node.get("root")}
+
+
+def read_run(path: Path, checkpoint: Path, shown: str) -> Run:
+    return Run(
+        path,
+        checkpoint,
+        shown,
+        rundir.read_config(path),
+        rundir.read_json(path / rundir.ENVIRONMENT),
+        rundir.read_lines(path / rundir.METRICS),
+        [as_now(record) for record in rundir.read_lines(path / rundir.RESULTS)],
+        findings(path),
+        load_pickle(checkpoint / "state.pt")["threads"],
+    )

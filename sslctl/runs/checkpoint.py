@@ -1,0 +1,287 @@
+"""Checkpoints: written so that a kill at any instant leaves a valid one, read only when every byte is as written.
+
+A checkpoint is a directory checkpoints/step-N with weights.safetensors, state.pt (plain types and tensors) and
+manifest.json (sizes and SHA-256). It is written under a temporary name, synced, and renamed.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from sslctl.errors import InputError
+
+_WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+_STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
+_GENERATORS = ("torch", "cuda", "numpy", "python")
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, damaged or of something else. Names the path."""
+
+
+def warn(message: str) -> None:
+    print(f"sslctl: warning: {message}", file=sys.stderr, flush=True)
+
+
+# --- Writing ---
+
+
+def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], keep_last: int) -> Path:
+    """Writes checkpoints/step-N, points `last` at it, and only then removes all but the newest `keep_last`.
+
+    state: "step", "optimizer" (a state_dict), "generators" (`generators()` of each process), "threads", "scaler" and
+    "skipped" (of fp16).
+    """
+    final = run_dir / "checkpoints" / f"step-{step}"
+    if final.exists():
+        try:
+            verify(final)
+            return final  # the same step again, after an evaluation was cut short
+        except CheckpointError:
+            shutil.rmtree(final)
+    temporary = final.with_name(f".step-{step}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_tensors(temporary / _WEIGHTS, module.state_dict())
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        (temporary / _STATE).write_bytes(buffer.getbuffer())
+        entries = {name: _digest(temporary / name) for name in (_WEIGHTS, _STATE)}
+        (temporary / _MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1))
+        for name in (_WEIGHTS, _STATE, _MANIFEST):
+            _sync(temporary / name)
+        _sync(temporary)
+        temporary.rename(final)
+        _sync(final.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)
+        ) from error
+    _point(run_dir / "last", Path("checkpoints") / final.name)
+    older = [path for path in steps_on_disk(run_dir) if step_of(path) <= step]
+    beyond = [path for path in steps_on_disk(run_dir) if step_of(path) > step]  # damaged: the run resumed before them
+    for old in older[keep_last:] + beyond:
+        try:
+            leaving = old.with_name(f".{old.name}.removing")
+            shutil.rmtree(leaving, ignore_errors=True)
+            old.rename(leaving)  # a kill in mid-removal leaves no half of a checkpoint under its name
+            shutil.rmtree(leaving)
+        except OSError as error:
+            warn(f"old checkpoint {old} not removed: {error}")
+    return final
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with each tensor contiguous and each storage once; the aliases are listed in its metadata."""
+    seen: dict[tuple, str] = {}
+    stored, aliases = {}, {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        if tensor.numel() and place in seen:
+            aliases[name] = seen[place]
+        else:
+            seen[place] = name
+            stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    # Written by Python, not by the library: its own errors do not say what the system said.
+    path.write_bytes(serialize(stored, metadata={**(metadata or {}), "aliases": json.dumps(aliases)}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, with the aliases that `save_tensors` listed."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
+    aliases = json.loads(metadata(path).get("aliases", "{}"))
+    return tensors | {name: tensors[source] for name, source in aliases.items()}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
+
+
+def _point(link: Path, target: Path) -> None:
+    """Makes or replaces a symbolic link in one step."""
+    temporary = link.with_name(f".{link.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as opened:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+# --- Reading ---
+
+
+def steps_on_disk(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, valid or not."""
+    found = (run_dir / "checkpoints").glob("step-*")
+    return sorted((p for p in found if p.name[5:].isdigit()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of checkpoints/step-N."""
+    return int(path.name[5:])
+
+
+def verify(path: Path) -> None:
+    """Raises CheckpointError unless every file of the manifest is there with its size and SHA-256."""
+    manifest = path / _MANIFEST
+    try:
+        files = dict(json.loads(manifest.read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{manifest} ({_size(manifest)} bytes) cannot be read: {error}") from error
+    for name in (_WEIGHTS, _STATE):
+        expected, found = files.get(name), path / name
+        if not found.exists() or _digest(found) != expected:
+            raise CheckpointError(f"{found} ({_size(found)} bytes) is not what was written there")
+
+
+def newest_valid(run_dir: Path) -> Path | None:
+    """The newest checkpoint that verifies, with a warning for each that does not."""
+    for path in steps_on_disk(run_dir):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            warn(f"{error}; falling back to the checkpoint before it")
+        else:
+            return path
+    return None
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Deletes what a kill left half written or half removed. Only for the holder of the run's lock."""
+    for leftover in (run_dir / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def continue_from(run_dir: Path) -> Path | None:
+    """The checkpoint that a run goes on from, after removing what a kill left half done."""
+    remove_leftovers(run_dir)
+    return newest_valid(run_dir)
+
+
+def load(path: Path, module: nn.Module) -> dict[str, Any]:
+    """Copies a verified checkpoint into existing tensors, strictly, and returns the rest of the state."""
+    tensors = load_tensors(path / _WEIGHTS)
+    differences = compare(tensors, module.state_dict())
+    if differences:
+        raise CheckpointError(f"{path} is of another model:\n" + "\n".join(differences))
+    module.load_state_dict(tensors, strict=True)
+    state = load_pickle(path / _STATE)
+    missing = [part for part in _STATE_PARTS if part not in state]
+    for process in state.get("generators", []):
+        missing += [f"generators.{part}" for part in _GENERATORS if part not in process]
+    if missing:
+        raise CheckpointError(
+            f"{path / _STATE} lacks {', '.join(missing)}: the run cannot continue exactly; to start a new one from its"
+            " weights alone, say backbone.weights="
+        )
+    return state
+
+
+# What torch's reader raises on files that are cut short, altered or full of objects: it has no exception of its own.
+_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
+_DAMAGED += (AssertionError, struct.error)
+
+
+def load_pickle(path: Path) -> Any:
+    """A torch file of tensors and plain types. Anything that would run code is refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles, which are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
+        raise CheckpointError(
+            f"{path} ({_size(path)} bytes) is not a file of tensors and plain values, and nothing else is loaded: {first}"
+        ) from error
+
+
+def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """One line for each kind of difference between two sets of named tensors; empty when all match."""
+    lines = []
+    for words, names in (
+        ("missing", expected.keys() - found.keys()),
+        ("unexpected", found.keys() - expected.keys()),
+    ):
+        if names:
+            lines.append(
+                f"  {len(names)} tensors {words}: {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}"
+            )
+    shapes = [
+        f"{n}: {tuple(found[n].shape)} found, {tuple(expected[n].shape)} expected"
+        for n in sorted(found.keys() & expected.keys())
+        if found[n].shape != expected[n].shape
+    ]
+    if shapes:
+        lines.append(
+            f"  {len(shapes)} tensors of another shape: {'; '.join(shapes[:3])}{' …' if len(shapes) > 3 else ''}"
+        )
+    return lines
+
+
+# --- Generators ---
+
+
+def generators() -> dict[str, Any]:
+    """The state of every global generator (dropout and drop path draw from them), as plain types."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def restore_generators(state: dict[str, Any]) -> None:
+    """Undoes everything drawn since `generators()`. Called last, immediately before the next batch."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,222 @@
+"""Is a run healthy? What it logged, read in plain sentences: while it trains, at its end, and by whoever looks later.
+
+Pure functions of the files of a run, or of results; nothing here needs torch.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from sslctl.runs import directory as rundir
+from sslctl.runs.health_rules import KNN_NOISE, RULES, features_collapsed, few_directions
+from sslctl.runs.history import Finding, Known, Logged
+
+__all__ = [
+    *(
+        "Finding",
+        "Known",
+        "Unhealthy",
+        "Watch",
+        "as_line",
+        "findings",
+        "judge",
+        "judge_features",
+        "known_of",
+        "verdict",
+    ),
+]
+
+LEVELS = ("ok", "early", "warn", "bad")  # early: too early to tell
+UNHEALTHY = 1  # the exit status of a run that trainer.on_collapse=stop ends
+LOOK_STEPS = 1000  # a run is looked at after every epoch, and at least so often
+
+
+def known_of(run: Path) -> Known:
+    """From config.yaml and environment.json. Raises InputError where they cannot be read."""
+    config, environment = rundir.read_config(run), rundir.read_json(run / rundir.ENVIRONMENT)
+    facts, scheduler = environment["facts"], config["scheduler"]
+    warmup = scheduler.get("warmup_steps") or round((scheduler.get("warmup_epochs") or 0) * facts["steps_per_epoch"])
+    return Known(
+        steps_per_epoch=facts["steps_per_epoch"],
+        total_steps=facts["total_steps"],
+        warmup_steps=warmup,
+        prototypes=config["method"].get("prototypes"),
+        **{"num_classes": facts["num_classes"], **environment.get("known", {})},  # of a run begun earlier: less
+    )
+
+
+def findings(run: Path) -> list[Finding]:
+    """What there is to say about a run, the worst first; one `ok`, or `early`, where nothing is wrong.
+
+    Raises InputError for a directory whose files cannot be read.
+    """
+    found = judge(rundir.read_lines(run / rundir.METRICS), known_of(run), rundir.read_lines(run / rundir.RESULTS))
+    if (run / rundir.STOPPED).exists():
+        reason = rundir.read_json(run / rundir.STOPPED)["reason"]
+        found = [
+            Finding("bad", "not finite", f"training stopped: {reason}"),
+            *(f for f in found if f.level in ("warn", "bad")),
+        ]
+    return found
+
+
+def verdict(found: list[Finding]) -> Finding:
+    """The worst of some findings."""
+    return max(found, key=lambda finding: LEVELS.index(finding.level))
+
+
+def as_line(finding: Finding) -> str:
+    """A finding as commands print it."""
+    return f"{'health' if finding.level in ('ok', 'early') else finding.level}: {finding.sentence}"
+
+
+def judge(records: list[dict], known: Known, results: Iterable[dict] = ()) -> list[Finding]:
+    """`findings` from the records of metrics.jsonl and results.jsonl."""
+    logged = Logged(records, known)
+    found = [finding for rule in RULES if (finding := rule(logged))]
+    worse = _against_random(list(results))
+    if logged.settled:
+        found += [
+            Finding("warn", "random", f"{what}: {ours:.1%}, random weights have {theirs:.1%}")
+            for what, ours, theirs in worse
+        ]
+        return _sorted(found) or [_healthy(logged)]
+    if not worse and (so_far := _online(logged)):
+        worse = [so_far]
+    return _sorted(found) + ([_early(logged, worse, not found)] if worse or not found else [])
+
+
+def _sorted(found: list[Finding]) -> list[Finding]:
+    return sorted(found, key=lambda finding: -LEVELS.index(finding.level))
+
+
+# --- Results: figures of evaluations ---
+
+
+def judge_features(records: list[dict], told: Iterable[Finding] = ()) -> list[Finding]:
+    """What label-free results say of trained and of foreign weights, beside what is told of them already, the worst first.
+
+    records: of one evaluation; those of random weights in it, if any, are what the others began with. One `ok` where
+    nothing is wrong. told: the findings of a run; a symptom that is among them is not said again.
+    """
+    value = {(r["subject"], r["metric"]): r for r in records if r["protocol"] == "label-free"}
+    told, found = list(told), []
+    for subject in ("trained", "foreign"):
+        std, rank = (value.get((subject, metric)) for metric in ("feature_std", "rankme"))
+        if std is None or rank is None:
+            continue
+        dim = _setting(std, "dim")
+        spread, before = (_spread(value.get((name, "feature_std")), dim) for name in (subject, "random"))
+        untrained = value.get(("random", "rankme"))
+        collapsed = features_collapsed(spread, dim, before) if spread is not None else None
+        few = few_directions(rank["value"], dim, untrained and untrained["value"])
+        found += [finding for finding in (collapsed, few) if finding]
+        if not told and not found:
+            words = f"feature std {std['value']:.2g}, even would be {dim**-0.5:.2g}, " if dim else ""
+            found.append(Finding("ok", "ok", f"{words}RankMe {rank['value']:.1f}: no sign of a collapse"))
+    wrong = [finding for finding in found if finding.level != "ok" and finding.rule not in {f.rule for f in told}]
+    return _sorted([*wrong, *(f for f in told if f.level != "ok" or not wrong)]) or found
+
+
+def _setting(result: dict, name: str):
+    """A setting of a result's protocol; of older ones it stands among the details."""
+    settings = result["params"] if isinstance(result.get("params"), dict) else {}
+    return settings.get(name, result["details"].get(name))
+
+
+def _spread(std: dict | None, dim: int | None) -> float | None:
+    """√D times the std, as training logs it."""
+    return std["value"] * dim**0.5 if std and dim else None
+
+
+def _against_random(results: list[dict]) -> list[tuple[str, float, float]]:
+    """(protocol, value, that of random weights) of results with all labels that are worse by the same protocol."""
+    value = {(*_protocol(r), r["subject"]): (r, r["value"]) for r in results if _counts(r)}
+    found = []
+    for (*protocol, subject), (result, trained) in value.items():
+        _, untrained = value.get((*protocol, "random"), (None, None))
+        if subject == "trained" and untrained is not None and trained < untrained - KNN_NOISE:
+            k = _setting(result, "k")
+            settings = f" with k {k}" if k else ""
+            found.append((f"{result['protocol']}{settings} on {result['dataset']}", trained, untrained))
+    return found
+
+
+def _online(logged: Logged) -> tuple[str, float, float] | None:
+    """The same of the run's own kNN among its training images."""
+    values = logged.series("knn")
+    if len(values) < 2 or values[0][0] != 0 or values[-1][1] >= values[0][1] - KNN_NOISE:
+        return None
+    return "kNN", values[-1][1], values[0][1]
+
+
+def _protocol(result: dict) -> tuple:
+    """All that two results must share to be compared."""
+    settings = result["params"] if isinstance(result.get("params"), dict) else {"k": result["details"].get("k")}
+    names = ("protocol", "dataset", "split", "features", "labels")
+    return (*(result.get(name) for name in names), json.dumps(settings, sort_keys=True))
+
+
+def _counts(result: dict) -> bool:
+    return result["metric"] == "top1" and result["labels"] == "all" and result["protocol"] in ("knn", "linear-cached")
+
+
+def _early(logged: Logged, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
+    """The one sentence before anything is judged. worse: as `_against_random`, the first is said. sound: no rule fired."""
+    words = f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed"
+    if logged.begun and sound:
+        words += "; no collapse so far"
+    if worse:
+        what, ours, theirs = worse[0]
+        words += f"; so far worse than untrained weights: {what} {ours:.1%} against {theirs:.1%}"
+    return Finding("early", "early", words)
+
+
+def _healthy(logged: Logged) -> Finding:
+    """The one sentence where nothing is wrong."""
+    words, losses = [], logged.epochs("loss")
+    if losses:
+        words.append(f"loss {losses[0][1]:.4g} → {losses[-1][1]:.4g}")
+    for name, label, form in (
+        ("feature_std", "feature std", ".2g"),
+        ("rankme", "RankMe", ".1f"),
+        ("knn", "kNN", ".1%"),
+    ):
+        if logged.last(name, 1):
+            words.append(f"{label} {logged.last(name, 1)[0]:{form}}")
+    return Finding("ok", "ok", f"healthy: {', '.join(words)}")
+
+
+# --- While a run trains ---
+
+
+class Unhealthy(RuntimeError):
+    """A run that trainer.on_collapse=stop has ended, saved; with the sentence that says why."""
+
+
+class Watch:
+    """Looks at a run from time to time and says each bad finding once.
+
+    on_collapse: "warn", or "stop", for which `stopping` becomes UNHEALTHY. The first process's alone.
+    """
+
+    def __init__(self, run: Path, on_collapse: str):
+        self.run, self.on_collapse = run, on_collapse
+        self.known: Known | None = None  # read when the run's directory is there
+        self.said: set[str] = set()
+        self.stopping, self.reason = 0, ""
+
+    def due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a run is looked at after `step` completed steps."""
+        return step % min(steps_per_epoch, LOOK_STEPS) == 0
+
+    def look(self) -> None:
+        """Reads what is logged so far."""
+        self.known = self.known or known_of(self.run)
+        for finding in judge(rundir.read_lines(self.run / rundir.METRICS), self.known):
+            if finding.level == "bad" and finding.rule not in self.said:
+                self.said.add(finding.rule)
+                if self.on_collapse == "stop":
+                    self.stopping, self.reason = UNHEALTHY, self.reason or finding.sentence
+                else:
+                    print(f"  unhealthy: {finding.sentence}", flush=True)

@@ -1,0 +1,263 @@
+"""What can be wrong with a run, and how it shows in its metrics: one rule a symptom, all thresholds in one place."""
+
+import math
+from collections.abc import Iterable
+from itertools import combinations, pairwise
+from statistics import fmean, median
+
+from sslctl.runs.history import SETTLING_EPOCHS, Finding, Logged
+
+# --- Thresholds, such that default runs of every method on digits raise no false alarm ---
+
+SURE = 0.2  # share of the run after which a loss that does not move is no longer a slow start
+ENOUGH = 5  # values, to be sure of their mean
+FEATURES_BAD, FEATURES_NEAR = 0.04, 0.05  # of 1, spread evenly. "std 0.003, healthy is about 0.088" is 0.034
+HEADS = {  # metric -> what it is of; healthy ones keep 0.75, without stopped gradient or predictor 0.2 is left at epoch 20
+    "projector_std": ("projections", 0.15, 0.3),
+    "predictor_std": ("predictions", 0.15, 0.3),
+}
+# VICReg's embeddings keep their length. It asks for 1; views as unlike as other images leave μ / 4λ = 0.25, many dimensions 0.2
+EMBEDDINGS_BAD, EMBEDDINGS_NEAR = 0.05, 0.1
+AS_UNTRAINED = 0.5  # of what untrained features had: mean tokens lie close together from the start, and learn
+RANK_BAD, RANK_NEAR = 1.1, 1.5  # directions; I-JEPA's mean tokens, of which a constant is the most, have 2.2
+RANK_FEW = 3.0  # or fewer, with less than these shares of what untrained features had beyond the first
+RANK_LOST, RANK_FALLEN = 0.15, 0.25  # bad, warn: ResNet-50 begins with 7 of 2,048; MAE falls to 0.3 for two epochs
+BLIND = 0.005  # of the blind value: MoCo after 100 steps is 0.013 below it, DINO and SwAV that stay there 0.001
+TREND, BLOCKS = 2.0, 60  # standard deviations; parts of a long series
+UNMOVED, CHANCE = 0.003, 3.0  # of the loss, and standard errors: by what it may differ from its start without moving
+RISING = 0.5  # of what the loss had fallen by; schedules of temperatures and queues raise it by less
+DIVERGED = 2.0  # times the first loss
+KNN_LOST = 0.5  # of what untrained features had over chance
+KNN_NOISE = 0.02  # of accuracies on a few hundred images
+KNN_FALLEN = 0.2  # of what the best had over chance
+KNN_CLEAR, KNN_ERRORS = 0.15, 1 / 3  # a clear rise, or of the errors: BatchNorm that settles alone gives 0.08 on digits
+EXTREME = 0.005  # of the greatest entropy, from either end
+SKIPPED_STEPS, SKIPPED = 15, 0.02  # fp16's scale takes some 10 steps to be found; then one in 2,000 is skipped
+VANISHED = 1e-5  # of the gradient's norm in the beginning
+LATE = 0.9  # share of the run: schedules of momenta reach 1 at its last step
+
+
+# --- Rules on features, wherever they come from ---
+
+
+def features_collapsed(spread: float, dim: int | None, untrained: float | None = None) -> Finding | None:
+    """All features in one place (SimSiam, arXiv:2011.10566, section 4.1). spread: √D times their std; untrained: at first."""
+    bad, near = FEATURES_BAD, FEATURES_NEAR
+    if untrained is not None and untrained < near:
+        bad = near = AS_UNTRAINED * untrained
+    return _close("features", spread, bad, near, _of_unit_rows(spread, dim))
+
+
+def _of_unit_rows(spread: float, dim: int | None = None) -> str:
+    """√D times the std in words, or the std itself where the number of dimensions is known."""
+    if dim:
+        return f"std {spread / dim**0.5:.2g}, healthy is about {dim**-0.5:.2g}"
+    return f"√D·std {spread:.2g}, healthy is about 1"
+
+
+def _close(what: str, spread: float, bad: float, near: float, words: str) -> Finding | None:
+    """What is spread less than it should be. words: how much that is."""
+    if spread >= near:
+        return None
+    if spread < bad:
+        return Finding("bad", "collapse", f"{what} have collapsed: {words}")
+    return Finding("warn", "collapse", f"{what} lie close together: {words}")
+
+
+def few_directions(rank: float, dim: int | None, untrained: float | None = None) -> Finding | None:
+    """Features along very few directions (RankMe, arXiv:2210.02885): fewer than any should, or than untrained ones had."""
+    bad, near, before = RANK_BAD, RANK_NEAR, ""
+    if untrained is not None:
+        beyond = max(0.0, untrained - 1)
+        bad = max(bad, min(RANK_FEW, 1 + RANK_LOST * beyond))
+        near = max(min(near, 1 + AS_UNTRAINED * beyond), min(RANK_FEW, 1 + RANK_FALLEN * beyond), bad)
+        before = f", untrained ones {untrained:.1f}"
+    if rank >= near:
+        return None
+    most = f" of {dim:,}" if dim else ""
+    level = "bad" if rank < bad else "warn"
+    return Finding(level, "rank", f"features use {rank:.1f}{most} directions{before} (RankMe)")
+
+
+# --- Rules: each a function of what is logged ---
+
+
+def _collapse(logged: Logged) -> Finding | None:
+    """The worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions,
+    embeddings."""
+    if not logged.begun:
+        return None
+    dim, untrained, found = logged.known.feature_dim, logged.untrained("backbone_std"), []
+    trained, evaluated = logged.latest("feature_std", 3), logged.latest("backbone_std", 3)
+    if trained:
+        first = untrained and max(untrained, logged.series("feature_std")[0][1])  # batch statistics spread them more
+        found.append((max(trained) / FEATURES_BAD, features_collapsed(max(trained), dim, first)))
+    if logged.sure(evaluated):  # MAE's lie close together for an epoch or two
+        found.append((max(evaluated) / FEATURES_BAD, features_collapsed(max(evaluated), dim, untrained)))
+    for name, (what, bad, near) in HEADS.items():
+        if spreads := logged.latest(name, 3):
+            most = max(spreads)
+            found.append((most / bad, _close(what, most, bad, near, _of_unit_rows(most))))
+    if spreads := logged.latest("embedding_std", 3):
+        most, bad = max(spreads), EMBEDDINGS_BAD
+        words = f"std {most:.2g}, healthy is 0.2 to 1"
+        found.append((most / bad, _close("embeddings", most, bad, EMBEDDINGS_NEAR, words)))
+    return _worst(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
+
+
+def _worst(found: Iterable[Finding | None]) -> Finding | None:
+    """The first bad one, else the first."""
+    found = [finding for finding in found if finding]
+    return next((finding for finding in found if finding.level == "bad"), found[0] if found else None)
+
+
+def _rank(logged: Logged) -> Finding | None:
+    """`few_directions`, twice in a row."""
+    ranks = logged.latest("rankme", 2)
+    if not logged.begun or not logged.sure(ranks):
+        return None
+    return few_directions(max(ranks), logged.known.feature_dim, logged.untrained("rankme"))
+
+
+def _still(logged: Logged) -> Finding | None:
+    """A teacher that never moves: a random network to imitate (BYOL, arXiv:2006.07733, table 5a: 18.8 % against 72.5 %)."""
+    since, total = None, logged.known.total_steps
+    for step, momentum in reversed(logged.series("teacher_momentum")):
+        if momentum < 1:
+            break
+        since = step
+    if since is None or since > LATE * total:
+        return None
+    words = f"the teacher does not move: its momentum is 1 from step {since:,} of {total:,} on"
+    return Finding("bad", "teacher", f"{words}: lower method.teacher_momentum")
+
+
+def _stuck(logged: Logged) -> Finding | None:
+    """A loss at the value of outputs that say nothing, or where it began."""
+    losses, length = logged.series("loss"), logged.known.steps_per_epoch
+    recent = sum(step > logged.step - SETTLING_EPOCHS * length for step, _ in losses)
+    count = min(max(ENOUGH, recent), len(losses) // 3)  # of a window: the first, one in the middle, the latest
+    if not logged.settled or count < 3:
+        return None
+    values = [loss for _, loss in losses]
+    start = (len(values) - count) // 2
+    first, middle, latest = values[:count], values[start : start + count], values[-count:]
+    levels = [median(first), median(middle), median(latest)]
+    now, blind = fmean(latest), logged.known.blind_loss
+    if blind is not None and abs(now - blind) <= BLIND * max(1.0, abs(blind)):
+        where = f"is {now:.4g}, at its blind value {blind:.4g}, that of outputs which say nothing about an image"
+    elif _alike(levels, count, _noise(values)) and abs(_trend(values)) < TREND:
+        where = f"is {now:.4g} and has not moved from {levels[0]:.4g}, where it began"
+    else:
+        return None
+    level = "bad" if logged.share >= SURE and len(values) >= 4 * ENOUGH and not _learns(logged) else "warn"
+    epochs = (logged.step - losses[-count][0]) / length
+    sentence = f"the loss {where}, over {max(1, epochs):.0f} epochs now: learning rate, augmentation or temperature"
+    return Finding(level, "stuck", sentence)
+
+
+def _alike(levels: list[float], count: int, noise: float) -> bool:
+    """Whether levels of `count` values each differ by no more than chance."""
+    return max(levels) - min(levels) <= max(UNMOVED * abs(levels[0]), CHANCE * noise * (2 / count) ** 0.5)
+
+
+def _trend(values: list[float]) -> float:
+    """How surely a series rises (above 0) or falls, in standard deviations of the Mann-Kendall test."""
+    size = -(-len(values) // BLOCKS)
+    means = [fmean(values[start : start + size]) for start in range(0, len(values), size)]
+    signs = sum((after > before) - (after < before) for before, after in combinations(means, 2))
+    n = len(means)
+    return signs / (n * (n - 1) * (2 * n + 5) / 18) ** 0.5
+
+
+def _noise(values: list[float]) -> float:
+    """The standard deviation of values around a slow course, from the median step between neighbours."""
+    return median(abs(after - before) for before, after in pairwise(values)) / (0.6745 * 2**0.5)
+
+
+def _rising(logged: Logged) -> Finding | None:
+    """A loss that has left its range, or had fallen and rises again: from where it has settled, queues are full by then."""
+    losses = logged.epochs("loss")
+    settled = [loss for epoch, loss in losses if epoch * logged.known.steps_per_epoch >= logged.needed]
+    if len(settled) < 2 * SETTLING_EPOCHS:
+        return None
+    now, least = median(settled[-SETTLING_EPOCHS:]), min(settled)
+    first, before = fmean(settled[:SETTLING_EPOCHS]), fmean([loss for _, loss in losses[:SETTLING_EPOCHS]])
+    highest = max(before, logged.known.blind_loss or before)
+    if now > highest + (DIVERGED - 1) * max(1.0, abs(highest)):
+        words = f"the loss has risen from {before:.4g} to {now:.4g}: lower optimizer.base_lr"
+        return Finding("warn" if _learns(logged) else "bad", "diverging", words)
+    first = max(first, before)
+    sure = max(UNMOVED * max(1.0, abs(first)), CHANCE * _noise(settled))
+    if now - least > max(sure, RISING * (first - least)):
+        words = f"the loss rises: {now:.4g} now, it had fallen from {first:.4g} to {least:.4g}"
+        return Finding("warn", "rising", words)
+    return None
+
+
+def _neighbours(logged: Logged) -> Finding | None:
+    """kNN below that of untrained features, or well below its best."""
+    values = logged.series("knn")
+    if not logged.settled or len(values) < 3 or not logged.known.num_classes:
+        return None
+    chance, now = logged.known.chance, max(value for _, value in values[-2:])  # one alone may be chance
+    best = max(value for _, value in values)
+    if values[0][0] == 0:
+        untrained = values[0][1]
+        if now - chance < KNN_LOST * (untrained - chance):
+            words = f"kNN has fallen to {now:.1%}; untrained features had {untrained:.1%}, chance is {chance:.1%}"
+            return Finding("bad", "knn", words)
+        trained = max(value for _, value in values[1:])
+        if trained < untrained - KNN_NOISE and logged.share >= SURE:
+            words = f"kNN was never better than {trained:.1%}, untrained features had {untrained:.1%}"
+            return Finding("warn", "knn", words)
+    if best - now > KNN_FALLEN * (best - chance):
+        return Finding("warn", "knn", f"kNN has fallen to {now:.1%} from {best:.1%}")
+    return None
+
+
+def _learns(logged: Logged) -> bool:
+    """Whether kNN is clearly above that of untrained features: then no figure of the loss is bad beyond doubt."""
+    values, untrained = logged.latest("knn", 2), logged.untrained("knn")
+    return bool(values and untrained is not None) and (
+        min(values) - untrained > min(KNN_CLEAR, KNN_ERRORS * (1 - untrained))
+    )
+
+
+def _entropy(logged: Logged) -> Finding | None:
+    """A teacher that says the same of all images, or one prototype each (DINO, arXiv:2104.14294, section 5.3)."""
+    values, known = logged.last("teacher_entropy", 3), logged.known
+    if not logged.settled or not values or not known.prototypes:
+        return None
+    most, now = math.log(known.prototypes), fmean(values)
+    level = "bad" if logged.share >= SURE and not _learns(logged) else "warn"
+    if now > (1 - EXTREME) * most:
+        words = f"the teacher's outputs are uniform: entropy {now:.4g} of {most:.4g} (ln {known.prototypes})"
+        return Finding(level, "teacher entropy", f"{words}: sharpen them with a lower teacher temperature")
+    if now < EXTREME * most:
+        words = f"the teacher is sure of everything: entropy {now:.2g} of {most:.4g} (ln {known.prototypes})"
+        return Finding("warn", "teacher entropy", words)
+    return None
+
+
+def _skipped(logged: Logged) -> Finding | None:
+    """fp16 steps that overflowed."""
+    skipped = (logged.last("skipped_steps", 1) or [0])[0]
+    if skipped <= SKIPPED_STEPS + SKIPPED * logged.step:
+        return None
+    words = f"{skipped:.0f} of {logged.step:,} steps overflowed in fp16 and were skipped"
+    return Finding("warn", "skipped steps", f"{words}: trainer.precision=bf16")
+
+
+def _vanished(logged: Logged) -> Finding | None:
+    """A gradient that is nothing beside what it was."""
+    norms = [norm for _, norm in logged.series("grad_norm")]
+    if not logged.settled or len(norms) < 6:
+        return None
+    first, now = median(norms[: len(norms) // 3]), max(norms[-3:])
+    if now > VANISHED * first:
+        return None
+    return Finding("bad", "gradient", f"the gradient has vanished: norm {now:.2g}, it was {first:.2g}")
+
+
+RULES = (_collapse, _rank, _still, _stuck, _rising, _neighbours, _entropy, _skipped, _vanished)

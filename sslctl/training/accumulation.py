@@ -1,0 +1,44 @@
+"""A batch in parts, one after the other: where they add up to the batch, and the output of the whole from theirs."""
+
+import contextlib
+from typing import Any
+
+import torch
+
+from sslctl.errors import InputError
+from sslctl.methods.base import Method
+from sslctl.models.batchnorm import takes_batch_statistics
+from sslctl.training.memory import explained_memory
+from sslctl.training.plan import Plan
+
+
+def reasons_against_parts(method: Method) -> list[str]:
+    """Why the parts of a batch, one after the other, do not add up to the batch; empty where they do."""
+    batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
+    return [reason for reason in (method.couples, batchnorm) if reason]
+
+
+def told_of_memory(plan: Plan, method: Method) -> contextlib.AbstractContextManager:
+    """In it, running out of memory ends in a line that says what would fit."""
+    return explained_memory(plan.batch_size, plan.processes, plan.accumulate_steps, not reasons_against_parts(method))
+
+
+def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool) -> None:
+    """Raises InputError where a batch is to be taken in parts that do not add up to it."""
+    if plan.accumulate_steps == 1 or approximately:
+        return
+    reasons = reasons_against_parts(method)
+    if reasons:
+        raise InputError(
+            f"trainer.accumulate_steps={plan.accumulate_steps}: {plan.accumulate_steps} parts of a batch are not the batch"
+            f" here: {'; '.join(reasons)}. trainer.accumulate_approximately=true trains on the parts all the same"
+        )
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The output of a whole batch from those of its equal parts: means of losses and metrics, carries put together."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0] if name != "carry"}
+    carries = [part.get("carry", {}) for part in parts]
+    return whole | {"carry": {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}}

@@ -1,0 +1,119 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard events, and lines for whoever is watching."""
+
+import sys
+import time
+from pathlib import Path
+
+from sslctl.distributed import rank
+from sslctl.runs.directory import METRICS, append_line
+from sslctl.training.plan import Plan
+
+
+class Log:
+    """One record per logged step, written to the file, to TensorBoard and to the terminal.
+
+    first_step: where this process began; TensorBoard forgets what an earlier one logged beyond it.
+    """
+
+    def __init__(self, run_dir: Path, plan: Plan, first_step: int, tensorboard: bool):
+        self.path, self.plan, self.first_step = run_dir / METRICS, plan, first_step
+        self.began = self.last_line = time.monotonic()
+        self.last_record: tuple[float, int] | None = None
+        self.latest: dict[str, float] = {}  # of the online evaluation
+        self.writer = None
+        self.writes = rank() == 0
+        if tensorboard and self.writes:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run_dir), purge_step=first_step and first_step + 1)
+        self.bar = _bar(plan.total_steps, first_step) if self.writes and sys.stdout.isatty() else None
+
+    def __enter__(self) -> "Log":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.writer:
+            self.writer.close()
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Logs the values of a completed step."""
+        if not self.writes:
+            return
+        now = time.monotonic()
+        if "loss" in values:
+            if self.last_record is not None:
+                seconds = now - self.last_record[0]
+                values = values | {"images_per_second": (step - self.last_record[1]) * self.plan.batch_size / seconds}
+            self.last_record = (now, step)
+        self.latest |= {name: values[name] for name in ("knn", "rankme") if name in values}
+        append_line(self.path, {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values})
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=step, words=self._words(values))
+        elif now - self.last_line >= 10 or "rankme" in values or step == self.plan.total_steps:
+            self.last_line = now
+            print(
+                f"  epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}  {self._words(values)}{self._eta(step)}",
+                flush=True,
+            )
+
+    def flush(self) -> None:
+        if self.writer:
+            self.writer.flush()
+
+    def _words(self, values: dict[str, float]) -> str:
+        words = []
+        for name, label, form in (
+            ("loss", "loss", ".3f"),
+            ("lr", "lr", ".2g"),
+            ("images_per_second", "images/s", ",.0f"),
+        ):
+            if name in values:
+                words.append(f"{label} {values[name]:{form}}")
+        if "knn" in self.latest:
+            words.append(f"kNN {self.latest['knn']:.1%}")
+        elif "rankme" in self.latest:
+            words.append(f"RankMe {self.latest['rankme']:.1f}")
+        return "  ".join(words)
+
+    def _eta(self, step: int) -> str:
+        done = step - self.first_step
+        if not done or step == self.plan.total_steps:
+            return ""
+        left = (time.monotonic() - self.began) / done * (self.plan.total_steps - step)
+        return f"  {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """93 -> '1:33'; 7384 -> '2:03:04'."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+def _bar(total: int, completed: int):
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    bar.add_task("training", total=total, completed=completed, words="")
+    return bar

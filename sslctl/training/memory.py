@@ -1,0 +1,34 @@
+"""Memory: an allocator that keeps what tensors free, and a plain word when there is not enough."""
+
+import contextlib
+from collections.abc import Iterator
+
+
+class OutOfMemory(RuntimeError):
+    """The machine's or the GPU's memory does not hold a step."""
+
+
+@contextlib.contextmanager
+def explained_memory(batch_size: int, processes: int, accumulate_steps: int, adds_up: bool) -> Iterator[None]:
+    """Turns torch's errors about memory into one line that says what would fit.
+
+    adds_up: whether the parts of a batch, one after the other, are the batch for the method that is trained.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        words = str(error)
+        if not isinstance(error, MemoryError) and "out of memory" not in words and "can't allocate memory" not in words:
+            raise
+        each = batch_size // processes
+        parts = [n for n in range(2 * accumulate_steps, each + 1) if each % n == 0][:1]
+        way = "".join(f"trainer.accumulate_steps={n}, " for n in parts)
+        if parts and not adds_up:
+            way = (
+                way[:-2] + " trainer.accumulate_approximately=true (its batches are then other ones for this method), "
+            )
+        said = (words.splitlines() or [type(error).__name__])[0][:120]  # Python's own error has no words
+        raise OutOfMemory(
+            f"out of memory with trainer.batch_size={batch_size}: try {way}a smaller trainer.batch_size, or"
+            f" trainer.precision=bf16. The checkpoints are whole. ({said})"
+        ) from error

@@ -1,0 +1,87 @@
+"""Parameter groups, LARS, and schedules as pure functions of the step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(
+    groups: list[dict], weight_decay: float, exclude_bias_and_norm: bool, vector_lr_scale: float = 1.0
+) -> list[dict]:
+    """A method's groups for an optimizer: parameters that ask for no gradient (teachers) are left out.
+
+    exclude_bias_and_norm: biases and norms become groups of their own, without weight decay and without LARS, with
+    vector_lr_scale times the learning rate. decay_scale: what the weight decay of a step is multiplied with, in each group.
+    """
+    result = []
+    for group in groups:
+        lr_scale, scale = group.get("lr_scale", 1.0), group.get("weight_decay_scale", 1.0)
+        trained = [p for p in group["params"] if p.requires_grad]
+        if exclude_bias_and_norm:
+            parts = [
+                ([p for p in trained if p.ndim > 1], scale, lr_scale, True),
+                ([p for p in trained if p.ndim <= 1], 0.0, lr_scale * vector_lr_scale, False),
+            ]
+        else:
+            parts = [(trained, scale, lr_scale, True)]
+        result += [
+            {
+                "params": part,
+                "weight_decay": weight_decay * by,
+                "decay_scale": by,
+                "adapt": adapt,
+                "lr_scale": rate,
+                "scheduled": group.get("scheduled", True),
+            }
+            for part, by, rate, adapt in parts
+            if part
+        ]
+    return result
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rates (You et al. 2017, arXiv:1708.03888), the learning rate outside the momentum buffer.
+
+    g <- g + weight_decay·w; r = trust·|w| / |g|, 1 where either norm is 0; m <- momentum·m + r·g; w <- w - lr·m.
+    Groups with adapt=False (biases, norms) keep r = 1; a weight decay of 0 does not switch r off.
+    """
+
+    def __init__(self, params: Iterable, lr: float, momentum: float, trust: float, weight_decay: float = 0.0):
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": weight_decay, "adapt": True}
+        )
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            updates = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                ratios = self._ratios(weights, updates, group["trust"])
+                torch._foreach_mul_(updates, ratios)
+            momenta = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, updates)
+            torch._foreach_add_(weights, momenta, alpha=-group["lr"])
+
+    @staticmethod
+    def _ratios(weights: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
+        """r of each weight, (); the same few operations for all of them."""
+        w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))  # (tensors,)
+        return list(torch.where((w > 0) & (g > 0), trust * w / g, 1.0).unbind())
+
+
+# --- Schedules: factors of the learning rate as functions of the step ---
+# Each takes the step, the length of the warm-up and the length of the run, all in optimizer steps.
+
+
+def clip(method: nn.Module, limit: float | None) -> Tensor:
+    """Scales the gradients to at most `limit` in global norm, when there is one; returns the norm before that."""
+    trained = [p for p in method.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+    return norm

@@ -1,0 +1,210 @@
+"""The numbers of a run, computed once from its configuration and its data, and printed."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sslctl import distributed
+from sslctl.data.sources import Source
+from sslctl.errors import InputError
+from sslctl.methods.base import Facts
+from sslctl.schedules import SHAPES, Schedule, cosine_between, scaled_lr
+from sslctl.views.maker import dropped_operations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything derived: nothing here is written back to the configuration."""
+
+    source: str  # which it is, and what it holds
+    num_images: int
+    channels: int
+    image_size: int
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    lr: float  # at the schedule's factor 1
+    lr_words: str
+    schedule: Schedule
+    weight_decay: tuple[float, float | None]  # at the first step and, where it changes, at the last
+    dropped: tuple[str, ...]
+    device: torch.device
+    precision: str
+    accumulate_steps: int
+    processes: int
+    compiled: bool
+    deterministic: bool
+    channels_last: bool
+    clip_grad_norm: float | None
+    threads: int
+    log_every_steps: int
+    save_every_steps: int | None
+    knn_every_steps: int | None
+
+    def facts(self, num_classes: int) -> Facts:
+        """What the method may know of it."""
+        return Facts(
+            channels=self.channels,
+            image_size=self.image_size,
+            num_images=self.num_images,
+            num_classes=num_classes,
+            batch_size=self.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+
+    def due(self, every: int | None, step: int) -> bool:
+        """Whether something that happens every so many steps happens after `step` completed steps."""
+        return bool(every) and step % every == 0
+
+    def knn_due(self, step: int) -> bool:
+        """Whether the online kNN is measured after `step` completed steps: as often as asked, and at the end."""
+        return self.due(self.knn_every_steps, step) or (bool(self.knn_every_steps) and step == self.total_steps)
+
+    def lines(self) -> list[str]:
+        """The plan in words, one line a subject."""
+        schedule = self.schedule
+        return [
+            f"data       {self.source}",
+            f"steps      {self.total_steps:,} = {self.epochs} epochs × {self.steps_per_epoch} steps of {self.batch_size} images"
+            + (f" ({self._left_out} images of each epoch's order left out)" if self._left_out else ""),
+            f"lr         {self.lr_words}; {schedule.shape}, warm-up {schedule.warmup_steps} steps",
+            f"dropped    {', '.join(self.dropped) or 'no operation'}",
+            f"precision  {self.precision} on {self.device}, {self.threads} threads"
+            + (f" in each of {self.processes} processes with {self._each} images" if self.processes > 1 else "")
+            + (", channels_last" if self.channels_last else "")
+            + (", compiled" if self.compiled else "")
+            + (f", batches in {self.accumulate_steps} parts" if self.accumulate_steps > 1 else "")
+            + ("" if self.device.type == "cpu" or self.deterministic else "; resume exact to rounding only"),
+        ]
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.lr * self.schedule(step)
+
+    def weight_decay_at(self, step: int) -> float:
+        """The weight decay of a step: along half a cosine where it has an end of its own (DINO, section 3.2)."""
+        start, end = self.weight_decay
+        return start if end is None else cosine_between(start, end, step, self.schedule.length)
+
+    @property
+    def _each(self) -> int:
+        return self.batch_size // self.processes
+
+    @property
+    def _left_out(self) -> int:
+        return self.num_images % self.batch_size
+
+
+def make_plan(config: Any, source: Source) -> Plan:
+    """Raises InputError for what only the data shows: fewer images than a batch, a warm-up longer than the run."""
+    trainer = config.trainer
+    steps_per_epoch = len(source) // trainer.batch_size
+    if steps_per_epoch == 0:
+        raise InputError(
+            f"0 steps per epoch: {source.name} has {len(source)} images, trainer.batch_size={trainer.batch_size}"
+            f" (incomplete batches are left out): trainer.batch_size={_fitting(len(source))}"
+        )
+    total = trainer.epochs * steps_per_epoch
+    scaling = config.optimizer.lr_scaling
+    lr = scaled_lr(config.optimizer.base_lr, trainer.batch_size, scaling)
+    factor = {"linear": f" × {trainer.batch_size}/256", "sqrt": f" × √({trainer.batch_size}/256)", "none": ""}
+    every = trainer.save_every_steps
+    if every is None and trainer.save_every_epochs is not None:
+        every = max(1, round(trainer.save_every_epochs * steps_per_epoch))
+    evaluation = config.get("evaluation")
+    knn_every = evaluation.knn_every_epochs if evaluation else None
+    return Plan(
+        source=f"{source.name} ({source.split}): {source.words()}",
+        num_images=len(source),
+        channels=source.channels,
+        image_size=source.image_size,
+        batch_size=trainer.batch_size,
+        epochs=trainer.epochs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        lr=lr,
+        lr_words=f"{lr:.4g} = base_lr {config.optimizer.base_lr:g}{factor[scaling]} ({scaling} scaling)",
+        schedule=_schedule(config.scheduler, steps_per_epoch, total),
+        weight_decay=(config.optimizer.weight_decay, config.optimizer.get("weight_decay_end")),
+        dropped=tuple(
+            dropped_operations(_plain(config.augmentation), list(config.dataset.get("drops") or []), source.channels)
+        ),
+        device=choose_device(trainer.device),
+        precision=trainer.precision,
+        accumulate_steps=trainer.accumulate_steps,
+        processes=distributed.world(),
+        compiled=trainer.compile,
+        deterministic=trainer.deterministic,
+        channels_last=trainer.channels_last,
+        clip_grad_norm=trainer.clip_grad_norm,
+        threads=trainer.threads or max(1, len(os.sched_getaffinity(0)) // distributed.world()),
+        log_every_steps=trainer.log_every_steps,
+        save_every_steps=every,
+        knn_every_steps=max(1, round(knn_every * steps_per_epoch)) if knn_every else None,
+    )
+
+
+def _fitting(images: int) -> int:
+    """A batch size that so few images fill at least four times, where there are as many."""
+    return max(1, 1 << max(0, (images // 4).bit_length() - 1))
+
+
+def _plain(node: Any) -> dict:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
+    """Converts every duration to steps, once: <name>_steps, else <name>_epochs, else <name>_share, of the run."""
+    settings = _plain(scheduler)
+    shape = settings.pop("shape")
+    if shape not in SHAPES:
+        raise InputError(f"scheduler.shape={shape}: expected one of {', '.join(SHAPES)}")
+    lengths = {"steps": 1, "epochs": steps_per_epoch, "share": total}
+    names = sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))})
+    durations = {name: _in_steps(settings, name, lengths) for name in names}
+    warmup = durations.pop("warmup") or 0
+    if warmup >= total and total > 1:
+        raise InputError(
+            f"the warm-up of {warmup} steps is as long as the run of {total}: set scheduler.warmup_epochs to less than"
+            f" {total / steps_per_epoch:g}"
+        )
+    for name, steps in durations.items():
+        if steps is None or steps == 0:
+            shares = f", scheduler.{name}_share" if name == "milestones" else ""
+            raise InputError(f"scheduler.{name}_epochs{shares} or scheduler.{name}_steps must be set, and more than 0")
+    stretch = settings.pop("stretch", 1.0)
+    if stretch < 1:
+        raise InputError(f"scheduler.stretch={stretch:g}: expected 1 or more")
+    return Schedule(shape, total, warmup, settings | durations, stretch)
+
+
+def _in_steps(settings: dict, name: str, lengths: dict[str, int]) -> int | list[int] | None:
+    """Takes a duration out of a scheduler's settings: the first that is given in a unit of these lengths in steps."""
+    given = {unit: settings.pop(f"{name}_{unit}", None) for unit in lengths}
+    unit, value = next(((unit, value) for unit, value in given.items() if value is not None), ("steps", None))
+    if value is None:
+        return None
+    many = isinstance(value, list)
+    if many != (name == "milestones"):
+        raise InputError(f"scheduler.{name}_{unit}={value}: expected {'a number' if many else 'a list, [a,b]'}")
+    if unit == "share" and not all(0 < part < 1 for part in value):
+        raise InputError(f"scheduler.{name}_share={value}: expected parts of the run, between 0 and 1")
+    return [round(v * lengths[unit]) for v in value] if many else round(value * lengths[unit])
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: CUDA, then MPS, then the CPU. Raises InputError for one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
+    if not there[name]:
+        raise InputError(
+            f"trainer.device={name}: none here; there is {', '.join(d for d, yes in there.items() if yes)}"
+        )
+    return torch.device(name)

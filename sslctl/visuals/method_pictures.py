@@ -1,0 +1,56 @@
+"""sslctl pictures: what a method makes of some images, side by side."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslctl.data.loader import one_batch
+from sslctl.data.sources import Source
+from sslctl.methods.base import Method
+from sslctl.ops.text_image import equally_high, plain, written
+from sslctl.views import ViewMaker
+from sslctl.visuals.sheets import cell
+
+_GAP = 4  # pixels around words
+
+
+@torch.no_grad()
+def draw(method: Method, source: Source, views: ViewMaker, *, seed: int, images: int) -> dict[str, Tensor]:
+    """A method's pictures of training images spread over the dataset, in eval mode: name -> (n, C, h, w) in [0, 1].
+
+    Of texts, the batch's targets hold "spelt": what each token is written as.
+    """
+    device = next(method.parameters()).device
+    rows = torch.arange(0, len(source), max(1, len(source) // images))[:images]
+    batch = one_batch(source, views, rows, seed, device)
+    if source.gives == "tokens":
+        batch = replace(batch, targets={"spelt": source.spelt()})
+    training = method.training
+    method.eval()
+    try:
+        return method.pictures(batch)
+    finally:
+        method.train(training)
+
+
+def sheet_of(method: Method, source: Source, views: ViewMaker, *, seed: int, images: int) -> Tensor | None:
+    """The picture of `draw` for TensorBoard; None where a method has nothing to show."""
+    shown = draw(method, source, views, seed=seed, images=images)
+    return sheet(shown) if shown else None
+
+
+def sheet(shown: dict[str, Tensor]) -> Tensor:
+    """name -> (n, C, h, w) in [0, 1]; returns (3, H, W): a row an image, the names above the columns.
+
+    What is not square is words, which are shown as large as they were written.
+    """
+    columns = [torch.cat([_shown(image.detach().float().cpu()) for image in images], 1) for images in shown.values()]
+    words = equally_high([written(plain(name), column.shape[2]) for name, column in zip(shown, columns, strict=True)])
+    return torch.cat([torch.cat(words, 2), torch.cat(columns, 2)], 1)
+
+
+def _shown(image: Tensor) -> Tensor:
+    """(C, h, w) -> (3, h', w') with a white margin."""
+    return cell(image) if image.shape[1] == image.shape[2] else F.pad(image, (_GAP,) * 4, value=1.0)

@@ -1,0 +1,68 @@
+"""sslctl views: a picture of what the augmentation does to the dataset's images."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sslctl.data.sources import Source
+from sslctl.errors import InputError, user_path
+from sslctl.random import Key
+from sslctl.views.maker import ViewMaker
+
+_CELL, _GAP = 96, 4  # pixels
+
+
+def sheet_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int, draws: int) -> Tensor:
+    """(3, H, W) in [0, 1]: for each of the images at `rows` a line, as `lines_of_views` gives it."""
+    lines = lines_of_views(source, maker, rows, seed=seed, draws=draws)
+    return torch.cat([torch.cat([cell(image) for image in line], 2) for line in lines], 1)
+
+
+def lines_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int, draws: int) -> list[list[Tensor]]:
+    """For each of the images at `rows`: the original, then for each epoch all its views, (C, h, w) in [0, 1]."""
+    lines = []
+    for row in rows.tolist():
+        image = source.read(row)
+        line = [image.float() / 255]
+        for epoch in range(draws):
+            key = Key(seed, epoch, torch.tensor([row]))
+            crops = maker.cut([image], key)  # group -> (V, 1, C, h, w)
+            line += [view[0] for group in maker.finish(crops, key).values() for view in group]
+        lines.append(line)
+    return lines
+
+
+def writable(out: str | Path) -> Path:
+    """Where a picture is to go. Raises InputError for a name that is none of a picture, or a folder that cannot be made."""
+    path = user_path(out)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"out={path}: expected a .png or .jpg file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def save(picture: Tensor, out: Path) -> None:
+    """picture: (3, H, W) in [0, 1]."""
+    as_image(picture).save(out)
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """picture: (3, H, W) in [0, 1]."""
+    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def cell(image: Tensor) -> Tensor:
+    """(C, h, w) in [0, 1] -> (3, cell, cell) with a white margin, nearest neighbours so that pixels stay visible."""
+    height, width = image.shape[1:]
+    scale = _CELL / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    mode = "nearest" if scale >= 1 else "area"
+    image = F.interpolate(image[None], size, mode=mode)[0].expand(3, -1, -1)
+    pad = (_GAP, _CELL - size[1] + _GAP, _GAP, _CELL - size[0] + _GAP)
+    return F.pad(image, pad, value=1.0)

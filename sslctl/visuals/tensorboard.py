@@ -1,0 +1,103 @@
+"""What TensorBoard shows of a run beside its numbers: views, neighbours, the method's own pictures, a map of features."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslctl.data.loader import clean_batches
+from sslctl.data.sources import Source
+from sslctl.evaluation.knn import neighbours
+from sslctl.evaluation.online import Seen
+from sslctl.methods.base import Method
+from sslctl.models.preprocess import Preprocess
+from sslctl.views import ViewMaker
+from sslctl.visuals.method_pictures import sheet_of
+from sslctl.visuals.neighbours import NEIGHBOURS, sheet_of_neighbours
+from sslctl.visuals.sheets import sheet_of_views
+
+PICTURED = 8  # images of a picture
+DRAWS = 2  # of each image's views
+MAPPED, MAP_DIM = 2_000, 64  # images and dimensions of the embedding projector: what a browser turns smoothly
+THUMBNAIL = 32  # pixels
+
+
+@dataclass(frozen=True)
+class Board:
+    """source: what is trained on; looked_at: whose images the features are of. All in eval mode, by the first process."""
+
+    source: Source
+    looked_at: Source
+    views: ViewMaker
+    preprocess: Preprocess
+    seed: int
+    total_steps: int
+    workers: int
+
+    def __call__(self, writer, method: Method, step: int, seen: Seen, poll: Callable[[], None]) -> None:
+        """Views at the start; what the method makes of images, and neighbours, at every look; a map of them at the end.
+
+        writer: a SummaryWriter. poll: may raise to abandon it.
+        """
+        if self.source.gives == "global" and step == 0:  # the frames of a video are shown by its method
+            rows = torch.arange(0, len(self.source), max(1, len(self.source) // PICTURED))[:PICTURED]
+            writer.add_image("views", sheet_of_views(self.source, self.views, rows, seed=self.seed, draws=DRAWS), step)
+        made = sheet_of(method, self.source, self.views, seed=self.seed, images=PICTURED)
+        if made is not None:
+            writer.add_image("pictures", made, step)
+        if self.looked_at.gives == "tokens":
+            return  # texts: there is nothing to see
+        writer.add_image("neighbours", self.neighbours(seen), step)
+        if step == self.total_steps:
+            self.map(writer, step, seen, poll)
+
+    def neighbours(self, seen: Seen) -> Tensor:
+        """(3, H, W): a few images and those most like them."""
+        count = min(PICTURED, seen.queries)
+        found = seen.queries + neighbours(seen.features[:count], seen.features[seen.queries :], NEIGHBOURS)[1]
+        places = torch.cat([torch.arange(count)[:, None], found], 1)  # (n, 1 + k) into seen
+        batches = clean_batches(self.looked_at, seen.rows[places.flatten()], **self._reading(0))
+        return sheet_of_neighbours(torch.cat(list(batches)).unflatten(0, places.shape))
+
+    def map(self, writer, step: int, seen: Seen, poll: Callable[[], None]) -> None:
+        """The embedding projector: features with thumbnails, labels where there are any, and names."""
+        source, rows = self.looked_at, seen.rows[:MAPPED]
+        images = []
+        for batch in clean_batches(source, rows, **self._reading(self.workers)):
+            poll()
+            images.append(thumbnails(batch))
+        words, header = [_word(source.describe(row)) for row in rows.tolist()], None
+        if source.labelled:
+            header = ["label", "image"]  # of one column alone, TensorBoard takes none
+            labels = [_word(source.classes[label]) for label in source.labels[rows].tolist()]
+            words = [list(pair) for pair in zip(labels, words, strict=True)]
+        shutil.rmtree(Path(writer.log_dir) / f"{step:05}", ignore_errors=True)  # of an end that was cut short
+        writer.add_embedding(mapped(seen.features[:MAPPED]), words, torch.cat(images), step, "features", header)
+
+    def _reading(self, workers: int) -> dict[str, int]:
+        return {"resize": self.preprocess.resize, "batch_size": 256, "workers": workers}
+
+
+def mapped(features: Tensor) -> Tensor:
+    """(N, D) -> (N, at most MAP_DIM) float64: unit rows along their widest axes, rounded, since they are kept as text."""
+    z = F.normalize(features, dim=1).double()
+    if z.shape[1] > MAP_DIM:
+        z = z - z.mean(0)
+        z = z @ torch.linalg.eigh(z.T @ z).eigenvectors[:, -MAP_DIM:].flip(1)
+    return z.round(decimals=4)
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 -> (B, 3, THUMBNAIL, THUMBNAIL) float in [0, 1]."""
+    size = (THUMBNAIL, THUMBNAIL)
+    mode = "nearest" if images.shape[-1] <= THUMBNAIL else "area"
+    return F.interpolate(images.float() / 255, size, mode=mode).expand(-1, 3, -1, -1)
+
+
+def _word(text: str) -> str:
+    """A text that stays in its cell of a table with tabs."""
+    return " ".join(text.split())
