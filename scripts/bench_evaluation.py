@@ -27,7 +27,7 @@ from sslctl.evaluation import label_free
 from sslctl.evaluation.clustering import cluster_records
 from sslctl.evaluation.features import Features, extract
 from sslctl.evaluation.knn import knn_votes
-from sslctl.evaluation.linear import Grid, linear_records
+from sslctl.evaluation.linear import ProbeGrid, linear_records
 from sslctl.evaluation.retrieval import neighbour_records
 from sslctl.evaluation.subjects import Subject
 from sslctl.models.backbones import Backbone, SmallResNet
@@ -87,7 +87,7 @@ def protocols(train: Features, test: Features) -> None:
         config = compose("evaluate")
     subject = Subject("trained", None, Preprocess(3, 32, 32, [0.5] * 3, [0.25] * 3), "backbone", "none", 0)
     sources = {"train": source_of("train", train), "test": source_of("test", test)}
-    grid = Grid(**config.probe)
+    grid = ProbeGrid(**config.probe)
 
     def linear(amount: float | None) -> list[dict]:
         draws = 1 if amount is None else config.draws

@@ -23,7 +23,7 @@ _alone = False  # while the first process works and the others wait
 _control: dist.ProcessGroup | None = None  # for numbers that the CPU needs: never waits for a GPU
 
 
-class Elsewhere(Exception):
+class OtherProcessFailed(Exception):
     """Another process has failed and says why."""
 
     def __init__(self, status: int):
@@ -31,7 +31,7 @@ class Elsewhere(Exception):
         self.status = status
 
 
-def launched() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several that `sslctl` or torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -41,14 +41,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def sharing() -> int:
-    """The number of processes that share the batch at hand: in `first_alone` the first has it for itself."""
-    return 1 if _alone else world()
+def effective_world_size() -> int:
+    """The number of processes that share the batch at hand: in `on_main_process` the first has it for itself."""
+    return 1 if _alone else world_size()
 
 
 def join(device: str) -> None:
@@ -57,7 +57,7 @@ def join(device: str) -> None:
     device: "cpu" or "cuda"; each process takes the GPU of its local number.
     """
     global _control
-    if not launched() or dist.is_initialized():
+    if not is_distributed() or dist.is_initialized():
         return
     method = os.environ.get("SSLCTL_RENDEZVOUS", "env://")
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -73,8 +73,8 @@ def join(device: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  it stays for the life of the process
 
 
-def blame() -> None:
-    """Notes down for `sslctl.launch`, before the others can notice, that this process is the first to fail."""
+def record_first_failure() -> None:
+    """Notes down for `sslctl.training.launch`, before the others can notice, that this process is the first to fail."""
     with contextlib.suppress(KeyError, FileExistsError), open(os.environ["SSLCTL_FAILED"], "x") as opened:
         opened.write(str(rank()))
 
@@ -90,7 +90,7 @@ def leave() -> None:
 
 def local_rows(count: int) -> slice:
     """Which of `count` rows of a global batch are this process's."""
-    each = count // world()
+    each = count // world_size()
     return slice(rank() * each, (rank() + 1) * each)
 
 
@@ -100,7 +100,7 @@ def local_rows(count: int) -> slice:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(world())]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x)
         return torch.cat(parts)
 
@@ -108,15 +108,15 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)  # it may be another tensor's gradient as well
         dist.all_reduce(total)
-        return total.chunk(world())[rank()]
+        return total.chunk(world_size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
     """(B, …) of each process -> (G, …) of the global batch, in its order; the gradient comes back to its rows.
 
-    Half precision travels as fp32. In `first_alone` there is nobody to gather from.
+    Half precision travels as fp32. In `on_main_process` there is nobody to gather from.
     """
-    if sharing() == 1:
+    if effective_world_size() == 1:
         return x
     return _Gather.apply((x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).contiguous())
 
@@ -124,7 +124,7 @@ def gather(x: Tensor) -> Tensor:
 @torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
     """Replaces tensors by their mean over the processes, all of one kind in one message."""
-    if sharing() == 1:
+    if effective_world_size() == 1:
         return
     kinds: dict[tuple, list[Tensor]] = {}
     for tensor in tensors:
@@ -132,7 +132,7 @@ def average(tensors: Iterable[Tensor]) -> None:
     for same in kinds.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
         dist.all_reduce(flat)
-        means = (flat / world()).split([tensor.numel() for tensor in same])
+        means = (flat / world_size()).split([tensor.numel() for tensor in same])
         torch._foreach_copy_(same, [mean.view_as(tensor) for mean, tensor in zip(means, same, strict=True)])
 
 
@@ -144,34 +144,34 @@ def average_gradients(parameters: Iterable[Tensor], others: Iterable[Tensor] = (
 # --- Agreement ---
 
 
-def from_first(*tensors: Tensor) -> None:
+def broadcast_from_main(*tensors: Tensor) -> None:
     """Makes tensors, in place, those of the first process."""
-    if sharing() > 1:
+    if effective_world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the processes' numbers."""
-    if sharing() == 1:
+    if effective_world_size() == 1:
         return value
     number = torch.tensor(value)
     dist.all_reduce(number, dist.ReduceOp.MAX, group=_control)
     return int(number)
 
 
-def everyones(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """The processes' values (plain types and tensors), in their order."""
-    if sharing() == 1:
+    if effective_world_size() == 1:
         return [value]
-    values = [None] * world()
+    values = [None] * world_size()
     dist.all_gather_object(values, value, group=_control)
     return values
 
 
-def first_alone(function: Callable[[], Any]) -> Any:
+def on_main_process(function: Callable[[], Any]) -> Any:
     """What the first process gets from a function, in every process. When it raises there, all processes stop."""
-    if world() == 1:
+    if world_size() == 1:
         return function()
     global _alone
     outcome, raised = [None, 0], None
@@ -190,12 +190,12 @@ def first_alone(function: Callable[[], Any]) -> Any:
         raised.add_note("in the first process")
         raise raised
     if outcome[1]:
-        raise Elsewhere(outcome[1])
+        raise OtherProcessFailed(outcome[1])
     return outcome[0]
 
 
-def first_first(function: Callable[[], Any]) -> Any:
+def main_process_first(function: Callable[[], Any]) -> Any:
     """Calls a function in the first process, then in the others: what the first one downloads, the others find."""
     results = []
-    first_alone(lambda: results.append(function()))
+    on_main_process(lambda: results.append(function()))
     return results[0] if results else function()

@@ -16,9 +16,9 @@ from sslctl.methods.supervised import Supervised
 from sslctl.models.backbones import Backbone
 from sslctl.models.batchnorm import takes_batch_statistics
 from sslctl.ops.timing import Clock
-from sslctl.training.accumulation import reasons_against_parts, refuse_inexact_accumulation
+from sslctl.training.accumulation import accumulation_blockers, refuse_inexact_accumulation
 from sslctl.training.precision import Precision
-from sslctl.training.train import build_optimizer, joined, train_step
+from sslctl.training.train import build_optimizer, merge_outputs, train_step
 from tests.built import VIT as SMALL_VIT
 from tests.built import WITHOUT_BATCHNORM, built
 from tests.test_methods import AS_IT_IS, MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone
@@ -123,7 +123,7 @@ def test_four_parts_equal_the_batch_where_images_meet_earlier_ones_only(name):
     network, state = OF_EARLIER_BATCHES[name]
     words = ("method.freeze_epochs=0",) if name in ("dino", "ibot") else ()
     whole, parts = (built(name, *words, network=network) for _ in range(2))
-    assert reasons_against_parts(whole.method) == []
+    assert accumulation_blockers(whole.method) == []
     start = {part: whole.method.state_dict()[part].clone() for part in state}
     (out, expected, after), (found, gradients, left) = (
         stepped(its.method, count, its.batch) for its, count in ((whole, 1), (parts, 4))
@@ -174,7 +174,7 @@ def test_metrics_are_means_over_the_parts():
 
 def test_carries_are_put_together_in_the_order_of_the_images():
     parts = [{"loss": torch.tensor(float(i)), "carry": {"keys": torch.full((2, 3), i)}} for i in range(3)]
-    out = joined(parts)
+    out = merge_outputs(parts)
     assert out["loss"] == 1
     assert out["carry"]["keys"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -183,10 +183,10 @@ def test_the_teacher_moves_once_a_step():
     calls = []
 
     class Counting(MoCo):
-        def before_step(self, s):
+        def before_step(self, schedules):
             calls.append("before")
 
-        def after_step(self, s, carry):
+        def after_step(self, schedules, carry):
             calls.append(len(carry["keys"]))
 
     method = METHODS["moco"]()
@@ -309,9 +309,11 @@ def test_parts_are_refused_with_the_methods_own_reason_without_batchnorm_too(nam
 
 def test_every_method_whose_images_meet_has_its_reason_looked_at():
     nodes = {path.stem: OmegaConf.load(path).method for path in (CONFIGS / "method").glob("*.yaml")}
-    couples = {name: target_of(node, "method").couples for name, node in nodes.items() if "_target_" in node}
-    assert len(couples) > 30
-    assert {name for name, reason in couples.items() if reason} == MEET.keys()
+    batch_coupling = {
+        name: target_of(node, "method").batch_coupling for name, node in nodes.items() if "_target_" in node
+    }
+    assert len(batch_coupling) > 30
+    assert {name for name, reason in batch_coupling.items() if reason} == MEET.keys()
 
 
 @pytest.mark.parametrize("words", [SIMCLR, slow(MOCO)])

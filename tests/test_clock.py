@@ -14,11 +14,11 @@ import sslctl
 import sslctl.ops.timing
 from sslctl.methods.base import Method
 from sslctl.ops.allocator import keep_freed_memory
-from sslctl.ops.timing import PARTS, Clock, shares, words
+from sslctl.ops.timing import PARTS, Clock, format_shares, shares
 from sslctl.runs.checkpoint import load, load_tensors
 from sslctl.training.memory import OutOfMemory
 from sslctl.training.optim import LARS
-from sslctl.training.train import build_optimizer, told_of_memory
+from sslctl.training.train import build_optimizer, explain_out_of_memory
 from tests.test_methods import facts, make_batch, moco, simclr, tiny_backbone
 from tests.test_resume import VIT
 from tests.training import (
@@ -60,9 +60,9 @@ def test_the_parts_add_up_to_the_elapsed_time(monkeypatch):
 def test_shares_are_of_the_whole():
     seconds = {"forward": 3.0, "data": 1.0}
     assert shares(seconds) == {"time_data": 0.25, "time_forward": 0.75}
-    assert words(seconds) == "data 25 %, forward 75 %"
+    assert format_shares(seconds) == "data 25 %, forward 75 %"
     assert shares({}) == {}
-    assert words({}) == ""
+    assert format_shares({}) == ""
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_accumulation_is_proposed_as_it_is_where_it_is_exact(given, tmp_path, ca
 )
 def test_the_proposed_accumulation_divides_the_batch(batch, processes, given, proposed):
     plan = SimpleNamespace(batch_size=batch, processes=processes, accumulate_steps=given)
-    with pytest.raises(OutOfMemory) as raised, told_of_memory(plan, moco()):
+    with pytest.raises(OutOfMemory) as raised, explain_out_of_memory(plan, moco()):
         raise MemoryError
     if proposed is None:
         assert "accumulate" not in str(raised.value)

@@ -60,18 +60,18 @@ def gradients_of_cross_sample_loss(gather):
     loss = cross_sample_loss(gather, x, weight)
     loss.backward()
     distributed.average_gradients([weight])
-    return loss.detach(), x.grad / distributed.world(), weight.grad
+    return loss.detach(), x.grad / distributed.world_size(), weight.grad
 
 
 def without_gradient(x):
-    parts = [torch.empty_like(x) for _ in range(distributed.world())]
+    parts = [torch.empty_like(x) for _ in range(distributed.world_size())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
 
 
 def with_own_gradient(x):
     """What is common elsewhere: this process's rows keep their gradient, the others' are cut."""
-    parts = list(without_gradient(x).chunk(distributed.world()))
+    parts = list(without_gradient(x).chunk(distributed.world_size()))
     parts[distributed.rank()] = x
     return torch.cat(parts)
 
@@ -111,8 +111,8 @@ def gathered_values():
     }
     uneven = [torch.full((2, 2), float(rank)), torch.tensor(rank, dtype=torch.float64), torch.arange(6.0).view(2, 3).T]
     distributed.average(uneven)
-    values |= {"averages": uneven, "largest": distributed.largest(143 - rank)}
-    values["everyones"] = distributed.everyones({"rank": rank, "state": torch.tensor([rank])})
+    values |= {"averages": uneven, "largest": distributed.all_reduce_max(143 - rank)}
+    values["gathered_objects"] = distributed.all_gather_object({"rank": rank, "state": torch.tensor([rank])})
     values["rows of 8"] = distributed.local_rows(8)
     return values
 
@@ -126,17 +126,17 @@ def test_processes_gather_average_and_agree():
         assert [t.unique().tolist() for t in found["averages"]] == [[0.5], [0.5], [0, 1, 2, 3, 4, 5]]
         assert found["averages"][1].dtype == torch.float64
         assert found["largest"] == 143
-        assert [value["rank"] for value in found["everyones"]] == [0, 1]
-        assert found["everyones"][1]["state"].tolist() == [1]
+        assert [value["rank"] for value in found["gathered_objects"]] == [0, 1]
+        assert found["gathered_objects"][1]["state"].tolist() == [1]
         assert found["rows of 8"] == slice(4 * rank, 4 * rank + 4)
 
 
 def test_one_process_alone_agrees_with_itself():
     x = torch.ones(2, requires_grad=True)
     assert distributed.gather(x) is x
-    assert (distributed.rank(), distributed.world(), distributed.largest(5)) == (0, 1, 5)
-    assert distributed.everyones("a") == ["a"]
-    assert distributed.first_alone(lambda: "b") == distributed.first_first(lambda: "b") == "b"
+    assert (distributed.rank(), distributed.world_size(), distributed.all_reduce_max(5)) == (0, 1, 5)
+    assert distributed.all_gather_object("a") == ["a"]
+    assert distributed.on_main_process(lambda: "b") == distributed.main_process_first(lambda: "b") == "b"
 
 
 def outcome_of(function):
@@ -154,11 +154,11 @@ def failures_of_the_first():
         called.append(error)
         raise error
 
-    found = [outcome_of(lambda: distributed.first_alone(lambda: called.append(1) or {"step": 3}))]
+    found = [outcome_of(lambda: distributed.on_main_process(lambda: called.append(1) or {"step": 3}))]
     for error in (OSError("full"), InputError("in use")):
-        found.append(outcome_of(lambda error=error: distributed.first_alone(lambda: failing(error))))
-        found.append(outcome_of(lambda error=error: distributed.first_first(lambda: failing(error))))
-    found.append(outcome_of(lambda: distributed.first_first(lambda: distributed.rank())))
+        found.append(outcome_of(lambda error=error: distributed.on_main_process(lambda: failing(error))))
+        found.append(outcome_of(lambda error=error: distributed.main_process_first(lambda: failing(error))))
+    found.append(outcome_of(lambda: distributed.main_process_first(lambda: distributed.rank())))
     return found, len(called)
 
 
@@ -167,11 +167,11 @@ def agreements_of_the_first():
     x = torch.ones(2, requires_grad=True)
 
     def alone():
-        distributed.from_first(x)
+        distributed.broadcast_from_main(x)
         distributed.average([x.detach()])
-        return distributed.gather(x) is x, distributed.largest(3), distributed.everyones(4)
+        return distributed.gather(x) is x, distributed.all_reduce_max(3), distributed.all_gather_object(4)
 
-    return distributed.first_alone(alone)
+    return distributed.on_main_process(alone)
 
 
 def test_the_first_process_alone_asks_nobody():
@@ -204,7 +204,13 @@ def test_what_the_first_process_alone_does_or_raises_reaches_all():
     (first, calls), (second, none) = in_processes(failures_of_the_first)
     refused, full = ("InputError", "in use", None), ("OSError", "full", None)
     assert first == [{"step": 3}, full, full, refused, refused, 0]
-    assert second == [{"step": 3}, ("Elsewhere", "", 1), ("Elsewhere", "", 1), *[("Elsewhere", "", 2)] * 2, 1]
+    assert second == [
+        {"step": 3},
+        ("OtherProcessFailed", "", 1),
+        ("OtherProcessFailed", "", 1),
+        *[("OtherProcessFailed", "", 2)] * 2,
+        1,
+    ]
     assert (calls, none) == (5, 0)
 
 
@@ -236,7 +242,7 @@ def normalized(norm, shape, channels_last=False):
         x = (x.contiguous(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
         y = norm(x)
         (distributed.gather(y) * normal(*shape, seed=seed + 2)).tanh().sum().backward()
-        outputs += [y.detach(), x.grad / distributed.world()]
+        outputs += [y.detach(), x.grad / distributed.world_size()]
     distributed.average_gradients(norm.parameters())
     distributed.average(running_statistics(norm))
     return outputs, [p.grad for p in norm.parameters()], list(norm.buffers())
@@ -248,7 +254,7 @@ def synchronized(name, together=True):
     if together:
         holder = nn.Sequential(norm)
         synchronize_batchnorm(holder)
-        assert type(holder[0]) is (kind if distributed.world() == 1 else type(norm))
+        assert type(holder[0]) is (kind if distributed.world_size() == 1 else type(norm))
     return normalized(norm, shape, name == "channels_last")
 
 

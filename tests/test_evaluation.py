@@ -22,7 +22,7 @@ from sslctl.evaluation import subjects
 from sslctl.evaluation.console import percent
 from sslctl.evaluation.features import Features, cached, extract
 from sslctl.evaluation.knn import accuracy, knn_votes
-from sslctl.evaluation.linear import Grid, draw_labels, fit_probe, folds, linear_records, train_classifiers
+from sslctl.evaluation.linear import ProbeGrid, draw_labels, fit_probe, folds, linear_records, train_classifiers
 from sslctl.evaluation.online import online_rows
 from sslctl.evaluation.runner import label_amount
 from sslctl.factory.from_run import resolve_runs
@@ -35,7 +35,7 @@ KEYS = {
     *("protocol", "metric", "value", "subject", "labels", "dataset", "split", "seed", "step", "epoch_rule", "params"),
     *("weights_sha256", "versions"),
 }
-GRID = Grid(lr=[0.01, 0.1], weight_decay=[0.0, 0.01], epochs=5, batch_size=32, validation=0.2)
+GRID = ProbeGrid(lr=[0.01, 0.1], weight_decay=[0.0, 0.01], epochs=5, batch_size=32, validation=0.2)
 
 
 def clusters(rows=120, classes=4, dim=6, spread=0.1, seed=0):
@@ -197,7 +197,7 @@ def test_the_probe_agrees_with_scikit_learn_on_digits():
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     reference.fit(train.features.numpy(), train.labels.numpy())
     expected = reference.score(test.features.numpy(), test.labels.numpy())
-    grid = Grid([0.01, 0.03, 0.1, 0.3], [0.0, 1e-4, 1e-3], epochs=100, batch_size=1024, validation=0.1)
+    grid = ProbeGrid([0.01, 0.03, 0.1, 0.3], [0.0, 1e-4, 1e-3], epochs=100, batch_size=1024, validation=0.1)
     classifier, _ = fit_probe(train, grid, seed=0)
     found = accuracy(classifier.scores(test.features)[0], test.labels)["top1"]
     assert found == pytest.approx(expected, abs=0.01)
@@ -230,7 +230,7 @@ def test_the_picked_setting_does_not_depend_on_the_test_split(amount):
 
 
 def test_the_best_setting_of_a_grid_is_picked():
-    grid = Grid(lr=[1e-6, 0.1], weight_decay=[0.0, 100.0], epochs=5, batch_size=32, validation=0.2)
+    grid = ProbeGrid(lr=[1e-6, 0.1], weight_decay=[0.0, 100.0], epochs=5, batch_size=32, validation=0.2)
     _, picked = fit_probe(clusters(spread=1), grid, seed=0)
     assert (picked["lr"], picked["weight_decay"]) == (0.1, 0.0)
 
@@ -258,7 +258,7 @@ def test_folds_do_not_change_between_calls_and_depend_on_the_seed(rows):
 
 
 def test_one_label_a_class_is_too_few_to_choose_settings_and_the_grids_middle_is_taken():
-    grid = Grid(lr=[0.3, 0.01, 0.1, 0.03], weight_decay=[0.0, 1e-3, 1e-4], epochs=5, batch_size=32, validation=0.2)
+    grid = ProbeGrid(lr=[0.3, 0.01, 0.1, 0.03], weight_decay=[0.0, 1e-3, 1e-4], epochs=5, batch_size=32, validation=0.2)
     few, test = clusters(rows=4, spread=0.3), clusters(rows=200, spread=0.3)
     classifier, picked = fit_probe(few, grid, seed=0)
     assert picked == {"lr": 0.03, "weight_decay": 1e-4, "validation_top1": None, "steps": 300}
@@ -440,8 +440,8 @@ def test_files_that_were_written_again_are_read_again(tmp_path):
         Image.new("RGB", (16, 16)).save(path)
     after = folder_source("train", str(root), 16, 3, 1.0)
     assert before.content_hash == after.content_hash
-    assert before.as_of != after.as_of
-    assert folder_source("train", str(root), 16, 3, 1.0).as_of == after.as_of
+    assert before.version != after.version
+    assert folder_source("train", str(root), 16, 3, 1.0).version == after.version
 
 
 # --- Verbs, end to end ---

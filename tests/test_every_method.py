@@ -121,12 +121,12 @@ def test_a_blind_loss_is_that_of_a_step_whose_outputs_say_nothing(name):
     expected = its.loss().item()
     # MAE's patches of noise have a variance that 1e-6 is added to.
     tolerance = OF_RANDOM_OUTPUTS.get(name, 1e-4 if name == "mae" else 1e-5)
-    assert its.method.blind_loss() == pytest.approx(expected, rel=tolerance, abs=1e-6)
+    assert its.method.uninformative_loss() == pytest.approx(expected, rel=tolerance, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", DECIDED_BY_DATA)
 def test_a_loss_that_data_decide_has_no_blind_value(name):
-    assert built(name, *DECIDED_BY_DATA[name]).method.blind_loss() is None
+    assert built(name, *DECIDED_BY_DATA[name]).method.uninformative_loss() is None
 
 
 def test_every_method_has_a_blind_loss_that_is_looked_at_or_none():

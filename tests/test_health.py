@@ -15,14 +15,26 @@ from sslctl.evaluation.knn import neighbours
 from sslctl.methods.base import feature_std, two_views
 from sslctl.methods.byol import BYOL
 from sslctl.methods.simsiam import SimSiam
-from sslctl.runs.health import LEVELS, Finding, Known, as_line, findings, judge, judge_features, known_of, verdict
+from sslctl.runs.health import (
+    LEVELS,
+    Finding,
+    RunFacts,
+    as_line,
+    findings,
+    judge,
+    judge_features,
+    read_run_facts,
+    verdict,
+)
 from sslctl.visuals.tensorboard import mapped
 from tests.conftest import write_images
 from tests.training import REPOSITORY, differences, finish, metrics, newest, slow, tensors
 
 GREY = ("channels=1", "mean=[0.5]", "std=[0.5]")
 ONLINE = ("knn", "rankme", "backbone_std")  # at step 0 and after every second epoch
-KNOWN = Known(steps_per_epoch=20, total_steps=400, num_classes=10, blind_loss=4.0, feature_dim=64, prototypes=64)
+KNOWN = RunFacts(
+    steps_per_epoch=20, total_steps=400, num_classes=10, uninformative_loss=4.0, feature_dim=64, prototypes=64
+)
 
 
 def logged(steps=400, every=10, known=KNOWN, **series):
@@ -140,12 +152,12 @@ def test_nothing_is_judged_before_a_run_has_settled(name):
 
 @pytest.mark.parametrize("name", ["blind", "unmoved", "uniform teacher", "collapsed", "one direction"])
 def test_a_collapse_is_found_during_the_warm_up_and_all_else_after_it(name):
-    later = Known(**{**vars(KNOWN), "warmup_steps": 200})
+    later = RunFacts(**{**vars(KNOWN), "warmup_steps": 200})
     found = judge(logged(240, **SICK[name][0]), later)
     assert rules(found) == [SICK[name][2] if SICK[name][2] in ("collapse", "rank") else "early"]
     if rules(found) == ["early"]:
         assert found[0].sentence == "too early to tell: 240 steps, 260 are needed; no collapse so far"
-    long_epoch = Known(**{**vars(KNOWN), "steps_per_epoch": 300})
+    long_epoch = RunFacts(**{**vars(KNOWN), "steps_per_epoch": 300})
     assert rules(judge(logged(240, **SICK[name][0]), long_epoch)) == ["early"]
 
 
@@ -180,27 +192,27 @@ def test_no_loss_is_bad_beyond_doubt_while_neighbours_clearly_improve(name):
 
 
 def test_chance_is_that_of_the_largest_class():
-    uneven = Known(**{**vars(KNOWN), "num_classes": 2, "majority": 0.9})
+    uneven = RunFacts(**{**vars(KNOWN), "num_classes": 2, "majority": 0.9})
     knn = {"knn": lambda t: 0.96 if t == 0 else 0.92}
     assert rules(judge(logged(**knn), uneven), "bad") == ["knn"]
-    even = Known(**{**vars(KNOWN), "num_classes": 2, "majority": 0.5})
+    even = RunFacts(**{**vars(KNOWN), "num_classes": 2, "majority": 0.5})
     assert rules(judge(logged(**knn), even), "bad") == []
-    unlabelled = Known(**{**vars(KNOWN), "num_classes": 0})
+    unlabelled = RunFacts(**{**vars(KNOWN), "num_classes": 0})
     assert rules(judge(logged(knn=lambda t: 0.7 * math.exp(-2 * t)), unlabelled)) == ["ok"]
 
 
 def test_a_slow_start_is_a_warning_at_first():
-    long = Known(**{**vars(KNOWN), "total_steps": 4000})
+    long = RunFacts(**{**vars(KNOWN), "total_steps": 4000})
     for steps, level in ((300, "warn"), (2000, "bad")):
         found = judge(logged(steps, known=long, loss=lambda t: 4.0), long)
         assert [(f.level, f.rule) for f in found] == [(level, "stuck")]
 
 
 def test_sentences_have_figures():
-    wide = Known(**{**vars(KNOWN), "feature_dim": 128})
+    wide = RunFacts(**{**vars(KNOWN), "feature_dim": 128})
     found = judge(logged(feature_std=lambda t: 0.034), wide)
     assert found[0].sentence == "features have collapsed: std 0.003, healthy is about 0.088"
-    wide = Known(**{**vars(KNOWN), "feature_dim": 2048})
+    wide = RunFacts(**{**vars(KNOWN), "feature_dim": 2048})
     found = judge(logged(rankme=lambda t: 30.0 if t == 0 else 1.44), wide)
     assert found[0].sentence == "features use 1.4 of 2,048 directions, untrained ones 30.0 (RankMe)"
     found = judge(logged(loss=lambda t: 4.0), KNOWN)
@@ -229,7 +241,7 @@ def test_results_worse_than_those_of_random_weights_are_no_warning_while_it_is_t
     assert judge(logged(40), KNOWN, [result("random", 0.8), result("trained", 0.79)])[0].sentence == words
     online = judge(logged(40, knn=lambda t: 0.8 if t == 0 else 0.7), KNOWN)
     assert [(f.level, f.sentence) for f in online] == [("early", said.replace(against, "kNN 70.0% against 80.0%"))]
-    long_epoch = Known(**{**vars(KNOWN), "steps_per_epoch": 50})
+    long_epoch = RunFacts(**{**vars(KNOWN), "steps_per_epoch": 50})
     sick = judge(logged(110, known=long_epoch, **SICK["collapsed"][0]), long_epoch, worse)
     assert [f.level for f in sick] == ["bad", "early"]
     assert sick[1].sentence.endswith(against)
@@ -303,7 +315,7 @@ def test_measured_features_of_a_run_add_to_what_it_logged():
 class NoStop(SimSiam):
     """SimSiam whose gradient goes both ways."""
 
-    def training_step(self, batch, s):
+    def training_step(self, batch, schedules):
         x1, x2 = two_views(batch)
         h1 = self.backbone(x1)
         z1, z2 = self.projector(h1), self.projector(self.backbone(x2))
@@ -323,8 +335,8 @@ class NoPredictor(BYOL):
 class Constant(SimSiam):
     """Features that forget their image more and more."""
 
-    def training_step(self, batch, s):
-        out = super().training_step(batch, s)
+    def training_step(self, batch, schedules):
+        out = super().training_step(batch, schedules)
         return out | {"feature_std": out["feature_std"] * 1e-3}
 
 
@@ -441,13 +453,13 @@ def test_what_kNN_is_asked_about_is_known_of_a_run_on_images_without_labels(tmp_
     words = ("dataset=folder", f"dataset.root={tmp_path}/images", "dataset@eval_dataset=imagefolder")
     data = (*words, f"eval_dataset.root={tmp_path}/labelled", "dataset.image_size=16", "eval_dataset.image_size=16")
     assert trained(run, *data, *grey, "method=simclr", "trainer.batch_size=10", "trainer.epochs=1") == 0
-    known = known_of(run)
+    known = read_run_facts(run)
     assert (known.num_classes, known.majority, known.chance) == (2, 0.75, 0.75)
     environment = json.loads((run / "environment.json").read_text())
     assert environment["facts"]["num_classes"] == 0
     del environment["known"]  # as before they were kept
     (run / "environment.json").write_text(json.dumps(environment))
-    assert (known_of(run).num_classes, known_of(run).majority) == (0, 0.0)
+    assert (read_run_facts(run).num_classes, read_run_facts(run).majority) == (0, 0.0)
     assert findings(run)[0].level == "early"
 
 

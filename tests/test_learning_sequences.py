@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import sslctl
+import sslctl.errors
 from sslctl.cli import main
 from sslctl.data.text import text
 from tests import test_sequences
@@ -109,5 +110,5 @@ def test_a_run_of_videos_is_evaluated_and_loaded_from_the_command_line(passing, 
     assert ("linear-cached", "trained", "top1") in found
     assert main(["linear-eval", str(tmp_path / "run"), "cache_gb=0"]) == 0
     assert main(["knn-eval", str(tmp_path / "run"), "cache_gb=0", "subjects=[trained,pixels]"]) == 0
-    with pytest.raises(sslctl.config.validation.InputError, match="not a run directory"):
+    with pytest.raises(sslctl.errors.InputError, match="not a run directory"):
         sslctl.load(tmp_path)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import sslctl
 from sslctl.errors import InputError
 from sslctl.evaluation.subjects import trained
-from sslctl.factory.backbone_file import OtherFeatures, Transform, keep_backbone
-from sslctl.factory.exportable import alone, pooled
+from sslctl.factory.backbone_file import OtherFeatures, Transform, save_backbone
+from sslctl.factory.exportable import find_backbone, with_pooling
 from sslctl.factory.from_config import Preprocess
 from sslctl.factory.teacher import load_teacher
 from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
@@ -84,8 +84,8 @@ def kept_and_evaluated(name, path):
     method, node = its.method.eval(), OmegaConf.to_container(its.config.backbone, resolve=True)
     channels, side = method.facts.channels, method.facts.image_size
     settings = Preprocess(channels, side, side, [0.5] * channels, [0.3] * channels)
-    backbone, pool = alone(method, lambda x: next(iter(method.features(x).values())), settings)
-    keep_backbone(path, backbone, pooled(node, pool), settings)
+    backbone, pool = find_backbone(method, lambda x: next(iter(method.features(x).values())), settings)
+    save_backbone(path, backbone, with_pooling(node, pool), settings)
     images = torch.rand(8, channels, side, side, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         evaluated = next(iter(method.features(images).values()))
@@ -118,8 +118,8 @@ def test_colourisations_backbone_sees_no_colours_wherever_it_is_loaded(tmp_path)
 def test_features_that_are_no_backbones_own_are_found_out(name, features):
     method = built(name).method.eval()
     settings = Preprocess(1, 16, 16, [0.5], [0.3])
-    assert alone(method, lambda x: method.features(x)[features], settings) is None
-    assert alone(method, lambda x: method.features(x)["backbone"], settings) == (method.backbone, {})
+    assert find_backbone(method, lambda x: method.features(x)[features], settings) is None
+    assert find_backbone(method, lambda x: method.features(x)["backbone"], settings) == (method.backbone, {})
 
 
 # --- The transform ---

@@ -244,38 +244,38 @@ def test_the_first_bad_step_is_the_one_that_is_reported():
     precision, good = precision_of(), torch.tensor(1.0)
     first, second = make_batch(6, start=10), make_batch(6, start=30)
     precision._note(0, good, good, second)
-    precision.look(lambda step: 0.0)
+    precision.raise_if_nonfinite(lambda step: 0.0)
     precision._note(1, good, torch.tensor(float("inf")), first)
     precision._note(2, torch.tensor(float("nan")), good, second)
     precision._note(3, good, good, second)
     with pytest.raises(
         NonFiniteError, match=r"gradient is inf at step 1 \(lr 0.1\).*image 10, image 11, image 12, image 13"
     ):
-        precision.look(lambda step: step / 10)
+        precision.raise_if_nonfinite(lambda step: step / 10)
 
 
 def test_a_bad_first_step_is_reported():
     precision = precision_of("bf16")
     precision._note(0, torch.tensor(float("nan")), torch.tensor(float("nan")), make_batch(2, start=5))
     with pytest.raises(NonFiniteError, match=r"loss is nan at step 0 .*image 5, image 6"):
-        precision.look(lambda step: 0.1)
+        precision.raise_if_nonfinite(lambda step: 0.1)
 
 
 def test_good_steps_raise_nothing():
     precision = precision_of()
-    precision.look(lambda step: 0.1)
+    precision.raise_if_nonfinite(lambda step: 0.1)
     for step in range(3):
         precision._note(step, torch.tensor(2.0), torch.tensor(0.0), make_batch(2))
-        precision.look(lambda step: 0.1)
+        precision.raise_if_nonfinite(lambda step: 0.1)
 
 
 @pytest.mark.parametrize("every", [("log", 5), ("save", 4), ("knn", 5)])
 def test_a_noted_step_is_found_before_anything_is_logged_or_saved(every, tmp_path, capsys, monkeypatch):
-    def admits(self, step, lr, loss, norm, batch):  # as on a GPU
+    def should_step(self, step, lr, loss, norm, batch):  # as on a GPU
         self._note(step, loss, norm, batch)
         return True
 
-    monkeypatch.setattr(Precision, "admits", admits)
+    monkeypatch.setattr(Precision, "should_step", should_step)
     monkeypatch.setenv("TEST_FAULT", "nan loss@2")
     what, steps = every
     words = {"log_every": 1000, "save_every": 1000} | {f"{what}_every": steps}

@@ -10,7 +10,7 @@ import pytest
 
 from sslctl.errors import InputError
 from sslctl.runs import directory as rundir
-from sslctl.runs.fingerprint import decisive, fingerprint
+from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 
 CONFIG = {"seed": 0, "method": {"size": 3}, "dataset": {"root": "/a", "image_size": 8}, "trainer": {"epochs": 2}}
 
@@ -239,10 +239,10 @@ def test_the_size_of_a_run_counts_no_link_twice(tmp_path):
     ],
 )
 def test_the_fingerprint_depends_on_what_can_change_a_weight(change, same):
-    marks = [fingerprint(decisive(c, {"data": "abc"})) for c in (CONFIG, CONFIG | change)]
+    marks = [fingerprint(fingerprint_keys(c, {"data": "abc"})) for c in (CONFIG, CONFIG | change)]
     assert (marks[0] == marks[1]) == same
 
 
 def test_the_fingerprint_depends_on_the_data():
-    marks = {fingerprint(decisive(CONFIG, {"data": digest})) for digest in ("abc", "abd")}
+    marks = {fingerprint(fingerprint_keys(CONFIG, {"data": digest})) for digest in ("abc", "abd")}
     assert len(marks) == 2

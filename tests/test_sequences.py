@@ -130,7 +130,7 @@ def test_frames_of_a_window_lie_in_it_and_windows_are_everywhere(tmp_path):
     for number, count in enumerate((40, 6)):
         write_folder(tmp_path / str(number), np.zeros((count, 4, 4, 3), dtype=np.uint8))
     source = frames("train", str(tmp_path), None, 3, 5, 10)
-    assert "5 frames of 10 in a row" in source.words()
+    assert "5 frames of 10 in a row" in source.summary()
     drawn = torch.stack([source.places(0, Key(0, epoch, torch.tensor([0]))) for epoch in range(300)])  # (300, 5)
     assert (drawn.diff(dim=1) > 0).all()
     assert (drawn[:, -1] - drawn[:, 0] < 10).all()
@@ -330,7 +330,7 @@ def test_samples_are_pieces_of_the_text_by_a_vocabulary_that_is_always_the_same(
 
 def language(length=64, vocabulary=300, mask_ratio=0.15, rows=500):
     torch.manual_seed(0)
-    network = TextPreprocess(vocabulary, length).wrapped(SmallTransformer(16, 1, 2, 0.0, vocabulary, length))
+    network = TextPreprocess(vocabulary, length).to_backbone(SmallTransformer(16, 1, 2, 0.0, vocabulary, length))
     method = MaskedLanguage(network, Facts(1, length, 1000, 0, rows, 1, 1), mask_ratio=mask_ratio)
     index = torch.arange(rows)
     ids = torch.randint(4, vocabulary, (1, rows, length), generator=torch.Generator().manual_seed(1))

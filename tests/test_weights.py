@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from sslctl.factory.backbone_file import keep_backbone
+from sslctl.factory.backbone_file import save_backbone
 from sslctl.models.backbones import Backbone, ResNet, SmallResNet, Timm
 from sslctl.models.preprocess import Preprocess
 from sslctl.models.weights import load_weights, read_weights, weights_sha256
@@ -153,7 +153,7 @@ def test_a_network_of_other_heads_is_told_to_be_so(tmp_path):
     """They leave no trace in the weights' shapes."""
     vit = Backbone(Timm("vit_tiny_patch16_224", 3, 16, {"depth": 1, "num_heads": 6}), MEAN, STD)
     settings = Preprocess(3, 16, 16, MEAN, STD)
-    keep_backbone(tmp_path / "vit.safetensors", vit, {"kwargs": {"depth": 1, "num_heads": 6}}, settings)
+    save_backbone(tmp_path / "vit.safetensors", vit, {"kwargs": {"depth": 1, "num_heads": 6}}, settings)
     file, other = (
         str(tmp_path / "vit.safetensors"),
         Backbone(Timm("vit_tiny_patch16_224", 3, 16, {"depth": 1}), MEAN, STD),
@@ -201,15 +201,15 @@ def test_load_weights_takes_the_backbone_of_a_run(tmp_path, finished):
 def test_weights_of_a_network_that_saw_or_pooled_otherwise_are_told_to_be_so(tmp_path):
     settings = Preprocess(3, 16, 16, [0.5] * 3, [0.3] * 3)
     backbone = small()
-    keep_backbone(tmp_path / "own.safetensors", backbone, {}, settings)
+    save_backbone(tmp_path / "own.safetensors", backbone, {}, settings)
     assert load_weights(backbone, str(tmp_path / "own.safetensors"), partial=False).endswith("0 unexpected")
     backbone.sees_lightness = True
-    keep_backbone(tmp_path / "grey.safetensors", backbone, {}, settings)
+    save_backbone(tmp_path / "grey.safetensors", backbone, {}, settings)
     assert "saw the lightness of colours alone" in load_weights(
         small(), str(tmp_path / "grey.safetensors"), partial=False
     )
     vit = Backbone(Timm("vit_tiny_patch16_224", 3, 16, {"depth": 1}), [0.5] * 3, [0.3] * 3)
-    keep_backbone(tmp_path / "mean.safetensors", vit, {"kwargs": {"global_pool": "avg", "fc_norm": False}}, settings)
+    save_backbone(tmp_path / "mean.safetensors", vit, {"kwargs": {"global_pool": "avg", "fc_norm": False}}, settings)
     assert "+backbone.kwargs.global_pool=avg" in load_weights(vit, str(tmp_path / "mean.safetensors"), partial=False)
 
 

@@ -365,8 +365,8 @@ class BeginningSimCLR(SimCLR):
         for place in range(3):
             self.drawn[place] = torch.randn(()) + features(self.backbone).mean()
 
-    def training_step(self, batch, s: dict) -> dict:
-        out = super().training_step(batch, s)
+    def training_step(self, batch, schedules: dict) -> dict:
+        out = super().training_step(batch, schedules)
         out["loss"] = out["loss"] * (2 + self.drawn.sum().tanh())
         return out
 
@@ -374,8 +374,8 @@ class BeginningSimCLR(SimCLR):
 class NoisySimCLR(SimCLR):
     """SimCLR whose loss is scaled by NumPy's and Python's global generators."""
 
-    def training_step(self, batch, s: dict) -> dict:
-        out = super().training_step(batch, s)
+    def training_step(self, batch, schedules: dict) -> dict:
+        out = super().training_step(batch, schedules)
         out["loss"] = out["loss"] * (1 + random.random() + np.random.standard_normal())
         return out
 
@@ -395,11 +395,11 @@ class FailingMoCo(MoCo):
     def schedules(self, step: int) -> dict[str, float]:
         return super().schedules(step) | {"at": step}
 
-    def training_step(self, batch, s: dict) -> dict:
-        out = super().training_step(batch, s)
+    def training_step(self, batch, schedules: dict) -> dict:
+        out = super().training_step(batch, schedules)
         fault, _, step = os.environ.get("TEST_FAULT", "none@-1").partition("@")
         here = os.environ.get("TEST_RANK") in (None, str(distributed.rank()))
-        if s["at"] == int(step) and here and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        if schedules["at"] == int(step) and here and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             out["loss"] = out["loss"] + self.wrong(fault)
         return out
 
@@ -429,7 +429,7 @@ def _no_space(path: Path, *_) -> None:
 class Silent(SimCLR):
     """SimCLR by someone who does not say whether the images of a batch meet."""
 
-    couples = Method.couples
+    batch_coupling = Method.batch_coupling
 
 
 class NappingMoCo(MoCo):
@@ -438,18 +438,18 @@ class NappingMoCo(MoCo):
     def schedules(self, step: int) -> dict[str, float]:
         return super().schedules(step) | {"at": step}
 
-    def training_step(self, batch, s: dict) -> dict:
-        time.sleep(0.25 if s["at"] < 3 else 0.05)
-        return super().training_step(batch, s)
+    def training_step(self, batch, schedules: dict) -> dict:
+        time.sleep(0.25 if schedules["at"] < 3 else 0.05)
+        return super().training_step(batch, schedules)
 
 
 class SlowSimCLR(SimCLR):
     """SimCLR whose steps take a minute, looking at nothing."""
 
-    def training_step(self, batch, s: dict) -> dict:
+    def training_step(self, batch, schedules: dict) -> dict:
         print("in the step", flush=True)
         time.sleep(60)
-        return super().training_step(batch, s)
+        return super().training_step(batch, schedules)
 
 
 class OverflowingMoCo(MoCo):
@@ -458,13 +458,13 @@ class OverflowingMoCo(MoCo):
     def schedules(self, step: int) -> dict[str, float]:
         return super().schedules(step) | {"at": step}
 
-    def training_step(self, batch, s: dict) -> dict:
+    def training_step(self, batch, schedules: dict) -> dict:
         fault, _, steps = os.environ["TEST_FAULT"].partition("@")
         first, last = map(int, steps.split("-"))
-        bad = first <= s["at"] <= last
+        bad = first <= schedules["at"] <= last
         if bad and fault == "images":  # activations, and with them BatchNorm's statistics
             batch = dataclasses.replace(batch, views={name: views * 1e9 for name, views in batch.views.items()})
-        out = super().training_step(batch, s)
+        out = super().training_step(batch, schedules)
         if bad and fault == "loss":  # finite itself; its gradient is not
             out["loss"] = out["loss"] * 1e36
         return out
@@ -476,10 +476,10 @@ class HungryMoCo(MoCo):
     def schedules(self, step: int) -> dict[str, float]:
         return super().schedules(step) | {"at": step}
 
-    def training_step(self, batch, s: dict) -> dict:
-        if s["at"] == 3:
+    def training_step(self, batch, schedules: dict) -> dict:
+        if schedules["at"] == 3:
             self.starve(os.environ["TEST_MEMORY"], batch)
-        return super().training_step(batch, s)
+        return super().training_step(batch, schedules)
 
     @staticmethod
     def starve(kind: str, batch) -> None:

@@ -16,7 +16,7 @@ from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.feature_files import WRITERS, About, Rows, refuse_missing
-from sslctl.evaluation.named_networks import Chosen, chosen
+from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
 from sslctl.runs.directory import now, versions
 from sslctl.signals import Interrupted, Signals
@@ -30,7 +30,7 @@ def embed(config: Any) -> None:
     kind = _format(config)
     refuse_missing(kind)
     device = choose_device(config.device)
-    for one in chosen(config, "test" if config.split == "test" else "train"):
+    for one in named_networks(config, "test" if config.split == "test" else "train"):
         sources = _sources(config, one)
         out = _out(config, one, kind)
         about = _about(one, sources, config.split)
@@ -65,7 +65,9 @@ def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
 
 
 @torch.no_grad()
-def _rows(one: Chosen, source: Source, config: Any, device: torch.device, poll: Callable[[], None]) -> Iterator[Rows]:
+def _rows(
+    one: NamedNetwork, source: Source, config: Any, device: torch.device, poll: Callable[[], None]
+) -> Iterator[Rows]:
     """A split's rows, a batch at a time. poll: called between batches; may raise."""
     subject, everything, done = one.subject, torch.arange(len(source)), 0
     (one.method or subject.backbone).to(device)
@@ -101,7 +103,7 @@ def _format(config: Any) -> str:
     return config.format or suffix or "npz"
 
 
-def _out(config: Any, one: Chosen, kind: str) -> Path:
+def _out(config: Any, one: NamedNetwork, kind: str) -> Path:
     """Where the file goes. Raises InputError where none can be written."""
     features = "" if config.features is None else f"-{config.features}"
     name = f"{one.source.name}-{config.split}{features}.{kind}"
@@ -116,7 +118,7 @@ def _out(config: Any, one: Chosen, kind: str) -> Path:
     return out
 
 
-def _sources(config: Any, one: Chosen) -> list[Source]:
+def _sources(config: Any, one: NamedNetwork) -> list[Source]:
     """The splits that are asked for. Of a dataset without labels, the training split is everything."""
     if config.split != "all" or not one.source.classes:
         return [one.source]
@@ -124,14 +126,14 @@ def _sources(config: Any, one: Chosen) -> list[Source]:
 
 
 @torch.no_grad()
-def _about(one: Chosen, sources: list[Source], split: str) -> About:
+def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
     subject = one.subject
     width = subject.function(subject.preprocess.example(torch.device("cpu"))).shape[1]
     said = {
         "weights": one.title,
         "features": subject.features,
         "weights_sha256": subject.weights_sha256,
-        "preprocess": subject.preprocess.words(),
+        "preprocess": subject.preprocess.summary(),
         "dataset": one.source.name,
         "split": split,
         "versions": versions(),

@@ -8,7 +8,7 @@ from sslctl.errors import InputError
 from sslctl.evaluation.console import show_figures, show_protocols, tested_on
 from sslctl.evaluation.label_free import pretrained_on
 from sslctl.evaluation.results import append
-from sslctl.evaluation.runner import cases, label_amount, print_plan, reader_of
+from sslctl.evaluation.runner import label_amount, print_plan, reader_of, subjects_and_tasks
 from sslctl.evaluation.suite import sources_of, subject_records
 from sslctl.runs.health import as_line, findings, judge_features
 
@@ -20,7 +20,7 @@ def evaluate(config: Any) -> None:
             raise InputError(f"{key} is empty: name at least one number")
     amounts = [label_amount(amount, "few_labels") for amount in config.few_labels]
     read = reader_of(config)
-    for made, task, out in cases(config, sources_of):
+    for made, task, out in subjects_and_tasks(config, sources_of):
         if config.plan_only:
             print_plan(made, task)
             continue
@@ -33,7 +33,7 @@ def evaluate(config: Any) -> None:
         if out:
             append(out, records)
         if task.test is not None:
-            show_protocols(records, f"{tested_on(task.test)}, {made[0].preprocess.words()}, frozen")
+            show_protocols(records, f"{tested_on(task.test)}, {made[0].preprocess.summary()}, frozen")
         show_figures(records, f"without labels, of {seen.name}'s {seen.split} split")
         for line in told:
             print(line)

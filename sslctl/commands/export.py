@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.errors import InputError, user_path
-from sslctl.evaluation.named_networks import Chosen, chosen
+from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.export.description import description
 from sslctl.export.formats import FORMATS, Format, Network
 from sslctl.export.verify import ParityError, _script, compared, network_of
@@ -18,7 +18,7 @@ from sslctl.runs.directory import TOKENIZER
 
 def export(config: Any) -> None:
     """Writes one file a run, with a description beside it."""
-    for one in chosen(config, "train", few=True):
+    for one in named_networks(config, "train", few=True):
         kind = FORMATS[config.format]
         network = network_of(one)
         lines = kind.lines(network)
@@ -32,20 +32,22 @@ def export(config: Any) -> None:
             parity = compared(one, kind, network, lines, file, config.images)
             if not parity.difference <= config.tolerance * parity.scale:  # NaN is no agreement either
                 raise ParityError(
-                    f"{out} is not written: loaded by {kind.loader}, its features are not the run's: {parity.words()}"
+                    f"{out} is not written: loaded by {kind.loader}, its features are not the run's: {parity.describe()}"
                     f" (tolerance={config.tolerance:g} of the largest)"
                 )
             Path(f"{file}.md").write_text(description(one, network, config.format, lines, file, parity))
             for made in sorted(folder.iterdir()):
                 made.replace(out.with_name(made.name))
         size = out.stat().st_size / 2**20
-        print(f"  {out}: {network.width} {network.features} features of {network.preprocess.words()}, {size:,.2f} MiB")
-        print(f"  loaded by {kind.loader}: {parity.words()}")
+        print(
+            f"  {out}: {network.width} {network.features} features of {network.preprocess.summary()}, {size:,.2f} MiB"
+        )
+        print(f"  loaded by {kind.loader}: {parity.describe()}")
         print(f"  load it with these lines, which {out.name}.md says as well:\n")
         print("\n".join(f"    {line}" for line in _script(lines, out)), end="\n\n")
 
 
-def _out(config: Any, one: Chosen, kind: Format, network: Network) -> Path:
+def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path:
     """Where the file goes. Raises InputError for another suffix than the format's, and for folders that cannot be made."""
     features = "" if network.features == "backbone" else f"-{network.features}"
     taker = f"-{config.format}" if config.format in ("torchvision", "timm") else ""

@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslctl.errors import InputError
-from sslctl.evaluation.linear import Grid, linear_records
+from sslctl.evaluation.linear import ProbeGrid, linear_records
 from sslctl.evaluation.linear_augmented import augmented_records
 from sslctl.evaluation.runner import evaluate_all, label_amount, reader_of
 from sslctl.evaluation.subjects import Subject
@@ -20,7 +20,7 @@ def linear_eval(config: Any) -> None:
             raise InputError("protocol=augmented trains on all labels; few labels go with protocol=cached")
         evaluate_all(config, augmented_records)
         return
-    grid = Grid(**OmegaConf.to_container(config.probe, resolve=True))
+    grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
     draws = config.draws if amount is not None else 1
     read = reader_of(config)
 

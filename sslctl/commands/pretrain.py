@@ -21,8 +21,8 @@ from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.online import Embedder, Online, closing_records
 from sslctl.evaluation.results import append
 from sslctl.evaluation.runner import labelled_sources
-from sslctl.factory.backbone_file import keep_backbone
-from sslctl.factory.exportable import alone, offered, pooled
+from sslctl.factory.backbone_file import save_backbone
+from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
 from sslctl.factory.from_config import (
     build_backbone,
     build_method,
@@ -40,7 +40,7 @@ from sslctl.models.weights import weights_sha256
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import newest_valid
 from sslctl.runs.directory import point_latest
-from sslctl.runs.fingerprint import decisive, fingerprint
+from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch, as_line, findings
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.dry_run import time_steps
@@ -61,24 +61,26 @@ def pretrain(config: Any, command: str | None = None) -> None:
     resolved = OmegaConf.to_container(config, resolve=True)
     command = command or command_line()
     processes = config.trainer.processes
-    if processes > 1 and not distributed.launched():
+    if processes > 1 and not distributed.is_distributed():
         status = launch(resolved, command, processes)
         if status:
             raise Stopped(status)
         return
     distributed.join(choose_device(config.trainer.device).type)
     try:
-        if processes not in (1, distributed.world()):
-            raise InputError(f"trainer.processes={processes} in a group of {distributed.world()}: leave it to torchrun")
-        parts = distributed.world() * config.trainer.accumulate_steps
+        if processes not in (1, distributed.world_size()):
+            raise InputError(
+                f"trainer.processes={processes} in a group of {distributed.world_size()}: leave it to torchrun"
+            )
+        parts = distributed.world_size() * config.trainer.accumulate_steps
         if config.trainer.batch_size % parts:  # torchrun's number is not in the configuration
             raise InputError(f"trainer.batch_size={config.trainer.batch_size} does not divide into {parts} parts")
         _pretrain(config, resolved, command)
         distributed.leave()
-    except distributed.Elsewhere:
+    except distributed.OtherProcessFailed:
         raise
     except Exception:  # whatever it is: the other processes are told whose it is, and it goes on up
-        distributed.blame()
+        distributed.record_first_failure()
         raise
 
 
@@ -86,7 +88,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     """`pretrain` in one of the run's processes."""
     if not config.plan_only:
         rundir.refuse_unwritable(user_path(config.run_dir or "runs"))
-    source = distributed.first_first(lambda: build_source(config.dataset, "train"))
+    source = distributed.main_process_first(lambda: build_source(config.dataset, "train"))
     preprocess = preprocess_of(config.dataset, source)
     plan = make_plan(config, source)
     torch.set_num_threads(plan.threads)
@@ -133,7 +135,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             rundir.make(run_dir)
             held.callback(rundir.Lock(run_dir).release)
             known = {
-                "blind_loss": method.blind_loss(),
+                "uninformative_loss": method.uninformative_loss(),
                 "feature_dim": backbone.embed_dim,
                 **_classes_of(measure.source),
             }
@@ -145,7 +147,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             point_latest(run_dir)
             return finished(run_dir, plan, closing)
 
-        if distributed.first_alone(begin):
+        if distributed.on_main_process(begin):
             print(f"already finished: {run_dir}")
             return
         with Signals() as signals:
@@ -199,7 +201,7 @@ def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Pat
     if config.run_dir:
         return user_path(config.run_dir)
     names = config.names
-    mark = fingerprint(decisive(resolved, hashes))
+    mark = fingerprint(fingerprint_keys(resolved, hashes))
     return Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{mark}-s{config.seed}"
 
 
@@ -216,7 +218,7 @@ def trained(setup: Setup, signals: Signals) -> bool:
         raise
     if signals.status == UNHEALTHY:
         if not first:
-            raise distributed.Elsewhere(UNHEALTHY)
+            raise distributed.OtherProcessFailed(UNHEALTHY)
         raise Unhealthy(
             f"{setup.watch.reason}; saved in {setup.run_dir} (trainer.on_collapse=stop: the same command continues it"
             " with trainer.on_collapse=warn)"
@@ -247,7 +249,7 @@ def finish(
         append(run_dir / rundir.RESULTS, records)
         show(
             records,
-            f"{tested_on(probed[1])}, {preprocess.words()}, frozen features after {setup.plan.epochs} epochs",
+            f"{tested_on(probed[1])}, {preprocess.summary()}, frozen features after {setup.plan.epochs} epochs",
         )
     elif not probed:
         print(
@@ -264,11 +266,11 @@ def _keep_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
     method, node = setup.method, OmegaConf.to_container(config.backbone, resolve=True)
     # Eager: a compiled network would be compiled again for these few images.
     with torch.compiler.set_stance("force_eager") if config.trainer.compile else contextlib.nullcontext():
-        features = offered(method, preprocess)[0]
-        found = alone(method, lambda images: method.features(images)[features], preprocess)
+        features = feature_names(method, preprocess)[0]
+        found = find_backbone(method, lambda images: method.features(images)[features], preprocess)
     backbone, pool = found or (method.backbone, {})
     about = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
-    keep_backbone(setup.run_dir / rundir.BACKBONE, backbone, pooled(node, pool), preprocess, **about)
+    save_backbone(setup.run_dir / rundir.BACKBONE, backbone, with_pooling(node, pool), preprocess, **about)
 
 
 def describe_run(config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path) -> None:

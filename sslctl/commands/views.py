@@ -16,7 +16,7 @@ def views(config: Any) -> None:
     out = writable(config.out)
     source = build_source(config.dataset, "train")
     if source.gives == "tokens":
-        raise InputError(f"{source.name} has {source.words()}: there is nothing to see")
+        raise InputError(f"{source.name} has {source.summary()}: there is nothing to see")
     augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
     dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)
     maker = ViewMaker(augmentation, source.image_size, tuple(dropped))

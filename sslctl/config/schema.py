@@ -312,7 +312,7 @@ CONFIGS = next(
 
 
 def register_schemas() -> None:
-    """Puts the dataclasses of sslctl.schemas where the defaults lists of configs/ look for them."""
+    """Puts the dataclasses of sslctl.config.schema where the defaults lists of configs/ look for them."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()

@@ -1,4 +1,4 @@
-"""Checks of a composed configuration, and the errors of bad input. The keys themselves: schemas.py.
+"""Checks of a composed configuration, and the errors of bad input. The keys themselves: schema.py.
 
 Nothing in this file needs torch.
 """

@@ -28,7 +28,7 @@ class Videos(Source):
     gives: ClassVar[str] = "frames"
     per_sample: ClassVar[tuple[str, ...]] = (*Source.per_sample, "counts")
 
-    def words(self) -> str:
+    def summary(self) -> str:
         size = self.image_size
         inside = f" of {self.window} in a row" if self.window else ""
         return f"{len(self):,} videos, {self.frames} frames{inside} of {self.channels}×{size}×{size} a sample"

@@ -36,8 +36,8 @@ class Source:
     channels: int
     image_size: int
     content_hash: str  # of what was loaded, or of the list of files with their sizes
-    written: str = ""  # when the files were: a hash of their times
-    numbers: tuple[int, ...] = ()  # of a subset's samples in the whole split
+    mtime_hash: str = ""  # when the files were: a hash of their times
+    original_rows: tuple[int, ...] = ()  # of a subset's samples in the whole split
     gives: ClassVar[str] = "global"
     per_sample: ClassVar[tuple[str, ...]] = ("images", "paths", "labels")  # what has an entry for each sample
 
@@ -45,9 +45,9 @@ class Source:
         return len(self.labels)
 
     @property
-    def as_of(self) -> str:
+    def version(self) -> str:
         """Names the images as they are now: files that were written again may hold others."""
-        return self.content_hash + self.written
+        return self.content_hash + self.mtime_hash
 
     @property
     def labelled(self) -> bool:
@@ -66,22 +66,22 @@ class Source:
         """The images of one sample, which share a crop. key: of this one sample."""
         return [self.read(index)]
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """What there is, for the plan."""
         return f"{len(self):,} images of {self.channels}×{self.image_size}×{self.image_size}"
 
     def describe(self, index: int) -> str:
         """How to find an image again: its path, or its number."""
-        number = self.numbers[index] if self.numbers else index
+        number = self.original_rows[index] if self.original_rows else index
         return self.paths[index] if self.paths else f"{self.name} {self.split} image {number}"
 
     def subset(self, rows: Tensor) -> "Source":
         """The samples at rows (n,), in that order, as a source; its hash is of the content and the rows."""
         chosen = rows.tolist()
         parts = {name: _taken(getattr(self, name), rows) for name in self.per_sample}
-        numbers = tuple(self.numbers[row] for row in chosen) if self.numbers else tuple(chosen)
+        original_rows = tuple(self.original_rows[row] for row in chosen) if self.original_rows else tuple(chosen)
         digest = hashlib.blake2b(f"{self.content_hash} {chosen}".encode(), digest_size=16).hexdigest()
-        return replace(self, **parts, numbers=numbers, content_hash=digest)
+        return replace(self, **parts, original_rows=original_rows, content_hash=digest)
 
 
 def _taken(values: Tensor | tuple | None, rows: Tensor) -> Tensor | tuple | None:

@@ -36,7 +36,7 @@ class Texts(Source):
         pieces = (made.decode([i], skip_special_tokens=False) for i in range(self.vocabulary))
         return tuple(piece.replace("\n", "\\n").replace("\t", " ").replace("\r", "") for piece in pieces)
 
-    def words(self) -> str:
+    def summary(self) -> str:
         return f"{len(self):,} texts of {self.image_size} tokens, {self.vocabulary:,} different ones"
 
     def describe(self, index: int) -> str:

@@ -25,8 +25,8 @@ from sslctl.evaluation.trained_classifier import (
     trained_classifier,
     untrained,
 )
-from sslctl.factory.backbone_file import sight
-from sslctl.factory.exportable import offered
+from sslctl.factory.backbone_file import visual_metadata
+from sslctl.factory.exportable import feature_names
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.models.backbones import Backbone
@@ -100,7 +100,7 @@ def settings_for(subject: Subject, task: Task, source: Source) -> Any:
     New weights have no layers to spare: from scratch, every layer learns at the same rate.
     """
     if source.gives == "frames":
-        raise InputError(f"finetune takes images or texts; {source.name} has {source.words()}: dataset=imagefolder")
+        raise InputError(f"finetune takes images or texts; {source.name} has {source.summary()}: dataset=imagefolder")
     settings = settings_of(task)
     trainer = settings.trainer
     trainer.batch_size = min(trainer.batch_size, len(source))
@@ -123,7 +123,7 @@ def network_of(subject: Subject, network: str | None, pool: str | None) -> tuple
         if network == "teacher":
             raise InputError("network=teacher: weights from a file have none")
         return "backbone", pool or "own"
-    names = offered(method, subject.preprocess)
+    names = feature_names(method, subject.preprocess)
     has_teacher = hasattr(method, "teacher_backbone")
     if network == "teacher" and not has_teacher:
         raise InputError(f"network=teacher: {type(method).__name__} has no teacher of its own")
@@ -165,7 +165,7 @@ def finetuned(
     method, plan = trained_classifier(make, source, settings, run_dir, said)
     rundir.write_atomically(run_dir / rundir.PREPROCESS, json.dumps(vars(subject.preprocess), indent=1))
     facts = {"step": str(plan.total_steps), "classes": json.dumps(source.classes), "pool": settings.pool}
-    facts |= sight(method.backbone)
+    facts |= visual_metadata(method.backbone)
     for path, module in ((backbone, method.backbone), (classifier, method.classifier)):
         temporary = path.with_name(f".{path.name}")
         save_tensors(temporary, module.state_dict(), facts)

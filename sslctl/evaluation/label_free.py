@@ -139,7 +139,7 @@ def pretrained_on(task: Task, tell: Callable[[str], None]) -> Source:
     trained_on = read_json(task.run / ENVIRONMENT).get("hashes", {}).get("data")
     if trained_on and source.content_hash != trained_on:
         tell(f"figures without labels: {source.name} has changed since the run was trained on it")
-    return task.train if source.as_of == task.train.as_of else source
+    return task.train if source.version == task.train.version else source
 
 
 def sampled(subject: Subject, task: Task, source: Source, held: dict[str, Features], read: Reader) -> Tensor:
@@ -241,7 +241,7 @@ def views_of_run(subject: Subject, task: Task) -> tuple[ViewMaker | None, str]:
     if subject.backbone is None:
         return None, "they were trained on no views"
     if task.train.gives != "global":
-        return None, f"{task.train.name} has {task.train.words()}, not images"
+        return None, f"{task.train.name} has {task.train.summary()}, not images"
     views = views_of(OmegaConf.create(read_config(task.run)), task.train, subject.method)
     return dataclasses.replace(views, augmentation={"global": views.augmentation["global"]}), ""
 

@@ -25,7 +25,7 @@ _LEAST_EPOCHS = 10  # most_steps cuts no training shorter than that
 
 
 @dataclass(frozen=True)
-class Grid:
+class ProbeGrid:
     """The settings a probe is chosen from, and how each is trained."""
 
     lr: list[float]
@@ -114,7 +114,7 @@ def train_classifiers(
 
 
 def fit_probe(
-    data: Features, grid: Grid, seed: int, poll: Callable[[], None] = lambda: None
+    data: Features, grid: ProbeGrid, seed: int, poll: Callable[[], None] = lambda: None
 ) -> tuple[Classifiers, dict]:
     """Picks a setting on a held-out part of the rows, then trains it on all of them.
 
@@ -184,7 +184,7 @@ def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
 FIXED = "lr {lr:g} and weight decay {weight_decay:g} fixed beforehand, too few labels to choose by"
 
 
-def plain(grid: Grid) -> dict:
+def plain(grid: ProbeGrid) -> dict:
     """A probe's settings as results name them, in numbers that JSON gives back as they are."""
     return vars(grid) | {"lr": [float(lr) for lr in grid.lr], "weight_decay": [float(d) for d in grid.weight_decay]}
 
@@ -193,7 +193,7 @@ def linear_records(
     subject: Subject,
     train: Source,
     test: Source,
-    grid: Grid,
+    grid: ProbeGrid,
     amount: float | None,
     draws: int,
     read: Reader,

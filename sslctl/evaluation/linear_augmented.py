@@ -28,7 +28,7 @@ def augmented_records(subject: Subject, task: Task) -> list[dict]:
     if subject.backbone is None or subject.features != "backbone":
         raise InputError(f"protocol=augmented probes a backbone's output, not {subject.name} {subject.features}")
     if train.gives != "global":
-        raise InputError(f"protocol=augmented takes images; {train.name} has {train.words()}")
+        raise InputError(f"protocol=augmented takes images; {train.name} has {train.summary()}")
     settings = settings_of(task)
 
     def make(facts: Facts) -> Supervised:

@@ -20,7 +20,7 @@ from sslctl.runs.directory import read_config
 
 
 @dataclass(frozen=True)
-class Chosen:
+class NamedNetwork:
     """One network. name: of its backbone; node: that backbone's configuration. method, run: None for foreign weights."""
 
     subject: Subject
@@ -34,14 +34,14 @@ class Chosen:
     title: str
 
 
-def chosen(config: Any, split: str, *, few: bool = False) -> Iterator[Chosen]:
+def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[NamedNetwork]:
     """The networks that a configuration names by ckpt, or by backbone and dataset, each with a split of its dataset.
 
     few: of a run's dataset only some images will be looked at, and none is kept in memory.
     Raises InputError where nothing is named, and for images that a network does not take.
     """
     if not config.ckpt:
-        yield _foreign(config, split)
+        yield _foreign_network(config, split)
         return
     if config.backbone is not None:
         raise InputError("a run brings its own backbone: ckpt=RUN, or backbone=… backbone.weights=FILE, not both")
@@ -61,10 +61,10 @@ def chosen(config: Any, split: str, *, few: bool = False) -> Iterator[Chosen]:
         subject = who.method_subject("trained", method, preprocess, config.features, step)
         name, backbone = saved["names"]["backbone"], {**saved["backbone"], "weights": None}
         title = f"{run} at {path.name}"
-        yield Chosen(subject, method, run, name, backbone, node, source, run, title)
+        yield NamedNetwork(subject, method, run, name, backbone, node, source, run, title)
 
 
-def _foreign(config: Any, split: str) -> Chosen:
+def _foreign_network(config: Any, split: str) -> NamedNetwork:
     if config.backbone is None:
         raise InputError("nothing named: name a run (runs/latest), or backbone=… backbone.weights=FILE dataset=…")
     if not config.backbone.get("weights"):
@@ -80,4 +80,4 @@ def _foreign(config: Any, split: str) -> Chosen:
     weights = user_path(config.backbone.weights)
     node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True)
     folder = Path("runs") / source.name / "foreign"
-    return Chosen(subject, None, None, weights.stem, node, config.dataset, source, folder, str(weights))
+    return NamedNetwork(subject, None, None, weights.stem, node, config.dataset, source, folder, str(weights))

@@ -17,7 +17,7 @@ from sslctl.evaluation import subjects as who
 from sslctl.evaluation.features import Features, extract
 from sslctl.evaluation.knn import accuracy, knn_records, knn_votes
 from sslctl.evaluation.label_free import feature_std, rankme
-from sslctl.evaluation.linear import Grid, linear_records
+from sslctl.evaluation.linear import ProbeGrid, linear_records
 from sslctl.evaluation.provenance import origin_of
 from sslctl.evaluation.task import reader
 from sslctl.methods.base import Method
@@ -37,7 +37,7 @@ def online_rows(size: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class EmbeddedImages:
     """Features of some images, extracted once. rows: (N,) which images; features: (N, D); the first `queries` are asked
     about, the others answer."""
 
@@ -59,7 +59,7 @@ class Online:
     plan: Plan
     workers: int
 
-    def __call__(self, method: Method, poll: Callable[[], None]) -> tuple[dict[str, float], Seen]:
+    def __call__(self, method: Method, poll: Callable[[], None]) -> tuple[dict[str, float], EmbeddedImages]:
         """Top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
         queries, bank = online_rows(len(self.source))
         rows = torch.cat([queries, bank])
@@ -78,7 +78,7 @@ class Online:
             votes = knn_votes(both[: len(queries)], held, **self.settings, poll=poll)
             figures["knn"] = accuracy(votes, self.source.labels[queries])["top1"]
         figures |= {"rankme": rankme(both), "backbone_std": feature_std(both) * both.shape[1] ** 0.5}
-        return figures, Seen(rows, both, len(queries))
+        return figures, EmbeddedImages(rows, both, len(queries))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def closing_records(
     poll: Callable[[], None],
 ) -> list[dict]:
     """kNN and linear results of the trained and of the random weights on the test split."""
-    grid = Grid(**OmegaConf.to_container(config.probe, resolve=True))
+    grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
     trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
     both = [replace(made, origin=origin_of(run_dir, None, made.name)) for made in (trained, who.random(run_dir, None))]
     read = reader(plan.device, config.trainer.workers, config.evaluation.cache_gb, poll)

@@ -30,7 +30,9 @@ def origin_of(run: Path, ckpt: Any, subject: str) -> Origin:
     config, shown = read_config(run), as_named(run, ckpt)
     if subject == "pixels":
         return Origin(shown)
-    return Origin(shown, config["names"]["method"], chosen("backbone") or config["names"]["backbone"], config["seed"])
+    return Origin(
+        shown, config["names"]["method"], config_choice("backbone") or config["names"]["backbone"], config["seed"]
+    )
 
 
 def as_named(run: Path, ckpt: Any) -> str:
@@ -49,7 +51,7 @@ def as_named(run: Path, ckpt: Any) -> str:
     return str(run)
 
 
-def chosen(group: str) -> str | None:
+def config_choice(group: str) -> str | None:
     """What this command chose for a part of its configuration, by name: backbone=small_resnet; None where nothing."""
     from hydra.core.hydra_config import HydraConfig
 

@@ -57,7 +57,7 @@ def record(
         "epoch": subject.epoch,
         "epoch_rule": epoch_rule,
         "features": subject.features,
-        "preprocess": subject.preprocess.words(),
+        "preprocess": subject.preprocess.summary(),
         "params": params,
         "backbone_parameters": subject.params,
         "weights_sha256": subject.weights_sha256,

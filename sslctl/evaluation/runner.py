@@ -12,7 +12,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.console import show, tested_on
-from sslctl.evaluation.provenance import Origin, chosen, origin_of
+from sslctl.evaluation.provenance import Origin, config_choice, origin_of
 from sslctl.evaluation.results import append
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader, Task, reader
@@ -53,7 +53,7 @@ def evaluate_all(
 
     offered: the subjects it may have. title: of the table. planned: the lines that plan_only=true prints of a subject.
     """
-    for made, task, out in cases(config, labelled_sources, offered):
+    for made, task, out in subjects_and_tasks(config, labelled_sources, offered):
         if config.plan_only:
             print_plan(made, task, planned)
             continue
@@ -61,7 +61,7 @@ def evaluate_all(
         if out:
             append(out, records)
         what = title.format(features=made[0].features)
-        show(records, f"{tested_on(test)}, {made[0].preprocess.words()}, {what}")
+        show(records, f"{tested_on(test)}, {made[0].preprocess.summary()}, {what}")
         if out:
             print(f"appended to {out}")
 
@@ -69,7 +69,7 @@ def evaluate_all(
 Sources = Callable[[Any], tuple[Source, Source | None]]  # of a dataset's configuration: (train, test)
 
 
-def cases(
+def subjects_and_tasks(
     config: Any, sources: Sources, offered: tuple[str, ...] = SUBJECTS
 ) -> Iterator[tuple[list[Subject], Task, Path | None]]:
     """(subjects, task, file for the results) of every run that ckpt= names, or of a foreign backbone."""
@@ -81,7 +81,7 @@ def cases(
         node = _wanted_dataset(config, named)
         train, test = sources(node)
         preprocess = preprocess_of(node, train)
-        made = [_foreign(config, name, preprocess) for name in config.subjects]
+        made = [_foreign_subject(config, name, preprocess) for name in config.subjects]
         work = out.parent if out else Path("runs") / train.name / "foreign"
         yield made, Task(config, node, train, test, work), out
         return
@@ -108,7 +108,7 @@ def print_plan(made: list[Subject], task: Task, planned: Callable[[Subject, Task
 def images_of(subject: Subject, task: Task) -> list[str]:
     """The plan of a protocol that takes all images there are."""
     test = f"{len(task.test):,} test images" if task.test else "no labels"
-    return [f"  {subject.name}: {len(task.train):,} training and {test}, {subject.preprocess.words()}"]
+    return [f"  {subject.name}: {len(task.train):,} training and {test}, {subject.preprocess.summary()}"]
 
 
 def _named_dataset(config: Any) -> Any | None:
@@ -127,10 +127,10 @@ def _wanted_dataset(config: Any, named: Any | None) -> Any:
     return named
 
 
-def _foreign(config: Any, name: str, preprocess: Preprocess) -> Subject:
+def _foreign_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
     if name == "pixels":
         return who.pixels(preprocess)
-    origin = Origin(backbone=chosen("backbone"))
+    origin = Origin(backbone=config_choice("backbone"))
     weights = name == "trained"
     if weights and not config.backbone.get("weights"):
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")

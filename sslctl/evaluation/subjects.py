@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslctl.errors import InputError
 from sslctl.evaluation.provenance import UNKNOWN, Origin
-from sslctl.factory.exportable import offered
+from sslctl.factory.exportable import feature_names
 from sslctl.factory.from_config import build_backbone
 from sslctl.factory.from_run import load_method, run_preprocess
 from sslctl.methods.base import Method
@@ -59,7 +59,7 @@ def random(run: Path, wanted: str | None, backbone_node: Any | None = None) -> S
 def method_subject(name: str, method: Method, preprocess: Preprocess, wanted: str | None, step: int) -> Subject:
     """Evaluates one of a method's features; the first unless named."""
     method = method.eval()
-    names = offered(method, preprocess)
+    names = feature_names(method, preprocess)
     chosen = wanted or names[0]
     if chosen not in names:
         raise InputError(f"features={chosen}: this method offers {', '.join(names)}")

@@ -11,7 +11,7 @@ from sslctl.errors import InputError
 from sslctl.evaluation.clustering import cluster_records
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.label_free import label_free_records, sampled
-from sslctl.evaluation.linear import Grid, draw_labels, linear_records
+from sslctl.evaluation.linear import ProbeGrid, draw_labels, linear_records
 from sslctl.evaluation.retrieval import neighbour_records
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader, Task, draw_number
@@ -40,7 +40,7 @@ def subject_records(
             f"linear probes, kNN, clustering, retrieval: {train.name} has no labels; name labelled images with eval_dataset=…"
         )
     else:
-        grid = Grid(**OmegaConf.to_container(config.probe, resolve=True))
+        grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
         bank, queries = held[train.split], held[test.split]
 
         def kept(_: Subject, source: Source) -> Features:

@@ -43,7 +43,7 @@ def draw_number(seed: int, draw: int) -> int:
 
 def key_of(subject: Subject, source: Source) -> tuple[str, ...]:
     """What features are kept under."""
-    return (subject.weights_sha256, subject.features, subject.preprocess.words(), source.as_of, source.split)
+    return (subject.weights_sha256, subject.features, subject.preprocess.summary(), source.version, source.split)
 
 
 def reader(device: torch.device, workers: int, cache_gb: float, poll: Callable[[], None] = nothing) -> Reader:

@@ -14,7 +14,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped
 from sslctl.evaluation.features import extract
 from sslctl.evaluation.knn import hits_of
-from sslctl.evaluation.provenance import chosen
+from sslctl.evaluation.provenance import config_choice
 from sslctl.evaluation.provenance import settings as settings_words
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Task
@@ -23,7 +23,7 @@ from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.models.vit import patch_size_of
 from sslctl.runs import directory as rundir
-from sslctl.runs.fingerprint import decisive, fingerprint
+from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.signals import Signals
 from sslctl.training.plan import Plan, make_plan
 from sslctl.training.train import fit, set_up
@@ -38,7 +38,7 @@ def settings_of(task: Task) -> Any:
 
 def refuse_processes(config: Any, what: str) -> None:
     """Raises InputError for several processes."""
-    if config.trainer.processes > 1 or distributed.launched():
+    if config.trainer.processes > 1 or distributed.is_distributed():
         raise InputError(f"{what} runs in one process: trainer.processes=1")
 
 
@@ -46,7 +46,7 @@ def directory(task: Task, name: str, settings: Any, keys: tuple[str, ...], hashe
     """Where a training is kept: the same settings, weights and images find it again. keys: of the settings, beside these."""
     plain = OmegaConf.to_container(settings)
     decided = {k: plain[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed", *keys)}
-    return task.work / f"{name}-{fingerprint(decisive(decided, hashes))}-s{settings.seed}"
+    return task.work / f"{name}-{fingerprint(fingerprint_keys(decided, hashes))}-s{settings.seed}"
 
 
 def trained_classifier(
@@ -107,7 +107,7 @@ def trained_by(settings: Any, plan: Plan) -> dict:
     """What decides a trained classifier beside its draws and its images, as results name it."""
     plain = OmegaConf.to_container(settings)
     names = ("precision", "clip_grad_norm", "accumulate_steps")
-    augmentation = {"name": chosen("augmentation"), **settings_words(plain["augmentation"])}
+    augmentation = {"name": config_choice("augmentation"), **settings_words(plain["augmentation"])}
     return {
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,

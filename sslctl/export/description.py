@@ -5,14 +5,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sslctl.evaluation.named_networks import Chosen
+from sslctl.evaluation.named_networks import NamedNetwork
 from sslctl.export.formats import Lines, Network
 from sslctl.export.verify import Parity, _script
 from sslctl.models.preprocess import TextPreprocess
 from sslctl.runs.directory import TOKENIZER, now, versions
 
 
-def description(one: Chosen, network: Network, name: str, lines: Lines, file: Path, parity: Parity) -> str:
+def description(one: NamedNetwork, network: Network, name: str, lines: Lines, file: Path, parity: Parity) -> str:
     """Markdown: what the file holds, what it expects, how it is loaded, how it was checked."""
     subject, used = one.subject, versions()
     texts = isinstance(network.preprocess, TextPreprocess)
@@ -23,7 +23,7 @@ def description(one: Chosen, network: Network, name: str, lines: Lines, file: Pa
         "weights_sha256": subject.weights_sha256,
         "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         **_input_facts(network, outside="mean" in lines.use),
-        "checked": parity.words(),
+        "checked": parity.describe(),
         "made": f"{now()} with " + ", ".join(f"{package} {version}" for package, version in used.items()),
     }
     comment = f"  # {_input_words(network, lines.arrays)}"

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslctl.errors import InputError
-from sslctl.factory.backbone_file import keep_backbone
-from sslctl.factory.exportable import pooled
+from sslctl.factory.backbone_file import save_backbone
+from sslctl.factory.exportable import with_pooling
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone, ResNet, Timm
 from sslctl.models.preprocess import Preprocess, TextPreprocess
@@ -199,7 +199,7 @@ def _safetensors_lines(network: Network) -> Lines:
             f"format=safetensors holds a backbone's weights, and features={network.features} of this method is not a"
             " backbone's own output: format=onnx or torch_export, or other features="
         )
-    again = build_backbone(pooled(network.node, network.pool), network.preprocess, with_weights=False)
+    again = build_backbone(with_pooling(network.node, network.pool), network.preprocess, with_weights=False)
     if compare(network.backbone.state_dict(), again.state_dict()):
         raise InputError(f"features={network.features} is of another network than the run's backbone: format=onnx")
     return Lines(
@@ -209,7 +209,7 @@ def _safetensors_lines(network: Network) -> Lines:
 
 
 def _write_safetensors(network: Network, path: Path) -> None:
-    keep_backbone(path, network.backbone, pooled(network.node, network.pool), network.preprocess)
+    save_backbone(path, network.backbone, with_pooling(network.node, network.pool), network.preprocess)
 
 
 # --- ONNX and torch.export: the whole calculation, normalisation inside ---

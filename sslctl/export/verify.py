@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sslctl.data.loader import clean_batches
-from sslctl.evaluation.named_networks import Chosen
+from sslctl.evaluation.named_networks import NamedNetwork
 from sslctl.export.formats import FILE, Format, Lines, Network
-from sslctl.factory.exportable import alone
+from sslctl.factory.exportable import find_backbone
 from sslctl.methods.base import Method
 from sslctl.views.maker import clean
 
@@ -31,7 +31,7 @@ class Parity:
     where: str
     tensors: int | None
 
-    def words(self) -> str:
+    def describe(self) -> str:
         same = "" if self.tensors is None else f"; all {self.tensors} tensors equal"
         return f"largest difference {self.difference:.2g} of features up to {self.scale:.3g}, on {self.where}{same}"
 
@@ -50,12 +50,12 @@ class _Computed(nn.Module):
         return self.method.features(images)[self.chosen]
 
 
-def network_of(one: Chosen) -> Network:
+def network_of(one: NamedNetwork) -> Network:
     """The network behind a subject's features: a backbone alone where that gives the same, else all that the method does."""
     subject, preprocess = one.subject, one.subject.preprocess
     with torch.no_grad():
         width = subject.function(preprocess.example(torch.device("cpu"))).shape[1]
-    found = alone(one.method or subject.backbone, subject.function, preprocess)
+    found = find_backbone(one.method or subject.backbone, subject.function, preprocess)
     if found:
         return Network(found[0], *found, one.node, preprocess, subject.features, width)
     computed = _Computed(one.method, subject.features).eval()
@@ -66,7 +66,7 @@ def network_of(one: Chosen) -> Network:
 
 
 @torch.no_grad()
-def compared(one: Chosen, kind: Format, network: Network, lines: Lines, file: Path, count: int) -> Parity:
+def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, file: Path, count: int) -> Parity:
     """The features of real images by the run and by a file, which the lines for the user load.
 
     Raises ParityError for features of another shape, and for weights that are not the network's.

@@ -15,7 +15,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
-from sslctl.models.weights import said_by
+from sslctl.models.weights import file_metadata
 from sslctl.runs.checkpoint import CheckpointError, compare, load_tensors, save_tensors
 from sslctl.runs.directory import BACKBONE, PREPROCESS, TOKENIZER, is_run, read_config, read_json
 from sslctl.views.maker import resize_and_crop
@@ -55,7 +55,7 @@ def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
     """
     path = user_path(run)
     file = path.is_file() and path.suffix == ".safetensors"
-    backbone, _, settings = kept_backbone(path) if file else finished_run(path)
+    backbone, _, settings = load_backbone(path) if file else finished_run(path)
     tokenizer = path.with_suffix(f".{TOKENIZER}") if file else path / TOKENIZER
     texts = isinstance(settings, TextPreprocess)
     return backbone.eval(), TextTransform(tokenizer, settings.length) if texts else Transform(settings)
@@ -67,38 +67,43 @@ def finished_run(path: Path) -> tuple[Backbone, dict, Preprocess]:
         raise InputError(f"{path} is not a run directory")
     if not (path / BACKBONE).exists():
         raise InputError(f"{path} is not finished: it has no {BACKBONE}")
-    settings, said = preprocess_from(read_json(path / PREPROCESS)), about(path / BACKBONE) or {}
+    settings, said = preprocess_from(read_json(path / PREPROCESS)), backbone_metadata(path / BACKBONE) or {}
     node = json.loads(said["backbone"]) if said else read_config(path)["backbone"]
     return _backbone_of(node, settings, path / BACKBONE, said), node, settings
 
 
-def keep_backbone(
+def save_backbone(
     path: Path, backbone: Backbone, node: dict, settings: Preprocess | TextPreprocess, **more: str
 ) -> None:
     """Writes a safetensors file that says itself how its backbone is built and what it expects."""
-    about = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(settings)), **sight(backbone), **more}
+    about = {
+        "backbone": json.dumps(node),
+        "preprocess": json.dumps(vars(settings)),
+        **visual_metadata(backbone),
+        **more,
+    }
     temporary = path.with_name(f".{path.name}")
     save_tensors(temporary, backbone.state_dict(), about)
     temporary.replace(path)
 
 
-def sight(backbone: Backbone) -> dict[str, str]:
+def visual_metadata(backbone: Backbone) -> dict[str, str]:
     """What a file says of a backbone that sees less than it is given."""
     return {"sees": "lightness"} if backbone.sees_lightness else {}
 
 
-def kept_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreprocess]:
-    """What `keep_backbone` wrote, as `finished_run` gives it."""
-    said = about(path)
+def load_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreprocess]:
+    """What `save_backbone` wrote, as `finished_run` gives it."""
+    said = backbone_metadata(path)
     if said is None:
         raise InputError(f"{path} does not say which backbone it is of: expected a run, or a file of sslctl export")
     node, settings = json.loads(said["backbone"]), preprocess_from(json.loads(said["preprocess"]))
     return _backbone_of(node, settings, path, said), node, settings
 
 
-def about(path: Path) -> dict[str, str] | None:
-    """What `keep_backbone` wrote of a file's backbone; None for other files."""
-    said = said_by(path)
+def backbone_metadata(path: Path) -> dict[str, str] | None:
+    """What `save_backbone` wrote of a file's backbone; None for other files."""
+    said = file_metadata(path)
     return said if {"backbone", "preprocess"} <= said.keys() else None
 
 

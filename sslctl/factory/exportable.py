@@ -16,13 +16,13 @@ MEAN = {"global_pool": "avg", "fc_norm": False}
 
 
 @torch.no_grad()
-def offered(method: Method, preprocess: Preprocess | TextPreprocess) -> list[str]:
+def feature_names(method: Method, preprocess: Preprocess | TextPreprocess) -> list[str]:
     """The names of a method's features, the one that is evaluated first."""
     return list(method.features(preprocess.example(next(method.parameters()).device)))
 
 
 @torch.no_grad()
-def alone(
+def find_backbone(
     module: nn.Module, features: Callable[[Tensor], Tensor], preprocess: Preprocess | TextPreprocess
 ) -> tuple[Backbone, dict[str, Any]] | None:
     """The backbone inside `module` (in eval mode) whose own output the features are, and timm's arguments that it takes.
@@ -39,7 +39,7 @@ def alone(
     return min(close, key=lambda c: float((c[2] - wanted).abs().max()))[:2] if close else None
 
 
-def pooled(node: dict, pool: dict[str, Any]) -> dict:
+def with_pooling(node: dict, pool: dict[str, Any]) -> dict:
     """The configuration of a backbone that `alone` found."""
     return {**node, "kwargs": {**node["kwargs"], **pool}} if pool else node
 

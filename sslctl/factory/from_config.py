@@ -55,7 +55,7 @@ def build_backbone(
         other = "backbone=small_transformer" if has == "texts" else "backbone=small_resnet, or dataset=text"
         raise InputError(f"backbone: {target.__name__} takes {takes}, the dataset has {has}: {other}")
     try:
-        backbone = preprocess.wrapped(target(**arguments, **facts))
+        backbone = preprocess.to_backbone(target(**arguments, **facts))
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"backbone: {error}") from error
     if with_weights and node.get("weights"):
@@ -89,7 +89,7 @@ def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: 
     needed = {"global": "images", "frames": "videos: dataset=frames", "tokens": "texts: dataset=text"}
     if method.looks_at != source.gives:
         raise InputError(
-            f"method={names.method} takes {needed[method.looks_at]}; dataset={names.dataset} has {source.words()}"
+            f"method={names.method} takes {needed[method.looks_at]}; dataset={names.dataset} has {source.summary()}"
         )
     (least, most), (count, _) = method.global_views, views.sizes()["global"]
     if count < least or count > (most or count):

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslctl.errors import InputError, user_path
-from sslctl.factory.backbone_file import about, finished_run, keep_backbone, kept_backbone
+from sslctl.factory.backbone_file import backbone_metadata, finished_run, load_backbone, save_backbone
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.preprocess import Preprocess
 from sslctl.models.teacher import KEPT, Teacher
@@ -21,7 +21,7 @@ def keep_teacher(teacher: Teacher, run_dir: Path) -> None:
     """Writes the teacher beside the run's checkpoints, unless it is there."""
     path = run_dir / KEPT
     if not path.exists():
-        keep_backbone(path, teacher.network, teacher.node, teacher.preprocess)
+        save_backbone(path, teacher.network, teacher.node, teacher.preprocess)
 
 
 def load_teacher(
@@ -35,7 +35,7 @@ def load_teacher(
     if not where:
         raise InputError("method.teacher is missing: a finished run, or a file with backbone@method.teacher_backbone=…")
     path = user_path(where)
-    described = is_run(path) or (path.is_file() and about(path))
+    described = is_run(path) or (path.is_file() and backbone_metadata(path))
     if described and node is not None:
         raise InputError(
             f"method.teacher={where} says itself which network it is: leave backbone@method.teacher_backbone out"
@@ -43,7 +43,7 @@ def load_teacher(
     if is_run(path):
         teacher = Teacher(*finished_run(path))
     elif described:
-        teacher = Teacher(*kept_backbone(path))
+        teacher = Teacher(*load_backbone(path))
     elif not path.is_file():
         raise InputError(f"method.teacher={where}: {'no run there' if path.exists() else 'no such run or file'}")
     elif node is None:
@@ -51,7 +51,7 @@ def load_teacher(
             f"method.teacher={where} is no run: name the network of these weights with backbone@method.teacher_backbone=…"
         )
     else:
-        teacher = _foreign(path, node, own or {}, preprocess)
+        teacher = _foreign_teacher(path, node, own or {}, preprocess)
     if teacher.preprocess.channels != preprocess.channels:
         raise InputError(
             f"method.teacher={where} sees {teacher.preprocess.channels} channels, the images have {preprocess.channels}"
@@ -59,7 +59,7 @@ def load_teacher(
     return teacher
 
 
-def _foreign(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
+def _foreign_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
     """A teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
     norm = {name: list(own.get(name) or _usual(name, preprocess)) for name in IMAGENET}
     if {len(values) for values in norm.values()} != {preprocess.channels}:

@@ -16,7 +16,7 @@ class Autoencoder(Method):
     of hidden_size pixels a side to be black.
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Autoencoder(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "code": self.bottleneck(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, S, S)
         h = self.backbone(self.spoilt(x, batch))  # (B, D)
         loss = squared_error(self.reconstruction(h), x)

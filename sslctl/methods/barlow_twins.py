@@ -12,7 +12,7 @@ class BarlowTwins(Method):
     """Algorithm 1. scale: of the whole loss, which only matters to optimizers that are not LARS or Adam."""
 
     global_views = 2, 2
-    couples = "the correlation of two dimensions is taken over the batch"
+    batch_coupling = "the correlation of two dimensions is taken over the batch"
 
     def __init__(
         self,
@@ -33,13 +33,13 @@ class BarlowTwins(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, out_dim)
         loss = self.scale * barlow_twins(gather(z1), gather(z2), self.lambda_)  # of (G, out_dim)
         return {"loss": loss, "feature_std": feature_std(h1), "projector_std": feature_std(z1)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         dim, batch_size = self.projector[-1].out_features, self.facts.batch_size  # correlations are 0 ± 1 / √batch_size
         return self.scale * dim * (1 + 1 / batch_size + self.lambda_ * (dim - 1) / batch_size)

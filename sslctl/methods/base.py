@@ -49,14 +49,14 @@ class Method(nn.Module):
     Every tensor that influences a later step is a parameter or a persistent buffer of fixed shape, and is written in
     `after_step` from what `training_step` returned as "carry": tensors with the images along their first dimension.
 
-    couples: why the loss of a batch is not the mean of its parts' losses, where it is not; gradient accumulation over
+    batch_coupling: why the loss of a batch is not the mean of its parts' losses, where it is not; gradient accumulation over
     parts is refused with this reason. None where every image's loss stands alone (BatchNorm is looked for besides).
     With several processes a step sees its own images only: what it compares comes through `gather`.
     looks_at: the group of a Batch's views that the method takes, which a dataset must give: global, frames or tokens.
     global_views: the least and the largest number of these that it can do with; None for no limit.
     """
 
-    couples: str | None = "the method does not say that each image's loss stands alone (couples = None)"
+    batch_coupling: str | None = "the method does not say that each image's loss stands alone (batch_coupling = None)"
     looks_at: str = "global"
     global_views: tuple[int, int | None] = (1, None)
 
@@ -65,10 +65,10 @@ class Method(nn.Module):
         self.backbone = backbone
         self.facts = facts
 
-    def forward(self, batch: Batch, s: dict[str, float]) -> dict:
-        return self.training_step(batch, s)
+    def forward(self, batch: Batch, schedules: dict[str, float]) -> dict:
+        return self.training_step(batch, schedules)
 
-    def training_step(self, batch: Batch, s: dict[str, float]) -> dict:
+    def training_step(self, batch: Batch, schedules: dict[str, float]) -> dict:
         """Returns {"loss": (), metrics: () each, "carry": detached tensors for `after_step`}. s: `schedules` of the step."""
         raise TypeError(f"{type(self).__name__} has no training_step")
 
@@ -80,13 +80,13 @@ class Method(nn.Module):
         """Before the first step of an epoch; again, from the state before, where a signal cuts it short. The one other place
         where buffers are written: by the first process, whose tensors, but not attributes, the others take."""
 
-    def before_step(self, s: dict[str, float]) -> None:
+    def before_step(self, schedules: dict[str, float]) -> None:
         """Once per optimizer step, before the forward."""
 
-    def after_backward(self, s: dict[str, float]) -> None:
+    def after_backward(self, schedules: dict[str, float]) -> None:
         """Between backward and clipping: frozen gradients are set to None here."""
 
-    def after_step(self, s: dict[str, float], carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict[str, float], carry: dict[str, Tensor]) -> None:
         """After the optimizer: the only place where a queue, a centre or a teacher is written."""
 
     def parameter_groups(self) -> list[dict]:
@@ -103,7 +103,7 @@ class Method(nn.Module):
         each, in [0, 1]. Called in eval mode without gradient; empty where there is nothing to see."""
         return {}
 
-    def blind_loss(self) -> float | None:
+    def uninformative_loss(self) -> float | None:
         """The loss of outputs that say nothing about their image, from the settings alone; None where data decide it."""
         return None
 

@@ -18,7 +18,7 @@ class BYOL(Method):
     """
 
     global_views = 2, 2
-    couples = None  # but for BatchNorm, which a network may have
+    batch_coupling = None  # but for BatchNorm, which a network may have
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class BYOL(Method):
         start, end = self.teacher_momentum, self.teacher_momentum_end
         return {"teacher_momentum": cosine_between(start, end, step, self.facts.total_steps)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, out_dim)
@@ -55,9 +55,9 @@ class BYOL(Method):
         loss = 4 + 2 * (negative_cosine(p1, t2) + negative_cosine(p2, t1))  # eq. 2 in both directions, 0 to 8
         return {"loss": loss, "feature_std": feature_std(h1), "projector_std": feature_std(z1)}
 
-    def after_step(self, s: dict, carry: dict) -> None:
-        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
-        ema_update(self.teacher_projector, self.projector, s["teacher_momentum"])
+    def after_step(self, schedules: dict, carry: dict) -> None:
+        ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])
+        ema_update(self.teacher_projector, self.projector, schedules["teacher_momentum"])
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return 4.0  # right angles

@@ -25,7 +25,7 @@ class Colorization(Method):
     313 come as a file, and sRGB alone does not give as many (`colour_bins`).
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Colorization(Method):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone": self.backbone(images)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, 3, S, S)
         lab = rgb_to_lab(x)
         colours = F.interpolate(lab[:, 1:], (self.side, self.side), mode="area")  # (B, 2, s, s)
@@ -109,7 +109,7 @@ class Colorization(Method):
         """(B, Q, h, w) -> a and b (B, 2, h, w): 1 as the temperature is the mean, 0 the likeliest bin (eq. 5)."""
         return torch.einsum("bqhw,qc->bchw", (logits.log_softmax(1) / self.annealing).softmax(1), self.bins)
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         if "counts" in carry:
             self.counted += 1
             self.frequency.lerp_(carry["counts"].mean(0), 1 / self.counted.item())
@@ -122,7 +122,7 @@ class Colorization(Method):
         ab = F.interpolate(ab, x.shape[-2:], mode="bilinear", align_corners=False)
         return {"lightness": lightness(x), "coloured": lab_to_rgb(torch.cat([lab[:, :1], ab], 1)), "view": x}
 
-    def blind_loss(self) -> float | None:
+    def uninformative_loss(self) -> float | None:
         return math.log(len(self.bins)) if self.form == "classification" else None
 
 

@@ -17,7 +17,7 @@ class CompRess(Method):
     State: student, key_backbone, memories (K, D) and (K, d), one place of the next write for both.
     """
 
-    couples = None  # images are compared with earlier ones
+    batch_coupling = None  # images are compared with earlier ones
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class CompRess(Method):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone": self.backbone(images), "teacher": self.teacher(images)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, H, W)
         h, t = self.backbone(x), self.teacher(x)  # (B, d), (B, D)
         t = gather(t)  # (G, D)
@@ -61,7 +61,7 @@ class CompRess(Method):
         loss = memory_distillation(gather(h), t, memory, self.teacher_memory, self.temperature)
         return {"loss": loss, "feature_std": feature_std(h), "carry": carry}
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         if self.key_backbone is not None:
             enqueue(self.student_memory, self.memory_pointer.clone(), carry["student"])  # the pointer moves once
             ema_update(self.key_backbone, self.backbone, self.key_momentum)

@@ -22,7 +22,7 @@ class CPC(Method):
     the context's last; the one next to it (1) overlaps it. colour_drop: chance that a patch keeps only one of its channels.
     """
 
-    couples = "its negatives are the patches of the batch"
+    batch_coupling = "its negatives are the patches of the batch"
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class CPC(Method):
         patches = self.backbone(cut(images, self.grid, self.patch_size(images.shape[-1])).flatten(0, 1))
         return {"patches": patches.unflatten(0, (-1, self.grid**2)).mean(1), "backbone": self.backbone(images)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, H, W)
         patches = self.colour_dropped(cut(x, self.grid, self.patch_size(x.shape[-1])), batch)  # (B, g², C, p, p)
         h = self.backbone(patches.flatten(0, 1))  # (B·g², D)
@@ -99,7 +99,7 @@ class CPC(Method):
             )
         return size
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(self.facts.batch_size * self.grid**2)
 
     def notes(self) -> list[str]:

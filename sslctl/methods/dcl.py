@@ -14,7 +14,7 @@ class DCL(Method):
     """Section 3. sigma: weights the positives by their difficulty (DCLW); None for plain DCL. The rest is SimCLR."""
 
     global_views = 2, 2
-    couples = "its negatives are the other images of the batch"
+    batch_coupling = "its negatives are the other images of the batch"
 
     def __init__(
         self,
@@ -39,11 +39,11 @@ class DCL(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         views = two_views(batch)
         h = self.backbone(views.flatten(0, 1))  # (2B, D)
         z1, z2 = (gather(z) for z in self.projector(h).chunk(2))  # (G, out_dim)
         return {"loss": dcl(z1, z2, self.temperature, self.sigma), "feature_std": feature_std(h)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(2 * self.facts.batch_size - 2)

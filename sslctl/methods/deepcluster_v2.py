@@ -22,7 +22,7 @@ class DeepClusterV2(Method):
     """
 
     global_views = 2, 2
-    couples = None  # clusters and embeddings are those of the last epoch
+    batch_coupling = None  # clusters and embeddings are those of the last epoch
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class DeepClusterV2(Method):
             centroids, chosen = spherical_kmeans(z, z[order[:count]], self.kmeans_iterations, embed.poll)
             self.centroids[head], self.assignments[head] = centroids, chosen
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first
         z = F.normalize(over_crops(self.projector, h).float(), dim=-1)  # (V, B, out_dim)
         with torch.autocast(z.device.type, enabled=False):  # a temperature of 0.1 multiplies a rounding by ten
@@ -78,8 +78,8 @@ class DeepClusterV2(Method):
             "carry": {"keys": gather(z[:2].detach().transpose(0, 1).contiguous()), "index": gather(batch.index)},
         }
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         self.memory[:, carry["index"]] = carry["keys"].transpose(0, 1)
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(self.centroids.shape[1])

@@ -33,7 +33,7 @@ class DINO(Method):
     """
 
     global_views = 2, None
-    couples = None  # the centre is that of earlier batches
+    batch_coupling = None  # the centre is that of earlier batches
 
     def __init__(
         self,
@@ -79,15 +79,15 @@ class DINO(Method):
             "prototypes_frozen": float(step < self.frozen_steps),
         }
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the global views first
         student = over_crops(self.head, h)  # (V, B, K)
         with torch.no_grad():
             views = batch.views["global"]  # (2, B, C, H, W)
             teacher = self.teacher_head(self.teacher_backbone(views.flatten(0, 1)))  # (2B, K)
             teacher = teacher.float().unflatten(0, views.shape[:2])  # (2, B, K)
-        loss = dino(student, teacher, self.center, self.student_temperature, s["teacher_temperature"])
-        p = ((teacher - self.center) / s["teacher_temperature"]).softmax(-1)
+        loss = dino(student, teacher, self.center, self.student_temperature, schedules["teacher_temperature"])
+        p = ((teacher - self.center) / schedules["teacher_temperature"]).softmax(-1)
         entropy = torch.special.entr(p).sum(-1).mean()  # ln K: uniform; 0: one prototype for each image
         return {
             "loss": global_mean(loss),  # each image's stands alone: K numbers an image need not travel
@@ -96,16 +96,16 @@ class DINO(Method):
             "carry": {"logits": gather(teacher.mean((0, 1))[None])},  # (processes, K)
         }
 
-    def after_backward(self, s: dict) -> None:
-        if s["prototypes_frozen"]:
+    def after_backward(self, schedules: dict) -> None:
+        if schedules["prototypes_frozen"]:
             self.head[-1].weight.grad = None
         if self.clip_grad is not None:
             clip_each_(self.parameters(), self.clip_grad)
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         self.center.lerp_(carry["logits"].mean(0), 1 - self.center_momentum)
-        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
-        ema_update(self.teacher_head, self.head, s["teacher_momentum"])
+        ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])
+        ema_update(self.teacher_head, self.head, schedules["teacher_momentum"])
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(self.center.shape[1])

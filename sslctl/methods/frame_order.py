@@ -33,7 +33,7 @@ class FrameOrder(Method):
     come from equal parts of the window), dropout and BatchNorm inside the backbone as the papers' AlexNets have them.
     """
 
-    couples = None
+    batch_coupling = None
     looks_at = "frames"
 
     def __init__(
@@ -67,7 +67,7 @@ class FrameOrder(Method):
             self.dropout = nn.Dropout(dropout)
             self.classifier = nn.Linear(len(self.pairs) * hidden_dim, len(ORDERS))
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x, label = self.question(batch)  # (B, T, C, H, W), (B,)
         h = self.backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # (B, T, D), one tower for all frames
         logits, label = gather(self.answer(h).float()), gather(label)
@@ -142,7 +142,7 @@ class FrameOrder(Method):
             "answer": torch.stack(cards),
         }
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         if self.task == "order":
             return math.log(len(ORDERS))
         return -NEGATIVES * math.log(NEGATIVES) - (1 - NEGATIVES) * math.log(1 - NEGATIVES)

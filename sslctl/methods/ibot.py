@@ -33,7 +33,7 @@ class IBOT(Method):
     """
 
     global_views = 2, None
-    couples = None  # the centres are those of earlier batches
+    batch_coupling = None  # the centres are those of earlier batches
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class IBOT(Method):
         frozen = float(step < self.frozen_steps)
         return {"teacher_momentum": momentum, "teacher_temperature": temperature, "prototypes_frozen": frozen}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         views = batch.views["global"]  # (2, B, C, H, W)
-        x, temperatures = views.flatten(0, 1), (self.student_temperature, s["teacher_temperature"])
+        x, temperatures = views.flatten(0, 1), (self.student_temperature, schedules["teacher_temperature"])
         mask = torch.cat([self.masks(batch, view) for view in range(len(views))])  # (2B, L)
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)  # (2B, P + L, D)
         student = self.head(h[:, 0]).unflatten(0, views.shape[:2])  # (2, B, K)
@@ -98,7 +98,7 @@ class IBOT(Method):
         whole = global_mean(dino(student, teacher, self.centers[0], *temperatures))
         each = ibot(self.head(h[:, self.prefix :]), targets, self.centers[1], mask, *temperatures)  # (2B,)
         parts = global_mean(each.mean())
-        p = ((teacher - self.centers[0]) / s["teacher_temperature"]).softmax(-1)
+        p = ((teacher - self.centers[0]) / schedules["teacher_temperature"]).softmax(-1)
         means = torch.stack([teacher.mean((0, 1)), targets.mean((0, 1))])  # (2, K), of class tokens and of all patches
         return {
             "loss": whole + self.patch_weight * parts,
@@ -115,16 +115,16 @@ class IBOT(Method):
         share = share * batch.key.chance(f"ibot/{view}/chance", self.mask_chance)
         return block_mask(batch.key, f"ibot/{view}", rows, columns, (share * rows * columns).long())
 
-    def after_backward(self, s: dict) -> None:
-        if s["prototypes_frozen"]:
+    def after_backward(self, schedules: dict) -> None:
+        if schedules["prototypes_frozen"]:
             self.head[-1].weight.grad = None
         if self.clip_grad is not None:
             clip_each_(self.parameters(), self.clip_grad)
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         self.centers.lerp_(carry["logits"].mean(0), 1 - self.center_momentum)
-        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
-        ema_update(self.teacher_head, self.head, s["teacher_momentum"])
+        ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])
+        ema_update(self.teacher_head, self.head, schedules["teacher_momentum"])
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -134,6 +134,6 @@ class IBOT(Method):
         hidden = nn.functional.interpolate(mask, x.shape[-2:], mode="nearest")
         return {"view": x, "hidden from the student": x * (1 - hidden) + 0.5 * hidden}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         parts = 1 + self.patch_weight * self.mask_chance  # class tokens, and the patches where some are hidden
         return parts * math.log(self.centers.shape[1])

@@ -22,7 +22,7 @@ class IJEPA(Method):
     with too few shows some twice. Blocks have one size a step, drawn for scale and aspect apart. State: student, teacher.
     """
 
-    couples = "the blocks have one size in the whole batch"
+    batch_coupling = "the blocks have one size in the whole batch"
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class IJEPA(Method):
         start, end = self.teacher_momentum, self.teacher_momentum_end
         return {"teacher_momentum": start + (end - start) * step / self.facts.total_steps}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, S, S)
         keep, wanted = self.patches(batch, x)  # (B, kept), (B, targets, T)
         h = self.backbone.tokens(x, keep=keep)[:, self.prefix :]  # (B, kept, D)
@@ -95,7 +95,7 @@ class IJEPA(Method):
         z = self.predictor(torch.cat([context, asked], 2).flatten(0, 1))  # (B·targets, kept + T, d)
         return self.head(z[:, h.shape[1] :]).unflatten(0, wanted.shape[:2])
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         normal = math.exp(-0.5) / (2 * math.pi) ** 0.5  # of a prediction of 0: the mean over a standard normal's values
         return math.erf(0.5**0.5) + normal - 0.5
 
@@ -131,8 +131,8 @@ class IJEPA(Method):
         turn = torch.arange(self.kept, device=x.device) % free.sum(1, keepdim=True)  # (B, kept)
         return order.gather(1, turn), wanted
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
-        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
+        ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]

@@ -36,14 +36,14 @@ class Inpainting(Method):
         self.discriminator = discriminator(facts.channels, facts.image_size) if adversarial else None
         self.hole, self.adversarial = hole, adversarial
         self.overlap = round(overlap * facts.image_size)  # pixels
-        self.couples = "one hole is drawn for the whole batch" if hole == "blobs" else None
+        self.batch_coupling = "one hole is drawn for the whole batch" if hole == "blobs" else None
 
     def parameter_groups(self) -> list[dict]:
         judge = [] if self.discriminator is None else list(self.discriminator.parameters())
         rest = [p for p in self.parameters() if not any(p is other for other in judge)]
         return [{"params": rest}] + ([{"params": judge, "lr_scale": 0.1}] if judge else [])
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, S, S)
         predicted, hidden = self.holes(batch)  # (S, S) bool each
         h = self.backbone(self.pierced(x, hidden))  # (B, D)

@@ -22,7 +22,7 @@ class Jigsaw(Method):
     dataset.image_size. State: table (permutations, 9). Not done: the official code's shift of each channel by itself.
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(self, backbone: Backbone, facts: Facts, *, permutations: int, tile_dim: int, view_size: float):
         super().__init__(backbone, facts)
@@ -37,7 +37,7 @@ class Jigsaw(Method):
         )
         self.classifier = nn.Linear(9 * tile_dim, permutations)
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         tiles, label = self.puzzle(batch)  # (B, 9, C, p, p), (B,)
         h = self.backbone(tiles.flatten(0, 1))  # (9B, D), one tower for all tiles
         z = self.tile_head(h).unflatten(0, (-1, 9))  # (B, 9, tile_dim)
@@ -79,7 +79,7 @@ class Jigsaw(Method):
             "as the network puts it": mosaic(solved, 3),
         }
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(len(self.table))
 
     def notes(self) -> list[str]:

@@ -16,7 +16,7 @@ class LeJEPA(Method):
     """
 
     global_views = 2, None
-    couples = "SIGReg compares the distribution of the batch with a Gaussian"
+    batch_coupling = "SIGReg compares the distribution of the batch with a Gaussian"
 
     def __init__(self, backbone: Backbone, facts: Facts, *, hidden_dim: int, out_dim: int, slices: int, weight: float):
         super().__init__(backbone, facts)
@@ -27,7 +27,7 @@ class LeJEPA(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the global views first
         z = gather_views(over_crops(self.projector, h)).float()  # (V, G, out_dim)
         center = z[: len(batch.views["global"])].mean(0)  # (G, out_dim)

@@ -17,7 +17,7 @@ class MAE(Method):
     that see all places. normalize_target: a patch's pixels have mean 0 and variance 1 of their own.
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class MAE(Method):
         tokens = self.backbone.tokens(images)  # (B, P + L, D), nothing hidden
         return {"mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, S, S)
         rows, columns = grid_of(self.backbone.vision_transformer(), x)
         keep, mask = random_order(batch.key, "mae", rows * columns, self.kept)  # (B, kept), (B, L)
@@ -88,7 +88,7 @@ class MAE(Method):
         masked, filled = (image.clamp(0, 1) for image in images)
         return {"view": x, f"{self.kept} of {rows * columns} patches": masked, "reconstruction": filled}
 
-    def blind_loss(self) -> float | None:
+    def uninformative_loss(self) -> float | None:
         pixels = self.head.out_features  # of a patch
         return (pixels - 1) / pixels if self.normalize_target else None  # its unbiased variance is 1
 

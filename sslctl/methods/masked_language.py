@@ -19,7 +19,7 @@ WIDTH = 420  # pixels of a text that is shown
 class MaskedLanguage(Method):
     """Section 3.1, task 1. Positions are drawn anew in every epoch; the output layer is the embedding's table, and a bias."""
 
-    couples = None
+    batch_coupling = None
     looks_at = "tokens"
 
     def __init__(self, backbone: Backbone, facts: Facts, *, mask_ratio: float):
@@ -34,7 +34,7 @@ class MaskedLanguage(Method):
         self.transform = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))
         self.bias = nn.Parameter(torch.zeros(network.vocabulary))
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         ids = batch.views["tokens"][0]  # (B, L)
         shown, place = self.masked(ids, batch)  # (B, L), (B, n)
         tokens = self.backbone.network.tokens(shown)  # (B, L, D)
@@ -84,7 +84,7 @@ class MaskedLanguage(Method):
             ),
         }
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(self.backbone.network.vocabulary)
 
     def notes(self) -> list[str]:

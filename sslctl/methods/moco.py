@@ -35,7 +35,7 @@ class MoCo(Method):
     """
 
     global_views = 2, 2
-    couples = None  # a query's negatives are in the queue
+    batch_coupling = None  # a query's negatives are in the queue
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class MoCo(Method):
         start, end = self.teacher_momentum, self.teacher_momentum_end
         return {"teacher_momentum": cosine_between(start, end, step, self.facts.total_steps)}
 
-    def before_step(self, s: dict) -> None:
-        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
-        ema_update(self.teacher_projector, self.projector, s["teacher_momentum"])
+    def before_step(self, schedules: dict) -> None:
+        ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])
+        ema_update(self.teacher_projector, self.projector, schedules["teacher_momentum"])
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x1, x2 = two_views(batch)  # (B, C, H, W) each
         index = gather(batch.index)  # (G,) of the global batch
         own = self.queue_index == index[:, None]  # (G, K), keys of the query's own image: not negatives
@@ -109,7 +109,7 @@ class MoCo(Method):
         k = gather(self.teacher_projector(self.teacher_backbone(shuffled)))
         return F.normalize(k.float(), dim=1)[order.argsort()]
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         keys = carry["keys"].transpose(0, 1).flatten(0, 1)  # (G, V, out_dim) -> (V·G, out_dim)
         index = carry["index"].repeat(carry["keys"].shape[1])
         keys, index = keys[-len(self.queue) :], index[-len(self.queue) :]
@@ -117,7 +117,7 @@ class MoCo(Method):
         self.queue[places], self.queue_index[places] = keys, index
         self.queue_pointer.copy_((self.queue_pointer + len(keys)) % len(self.queue))
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(1 + len(self.queue))
 
     def notes(self) -> list[str]:

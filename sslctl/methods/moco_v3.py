@@ -21,7 +21,7 @@ class MoCoV3(Method):
     """
 
     global_views = 2, 2
-    couples = "its negatives are the other images of the batch"
+    batch_coupling = "its negatives are the other images of the batch"
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class MoCoV3(Method):
         start, end = self.teacher_momentum, self.teacher_momentum_end
         return {"teacher_momentum": cosine_between(start, end, step, self.facts.total_steps)}
 
-    def before_step(self, s: dict) -> None:
-        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
-        ema_update(self.teacher_projector, self.projector, s["teacher_momentum"])
+    def before_step(self, schedules: dict) -> None:
+        ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])
+        ema_update(self.teacher_projector, self.projector, schedules["teacher_momentum"])
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         q1, q2 = (gather(self.predictor(self.projector(h))) for h in (h1, h2))  # (G, out_dim)
@@ -76,5 +76,5 @@ class MoCoV3(Method):
         """Each query picks its own key among the batch's. (G, out_dim) each."""
         return cross_view(key, query, self.temperature)
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return 4 * self.temperature * math.log(self.facts.batch_size)

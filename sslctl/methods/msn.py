@@ -32,7 +32,7 @@ class MSN(Method):
     """
 
     global_views = 2, 2
-    couples = "its mean prediction and its balanced targets are the batch's"
+    batch_coupling = "its mean prediction and its balanced targets are the batch's"
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class MSN(Method):
         share = step / (self.momentum_stretch * self.facts.total_steps)
         return {"teacher_momentum": self.teacher_momentum + (1 - self.teacher_momentum) * share}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         target, anchor = two_views(batch)  # (B, C, H, W) each
         h = self.backbone.tokens(anchor, keep=self.kept(batch))[:, 0][None]  # (1, B, D)
         if "local" in batch.views:
@@ -103,9 +103,9 @@ class MSN(Method):
         order = first.permutation("msn/kept", rows * columns)[0]
         return order[: max(1, int(rows * columns * (1 - self.drop_ratio)))].sort().values
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
-        ema_update(self.teacher_backbone, self.backbone, s["teacher_momentum"])
-        ema_update(self.teacher_projector, self.projector, s["teacher_momentum"])
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
+        ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])
+        ema_update(self.teacher_projector, self.projector, schedules["teacher_momentum"])
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -115,5 +115,5 @@ class MSN(Method):
         seen = nn.functional.interpolate(seen, anchor.shape[-2:], mode="nearest")
         return {"target": target, "anchor": anchor * seen + 0.5 * (1 - seen)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(len(self.prototypes.weight))  # the mean prediction is as uniform as can be

@@ -20,7 +20,7 @@ class NNCLR(Method):
     """
 
     global_views = 2, 2
-    couples = "its negatives are the other images of the batch"
+    batch_coupling = "its negatives are the other images of the batch"
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class NNCLR(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, out_dim)
@@ -60,8 +60,8 @@ class NNCLR(Method):
         """(G, out_dim) -> the queue's rows most like them, (G, out_dim)."""
         return self.queue[(unit(z) @ self.queue.T).argmax(1)]
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         enqueue(self.queue, self.queue_pointer, carry["keys"])
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(self.facts.batch_size)

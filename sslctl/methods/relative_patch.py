@@ -23,7 +23,7 @@ class RelativePatch(Method):
     give places away. Not done: the paper's shrinking of a third of the patches, which small images have no room for.
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RelativePatch(Method):
         self.colour_drop = colour_drop
         self.classifier = mlp(2 * backbone.embed_dim, hidden_dim, len(NEIGHBOURS), 2, norm=True)
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         patches = self.patches(batch)  # (B, 9, C, p, p)
         h = self.backbone(patches.flatten(0, 1)).unflatten(0, (-1, 9))  # (B, 9, D)
         middle, around = h[:, 4:5].expand(-1, 8, -1), h[:, NEIGHBOURS, :]  # (B, 8, D) each
@@ -89,7 +89,7 @@ class RelativePatch(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         return {"view": batch.views["global"][0], "patches": mosaic(self.patches(batch), 3).clamp(0, 1)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(len(NEIGHBOURS))
 
     def notes(self) -> list[str]:

@@ -13,13 +13,13 @@ from sslctl.models.backbones import Backbone
 class Rotation(Method):
     """Section 3.1. Every image stands in the batch four times, turned by 0°, 90°, 180° and 270°, after crop and flip."""
 
-    couples = None
+    batch_coupling = None
 
     def __init__(self, backbone: Backbone, facts: Facts):
         super().__init__(backbone, facts)
         self.classifier = nn.Linear(backbone.embed_dim, 4)
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, H, W)
         h = self.backbone(four_turns(x).flatten(0, 1))  # (4B, D)
         logits = self.classifier(h).float().unflatten(0, (4, -1)).transpose(0, 1)  # (B, 4 turns, 4 classes)
@@ -34,7 +34,7 @@ class Rotation(Method):
         back = [torch.stack([_turn(*pair) for pair in zip(turned[k], -said[k], strict=True)]) for k in range(4)]
         return {f"{90 * k}°": turned[k] for k in range(4)} | {f"{90 * k}° put upright": back[k] for k in range(4)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(4)
 
     def notes(self) -> list[str]:

@@ -18,7 +18,7 @@ class SEED(Method):
     teacher: gives its backbone's features. State: queue (K, D) of unit teacher embeddings, the place of the next write.
     """
 
-    couples = None  # similarities are those to earlier images
+    batch_coupling = None  # similarities are those to earlier images
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class SEED(Method):
         h = self.backbone(images)  # (B, d)
         return {"backbone": h, "projector": self.projector(h), "teacher": self.teacher(images)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, H, W)
         h, t = self.backbone(x), self.teacher(x)  # (B, d), (B, D)
         z, t = gather(self.projector(h)), gather(t)  # (G, D)
@@ -50,8 +50,8 @@ class SEED(Method):
         agreement = F.cosine_similarity(z.detach().float(), t).mean()
         return {"loss": loss, "agreement": agreement, "feature_std": feature_std(h), "carry": {"keys": t}}
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         enqueue(self.queue, self.queue_pointer, carry["keys"])
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(1 + len(self.queue))

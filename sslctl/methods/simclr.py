@@ -17,7 +17,7 @@ class SimCLR(Method):
     """
 
     global_views = 2, 2
-    couples = "its negatives are the other images of the batch"
+    batch_coupling = "its negatives are the other images of the batch"
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class SimCLR(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         views = two_views(batch)  # (2, B, C, H, W)
         h = self.backbone(views.flatten(0, 1))  # (2B, D), both views in one forward: BatchNorm sees them together
         z1, z2 = self.projector(h).chunk(2)  # (B, out_dim) each
         return {"loss": nt_xent(gather(z1), gather(z2), self.temperature), "feature_std": feature_std(h)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(2 * self.facts.batch_size - 1)

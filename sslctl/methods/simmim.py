@@ -17,7 +17,7 @@ class SimMIM(Method):
     mask_size: side of the squares that are hidden as a whole, in pixels; mask_ratio of them, rounded up.
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(self, backbone: Backbone, facts: Facts, *, mask_ratio: float, mask_size: int):
         super().__init__(backbone, facts)
@@ -41,7 +41,7 @@ class SimMIM(Method):
         tokens = self.backbone.tokens(images)  # (B, P + L, D), nothing hidden
         return {"mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, S, S)
         mask = self.mask(batch, x)  # (B, L)
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)[:, self.prefix :]  # (B, L, D)

@@ -14,7 +14,7 @@ class SimSiam(Method):
     """
 
     global_views = 2, 2
-    couples = None
+    batch_coupling = None
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class SimSiam(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, out_dim)
@@ -54,5 +54,5 @@ class SimSiam(Method):
         loss = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2  # -1 to 1; no gradient through z
         return {"loss": loss, "feature_std": feature_std(h1), **spread}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return 0.0  # right angles

@@ -16,7 +16,7 @@ class SupCon(Method):
     """Section 3.2.2, equation 2 (L_out). hidden_dim: None for the backbone's width."""
 
     global_views = 2, 2
-    couples = "its positives and negatives are the other images of the batch"
+    batch_coupling = "its positives and negatives are the other images of the batch"
 
     def __init__(self, backbone: Backbone, facts: Facts, *, hidden_dim: int | None, out_dim: int, temperature: float):
         super().__init__(backbone, facts)
@@ -30,12 +30,12 @@ class SupCon(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         views = two_views(batch)
         h = self.backbone(views.flatten(0, 1))  # (2B, D)
         z = torch.cat([gather(z) for z in self.projector(h).chunk(2)])  # (2G, out_dim)
         loss = supcon(z, gather(batch.label).repeat(2), self.temperature)
         return {"loss": loss, "feature_std": feature_std(h)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(2 * self.facts.batch_size - 1) * self.temperature / 0.07  # the scale of its loss

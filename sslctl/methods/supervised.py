@@ -18,11 +18,11 @@ class Supervised(Method):
     frozen: the backbone is not trained and its BatchNorm statistics stay as they are: the linear probe of the papers
     (MoCo, arXiv:1911.05722, section 4.1).
     pool: "own" as the backbone does; "mean" over a vision transformer's patches (MAE, arXiv:2111.06377, section 4).
-    layer_decay: what the learning rate shrinks by from each layer to the one before it, see `sslctl.layers`.
+    layer_decay: what the learning rate shrinks by from each layer to the one before it, see `sslctl.models.layer_decay`.
     classifier_lr_scale: the classifier's learning rate over that of the backbone's last layer (SwAV's official code).
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Supervised(Method):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone" if self.prefix is None else "mean": self.pooled(images)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         with torch.set_grad_enabled(not self.frozen):
             h = self.pooled(batch.views[self.looks_at][0])  # (B, D)
         logits, label = gather(self.classifier(h).float()), gather(batch.label)  # (B, num_classes), (B,)
         hits = (logits.argmax(1) == label).float().mean()
         return {"loss": F.cross_entropy(logits, label), "top1": hits, "feature_std": feature_std(h)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(self.facts.num_classes)

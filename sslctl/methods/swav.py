@@ -20,7 +20,7 @@ class SwAV(Method):
     """
 
     global_views = 2, 2
-    couples = "codes are assigned to the batch as a whole"
+    batch_coupling = "codes are assigned to the batch as a whole"
 
     def __init__(
         self,
@@ -54,41 +54,41 @@ class SwAV(Method):
         frozen, queued = step < self.frozen_steps, bool(self.queue.shape[1]) and step >= self.queue_steps
         return {"prototypes_frozen": float(frozen), "queue_used": float(queued)}
 
-    def before_step(self, s: dict) -> None:
+    def before_step(self, schedules: dict) -> None:
         self.prototypes.normalize_()  # algorithm 1: the rows themselves, once a step
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first
         z = gather_views(over_crops(self.projector, h)).float()  # (V, G, out_dim)
         scores = self.prototypes(z)  # (V, G, K)
-        codes = torch.stack([self.codes(scores[view].detach(), view, s) for view in range(2)])  # (2, G, K)
+        codes = torch.stack([self.codes(scores[view].detach(), view, schedules) for view in range(2)])  # (2, G, K)
         used = codes.new_zeros(codes.shape[-1]).scatter_(0, codes.argmax(-1).flatten(), 1.0)  # (K,)
         keys = F.normalize(z[:2].detach(), dim=-1).transpose(0, 1)  # (G, 2, out_dim)
         return {
             "loss": swav(scores, codes, self.temperature),
             "prototypes_used": used.mean(),
             "feature_std": feature_std(h[0]),
-            "carry": {"keys": keys} if s["queue_used"] else {},
+            "carry": {"keys": keys} if schedules["queue_used"] else {},
         }
 
-    def codes(self, scores: Tensor, view: int, s: dict) -> Tensor:
+    def codes(self, scores: Tensor, view: int, schedules: dict) -> Tensor:
         """(G, K) similarities -> (G, K) assignments, balanced over the batch and the full queue."""
-        if not s["queue_used"]:
+        if not schedules["queue_used"]:
             return sinkhorn(scores, self.epsilon, self.iterations)
         earlier = self.prototypes(self.queue[view]).detach()  # (queue, K), stored embeddings, today's prototypes
         everything = sinkhorn(torch.cat([scores, earlier]), self.epsilon, self.iterations)[: len(scores)]
         full = self.queue_filled >= self.queue.shape[1]
         return torch.where(full, everything, sinkhorn(scores, self.epsilon, self.iterations))
 
-    def after_backward(self, s: dict) -> None:
-        if s["prototypes_frozen"]:
+    def after_backward(self, schedules: dict) -> None:
+        if schedules["prototypes_frozen"]:
             self.prototypes.weight.grad = None
 
-    def after_step(self, s: dict, carry: dict[str, Tensor]) -> None:
+    def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         if "keys" in carry:
             keys = carry["keys"].transpose(0, 1)  # (2, G, out_dim)
             self.queue.copy_(torch.cat([keys, self.queue], 1)[:, : self.queue.shape[1]])  # the newest first
             self.queue_filled.add_(keys.shape[1])
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return math.log(len(self.prototypes.weight))

@@ -15,7 +15,7 @@ class VAE(Method):
     beta_warmup_epochs, from 0: codes that nobody uses at first do not come back.
     """
 
-    couples = None
+    batch_coupling = None
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class VAE(Method):
     def schedules(self, step: int) -> dict[str, float]:
         return {"beta": self.beta * min(1.0, (step + 1) / (self.warmup_steps + 1))}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, S, S)
         h = self.backbone(x)  # (B, D)
         mean, log_variance = self.mean_head(h).float(), self.log_variance_head(h).float()  # (B, code_dim) each
@@ -53,7 +53,7 @@ class VAE(Method):
         made = self.decoded(mean + (log_variance / 2).exp() * noise)
         error = (x - made).square().flatten(1).sum(1)  # (B,)
         divergence = gaussian_kl(mean, log_variance)  # (B, code_dim)
-        each = error / (2 * self.likelihood_std**2) + s["beta"] * divergence.sum(1)  # (B,)
+        each = error / (2 * self.likelihood_std**2) + schedules["beta"] * divergence.sum(1)  # (B,)
         divergence, error = gather(divergence.detach()), gather(error.detach())
         return {
             "loss": gather(each).mean(),

@@ -12,7 +12,7 @@ class VICReg(Method):
     """Section 4. The expander's embeddings are not normalised. The three weights are the paper's λ, μ and ν."""
 
     global_views = 2, 2
-    couples = "variance and covariance are taken over the batch"
+    batch_coupling = "variance and covariance are taken over the batch"
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class VICReg(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         x1, x2 = two_views(batch)
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = gather(self.projector(h1)), gather(self.projector(h2))  # (G, out_dim)

@@ -15,7 +15,7 @@ class WMSE(Method):
     """
 
     global_views = 2, None
-    couples = "the covariance that is whitened is the batch's"
+    batch_coupling = "the covariance that is whitened is the batch's"
 
     def __init__(
         self, backbone: Backbone, facts: Facts, *, hidden_dim: int, out_dim: int, whitening_size: int, draws: int
@@ -33,7 +33,7 @@ class WMSE(Method):
         h = self.backbone(images)  # (B, D)
         return {"backbone": h, "projector": self.projector(h)}
 
-    def training_step(self, batch: Batch, s: dict) -> dict:
+    def training_step(self, batch: Batch, schedules: dict) -> dict:
         views = batch.views["global"]  # (V, B, C, H, W)
         h = self.backbone(views.flatten(0, 1))  # (V·B, D)
         z = gather_views(self.projector(h).unflatten(0, views.shape[:2]))  # (V, G, out_dim)
@@ -41,5 +41,5 @@ class WMSE(Method):
         parts = bits.argsort(dim=0).T.reshape(self.draws, -1, self.whitening_size)  # (draws, pieces, size)
         return {"loss": whitening_mse(z, parts), "feature_std": feature_std(h)}
 
-    def blind_loss(self) -> float:
+    def uninformative_loss(self) -> float:
         return 2.0  # right angles

@@ -16,9 +16,9 @@ class Backbone(nn.Module):
     """A feature network with its normalisation.
 
     network: maps normalised (B, C, H, W) to (B, embed_dim), has `embed_dim`; `feature_map` and `layer_names` (see
-    sslctl.layers) where it can.
+    sslctl.models.layer_decay) where it can.
     mean, std: one value a channel, of images in [0, 1]; saved with the weights. None for token ids, which go in as they are.
-    sees_lightness: a method may set it; colour images are then seen without their colours (sslctl.lab).
+    sees_lightness: a method may set it; colour images are then seen without their colours (sslctl.ops.color_space).
     given: names of the tensors that came from a file, which no method initialises again.
     """
 

@@ -21,7 +21,7 @@ class _Grouped(_BatchNorm):
     groups: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        processes = distributed.sharing()
+        processes = distributed.effective_world_size()
         if not self.training or (self.groups == 1 and processes == 1):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
@@ -79,9 +79,9 @@ class _Synchronized(torch.autograd.Function):
         shape = [1, -1] + [1] * (x.ndim - 2)
         x = x.float()
         variance, mean = torch.var_mean(x, dims, correction=0)  # (C,)
-        everyones = distributed.gather(torch.stack([mean, variance])[None])[members]  # (processes, 2, C)
-        mean = everyones[:, 0].mean(0)
-        variance = (everyones[:, 1] + (everyones[:, 0] - mean) ** 2).mean(0)
+        each_process = distributed.gather(torch.stack([mean, variance])[None])[members]  # (processes, 2, C)
+        mean = each_process[:, 0].mean(0)
+        variance = (each_process[:, 1] + (each_process[:, 0] - mean) ** 2).mean(0)
         scale = torch.rsqrt(variance + eps)
         y = (x - mean.view(shape)) * scale.view(shape)
         ctx.save_for_backward(y, scale)
@@ -117,7 +117,7 @@ def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     for child in module.modules():
         if isinstance(child, _Grouped):
             child.groups = groups
-        elif isinstance(child, _BatchNorm) and (groups > 1 or distributed.world() > 1):
+        elif isinstance(child, _BatchNorm) and (groups > 1 or distributed.world_size() > 1):
             if type(child) not in _KINDS:
                 raise ValueError(
                     f"BatchNorm groups and several processes need torch's own BatchNorm; this backbone has"

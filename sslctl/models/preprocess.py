@@ -21,7 +21,7 @@ class Preprocess:
     mean: list[float]  # of images in [0, 1], one a channel; the backbone applies them itself
     std: list[float]
 
-    def words(self) -> str:
+    def summary(self) -> str:
         cut = "" if self.resize == self.image_size else f", shorter side to {self.resize}, central square"
         return f"{self.channels}×{self.image_size}×{self.image_size}{cut}"
 
@@ -29,7 +29,7 @@ class Preprocess:
         """What the constructor of a network is told."""
         return {"channels": self.channels, "image_size": self.image_size}
 
-    def wrapped(self, network: nn.Module) -> Backbone:
+    def to_backbone(self, network: nn.Module) -> Backbone:
         return Backbone(network, self.mean, self.std)
 
     def example(self, device: torch.device) -> Tensor:
@@ -43,7 +43,7 @@ class Preprocess:
             found = f"{source.channels}×{source.image_size}×{source.image_size}"
             channels = "" if source.channels == self.channels else f" and {key}.channels={self.channels}"
             raise InputError(
-                f"{what} takes {self.words()}, {source.name} has {found} images:"
+                f"{what} takes {self.summary()}, {source.name} has {found} images:"
                 f" set {key}.image_size={self.image_size}{channels}"
             )
 
@@ -60,13 +60,13 @@ class TextPreprocess:
     resize: None = None
     tokenizer: str = ""
 
-    def words(self) -> str:
+    def summary(self) -> str:
         return f"{self.length} tokens of {self.vocabulary:,}"
 
     def facts(self) -> dict[str, int]:
         return {"vocabulary": self.vocabulary, "length": self.length}
 
-    def wrapped(self, network: nn.Module) -> Backbone:
+    def to_backbone(self, network: nn.Module) -> Backbone:
         return Backbone(network)
 
     def example(self, device: torch.device) -> Tensor:
@@ -78,7 +78,7 @@ class TextPreprocess:
         _refuse_other_kind(what, "tokens" not in source.gives, "texts", source)
         if (source.vocabulary, source.image_size) != (self.vocabulary, self.length):
             raise InputError(
-                f"{what} takes {self.words()}, {source.name} has {source.image_size} of {source.vocabulary:,}:"
+                f"{what} takes {self.summary()}, {source.name} has {source.image_size} of {source.vocabulary:,}:"
                 f" {key}.tokenizer=RUN/tokenizer.json {key}.length={self.length}"
             )
         if self.tokenizer and source.tokenizer_hash != self.tokenizer:
@@ -89,7 +89,7 @@ class TextPreprocess:
 
 def _refuse_other_kind(what: str, other: bool, kind: str, source: Source) -> None:
     if other:
-        raise InputError(f"{what} takes {kind}, {source.name} has {source.words()}")
+        raise InputError(f"{what} takes {kind}, {source.name} has {source.summary()}")
 
 
 def preprocess_of(node: Any, source: Source) -> Preprocess | TextPreprocess:

@@ -76,7 +76,7 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "ba
         f"weights {file}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing,"
         f" {len(unexpected)} unexpected" + (f" ({len(classifiers)} of a classifier, left out)" if classifiers else "")
     )
-    report += _otherwise(file, backbone)
+    report += _network_differences(file, backbone)
     if differences and not partial:
         raise CheckpointError(report, *differences, _advice(renamed, backbone, key))
     if not matched:
@@ -104,16 +104,16 @@ def _advice(found: dict[str, Tensor], backbone: Backbone, key: str) -> str:
     return words
 
 
-def said_by(file: Path) -> dict[str, str]:
+def file_metadata(file: Path) -> dict[str, str]:
     """What a safetensors file says of itself; nothing by files of other kinds."""
     return metadata(file) if file.suffix == ".safetensors" else {}
 
 
-def _otherwise(file: Path, backbone: Backbone) -> str:
+def _network_differences(file: Path, backbone: Backbone) -> str:
     """In what a run's or an exported network is another one than its weights alone make."""
     if is_run(file) and not (file / BACKBONE).exists():
         return "; the run is not finished: of its student"
-    said = said_by(file / BACKBONE if is_run(file) else file)
+    said = file_metadata(file / BACKBONE if is_run(file) else file)
     words = "; its network saw the lightness of colours alone" if said.get("sees") == "lightness" else ""
     kwargs = json.loads(said.get("backbone", "{}")).get("kwargs", {})
     model = getattr(backbone.network, "model", None)

@@ -47,7 +47,7 @@ def shares(seconds: dict[str, float]) -> dict[str, float]:
     return {f"time_{part}": seconds[part] / whole for part in PARTS if part in seconds} if whole else {}
 
 
-def words(seconds: dict[str, float]) -> str:
+def format_shares(seconds: dict[str, float]) -> str:
     """'views 4 %, forward 38 %, …'"""
     whole = sum(seconds.values()) or 1.0
     return ", ".join(f"{part} {100 * seconds[part] / whole:.0f} %" for part in PARTS if part in seconds)

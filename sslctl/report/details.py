@@ -12,14 +12,25 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.task import Reader
-from sslctl.factory.exportable import offered
+from sslctl.factory.exportable import feature_names
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import dataset_of, load_method, run_preprocess, views_of
 from sslctl.methods.base import Method
 from sslctl.report import charts as figures
 from sslctl.report import features
 from sslctl.report.groups import Group
-from sslctl.report.images import LARGE_SIDE, MAP_SIDE, Grid, Sheet, address, grid, sheet, side_for, spread, thumbnails
+from sslctl.report.images import (
+    LARGE_SIDE,
+    MAP_SIDE,
+    ImageGrid,
+    Sheet,
+    address,
+    grid,
+    sheet,
+    side_for,
+    spread,
+    thumbnails,
+)
 from sslctl.report.run import Run
 from sslctl.runs import checkpoint
 from sslctl.visuals import method_pictures as pictured
@@ -53,16 +64,16 @@ class Neighbours:
 
 @dataclass
 class Detail:
-    """What is shown of one setting, by the run of its first seed. features: which of the method's; offered: all of them."""
+    """What is shown of one setting, by the run of its first seed. features: which of the method's; feature_names: all of them."""
 
     group: Group
     run: Run
     number: int
     features: str = ""
-    offered: tuple[str, ...] = ()
-    views: Grid | None = None
+    feature_names: tuple[str, ...] = ()
+    views: ImageGrid | None = None
     written: str = ""  # data address of what a method makes of texts
-    pictures: Grid | None = None
+    pictures: ImageGrid | None = None
     neighbours: Neighbours | None = None
     map: figures.Map | None = None
     confusion: figures.Confusion | None = None
@@ -105,7 +116,7 @@ def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, 
     step = checkpoint.load(run.checkpoint, method)["step"]
     preprocess = run_preprocess(run.path)
     subject = who.method_subject("trained", method, preprocess, config.features, step)
-    found.offered = tuple(offered(method, preprocess))
+    found.feature_names = tuple(feature_names(method, preprocess))
     found.features = subject.features
     _draw(found, run, method, data, config)
     held = features.features_at(subject, data.shown, data.rows, read)

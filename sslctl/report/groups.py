@@ -69,8 +69,8 @@ def _names(sets: list[tuple[Run, ...]]) -> list[str]:
 def differences(runs: Iterable[Run]) -> list[tuple[str, list]]:
     """(key, its value in each run) of every key that decides weights and is not the same everywhere; methods aside, last."""
     runs = list(runs)
-    keys = dict.fromkeys(key for run in runs for key in ("names.method", "names.backbone", *run.decisive))
-    both = [(key, [{**run.decisive, **run.keys}.get(key) for run in runs]) for key in keys]
+    keys = dict.fromkeys(key for run in runs for key in ("names.method", "names.backbone", *run.fingerprint_keys))
+    both = [(key, [{**run.fingerprint_keys, **run.keys}.get(key) for run in runs]) for key in keys]
     found = [(key, values) for key, values in both if any(value != values[0] for value in values)]
     return sorted(found, key=lambda pair: (not pair[0].startswith("names."), pair[0].startswith("method.")))
 
@@ -95,7 +95,7 @@ class Mean:
     count: int
     ci95: list[float] | None = None
 
-    def words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         return number(metric, self.value, self.std)
 
     def interval(self, metric: str) -> str:

@@ -89,7 +89,7 @@ def thumbnails(source: Source, rows: Tensor, *, resize: int, side: int, workers:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ImageGrid:
     """Tiles in rows and columns. heads: words above the columns; alts: of each tile, row by row."""
 
     sheet: Sheet
@@ -101,13 +101,13 @@ class Grid:
         return len(self.alts[0])
 
 
-def grid(name: str, lines: Sequence[Sequence[Tensor]], heads: list[str], alts: list[list[str]]) -> Grid:
+def grid(name: str, lines: Sequence[Sequence[Tensor]], heads: list[str], alts: list[list[str]]) -> ImageGrid:
     """lines: rows of (C, h, w) in [0, 1], as many in each."""
     largest = max(max(image.shape[1:]) for line in lines for image in line)
     channels = max(image.shape[0] for line in lines for image in line)
     side = side_for(largest, LARGE_SIDE)
     tiles = [tile(image.expand(channels, -1, -1), side) for line in lines for image in line]
-    return Grid(sheet(name, torch.stack(tiles)), heads, alts)
+    return ImageGrid(sheet(name, torch.stack(tiles)), heads, alts)
 
 
 def spread(size: int, most: int, seed: int) -> np.ndarray:

@@ -60,7 +60,7 @@ class Measurement:
         """What measurements share that differ in their settings alone; k is always named."""
         return self.protocol + self.k, self.metric, self.labels, self.dataset, self.split
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """'knn, k 20, top1, all labels, digits test split'."""
         parts = (self.protocol + self.k, self.metric, self.labels_words, f"{self.dataset} {self.split} split")
         return ", ".join(part for part in parts if part)

@@ -8,7 +8,7 @@ from pathlib import Path
 from sslctl.report.measurement import UNTRAINED, Measurement, as_now, measurement
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import load_pickle, step_of
-from sslctl.runs.fingerprint import decisive, fingerprint, flat
+from sslctl.runs.fingerprint import fingerprint, fingerprint_keys, flat
 from sslctl.runs.health import Finding, findings, verdict
 from sslctl.training.logger import duration
 
@@ -63,12 +63,12 @@ class Run:
     @cached_property
     def group(self) -> str:
         """The same for runs that differ in their seed alone."""
-        return fingerprint(self.decisive)
+        return fingerprint(self.fingerprint_keys)
 
     @property
-    def decisive(self) -> dict:
+    def fingerprint_keys(self) -> dict:
         """The keys that can change a weight, with the names of the choices."""
-        return decisive(self.config, self.environment.get("hashes", {}))
+        return fingerprint_keys(self.config, self.environment.get("hashes", {}))
 
     @property
     def keys(self) -> dict:

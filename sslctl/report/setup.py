@@ -46,8 +46,8 @@ def _features(run: Run, detail: Detail | None) -> str:
     parts = [f"results are of {', '.join(measured)}"] if measured else []
     if detail and list(measured) != [detail.features]:
         parts.append(f"neighbours and map are of {detail.features}")
-    if detail and len(detail.offered) > 1:
-        parts.append(f"the method offers {', '.join(detail.offered)}")
+    if detail and len(detail.feature_names) > 1:
+        parts.append(f"the method offers {', '.join(detail.feature_names)}")
     return "; ".join(parts)
 
 

@@ -94,7 +94,7 @@ def _what_was_logged(run: Run, columns: list[Measurement]) -> list[str]:
 
 def _figure(run: Run, column: Measurement, apart: str) -> Figure:
     trained, random = run.latest("trained")[column], run.untrained().get(column)
-    where = f"{column.words()} ({trained['images']:,} images)"
+    where = f"{column.describe()} ({trained['images']:,} images)"
     return Figure(
         number(column.metric, trained["value"], trained.get("std")),
         f"{where}, {apart}" if apart else where,
@@ -200,10 +200,10 @@ def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: s
     ranked = sorted(((g, m) for g, m in means if m), key=lambda pair: -pair[1].value)
     if not ranked:
         return [], []
-    where = ", ".join(part for part in (column.words(), apart) if part)
+    where = ", ".join(part for part in (column.describe(), apart) if part)
     figures = [
         Figure(
-            mean.words(column.metric),
+            mean.describe(column.metric),
             f"{group.name}: {where}",
             f"mean{' ± std' if mean.std else ''} over {_seeds(mean)}"
             + (f"; 95 % interval of the mean {mean.interval(column.metric)}" if mean.ci95 else ""),
@@ -217,7 +217,7 @@ def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: s
             ranked[0],
             "From scratch, networks" if column.protocol == "finetune" else "Random weights",
         )
-        words = f"{untrained} reach {random.words(column.metric)} by {where}"
+        words = f"{untrained} reach {random.describe(column.metric)} by {where}"
         said.append(f"{words}; {first.name} is {_apart(best, random)}.")
     if len(ranked) > 1:
         (first, best), (second, next_) = ranked[:2]

@@ -49,7 +49,7 @@ class Columns:
     folded: bool
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """'linear-cached top5; cluster accuracy, nmi, ari'."""
         metrics: dict[str, dict[str, None]] = {}
         for head in self.heads:
@@ -102,7 +102,7 @@ def _cell(mean: Mean | None, column: Measurement, expected: int | None) -> dict:
     if mean is None:
         return {"words": "", "interval": "", "count": None}
     count = mean.count if expected is not None and mean.count != expected else None
-    return {"words": mean.words(column.metric), "interval": mean.interval(column.metric), "count": count}
+    return {"words": mean.describe(column.metric), "interval": mean.interval(column.metric), "count": count}
 
 
 def speed_of(group: Group) -> str:

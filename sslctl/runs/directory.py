@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sslctl.errors import InputError
-from sslctl.runs.fingerprint import decisive
+from sslctl.runs.fingerprint import fingerprint_keys
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.jsonl"
 BACKBONE, PREPROCESS, TOKENIZER = "backbone.safetensors", "preprocess.json", "tokenizer.json"
@@ -114,8 +114,8 @@ def start(
 def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -> None:
     """Raises with the keys that differ when the directory's run is another one."""
     saved = read_config(run_dir)
-    old = decisive(saved, read_json(run_dir / ENVIRONMENT).get("hashes", {})) | {"seed": saved.get("seed")}
-    new = decisive(config, hashes) | {"seed": config["seed"]}
+    old = fingerprint_keys(saved, read_json(run_dir / ENVIRONMENT).get("hashes", {})) | {"seed": saved.get("seed")}
+    new = fingerprint_keys(config, hashes) | {"seed": config["seed"]}
     if old == new:
         return
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]

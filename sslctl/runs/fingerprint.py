@@ -32,7 +32,7 @@ def flat(config: dict, prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def decisive(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
+def fingerprint_keys(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
     """The flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads."""
     below = tuple(f"{key}." for key in _NOT_IN_FINGERPRINT)
     keys = {k: v for k, v in flat(config).items() if k not in _NOT_IN_FINGERPRINT and not k.startswith(below)}
@@ -40,5 +40,5 @@ def decisive(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
 
 
 def fingerprint(keys: dict[str, Any]) -> str:
-    """Eight hex digits of the decisive keys."""
+    """Eight hex digits of the keys that count."""
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]

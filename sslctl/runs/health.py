@@ -9,19 +9,19 @@ from pathlib import Path
 
 from sslctl.runs import directory as rundir
 from sslctl.runs.health_rules import KNN_NOISE, RULES, features_collapsed, few_directions
-from sslctl.runs.history import Finding, Known, Logged
+from sslctl.runs.history import Finding, History, RunFacts
 
 __all__ = [
     *(
         "Finding",
-        "Known",
+        "RunFacts",
         "Unhealthy",
         "Watch",
         "as_line",
         "findings",
         "judge",
         "judge_features",
-        "known_of",
+        "read_run_facts",
         "verdict",
     ),
 ]
@@ -31,12 +31,12 @@ UNHEALTHY = 1  # the exit status of a run that trainer.on_collapse=stop ends
 LOOK_STEPS = 1000  # a run is looked at after every epoch, and at least so often
 
 
-def known_of(run: Path) -> Known:
+def read_run_facts(run: Path) -> RunFacts:
     """From config.yaml and environment.json. Raises InputError where they cannot be read."""
     config, environment = rundir.read_config(run), rundir.read_json(run / rundir.ENVIRONMENT)
     facts, scheduler = environment["facts"], config["scheduler"]
     warmup = scheduler.get("warmup_steps") or round((scheduler.get("warmup_epochs") or 0) * facts["steps_per_epoch"])
-    return Known(
+    return RunFacts(
         steps_per_epoch=facts["steps_per_epoch"],
         total_steps=facts["total_steps"],
         warmup_steps=warmup,
@@ -50,7 +50,7 @@ def findings(run: Path) -> list[Finding]:
 
     Raises InputError for a directory whose files cannot be read.
     """
-    found = judge(rundir.read_lines(run / rundir.METRICS), known_of(run), rundir.read_lines(run / rundir.RESULTS))
+    found = judge(rundir.read_lines(run / rundir.METRICS), read_run_facts(run), rundir.read_lines(run / rundir.RESULTS))
     if (run / rundir.STOPPED).exists():
         reason = rundir.read_json(run / rundir.STOPPED)["reason"]
         found = [
@@ -70,12 +70,12 @@ def as_line(finding: Finding) -> str:
     return f"{'health' if finding.level in ('ok', 'early') else finding.level}: {finding.sentence}"
 
 
-def judge(records: list[dict], known: Known, results: Iterable[dict] = ()) -> list[Finding]:
+def judge(records: list[dict], known: RunFacts, results: Iterable[dict] = ()) -> list[Finding]:
     """`findings` from the records of metrics.jsonl and results.jsonl."""
-    logged = Logged(records, known)
+    logged = History(records, known)
     found = [finding for rule in RULES if (finding := rule(logged))]
     worse = _against_random(list(results))
-    if logged.settled:
+    if logged.past_warmup:
         found += [
             Finding("warn", "random", f"{what}: {ours:.1%}, random weights have {theirs:.1%}")
             for what, ours, theirs in worse
@@ -142,7 +142,7 @@ def _against_random(results: list[dict]) -> list[tuple[str, float, float]]:
     return found
 
 
-def _online(logged: Logged) -> tuple[str, float, float] | None:
+def _online(logged: History) -> tuple[str, float, float] | None:
     """The same of the run's own kNN among its training images."""
     values = logged.series("knn")
     if len(values) < 2 or values[0][0] != 0 or values[-1][1] >= values[0][1] - KNN_NOISE:
@@ -161,10 +161,10 @@ def _counts(result: dict) -> bool:
     return result["metric"] == "top1" and result["labels"] == "all" and result["protocol"] in ("knn", "linear-cached")
 
 
-def _early(logged: Logged, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
+def _early(logged: History, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
     """The one sentence before anything is judged. worse: as `_against_random`, the first is said. sound: no rule fired."""
     words = f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed"
-    if logged.begun and sound:
+    if logged.past_settling and sound:
         words += "; no collapse so far"
     if worse:
         what, ours, theirs = worse[0]
@@ -172,7 +172,7 @@ def _early(logged: Logged, worse: list[tuple[str, float, float]], sound: bool) -
     return Finding("early", "early", words)
 
 
-def _healthy(logged: Logged) -> Finding:
+def _healthy(logged: History) -> Finding:
     """The one sentence where nothing is wrong."""
     words, losses = [], logged.epochs("loss")
     if losses:
@@ -202,17 +202,17 @@ class Watch:
 
     def __init__(self, run: Path, on_collapse: str):
         self.run, self.on_collapse = run, on_collapse
-        self.known: Known | None = None  # read when the run's directory is there
+        self.known: RunFacts | None = None  # read when the run's directory is there
         self.said: set[str] = set()
         self.stopping, self.reason = 0, ""
 
-    def due(self, step: int, steps_per_epoch: int) -> bool:
+    def is_time(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a run is looked at after `step` completed steps."""
         return step % min(steps_per_epoch, LOOK_STEPS) == 0
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Reads what is logged so far."""
-        self.known = self.known or known_of(self.run)
+        self.known = self.known or read_run_facts(self.run)
         for finding in judge(rundir.read_lines(self.run / rundir.METRICS), self.known):
             if finding.level == "bad" and finding.rule not in self.said:
                 self.said.add(finding.rule)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import combinations, pairwise
 from statistics import fmean, median
 
-from sslctl.runs.history import SETTLING_EPOCHS, Finding, Logged
+from sslctl.runs.history import SETTLING_EPOCHS, Finding, History
 
 # --- Thresholds, such that default runs of every method on digits raise no false alarm ---
 
@@ -45,7 +45,7 @@ def features_collapsed(spread: float, dim: int | None, untrained: float | None =
     bad, near = FEATURES_BAD, FEATURES_NEAR
     if untrained is not None and untrained < near:
         bad = near = AS_UNTRAINED * untrained
-    return _close("features", spread, bad, near, _of_unit_rows(spread, dim))
+    return _low_spread("features", spread, bad, near, _of_unit_rows(spread, dim))
 
 
 def _of_unit_rows(spread: float, dim: int | None = None) -> str:
@@ -55,7 +55,7 @@ def _of_unit_rows(spread: float, dim: int | None = None) -> str:
     return f"√D·std {spread:.2g}, healthy is about 1"
 
 
-def _close(what: str, spread: float, bad: float, near: float, words: str) -> Finding | None:
+def _low_spread(what: str, spread: float, bad: float, near: float, words: str) -> Finding | None:
     """What is spread less than it should be. words: how much that is."""
     if spread >= near:
         return None
@@ -82,26 +82,26 @@ def few_directions(rank: float, dim: int | None, untrained: float | None = None)
 # --- Rules: each a function of what is logged ---
 
 
-def _collapse(logged: Logged) -> Finding | None:
+def _collapse(logged: History) -> Finding | None:
     """The worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions,
     embeddings."""
-    if not logged.begun:
+    if not logged.past_settling:
         return None
     dim, untrained, found = logged.known.feature_dim, logged.untrained("backbone_std"), []
     trained, evaluated = logged.latest("feature_std", 3), logged.latest("backbone_std", 3)
     if trained:
         first = untrained and max(untrained, logged.series("feature_std")[0][1])  # batch statistics spread them more
         found.append((max(trained) / FEATURES_BAD, features_collapsed(max(trained), dim, first)))
-    if logged.sure(evaluated):  # MAE's lie close together for an epoch or two
+    if logged.confirmed(evaluated):  # MAE's lie close together for an epoch or two
         found.append((max(evaluated) / FEATURES_BAD, features_collapsed(max(evaluated), dim, untrained)))
     for name, (what, bad, near) in HEADS.items():
         if spreads := logged.latest(name, 3):
             most = max(spreads)
-            found.append((most / bad, _close(what, most, bad, near, _of_unit_rows(most))))
+            found.append((most / bad, _low_spread(what, most, bad, near, _of_unit_rows(most))))
     if spreads := logged.latest("embedding_std", 3):
         most, bad = max(spreads), EMBEDDINGS_BAD
         words = f"std {most:.2g}, healthy is 0.2 to 1"
-        found.append((most / bad, _close("embeddings", most, bad, EMBEDDINGS_NEAR, words)))
+        found.append((most / bad, _low_spread("embeddings", most, bad, EMBEDDINGS_NEAR, words)))
     return _worst(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
 
 
@@ -111,15 +111,15 @@ def _worst(found: Iterable[Finding | None]) -> Finding | None:
     return next((finding for finding in found if finding.level == "bad"), found[0] if found else None)
 
 
-def _rank(logged: Logged) -> Finding | None:
+def _rank(logged: History) -> Finding | None:
     """`few_directions`, twice in a row."""
     ranks = logged.latest("rankme", 2)
-    if not logged.begun or not logged.sure(ranks):
+    if not logged.past_settling or not logged.confirmed(ranks):
         return None
     return few_directions(max(ranks), logged.known.feature_dim, logged.untrained("rankme"))
 
 
-def _still(logged: Logged) -> Finding | None:
+def _frozen_teacher(logged: History) -> Finding | None:
     """A teacher that never moves: a random network to imitate (BYOL, arXiv:2006.07733, table 5a: 18.8 % against 72.5 %)."""
     since, total = None, logged.known.total_steps
     for step, momentum in reversed(logged.series("teacher_momentum")):
@@ -132,31 +132,31 @@ def _still(logged: Logged) -> Finding | None:
     return Finding("bad", "teacher", f"{words}: lower method.teacher_momentum")
 
 
-def _stuck(logged: Logged) -> Finding | None:
+def _loss_plateau(logged: History) -> Finding | None:
     """A loss at the value of outputs that say nothing, or where it began."""
     losses, length = logged.series("loss"), logged.known.steps_per_epoch
     recent = sum(step > logged.step - SETTLING_EPOCHS * length for step, _ in losses)
     count = min(max(ENOUGH, recent), len(losses) // 3)  # of a window: the first, one in the middle, the latest
-    if not logged.settled or count < 3:
+    if not logged.past_warmup or count < 3:
         return None
     values = [loss for _, loss in losses]
     start = (len(values) - count) // 2
     first, middle, latest = values[:count], values[start : start + count], values[-count:]
     levels = [median(first), median(middle), median(latest)]
-    now, blind = fmean(latest), logged.known.blind_loss
+    now, blind = fmean(latest), logged.known.uninformative_loss
     if blind is not None and abs(now - blind) <= BLIND * max(1.0, abs(blind)):
         where = f"is {now:.4g}, at its blind value {blind:.4g}, that of outputs which say nothing about an image"
-    elif _alike(levels, count, _noise(values)) and abs(_trend(values)) < TREND:
+    elif _levels_agree(levels, count, _noise(values)) and abs(_trend(values)) < TREND:
         where = f"is {now:.4g} and has not moved from {levels[0]:.4g}, where it began"
     else:
         return None
-    level = "bad" if logged.share >= SURE and len(values) >= 4 * ENOUGH and not _learns(logged) else "warn"
+    level = "bad" if logged.progress >= SURE and len(values) >= 4 * ENOUGH and not _learns(logged) else "warn"
     epochs = (logged.step - losses[-count][0]) / length
     sentence = f"the loss {where}, over {max(1, epochs):.0f} epochs now: learning rate, augmentation or temperature"
     return Finding(level, "stuck", sentence)
 
 
-def _alike(levels: list[float], count: int, noise: float) -> bool:
+def _levels_agree(levels: list[float], count: int, noise: float) -> bool:
     """Whether levels of `count` values each differ by no more than chance."""
     return max(levels) - min(levels) <= max(UNMOVED * abs(levels[0]), CHANCE * noise * (2 / count) ** 0.5)
 
@@ -175,7 +175,7 @@ def _noise(values: list[float]) -> float:
     return median(abs(after - before) for before, after in pairwise(values)) / (0.6745 * 2**0.5)
 
 
-def _rising(logged: Logged) -> Finding | None:
+def _rising_loss(logged: History) -> Finding | None:
     """A loss that has left its range, or had fallen and rises again: from where it has settled, queues are full by then."""
     losses = logged.epochs("loss")
     settled = [loss for epoch, loss in losses if epoch * logged.known.steps_per_epoch >= logged.needed]
@@ -183,7 +183,7 @@ def _rising(logged: Logged) -> Finding | None:
         return None
     now, least = median(settled[-SETTLING_EPOCHS:]), min(settled)
     first, before = fmean(settled[:SETTLING_EPOCHS]), fmean([loss for _, loss in losses[:SETTLING_EPOCHS]])
-    highest = max(before, logged.known.blind_loss or before)
+    highest = max(before, logged.known.uninformative_loss or before)
     if now > highest + (DIVERGED - 1) * max(1.0, abs(highest)):
         words = f"the loss has risen from {before:.4g} to {now:.4g}: lower optimizer.base_lr"
         return Finding("warn" if _learns(logged) else "bad", "diverging", words)
@@ -195,10 +195,10 @@ def _rising(logged: Logged) -> Finding | None:
     return None
 
 
-def _neighbours(logged: Logged) -> Finding | None:
+def _neighbours(logged: History) -> Finding | None:
     """kNN below that of untrained features, or well below its best."""
     values = logged.series("knn")
-    if not logged.settled or len(values) < 3 or not logged.known.num_classes:
+    if not logged.past_warmup or len(values) < 3 or not logged.known.num_classes:
         return None
     chance, now = logged.known.chance, max(value for _, value in values[-2:])  # one alone may be chance
     best = max(value for _, value in values)
@@ -208,7 +208,7 @@ def _neighbours(logged: Logged) -> Finding | None:
             words = f"kNN has fallen to {now:.1%}; untrained features had {untrained:.1%}, chance is {chance:.1%}"
             return Finding("bad", "knn", words)
         trained = max(value for _, value in values[1:])
-        if trained < untrained - KNN_NOISE and logged.share >= SURE:
+        if trained < untrained - KNN_NOISE and logged.progress >= SURE:
             words = f"kNN was never better than {trained:.1%}, untrained features had {untrained:.1%}"
             return Finding("warn", "knn", words)
     if best - now > KNN_FALLEN * (best - chance):
@@ -216,7 +216,7 @@ def _neighbours(logged: Logged) -> Finding | None:
     return None
 
 
-def _learns(logged: Logged) -> bool:
+def _learns(logged: History) -> bool:
     """Whether kNN is clearly above that of untrained features: then no figure of the loss is bad beyond doubt."""
     values, untrained = logged.latest("knn", 2), logged.untrained("knn")
     return bool(values and untrained is not None) and (
@@ -224,13 +224,13 @@ def _learns(logged: Logged) -> bool:
     )
 
 
-def _entropy(logged: Logged) -> Finding | None:
+def _entropy(logged: History) -> Finding | None:
     """A teacher that says the same of all images, or one prototype each (DINO, arXiv:2104.14294, section 5.3)."""
     values, known = logged.last("teacher_entropy", 3), logged.known
-    if not logged.settled or not values or not known.prototypes:
+    if not logged.past_warmup or not values or not known.prototypes:
         return None
     most, now = math.log(known.prototypes), fmean(values)
-    level = "bad" if logged.share >= SURE and not _learns(logged) else "warn"
+    level = "bad" if logged.progress >= SURE and not _learns(logged) else "warn"
     if now > (1 - EXTREME) * most:
         words = f"the teacher's outputs are uniform: entropy {now:.4g} of {most:.4g} (ln {known.prototypes})"
         return Finding(level, "teacher entropy", f"{words}: sharpen them with a lower teacher temperature")
@@ -240,7 +240,7 @@ def _entropy(logged: Logged) -> Finding | None:
     return None
 
 
-def _skipped(logged: Logged) -> Finding | None:
+def _skipped(logged: History) -> Finding | None:
     """fp16 steps that overflowed."""
     skipped = (logged.last("skipped_steps", 1) or [0])[0]
     if skipped <= SKIPPED_STEPS + SKIPPED * logged.step:
@@ -249,10 +249,10 @@ def _skipped(logged: Logged) -> Finding | None:
     return Finding("warn", "skipped steps", f"{words}: trainer.precision=bf16")
 
 
-def _vanished(logged: Logged) -> Finding | None:
+def _vanished_gradient(logged: History) -> Finding | None:
     """A gradient that is nothing beside what it was."""
     norms = [norm for _, norm in logged.series("grad_norm")]
-    if not logged.settled or len(norms) < 6:
+    if not logged.past_warmup or len(norms) < 6:
         return None
     first, now = median(norms[: len(norms) // 3]), max(norms[-3:])
     if now > VANISHED * first:
@@ -260,4 +260,14 @@ def _vanished(logged: Logged) -> Finding | None:
     return Finding("bad", "gradient", f"the gradient has vanished: norm {now:.2g}, it was {first:.2g}")
 
 
-RULES = (_collapse, _rank, _still, _stuck, _rising, _neighbours, _entropy, _skipped, _vanished)
+RULES = (
+    _collapse,
+    _rank,
+    _frozen_teacher,
+    _loss_plateau,
+    _rising_loss,
+    _neighbours,
+    _entropy,
+    _skipped,
+    _vanished_gradient,
+)

@@ -18,8 +18,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a run before its first step. blind_loss: of outputs that say nothing; feature_dim: D of features.
+class RunFacts:
+    """What is known of a run before its first step. uninformative_loss: of outputs that say nothing; feature_dim: D of features.
 
     num_classes: of the images that kNN is asked about; majority: the share of the largest class among them.
     """
@@ -29,7 +29,7 @@ class Known:
     warmup_steps: int = 0
     num_classes: int = 0
     majority: float = 0.0
-    blind_loss: float | None = None
+    uninformative_loss: float | None = None
     feature_dim: int | None = None
     prototypes: int | None = None
 
@@ -39,18 +39,18 @@ class Known:
         return max(1 / self.num_classes, self.majority)
 
 
-class Logged:
+class History:
     """The records of a run.
 
     begun: whether it is old enough for a collapse to be one. settled: whether it is for everything else.
     """
 
-    def __init__(self, records: list[dict], known: Known):
+    def __init__(self, records: list[dict], known: RunFacts):
         self.records, self.known = records, known
         self.step = max((r["step"] for r in records), default=0)
         self.earliest = max(SETTLING_STEPS, known.steps_per_epoch)  # steps, of what tells a collapse
         self.needed = max(SETTLING_STEPS, known.warmup_steps + SETTLING_EPOCHS * known.steps_per_epoch)  # of the rest
-        self.begun, self.settled = self.step >= self.earliest, self.step >= self.needed
+        self.past_settling, self.past_warmup = self.step >= self.earliest, self.step >= self.needed
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of everything logged under a name."""
@@ -64,9 +64,9 @@ class Logged:
         """`last` of what was logged since the run has begun."""
         return [value for step, value in self.series(name) if step >= self.earliest][-count:]
 
-    def sure(self, evaluated: list[float]) -> bool:
+    def confirmed(self, evaluated: list[float]) -> bool:
         """Whether figures of the online evaluation are no passing state: two in a row, or the run's last."""
-        return len(evaluated) > 1 or (len(evaluated) == 1 and self.share >= 1)
+        return len(evaluated) > 1 or (len(evaluated) == 1 and self.progress >= 1)
 
     def untrained(self, name: str) -> float | None:
         """The value of the weights that the run began with, where it was measured."""
@@ -80,5 +80,5 @@ class Logged:
         return [(epoch, fmean(v)) for epoch, v in values.items() if epoch * length <= self.step]
 
     @property
-    def share(self) -> float:
+    def progress(self) -> float:
         return self.step / self.known.total_steps

@@ -8,26 +8,28 @@ import torch
 from sslctl.errors import InputError
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import takes_batch_statistics
-from sslctl.training.memory import explained_memory
+from sslctl.training.memory import out_of_memory_message
 from sslctl.training.plan import Plan
 
 
-def reasons_against_parts(method: Method) -> list[str]:
+def accumulation_blockers(method: Method) -> list[str]:
     """Why the parts of a batch, one after the other, do not add up to the batch; empty where they do."""
     batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
-    return [reason for reason in (method.couples, batchnorm) if reason]
+    return [reason for reason in (method.batch_coupling, batchnorm) if reason]
 
 
-def told_of_memory(plan: Plan, method: Method) -> contextlib.AbstractContextManager:
+def explain_out_of_memory(plan: Plan, method: Method) -> contextlib.AbstractContextManager:
     """In it, running out of memory ends in a line that says what would fit."""
-    return explained_memory(plan.batch_size, plan.processes, plan.accumulate_steps, not reasons_against_parts(method))
+    return out_of_memory_message(
+        plan.batch_size, plan.processes, plan.accumulate_steps, not accumulation_blockers(method)
+    )
 
 
 def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool) -> None:
     """Raises InputError where a batch is to be taken in parts that do not add up to it."""
     if plan.accumulate_steps == 1 or approximately:
         return
-    reasons = reasons_against_parts(method)
+    reasons = accumulation_blockers(method)
     if reasons:
         raise InputError(
             f"trainer.accumulate_steps={plan.accumulate_steps}: {plan.accumulate_steps} parts of a batch are not the batch"
@@ -35,7 +37,7 @@ def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool)
         )
 
 
-def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def merge_outputs(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The output of a whole batch from those of its equal parts: means of losses and metrics, carries put together."""
     if len(parts) == 1:
         return parts[0]

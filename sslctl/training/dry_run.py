@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sslctl.methods.base import Method
-from sslctl.ops.timing import words
-from sslctl.training.accumulation import told_of_memory
+from sslctl.ops.timing import format_shares
+from sslctl.training.accumulation import explain_out_of_memory
 from sslctl.training.logger import duration
 from sslctl.training.train import Setup, train_step
 
@@ -47,7 +47,7 @@ def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
     measure: the online evaluation's figures, timed as well.
     """
     plan, method, clock = setup.plan, setup.method, setup.clock
-    with contextlib.closing(setup.batches(0)) as feed, told_of_memory(plan, method):
+    with contextlib.closing(setup.batches(0)) as feed, explain_out_of_memory(plan, method):
         method.start_epoch(0, _Pretended(method, plan.device))
         clock.split()
         for step, batch in enumerate(itertools.islice(feed, WARMING + TIMED)):
@@ -74,6 +74,6 @@ def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
         f"time       {1000 * seconds:.0f} ms a step, {plan.batch_size / seconds:,.0f} images/s:"
         f" about {duration(seconds * plan.total_steps)} of training{measured}"
     )
-    print(f"spent on   {words(split)}")
+    print(f"spent on   {format_shares(split)}")
     print(f"memory     {memory}; a checkpoint takes {size / 2**20:,.1f} MiB")
     print("plan_only=true: nothing was trained or written")

@@ -9,7 +9,7 @@ class OutOfMemory(RuntimeError):
 
 
 @contextlib.contextmanager
-def explained_memory(batch_size: int, processes: int, accumulate_steps: int, adds_up: bool) -> Iterator[None]:
+def out_of_memory_message(batch_size: int, processes: int, accumulate_steps: int, adds_up: bool) -> Iterator[None]:
     """Turns torch's errors about memory into one line that says what would fit.
 
     adds_up: whether the parts of a batch, one after the other, are the batch for the method that is trained.

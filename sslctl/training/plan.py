@@ -56,13 +56,13 @@ class Plan:
             total_steps=self.total_steps,
         )
 
-    def due(self, every: int | None, step: int) -> bool:
+    def is_time(self, every: int | None, step: int) -> bool:
         """Whether something that happens every so many steps happens after `step` completed steps."""
         return bool(every) and step % every == 0
 
     def knn_due(self, step: int) -> bool:
         """Whether the online kNN is measured after `step` completed steps: as often as asked, and at the end."""
-        return self.due(self.knn_every_steps, step) or (bool(self.knn_every_steps) and step == self.total_steps)
+        return self.is_time(self.knn_every_steps, step) or (bool(self.knn_every_steps) and step == self.total_steps)
 
     def lines(self) -> list[str]:
         """The plan in words, one line a subject."""
@@ -118,7 +118,7 @@ def make_plan(config: Any, source: Source) -> Plan:
     evaluation = config.get("evaluation")
     knn_every = evaluation.knn_every_epochs if evaluation else None
     return Plan(
-        source=f"{source.name} ({source.split}): {source.words()}",
+        source=f"{source.name} ({source.split}): {source.summary()}",
         num_images=len(source),
         channels=source.channels,
         image_size=source.image_size,
@@ -136,12 +136,12 @@ def make_plan(config: Any, source: Source) -> Plan:
         device=choose_device(trainer.device),
         precision=trainer.precision,
         accumulate_steps=trainer.accumulate_steps,
-        processes=distributed.world(),
+        processes=distributed.world_size(),
         compiled=trainer.compile,
         deterministic=trainer.deterministic,
         channels_last=trainer.channels_last,
         clip_grad_norm=trainer.clip_grad_norm,
-        threads=trainer.threads or max(1, len(os.sched_getaffinity(0)) // distributed.world()),
+        threads=trainer.threads or max(1, len(os.sched_getaffinity(0)) // distributed.world_size()),
         log_every_steps=trainer.log_every_steps,
         save_every_steps=every,
         knn_every_steps=max(1, round(knn_every * steps_per_epoch)) if knn_every else None,

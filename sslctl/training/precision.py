@@ -48,7 +48,7 @@ class Precision:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
-    def begin(self) -> None:
+    def snapshot_batchnorm(self) -> None:
         """Before a step's forward: an overflow there would stay in BatchNorm's running statistics for good."""
         self.before = [tensor.clone() for tensor in self.statistics]
 
@@ -57,7 +57,7 @@ class Precision:
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
 
-    def admits(self, step: int, lr: float, loss: Tensor, norm: Tensor, batch: Batch) -> bool:
+    def should_step(self, step: int, lr: float, loss: Tensor, norm: Tensor, batch: Batch) -> bool:
         """Whether the optimizer may take the step. norm: of the unscaled gradients. Raises NonFiniteError."""
         if self.device.type == "cuda" and not self.scaler.is_enabled():
             self._note(step, loss, norm, batch)
@@ -87,7 +87,7 @@ class Precision:
         now = torch.full((), step, device=self.device), values, images
         self.first = tuple(torch.where(bad, new, old) for new, old in zip(now, self.first, strict=True))
 
-    def look(self, lr_of: Callable[[int], float]) -> None:
+    def raise_if_nonfinite(self, lr_of: Callable[[int], float]) -> None:
         """Raises NonFiniteError when a step since the last look was not finite; waits for the GPU."""
         if self.first is None:
             return

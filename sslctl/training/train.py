@@ -24,7 +24,7 @@ from sslctl.runs import checkpoint
 from sslctl.runs.directory import cut_metrics
 from sslctl.runs.health import Watch
 from sslctl.signals import Interrupted, Signals
-from sslctl.training.accumulation import joined, refuse_inexact_accumulation, told_of_memory
+from sslctl.training.accumulation import explain_out_of_memory, merge_outputs, refuse_inexact_accumulation
 from sslctl.training.logger import Log
 from sslctl.training.optim import clip, parameter_groups
 from sslctl.training.plan import Plan
@@ -128,7 +128,7 @@ def fit(setup: Setup, signals: Signals) -> bool:
     plan, method, precision, clock = setup.plan, setup.method, setup.precision, setup.clock
     first, known = resume(setup)
     log = Log(setup.run_dir, plan, first, setup.tensorboard)
-    with log, contextlib.closing(setup.batches(first)) as feed, told_of_memory(plan, method):
+    with log, contextlib.closing(setup.batches(first)) as feed, explain_out_of_memory(plan, method):
         missing = plan.knn_due(first) and not known  # of untrained weights, or cut short by a signal
         if missing and not evaluate_online(setup, log, first, signals):
             return False
@@ -137,18 +137,20 @@ def fit(setup: Setup, signals: Signals) -> bool:
         for step, batch in enumerate(feed, start=first):
             if step % plan.steps_per_epoch == 0 and not begin_epoch(setup, step, signals):
                 if step > first:
-                    precision.look(plan.lr_at)
+                    precision.raise_if_nonfinite(plan.lr_at)
                     save(setup, step)
                 return False
             s, lr, out, norm = train_step(setup, step, batch)
             done = step + 1
             last = done == plan.total_steps
             unhealthy = setup.watch.stopping if setup.watch else 0
-            stopping = distributed.largest(signals.status or unhealthy)  # one look: a later signal is the next step's
-            logging = last or plan.due(plan.log_every_steps, done)
-            saving = last or stopping or plan.due(plan.save_every_steps, done)
+            stopping = distributed.all_reduce_max(
+                signals.status or unhealthy
+            )  # one look: a later signal is the next step's
+            logging = last or plan.is_time(plan.log_every_steps, done)
+            saving = last or stopping or plan.is_time(plan.save_every_steps, done)
             if logging or saving or plan.knn_due(done):
-                precision.look(plan.lr_at)
+                precision.raise_if_nonfinite(plan.lr_at)
             if logging:
                 skipped = {"skipped_steps": precision.skipped} if plan.precision == "fp16" else {}
                 values = {**scalars(out | {"grad_norm": norm}), "lr": lr, **s, **skipped}
@@ -167,8 +169,8 @@ def fit(setup: Setup, signals: Signals) -> bool:
                 if not complete:
                     save(setup, done)
                     return False
-            if setup.watch and setup.watch.due(done, plan.steps_per_epoch):
-                setup.watch.look()
+            if setup.watch and setup.watch.is_time(done, plan.steps_per_epoch):
+                setup.watch.check()
     return True
 
 
@@ -193,10 +195,10 @@ def begin_epoch(setup: Setup, step: int, signals: Signals) -> bool:
             return False
         return True
 
-    complete = distributed.first_alone(begun)
-    distributed.from_first(*state.values())
+    complete = distributed.on_main_process(begun)
+    distributed.broadcast_from_main(*state.values())
     setup.clock.lap("evaluation")
-    signals.status = distributed.largest(signals.status)
+    signals.status = distributed.all_reduce_max(signals.status)
     return complete
 
 
@@ -209,7 +211,7 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
         group["weight_decay"] = plan.weight_decay_at(step) * group["decay_scale"]
     method.before_step(s)
     clock.lap("optimizer")
-    precision.begin()
+    precision.snapshot_batchnorm()
     parts = []
     for part in batch.split(plan.accumulate_steps):
         with precision.autocast():
@@ -218,12 +220,12 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
         precision.scaler.scale(out["loss"] / plan.accumulate_steps).backward()
         parts.append({name: value.detach() if isinstance(value, Tensor) else value for name, value in out.items()})
         clock.lap("backward")
-    out = joined(parts)
+    out = merge_outputs(parts)
     distributed.average_gradients(method.parameters(), separate_statistics(method))
     precision.unscale(optimizer)
     method.after_backward(s)
     norm = clip(method, plan.clip_grad_norm)
-    if precision.admits(step, lr, out["loss"], norm, batch):
+    if precision.should_step(step, lr, out["loss"], norm, batch):
         optimizer.step()
         method.after_step(s, out.get("carry", {}))
     optimizer.zero_grad(set_to_none=True)
@@ -236,10 +238,10 @@ def resume(setup: Setup) -> tuple[int, bool]:
 
     Global generators are restored here, right before the first batch is asked for.
     """
-    found = distributed.first_alone(lambda: checkpoint.continue_from(setup.run_dir))
+    found = distributed.on_main_process(lambda: checkpoint.continue_from(setup.run_dir))
     torch.set_num_threads(setup.plan.threads)
     if found is None:
-        distributed.first_alone(lambda: cut_metrics(setup.run_dir, -1))
+        distributed.on_main_process(lambda: cut_metrics(setup.run_dir, -1))
         print("  starting at step 0: no checkpoint yet", flush=True)
         if distributed.rank():  # dropout draws differently in every process; in the first as in a single one
             torch.manual_seed(torch.initial_seed() + distributed.rank())
@@ -251,12 +253,14 @@ def resume(setup: Setup) -> tuple[int, bool]:
     setup.optimizer.load_state_dict(state["optimizer"])
     setup.precision.load(state)
     processes, generators = len(state["generators"]), state["generators"]
-    if processes != distributed.world():
-        print(f"  saved by {processes} processes, continued by {distributed.world()}: equal to rounding, not bitwise")
+    if processes != distributed.world_size():
+        print(
+            f"  saved by {processes} processes, continued by {distributed.world_size()}: equal to rounding, not bitwise"
+        )
     elif state["threads"] != setup.plan.threads:
         print(f"  {state['threads']} threads as the run began with, not {setup.plan.threads}: results depend on it")
         torch.set_num_threads(state["threads"])
-    kept = distributed.first_alone(lambda: cut_metrics(setup.run_dir, step))
+    kept = distributed.on_main_process(lambda: cut_metrics(setup.run_dir, step))
     print(f"  resuming at step {step:,} of {total:,} ({found})", flush=True)
     checkpoint.restore_generators(generators[min(distributed.rank(), processes - 1)])
     if distributed.rank() >= processes:
@@ -269,11 +273,11 @@ def save(setup: Setup, step: int) -> None:
     state = {
         "step": step,
         "optimizer": setup.optimizer.state_dict(),
-        "generators": distributed.everyones(checkpoint.generators()),
+        "generators": distributed.all_gather_object(checkpoint.generators()),
         "threads": torch.get_num_threads(),
         **setup.precision.state(),
     }
-    distributed.first_alone(lambda: checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last))
+    distributed.on_main_process(lambda: checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last))
 
 
 def evaluate_online(setup: Setup, log: Log, step: int, signals: Signals) -> bool:
@@ -293,7 +297,7 @@ def evaluate_online(setup: Setup, log: Log, step: int, signals: Signals) -> bool
     before = checkpoint.generators()
     setup.method.eval()
     try:
-        return distributed.first_alone(measured)
+        return distributed.on_main_process(measured)
     finally:
         setup.method.train()
         checkpoint.restore_generators(before)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.evaluation.knn import neighbours
-from sslctl.evaluation.online import Seen
+from sslctl.evaluation.online import EmbeddedImages
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
 from sslctl.views import ViewMaker
@@ -28,17 +28,17 @@ THUMBNAIL = 32  # pixels
 
 @dataclass(frozen=True)
 class Board:
-    """source: what is trained on; looked_at: whose images the features are of. All in eval mode, by the first process."""
+    """source: what is trained on; evaluation_source: whose images the features are of. All in eval mode, by the first process."""
 
     source: Source
-    looked_at: Source
+    evaluation_source: Source
     views: ViewMaker
     preprocess: Preprocess
     seed: int
     total_steps: int
     workers: int
 
-    def __call__(self, writer, method: Method, step: int, seen: Seen, poll: Callable[[], None]) -> None:
+    def __call__(self, writer, method: Method, step: int, seen: EmbeddedImages, poll: Callable[[], None]) -> None:
         """Views at the start; what the method makes of images, and neighbours, at every look; a map of them at the end.
 
         writer: a SummaryWriter. poll: may raise to abandon it.
@@ -49,23 +49,23 @@ class Board:
         made = sheet_of(method, self.source, self.views, seed=self.seed, images=PICTURED)
         if made is not None:
             writer.add_image("pictures", made, step)
-        if self.looked_at.gives == "tokens":
+        if self.evaluation_source.gives == "tokens":
             return  # texts: there is nothing to see
         writer.add_image("neighbours", self.neighbours(seen), step)
         if step == self.total_steps:
             self.map(writer, step, seen, poll)
 
-    def neighbours(self, seen: Seen) -> Tensor:
+    def neighbours(self, seen: EmbeddedImages) -> Tensor:
         """(3, H, W): a few images and those most like them."""
         count = min(PICTURED, seen.queries)
         found = seen.queries + neighbours(seen.features[:count], seen.features[seen.queries :], NEIGHBOURS)[1]
         places = torch.cat([torch.arange(count)[:, None], found], 1)  # (n, 1 + k) into seen
-        batches = clean_batches(self.looked_at, seen.rows[places.flatten()], **self._reading(0))
+        batches = clean_batches(self.evaluation_source, seen.rows[places.flatten()], **self._reading(0))
         return sheet_of_neighbours(torch.cat(list(batches)).unflatten(0, places.shape))
 
-    def map(self, writer, step: int, seen: Seen, poll: Callable[[], None]) -> None:
+    def map(self, writer, step: int, seen: EmbeddedImages, poll: Callable[[], None]) -> None:
         """The embedding projector: features with thumbnails, labels where there are any, and names."""
-        source, rows = self.looked_at, seen.rows[:MAPPED]
+        source, rows = self.evaluation_source, seen.rows[:MAPPED]
         images = []
         for batch in clean_batches(source, rows, **self._reading(self.workers)):
             poll()
