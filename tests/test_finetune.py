@@ -287,7 +287,7 @@ def test_draws_are_those_of_the_linear_probe(run, monkeypatch):
     real = sslctl_finetune().trained_classifier
 
     def spy(make, source, *rest):
-        seen.append(source.numbers)
+        seen.append(source.original_rows)
         return real(make, source, *rest)
 
     monkeypatch.setattr(sslctl_finetune(), "trained_classifier", spy)

@@ -85,7 +85,7 @@ def test_an_overflowed_step_changes_nothing_and_is_counted(fault, device, watche
 
 
 def test_running_statistics_overflow_when_they_are_not_put_back(watched, tmp_path, monkeypatch):
-    monkeypatch.setattr(Precision, "begin", lambda self: setattr(self, "before", self.statistics))
+    monkeypatch.setattr(Precision, "snapshot_batchnorm", lambda self: setattr(self, "before", self.statistics))
     monkeypatch.setenv("TEST_FAULT", "images@3-3")
     finish(tmp_path / "run", *OVERFLOWING)
     assert not all(torch.isfinite(t).all() for name, t in watched[3][1].items() if "running_" in name)
