@@ -1,4 +1,7 @@
-"""Signals that stop a run after the step it is in."""
+"""Signals that stop a run after the step it is in.
+
+A handler belongs to the whole process, so does what it notes: `check()` may be called from any depth of a long calculation.
+"""
 
 import signal
 import sys
@@ -11,29 +14,36 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """SIGTERM and SIGINT set a flag that long loops look at; a second Ctrl-C ends the process at once."""
+    """While this context lasts, SIGTERM and SIGINT only note their exit status; a second Ctrl-C ends the process at once.
+
+    status: 0, or 130 or 143 after a signal.
+    """
 
     STATUS: ClassVar = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    current: "ClassVar[Signals | None]" = None
 
     def __init__(self) -> None:
         self.status = 0
 
     def __enter__(self) -> "Signals":
         main = threading.current_thread() is threading.main_thread()
-        self.before = {s: signal.signal(s, self._caught) for s in self.STATUS} if main else {}
+        self.handlers_before = {s: signal.signal(s, self._note) for s in self.STATUS} if main else {}
+        self.enclosing, Signals.current = Signals.current, self
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
+        Signals.current = self.enclosing
+        for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
-    def _caught(self, number: int, _) -> None:
+    def _note(self, number: int, _) -> None:
         if number == signal.SIGINT and self.status == 130:
             raise KeyboardInterrupt
         self.status = self.STATUS[signal.Signals(number)]
         print("\nsslctl: stopping after this step (Ctrl-C again to stop at once)", file=sys.stderr, flush=True)
 
-    def poll(self) -> None:
-        """Raises Interrupted when a signal has arrived."""
-        if self.status:
-            raise Interrupted
+
+def check() -> None:
+    """Raises Interrupted when a signal has arrived. Loops of a second and more outside the training steps call it."""
+    if Signals.current and Signals.current.status:
+        raise Interrupted

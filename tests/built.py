@@ -18,7 +18,7 @@ from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.teacher import Teacher
 from sslctl.models.vit import patch_size_of
-from sslctl.training.train import build_optimizer
+from sslctl.training.setup import build_optimizer
 from sslctl.views import Key, ViewMaker
 
 SIDE, ROWS, IMAGES, LENGTH, VOCABULARY = 16, 8, 100, 32, 60
@@ -74,9 +74,6 @@ class Embedder:
 
     def __call__(self, function, *, calibrate=False):
         return function(torch.rand(self.shape))
-
-    def poll(self):
-        pass
 
 
 @functools.cache

@@ -16,9 +16,10 @@ from sslctl.methods.supervised import Supervised
 from sslctl.models.backbones import Backbone
 from sslctl.models.batchnorm import takes_batch_statistics
 from sslctl.ops.timing import Clock
-from sslctl.training.accumulation import accumulation_blockers, refuse_inexact_accumulation
+from sslctl.training.accumulation import accumulation_blockers, merge_outputs, refuse_inexact_accumulation
 from sslctl.training.precision import Precision
-from sslctl.training.train import build_optimizer, merge_outputs, train_step
+from sslctl.training.setup import build_optimizer
+from sslctl.training.train import train_step
 from tests.built import VIT as SMALL_VIT
 from tests.built import WITHOUT_BATCHNORM, built
 from tests.test_methods import AS_IT_IS, MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone

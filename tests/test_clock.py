@@ -16,9 +16,10 @@ from sslctl.methods.base import Method
 from sslctl.ops.allocator import keep_freed_memory
 from sslctl.ops.timing import PARTS, Clock, format_shares, shares
 from sslctl.runs.checkpoint import load, load_tensors
+from sslctl.training.accumulation import explain_out_of_memory
 from sslctl.training.memory import OutOfMemory
 from sslctl.training.optim import LARS
-from sslctl.training.train import build_optimizer, explain_out_of_memory
+from sslctl.training.setup import build_optimizer
 from tests.test_methods import facts, make_batch, moco, simclr, tiny_backbone
 from tests.test_resume import VIT
 from tests.training import (

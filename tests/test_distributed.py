@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+import sslctl.training.setup
 import sslctl.training.train
 from sslctl import distributed
 from sslctl.errors import InputError
@@ -411,7 +412,7 @@ def steps_of(run_dir, overrides, synchronize=True, gather=None):
     with recorded_steps() as steps, pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
         if not synchronize:
-            patch.setattr(sslctl.training.train, "synchronize_batchnorm", lambda method: None)
+            patch.setattr(sslctl.training.setup, "synchronize_batchnorm", lambda method: None)
         if gather:
             patch.setattr("sslctl.methods.simclr.gather", gather)
         assert said_by_pretrain(run_dir, *overrides, stop_after=LOOKED_AT)[0] == 143

@@ -17,7 +17,7 @@ import sslctl.methods.deepcluster_v2
 from sslctl.cli import main
 from sslctl.errors import InputError
 from sslctl.factory.from_run import load_method
-from sslctl.factory.teacher import keep_teacher, load_teacher
+from sslctl.factory.teacher import load_teacher, save_teacher
 from sslctl.methods.base import clip_each_, enqueue
 from sslctl.models.backbones import ResNet
 from sslctl.models.preprocess import Preprocess
@@ -320,7 +320,7 @@ def test_a_teacher_from_elsewhere_keeps_its_stem_and_its_normalisation(stem, own
     node = OmegaConf.create(RESNET18 | {"stem": "auto", "weights": None, "partial": False})
     teacher = load_teacher(str(tmp_path / "a.pth"), node, COLOUR, own)
     assert teacher.network.mean.flatten().tolist() == pytest.approx(mean)
-    keep_teacher(teacher, tmp_path)  # and so when the run goes on
+    save_teacher(teacher, tmp_path)  # and so when the run goes on
     again = load_teacher(str(tmp_path / "teacher.safetensors"), None, COLOUR)
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(teacher(images), again(images))

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 
 import sslctl.commands.pretrain
 import sslctl.evaluation.online
+import sslctl.training.setup
 import sslctl.training.train
 from sslctl.evaluation.online import Embedder
 from sslctl.runs import checkpoint
-from sslctl.training.train import Signals
+from sslctl.signals import Signals
 from tests.training import (
     MOCO,
     SIMCLR,
@@ -231,13 +232,13 @@ def test_resume_without_a_part_of_the_state_differs(recipe, stop, part, change, 
 
 @pytest.mark.parametrize("skew", [-3, slow(1)], ids=["the epoch's first batch again", "one batch further"])
 def test_resume_at_another_position_differs(skew, straight, tmp_path, monkeypatch):
-    run, real = tmp_path / "run", sslctl.training.train.batches
+    run, real = tmp_path / "run", sslctl.training.setup.batches
     assert pretrain(run, *RECIPES["simclr"], stop_after=3) == 143
 
     def skewed(*arguments, first_step, total_steps, **keywords):
         return real(*arguments, first_step=first_step + skew, total_steps=total_steps + skew, **keywords)
 
-    monkeypatch.setattr(sslctl.training.train, "batches", skewed)
+    monkeypatch.setattr(sslctl.training.setup, "batches", skewed)
     found = differences(tensors(finish(run, *RECIPES["simclr"])), tensors(straight("simclr")))
     assert "method/backbone.network.conv1.weight" in found
 

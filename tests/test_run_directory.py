@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from sslctl.errors import InputError
+from sslctl.runs import atomic, claim
 from sslctl.runs import directory as rundir
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 
@@ -17,54 +18,52 @@ CONFIG = {"seed": 0, "method": {"size": 3}, "dataset": {"root": "/a", "image_siz
 
 def start(run_dir, config=CONFIG, hashes=None):
     run_dir.mkdir(exist_ok=True)
-    rundir.start(run_dir, config, hashes or {"data": "abc"}, {"channels": 1}, {"resize": 8}, "sslctl pretrain")
+    claim.describe(run_dir, config, hashes or {"data": "abc"}, {"channels": 1}, {"resize": 8}, "sslctl pretrain")
 
 
 # --- The lock ---
 
 
 def test_a_second_holder_is_refused_with_pid_and_host(tmp_path):
-    lock = rundir.Lock(tmp_path)
+    lock = claim.Lock(tmp_path)
     with pytest.raises(InputError) as caught:
-        rundir.Lock(tmp_path)
+        claim.Lock(tmp_path)
     assert f"pid {os.getpid()} on {socket.gethostname()}" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     lock.release()
 
 
 def test_a_refused_holder_does_not_disturb_the_first(tmp_path):
-    lock = rundir.Lock(tmp_path)
+    lock = claim.Lock(tmp_path)
     before = (tmp_path / "lock").read_bytes()
     for _ in range(3):
         with pytest.raises(InputError):
-            rundir.Lock(tmp_path)
-    assert rundir.is_held(tmp_path)
+            claim.Lock(tmp_path)
+    assert claim.is_held(tmp_path)
     assert (tmp_path / "lock").read_bytes() == before
     lock.release()
 
 
 def test_a_released_lock_can_be_taken_again(tmp_path):
-    rundir.Lock(tmp_path).release()
-    assert not rundir.is_held(tmp_path)
-    lock = rundir.Lock(tmp_path)
-    assert rundir.is_held(tmp_path)
+    claim.Lock(tmp_path).release()
+    assert not claim.is_held(tmp_path)
+    lock = claim.Lock(tmp_path)
+    assert claim.is_held(tmp_path)
     lock.release()
 
 
 def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path):
-    script = (
-        "import sys, os; from pathlib import Path; from sslctl.runs.directory import Lock; Lock(Path(sys.argv[1]));"
-    )
+    script = "import sys, os; from pathlib import Path; from sslctl.runs.claim import Lock; Lock(Path(sys.argv[1]));"
     dead = subprocess.run([sys.executable, "-c", script + "os.kill(os.getpid(), 9)", str(tmp_path)], check=False)
     assert dead.returncode == -9
     assert (tmp_path / "lock").read_text().startswith("pid ")
-    lock = rundir.Lock(tmp_path)
+    lock = claim.Lock(tmp_path)
     assert (tmp_path / "lock").read_text() == f"pid {os.getpid()} on {socket.gethostname()}\n"
     lock.release()
 
 
 def test_looking_whether_a_lock_is_held_changes_nothing(tmp_path):
-    assert not rundir.is_held(tmp_path)
+    assert not claim.is_held(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,7 +73,7 @@ def test_looking_whether_a_lock_is_held_changes_nothing(tmp_path):
 def test_a_directory_below_a_file_is_refused_by_name(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/run"):
-        rundir.make(tmp_path / "file" / "run")
+        claim.make(tmp_path / "file" / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -82,12 +81,12 @@ def test_a_directory_below_a_file_is_refused_by_name(tmp_path):
 def test_a_read_only_directory_is_refused_by_name(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(InputError, match="Permission denied"):
-        rundir.make(tmp_path / "run")
+        claim.make(tmp_path / "run")
     tmp_path.chmod(0o755)
 
 
 def test_making_a_directory_leaves_it_empty(tmp_path):
-    rundir.make(tmp_path / "a" / "b")
+    claim.make(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
@@ -146,10 +145,10 @@ def test_a_damaged_environment_is_named(damage, tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    rundir.write_atomically(tmp_path / "f", "old")
+    atomic.write_text(tmp_path / "f", "old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
-        rundir.write_atomically(tmp_path / "f", "new")
+        atomic.write_text(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old"
 
 

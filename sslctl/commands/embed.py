@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslctl import signals
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.feature_files import WRITERS, About, Rows, refuse_missing
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
+from sslctl.runs.atomic import replacing
 from sslctl.runs.directory import now, versions
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.logger import duration
@@ -36,16 +39,12 @@ def embed(config: Any) -> None:
         about = _about(one, sources, config.split)
         kinds = {"global": "images", "frames": "videos", "tokens": "texts"}[one.source.gives]
         print(f"{one.title}: {about.rows:,} {kinds} of {one.source.name}, {config.split} split", flush=True)
-        temporary = out.with_name(f".{out.name}.writing")
+        rows = (rows for source in sources for rows in _rows(one, source, config, device))
         try:
-            with Signals() as signals:
-                rows = (rows for source in sources for rows in _rows(one, source, config, device, signals.poll))
+            with Signals() as handler, replacing(out) as temporary:
                 odd = _write(rows, kind, temporary, about)
-            temporary.replace(out)
         except Interrupted:
-            raise Stopped(signals.status) from None
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise Stopped(handler.status) from None
         size = out.stat().st_size / 2**20
         print(f"  {out}: {about.rows:,} rows × {about.width} {one.subject.features} features, {size:,.1f} MiB")
         if odd:
@@ -65,16 +64,14 @@ def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
 
 
 @torch.no_grad()
-def _rows(
-    one: NamedNetwork, source: Source, config: Any, device: torch.device, poll: Callable[[], None]
-) -> Iterator[Rows]:
-    """A split's rows, a batch at a time. poll: called between batches; may raise."""
+def _rows(one: NamedNetwork, source: Source, config: Any, device: torch.device) -> Iterator[Rows]:
+    """Yields a split's rows, a batch at a time. A signal interrupts it between batches."""
     subject, everything, done = one.subject, torch.arange(len(source)), 0
     (one.method or subject.backbone).to(device)
     settings = {"resize": subject.preprocess.resize, "batch_size": config.batch_size, "workers": config.workers}
     with contextlib.closing(clean_batches(source, everything, **settings)) as batches:
         for images in batches:  # of a folder read ahead, smaller ones than asked for
-            poll()
+            signals.check()
             index = everything[done : done + len(images)]
             done += len(images)
             images = images.to(device)
@@ -112,7 +109,8 @@ def _out(config: Any, one: NamedNetwork, kind: str) -> Path:
         raise InputError(f"out={out} is a directory: name a file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_name(f".{out.name}.writing").touch()
+        with tempfile.NamedTemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error.strerror}") from error
     return out

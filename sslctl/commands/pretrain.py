@@ -5,7 +5,6 @@ import functools
 import json
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from sslctl import distributed
 from sslctl.config.command_line import command_line
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
+from sslctl.evaluation.closing import closing_records, has_closing_results
 from sslctl.evaluation.console import show, tested_on
-from sslctl.evaluation.online import Embedder, Online, closing_records
+from sslctl.evaluation.online import Embedder, Online
 from sslctl.evaluation.results import append
 from sslctl.evaluation.runner import labelled_sources
 from sslctl.factory.backbone_file import save_backbone
@@ -31,15 +31,16 @@ from sslctl.factory.from_config import (
     refuse_other_views,
     refuse_sizes,
 )
-from sslctl.factory.teacher import keep_teacher, load_teacher
+from sslctl.factory.teacher import load_teacher, save_teacher
 from sslctl.methods.base import Method
 from sslctl.models.backbones import describe
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.models.vit import patch_size_of
 from sslctl.models.weights import weights_sha256
 from sslctl.runs import directory as rundir
+from sslctl.runs.atomic import write_text
 from sslctl.runs.checkpoint import newest_valid
-from sslctl.runs.directory import point_latest
+from sslctl.runs.claim import claim, refuse_unwritable
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch, as_line, findings
 from sslctl.signals import Interrupted, Signals
@@ -48,7 +49,8 @@ from sslctl.training.launch import launch
 from sslctl.training.logger import Log
 from sslctl.training.plan import Plan, choose_device, make_plan
 from sslctl.training.precision import NonFiniteError
-from sslctl.training.train import Setup, fit, set_up
+from sslctl.training.setup import Setup, set_up
+from sslctl.training.train import Outcome, fit
 from sslctl.views import ViewMaker
 from sslctl.visuals.tensorboard import Board
 
@@ -61,11 +63,15 @@ def pretrain(config: Any, command: str | None = None) -> None:
     resolved = OmegaConf.to_container(config, resolve=True)
     command = command or command_line()
     processes = config.trainer.processes
+
+    # trainer.processes=N: this process only starts and watches the others.
     if processes > 1 and not distributed.is_distributed():
         status = launch(resolved, command, processes)
         if status:
             raise Stopped(status)
         return
+
+    # One of several processes, by us or by torchrun, whose number is not in the configuration; or the only one.
     distributed.join(choose_device(config.trainer.device).type)
     try:
         if processes not in (1, distributed.world_size()):
@@ -73,7 +79,7 @@ def pretrain(config: Any, command: str | None = None) -> None:
                 f"trainer.processes={processes} in a group of {distributed.world_size()}: leave it to torchrun"
             )
         parts = distributed.world_size() * config.trainer.accumulate_steps
-        if config.trainer.batch_size % parts:  # torchrun's number is not in the configuration
+        if config.trainer.batch_size % parts:
             raise InputError(f"trainer.batch_size={config.trainer.batch_size} does not divide into {parts} parts")
         _pretrain(config, resolved, command)
         distributed.leave()
@@ -85,18 +91,21 @@ def pretrain(config: Any, command: str | None = None) -> None:
 
 
 def _pretrain(config: Any, resolved: dict, command: str) -> None:
-    """`pretrain` in one of the run's processes."""
+    """Does `pretrain` in one of the run's processes."""
+    # Data first: channels, image size and steps follow from it.
     if not config.plan_only:
-        rundir.refuse_unwritable(user_path(config.run_dir or "runs"))
+        refuse_unwritable(user_path(config.run_dir or "runs"))
     source = distributed.main_process_first(lambda: build_source(config.dataset, "train"))
     preprocess = preprocess_of(config.dataset, source)
     plan = make_plan(config, source)
+
+    # Networks, each drawn from the seed; what they read from files decides the run as much as its configuration does.
     torch.set_num_threads(plan.threads)
     seed_generators(config.seed)
     backbone = build_backbone(config.backbone, preprocess)
-    hashes = {"data": source.content_hash} | (
-        {"weights": weights_sha256(backbone)} if config.backbone.get("weights") else {}
-    )
+    hashes = {"data": source.content_hash}
+    if config.backbone.get("weights"):
+        hashes["weights"] = weights_sha256(backbone)
     teacher = None
     if "teacher" in config.method:
         teacher = load_teacher(
@@ -108,77 +117,93 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         hashes["teacher"] = weights_sha256(teacher.network)
     facts = plan.facts(len(source.classes))
     method = build_method(config.method, backbone, facts, teacher)
+
+    # Views, and whether data, views, method and networks fit one another.
     views = build_views(config, source.image_size, plan.dropped, patch_size_of(backbone.network))
     refuse_other_views(method, source, views, config.names)
     refuse_sizes(backbone, views, source.image_size)
     if teacher is not None:
         teacher.refuse_size(views.sizes()["global"][1], config.method.teacher)
-    probed = _probed(config, source, preprocess)
+
+    # What watches the training: the online evaluation with its pictures, and the verdict on the run's health.
+    judges = labelled_judges(config, source, preprocess)
     run_dir = run_directory_of(config, resolved, hashes)
-    embed = Embedder(method, source, preprocess, plan, config.trainer.workers)
-    measure = Online(config.evaluation.knn, probed[0] if probed else source, preprocess, plan, config.trainer.workers)
+    measure = Online(config.evaluation.knn, judges[0] if judges else source, preprocess, plan, config.trainer.workers)
     board = Board(source, measure.source, views, preprocess, config.seed, plan.total_steps, config.trainer.workers)
-    watch = None if distributed.rank() else Watch(run_dir, config.trainer.on_collapse)
-    online = functools.partial(look, measure, board)
-    setup = set_up(config, plan, method, source, views, run_dir, embed, online, watch)
-    describe_run(config, plan, method, source, views, run_dir)
+    setup = set_up(
+        config,
+        plan,
+        method,
+        source,
+        views,
+        run_dir,
+        embed=Embedder(method, source, preprocess, plan, config.trainer.workers),
+        online=functools.partial(evaluate_online, measure, board),
+        watch=None if distributed.rank() else Watch(run_dir, config.trainer.on_collapse),
+    )
+    print_plan(config, plan, method, source, views, run_dir)
     if config.plan_only:
-        time_steps(setup, functools.partial(measure, poll=lambda: None))
+        time_steps(setup, measure)
         return
+
+    # From here on files are written, by the main process. Its lock lasts until the run has ended.
     if config.trainer.resume == "must" and newest_valid(run_dir) is None:
         raise InputError(f"trainer.resume=must: {run_dir} has no valid checkpoint")
-    closing = probed[1] if probed and config.evaluation.closing else None
-    with contextlib.ExitStack() as held:
+    test = judges[1] if judges and config.evaluation.closing else None
+    with contextlib.ExitStack() as stack:
 
-        def begin() -> bool:
-            """Takes the run directory; returns whether the run is finished."""
-            rundir.make(run_dir)
-            held.callback(rundir.Lock(run_dir).release)
-            known = {
+        def claim_run() -> bool:
+            """Takes the run directory; returns whether the run in it is finished."""
+            health_facts = {
                 "uninformative_loss": method.uninformative_loss(),
                 "feature_dim": backbone.embed_dim,
-                **_classes_of(measure.source),
+                **class_facts(measure.source),
             }
-            rundir.start(run_dir, resolved, hashes, vars(facts), vars(preprocess), command, known)
+            lock = claim(
+                run_dir,
+                config=resolved,
+                hashes=hashes,
+                facts=vars(facts),
+                preprocess=vars(preprocess),
+                command=command,
+                health_facts=health_facts,
+            )
+            stack.callback(lock.release)
             if teacher is not None:
-                keep_teacher(teacher, run_dir)
+                save_teacher(teacher, run_dir)
             if source.gives == "tokens":
                 (run_dir / rundir.TOKENIZER).write_text(source.tokenizer)
-            point_latest(run_dir)
-            return finished(run_dir, plan, closing)
+            return is_finished(run_dir, plan, test)
 
-        if distributed.on_main_process(begin):
+        if distributed.on_main_process(claim_run):
             print(f"already finished: {run_dir}")
             return
+
+        # Train, then evaluate; a signal during either leaves what the same command goes on from.
         with Signals() as signals:
             try:
-                if not trained(setup, signals):
+                if train(setup, signals) is not Outcome.FINISHED:
                     raise Interrupted
                 if distributed.rank() == 0:
-                    finish(config, setup, preprocess, probed, signals)
+                    finish(config, setup, preprocess, judges)
             except Interrupted:
                 if distributed.rank() == 0:
                     print(f"stopped; the same command continues {run_dir}", file=sys.stderr)
                 raise Stopped(signals.status) from None
 
 
-def look(measure: Online, board: Board, method: Method, log: Log, step: int, poll: Callable[[], None]) -> None:
-    """The online evaluation of a step: figures, and pictures where TensorBoard is kept."""
-    figures, seen = measure(method, poll)
-    if log.writer:
-        board(log.writer, method, step, seen, poll)
-    log.record(step, figures)  # last: what a signal cuts short before is done again
+# --- Before training ---
 
 
 def seed_generators(seed: int) -> None:
-    """Every global generator: initial weights, dropout, and whatever a user's method draws."""
+    """Seeds every global generator: initial weights, dropout and whatever a user's method draws come from them."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
 
 
-def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:
-    """The labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else nothing."""
+def labelled_judges(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:
+    """Returns the labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else None."""
     if config.eval_dataset is not None:
         node = config.eval_dataset
         if source.gives == "tokens" and "tokenizer" in node and not node.tokenizer:
@@ -189,15 +214,15 @@ def _probed(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source
     return (source, build_source(config.dataset, "test")) if source.labelled else None
 
 
-def _classes_of(source: Source) -> dict[str, float]:
-    """How many classes the images have that kNN is asked about, and the share of the largest; nothing without labels."""
+def class_facts(source: Source) -> dict[str, float]:
+    """Counts the classes that kNN is asked about, and the share of the largest; {} without labels."""
     if not source.labelled:
         return {}
     return {"num_classes": len(source.classes), "majority": source.labels.bincount().max().item() / len(source)}
 
 
 def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Path:
-    """run_dir=, or runs/<dataset>/<method>-<backbone>-<fingerprint>-s<seed>."""
+    """Returns run_dir=, or runs/<dataset>/<method>-<backbone>-<fingerprint>-s<seed>."""
     if config.run_dir:
         return user_path(config.run_dir)
     names = config.names
@@ -205,64 +230,86 @@ def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Pat
     return Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{mark}-s{config.seed}"
 
 
-def trained(setup: Setup, signals: Signals) -> bool:
-    """`fit`, which leaves in the run's directory why it stopped, where that was no signal. Raises Unhealthy."""
+def print_plan(config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path) -> None:
+    """Prints what will be trained, on what and where, before anything happens."""
+    backbone, names = method.backbone, config.names
+    count = sum(p.numel() for p in backbone.parameters())
+    sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
+    inputs = {"global": f"views: {sizes}", "frames": f"of each frame {sizes}", "tokens": "no augmentation"}[
+        source.gives
+    ]
+    state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
+    lines = [
+        *plan.lines(),
+        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
+        f" stem {describe(backbone.network)}",
+        f"method     {names.method}; {inputs}",
+        f"run        {state}",
+        *(f"note       {note}" for note in method.notes()),
+    ]
+    print("\n".join(lines), flush=True)
+
+
+# --- Training and after ---
+
+
+def evaluate_online(measure: Online, board: Board, method: Method, log: Log, step: int) -> None:
+    """Logs the online evaluation of a step: figures, and pictures where TensorBoard is kept."""
+    figures, embedded = measure(method)
+    if log.writer:
+        board(log.writer, method, step, embedded)
+    log.record(step, figures)  # last: what a signal cuts short before is done again
+
+
+def train(setup: Setup, signals: Signals) -> Outcome:
+    """Calls fit(), and leaves in the run directory why training stopped where that was no signal. Raises Unhealthy."""
     note, first = setup.run_dir / rundir.STOPPED, distributed.rank() == 0
     if first:
         note.unlink(missing_ok=True)
     try:
-        complete = fit(setup, signals)
+        outcome = fit(setup, signals)
     except NonFiniteError as error:
         if first:
-            rundir.write_atomically(note, json.dumps({"reason": str(error)}))
+            write_text(note, json.dumps({"reason": str(error)}))
         raise
-    if signals.status == UNHEALTHY:
+    if outcome is Outcome.UNHEALTHY:
         if not first:
             raise distributed.OtherProcessFailed(UNHEALTHY)
         raise Unhealthy(
             f"{setup.watch.reason}; saved in {setup.run_dir} (trainer.on_collapse=stop: the same command continues it"
             " with trainer.on_collapse=warn)"
         )
-    return complete
+    return outcome
 
 
-def finished(run_dir: Path, plan: Plan, test: Source | None) -> bool:
-    """Whether the weights of the last step and the closing results are there."""
-    return (run_dir / rundir.BACKBONE).exists() and (test is None or _closing_there(run_dir, plan, test))
+def is_finished(run_dir: Path, plan: Plan, test: Source | None) -> bool:
+    """Tells whether the weights of the last step and the closing results are there."""
+    return (run_dir / rundir.BACKBONE).exists() and (test is None or has_closing_results(run_dir, plan, test))
 
 
-def _closing_there(run_dir: Path, plan: Plan, test: Source) -> bool:
-    """Whether every closing result is on disk: two subjects, two protocols, top-1 and where it means something top-5."""
-    records = [r for r in rundir.read_lines(run_dir / rundir.RESULTS) if r["details"].get("closing")]
-    found = {(r["protocol"], r["subject"], r["metric"]) for r in records if r["step"] in (0, plan.total_steps)}
-    return len(found) == 2 * 2 * (2 if len(test.classes) > 5 else 1)
-
-
-def finish(
-    config: Any, setup: Setup, preprocess: Preprocess, probed: tuple[Source, Source] | None, signals: Signals
-) -> None:
-    """The closing evaluation and, last of all, the backbone's weights."""
+def finish(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Source, Source] | None) -> None:
+    """Does the closing evaluation and, last of all, writes the backbone's weights: with them the run is finished."""
     run_dir, method = setup.run_dir, setup.method.eval()
-    if probed and config.evaluation.closing and not _closing_there(run_dir, setup.plan, probed[1]):
+    if judges and config.evaluation.closing and not has_closing_results(run_dir, setup.plan, judges[1]):
         print("  evaluating", flush=True)
-        records = closing_records(config, run_dir, method, preprocess, setup.plan, *probed, poll=signals.poll)
+        records = closing_records(config, run_dir, method, preprocess, setup.plan, *judges)
         append(run_dir / rundir.RESULTS, records)
         show(
             records,
-            f"{tested_on(probed[1])}, {preprocess.summary()}, frozen features after {setup.plan.epochs} epochs",
+            f"{tested_on(judges[1])}, {preprocess.summary()}, frozen features after {setup.plan.epochs} epochs",
         )
-    elif not probed:
+    elif not judges:
         print(
             "  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval"
         )
-    _keep_backbone(config, setup, preprocess)
+    save_evaluated_backbone(config, setup, preprocess)
     for finding in findings(run_dir):
         print(f"  {as_line(finding)}")
     print(f"done: {run_dir}")
 
 
-def _keep_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
-    """backbone.safetensors: the network, alone, that gives the features which evaluation measures."""
+def save_evaluated_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
+    """Writes backbone.safetensors: the network, alone, that gives the features which evaluation measures."""
     method, node = setup.method, OmegaConf.to_container(config.backbone, resolve=True)
     # Eager: a compiled network would be compiled again for these few images.
     with torch.compiler.set_stance("force_eager") if config.trainer.compile else contextlib.nullcontext():
@@ -271,21 +318,3 @@ def _keep_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
     backbone, pool = found or (method.backbone, {})
     about = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
     save_backbone(setup.run_dir / rundir.BACKBONE, backbone, with_pooling(node, pool), preprocess, **about)
-
-
-def describe_run(config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path) -> None:
-    """The plan, before anything happens."""
-    backbone, names = method.backbone, config.names
-    count = sum(p.numel() for p in backbone.parameters())
-    made = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
-    made = {"global": f"views: {made}", "frames": f"of each frame {made}", "tokens": "no augmentation"}[source.gives]
-    state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
-    lines = [
-        *plan.lines(),
-        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
-        f" stem {describe(backbone.network)}",
-        f"method     {names.method}; {made}",
-        f"run        {state}",
-        *(f"note       {note}" for note in method.notes()),
-    ]
-    print("\n".join(lines), flush=True)

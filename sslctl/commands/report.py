@@ -9,7 +9,7 @@ from sslctl.factory.from_run import resolve_runs
 from sslctl.report import groups as compare
 from sslctl.report.page import page
 from sslctl.report.run import read_run
-from sslctl.runs import directory as rundir
+from sslctl.runs.atomic import why_unwritable, write_text
 
 
 def report(config: Any) -> None:
@@ -22,7 +22,7 @@ def report(config: Any) -> None:
     runs = [read_run(run, path, _shown(run, common, len(found))) for run, path in found.items()]
     compare.refuse_other_datasets(runs)
     text = page(runs, common, config)
-    rundir.write_atomically(out, text)
+    write_text(out, text)
     print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
 
 
@@ -36,9 +36,7 @@ def writable(out: Path) -> Path:
         raise InputError(f"out={out}: expected an .html file")
     if out.is_dir():
         raise InputError(f"out={out} is a directory: name a file in it")
-    there = next(p for p in (out.parent, *out.absolute().parents) if os.path.lexists(p))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "not writable" if there.is_dir() else "not a directory"
-        raise InputError(f"out={out} cannot be written: {there} is {why}; name another place with out=")
+    if reason := why_unwritable(out.parent):
+        raise InputError(f"out={out} cannot be written: {reason}; name another place with out=")
     out.parent.mkdir(parents=True, exist_ok=True)
     return out

@@ -9,6 +9,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.evaluation.console import console
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import step_of, steps_on_disk
+from sslctl.runs.claim import is_held
 from sslctl.runs.health import findings, verdict
 
 
@@ -48,7 +49,7 @@ def _state(run: Path) -> tuple[str, str, str]:
     step = step_of(saved[0]) if saved else 0
     epochs = facts["total_steps"] // facts["steps_per_epoch"]
     knn = [m["knn"] for m in metrics if "knn" in m]
-    if rundir.is_held(run):
+    if is_held(run):
         status, step = "running", max([step, *(m["step"] for m in metrics)])
     elif (run / rundir.BACKBONE).exists():
         status = "finished"

@@ -33,6 +33,7 @@ from sslctl.models.backbones import Backbone
 from sslctl.models.batchnorm import group_batchnorm
 from sslctl.models.layer_decay import layer_depths
 from sslctl.runs import directory as rundir
+from sslctl.runs.atomic import replacing, write_text
 from sslctl.runs.checkpoint import load_tensors, save_tensors
 from sslctl.training.plan import Plan, make_plan
 
@@ -163,13 +164,12 @@ def finetuned(
         method = method.to(plan.device).eval()
         return method.to(memory_format=torch.channels_last) if plan.channels_last else method, plan
     method, plan = trained_classifier(make, source, settings, run_dir, said)
-    rundir.write_atomically(run_dir / rundir.PREPROCESS, json.dumps(vars(subject.preprocess), indent=1))
+    write_text(run_dir / rundir.PREPROCESS, json.dumps(vars(subject.preprocess), indent=1))
     facts = {"step": str(plan.total_steps), "classes": json.dumps(source.classes), "pool": settings.pool}
     facts |= visual_metadata(method.backbone)
     for path, module in ((backbone, method.backbone), (classifier, method.classifier)):
-        temporary = path.with_name(f".{path.name}")
-        save_tensors(temporary, module.state_dict(), facts)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_tensors(temporary, module.state_dict(), facts)
     (run_dir / "last").unlink(missing_ok=True)
     shutil.rmtree(run_dir / "checkpoints")
     return method, plan

@@ -1,25 +1,20 @@
 """Evaluation as a part of pretraining: kNN while it runs, the table at its end."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from sslctl import signals
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
-from sslctl.evaluation import subjects as who
 from sslctl.evaluation.features import Features, extract
-from sslctl.evaluation.knn import accuracy, knn_records, knn_votes
+from sslctl.evaluation.knn import accuracy, knn_votes
 from sslctl.evaluation.label_free import feature_std, rankme
-from sslctl.evaluation.linear import ProbeGrid, linear_records
-from sslctl.evaluation.provenance import origin_of
-from sslctl.evaluation.task import reader
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import calibrating
 from sslctl.models.preprocess import Preprocess
@@ -59,7 +54,7 @@ class Online:
     plan: Plan
     workers: int
 
-    def __call__(self, method: Method, poll: Callable[[], None]) -> tuple[dict[str, float], EmbeddedImages]:
+    def __call__(self, method: Method) -> tuple[dict[str, float], EmbeddedImages]:
         """Top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
         queries, bank = online_rows(len(self.source))
         rows = torch.cat([queries, bank])
@@ -70,12 +65,12 @@ class Online:
             resize=self.preprocess.resize,
             workers=self.workers,
             device=self.plan.device,
-            poll=poll,
+            poll=signals.check,
         )
         figures = {}
         if self.source.labelled:
             held = Features(both[len(queries) :], self.source.labels[bank], len(self.source.classes))
-            votes = knn_votes(both[: len(queries)], held, **self.settings, poll=poll)
+            votes = knn_votes(both[: len(queries)], held, **self.settings, poll=signals.check)
             figures["knn"] = accuracy(votes, self.source.labels[queries])["top1"]
         figures |= {"rankme": rankme(both), "backbone_std": feature_std(both) * both.shape[1] ** 0.5}
         return figures, EmbeddedImages(rows, both, len(queries))
@@ -90,7 +85,6 @@ class Embedder:
     preprocess: Preprocess
     plan: Plan
     workers: int
-    poll: Callable[[], None] = lambda: None
 
     def __call__(self, function: Callable[[Tensor], Tensor], *, calibrate: bool = False) -> Tensor:
         embed = partial(
@@ -101,7 +95,7 @@ class Embedder:
             batch_size=BATCH,
             workers=self.workers,
             device=self.plan.device,
-            poll=self.poll,
+            poll=signals.check,
         )
         everything = np.arange(len(self.source))
         self.method.eval()
@@ -113,27 +107,3 @@ class Embedder:
             return embed(everything)
         finally:
             self.method.train()
-
-
-def closing_records(
-    config: Any,
-    run_dir: Path,
-    method: Method,
-    preprocess: Preprocess,
-    plan: Plan,
-    train: Source,
-    test: Source,
-    poll: Callable[[], None],
-) -> list[dict]:
-    """kNN and linear results of the trained and of the random weights on the test split."""
-    grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
-    trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
-    both = [replace(made, origin=origin_of(run_dir, None, made.name)) for made in (trained, who.random(run_dir, None))]
-    read = reader(plan.device, config.trainer.workers, config.evaluation.cache_gb, poll)
-    records = []
-    for subject in both:
-        records += knn_records(subject, train, test, **config.evaluation.knn, read=read, poll=poll)
-        records += linear_records(subject, train, test, grid, None, 1, read, poll)
-    for entry in records:
-        entry["details"]["closing"] = True
-    return records

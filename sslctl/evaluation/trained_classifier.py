@@ -22,11 +22,12 @@ from sslctl.factory.from_config import build_views, refuse_sizes
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.models.vit import patch_size_of
-from sslctl.runs import directory as rundir
+from sslctl.runs.claim import Lock, make
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.signals import Signals
 from sslctl.training.plan import Plan, make_plan
-from sslctl.training.train import fit, set_up
+from sslctl.training.setup import set_up
+from sslctl.training.train import Outcome, fit
 
 
 def settings_of(task: Task) -> Any:
@@ -62,7 +63,7 @@ def trained_classifier(
     setup = set_up(settings, plan, method, source, views, run_dir)
     print("\n".join(said), flush=True)
     with Signals() as signals:
-        if not fit(setup, signals):
+        if fit(setup, signals) is not Outcome.FINISHED:
             print(f"stopped; the same command continues {run_dir}", flush=True)
             raise Stopped(signals.status)
     return method.eval(), plan
@@ -71,8 +72,8 @@ def trained_classifier(
 @contextlib.contextmanager
 def held(run_dir: Path) -> Iterator[None]:
     """Makes a directory and keeps other processes out of it."""
-    rundir.make(run_dir)
-    lock = rundir.Lock(run_dir)
+    make(run_dir)
+    lock = Lock(run_dir)
     try:
         yield
     finally:

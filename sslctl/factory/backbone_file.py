@@ -16,6 +16,7 @@ from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.weights import file_metadata
+from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import CheckpointError, compare, load_tensors, save_tensors
 from sslctl.runs.directory import BACKBONE, PREPROCESS, TOKENIZER, is_run, read_config, read_json
 from sslctl.views.maker import resize_and_crop
@@ -82,9 +83,8 @@ def save_backbone(
         **visual_metadata(backbone),
         **more,
     }
-    temporary = path.with_name(f".{path.name}")
-    save_tensors(temporary, backbone.state_dict(), about)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_tensors(temporary, backbone.state_dict(), about)
 
 
 def visual_metadata(backbone: Backbone) -> dict[str, str]:

@@ -17,7 +17,7 @@ from sslctl.runs.directory import is_run
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
-def keep_teacher(teacher: Teacher, run_dir: Path) -> None:
+def save_teacher(teacher: Teacher, run_dir: Path) -> None:
     """Writes the teacher beside the run's checkpoints, unless it is there."""
     path = run_dir / KEPT
     if not path.exists():

@@ -34,9 +34,8 @@ class Facts:
 
 
 class Embed(Protocol):
-    """What `Method.start_epoch` embeds with. poll: raises where the run is asked to stop; for loops of a second and more."""
-
-    poll: Callable[[], None]
+    """Embeds the images of a run, for `Method.start_epoch`. In loops of a second and more of its own a method calls
+    `sslctl.signals.check()`, which raises where the run is asked to stop."""
 
     def __call__(self, function: Callable[[Tensor], Tensor], *, calibrate: bool = False) -> Tensor:
         """function: (B, C, H, W) -> (B, D), over all clean training images in the order of the dataset, in eval mode and

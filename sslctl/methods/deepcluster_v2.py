@@ -57,7 +57,7 @@ class DeepClusterV2(Method):
         for head in range(len(self.centroids)):
             z = self.memory[head % 2]  # (N, out_dim)
             order = Key(0, epoch, torch.arange(len(z), device=z.device)).bits(f"deepcluster/{head}").argsort()
-            centroids, chosen = spherical_kmeans(z, z[order[:count]], self.kmeans_iterations, embed.poll)
+            centroids, chosen = spherical_kmeans(z, z[order[:count]], self.kmeans_iterations)
             self.centroids[head], self.assignments[head] = centroids, chosen
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sslctl.report.measurement import UNTRAINED, Measurement, as_now, measurement
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import load_pickle, step_of
+from sslctl.runs.claim import is_held
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys, flat
 from sslctl.runs.health import Finding, findings, verdict
 from sslctl.training.logger import duration
@@ -47,7 +48,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        if rundir.is_held(self.path):
+        if is_held(self.path):
             return "running"
         return "finished" if self.finished else "stopped"
 

@@ -25,6 +25,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sslctl.errors import InputError
+from sslctl.runs.atomic import point
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 _STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
@@ -75,7 +76,7 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
         raise OSError(
             error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)
         ) from error
-    _point(run_dir / "last", Path("checkpoints") / final.name)
+    point(run_dir / "last", Path("checkpoints") / final.name)
     older = [path for path in steps_on_disk(run_dir) if step_of(path) <= step]
     beyond = [path for path in steps_on_disk(run_dir) if step_of(path) > step]  # damaged: the run resumed before them
     for old in older[keep_last:] + beyond:
@@ -123,14 +124,6 @@ def metadata(path: Path) -> dict[str, str]:
             return opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
-
-
-def _point(link: Path, target: Path) -> None:
-    """Makes or replaces a symbolic link in one step."""
-    temporary = link.with_name(f".{link.name}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
 
 
 def _digest(path: Path) -> dict[str, Any]:

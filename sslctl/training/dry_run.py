@@ -15,14 +15,15 @@ from sslctl.methods.base import Method
 from sslctl.ops.timing import format_shares
 from sslctl.training.accumulation import explain_out_of_memory
 from sslctl.training.logger import duration
-from sslctl.training.train import Setup, train_step
+from sslctl.training.setup import Setup
+from sslctl.training.train import train_step
 
 WARMING, TIMED = 3, 10  # steps of plan_only=true
 
 
 @dataclass(frozen=True)
-class _Pretended:
-    """sslctl.methods.base.Embed that looks at no image: the rows of all are alike."""
+class _SameForAll:
+    """Stands for sslctl.methods.base.Embed in a plan, without looking at an image: the rows of all are alike."""
 
     method: Method
     device: torch.device
@@ -35,9 +36,6 @@ class _Pretended:
         self.method.train()
         return row.float().cpu().expand(facts.num_images, -1)
 
-    def poll(self) -> None:
-        """Nothing stops it."""
-
 
 def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
     """Takes a few real steps in memory, and prints what the run will take and where the time goes; nothing is written.
@@ -48,7 +46,7 @@ def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
     """
     plan, method, clock = setup.plan, setup.method, setup.clock
     with contextlib.closing(setup.batches(0)) as feed, explain_out_of_memory(plan, method):
-        method.start_epoch(0, _Pretended(method, plan.device))
+        method.start_epoch(0, _SameForAll(method, plan.device))
         clock.split()
         for step, batch in enumerate(itertools.islice(feed, WARMING + TIMED)):
             train_step(setup, step, batch)

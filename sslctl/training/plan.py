@@ -60,8 +60,8 @@ class Plan:
         """Whether something that happens every so many steps happens after `step` completed steps."""
         return bool(every) and step % every == 0
 
-    def knn_due(self, step: int) -> bool:
-        """Whether the online kNN is measured after `step` completed steps: as often as asked, and at the end."""
+    def evaluates_online_after(self, step: int) -> bool:
+        """Whether the online evaluation is due after `step` completed steps: as often as asked, and at the end."""
         return self.is_time(self.knn_every_steps, step) or (bool(self.knn_every_steps) and step == self.total_steps)
 
     def lines(self) -> list[str]:

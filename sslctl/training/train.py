@@ -1,236 +1,205 @@
 """fit(): the one loop that trains everything."""
 
 import contextlib
-import inspect
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
-from pathlib import Path
+import enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sslctl import distributed
-from sslctl.config.targets import bind
 from sslctl.data.batch import Batch
-from sslctl.data.loader import batches
-from sslctl.data.sources import Source
-from sslctl.errors import InputError
-from sslctl.factory.from_config import OPTIMIZER_OWN
-from sslctl.methods.base import Embed, Method
-from sslctl.models.batchnorm import separate_statistics, synchronize_batchnorm
-from sslctl.ops.timing import Clock, shares
+from sslctl.methods.base import Method
+from sslctl.models.batchnorm import separate_statistics
+from sslctl.ops.timing import shares
 from sslctl.runs import checkpoint
 from sslctl.runs.directory import cut_metrics
-from sslctl.runs.health import Watch
+from sslctl.runs.health import UNHEALTHY
 from sslctl.signals import Interrupted, Signals
-from sslctl.training.accumulation import explain_out_of_memory, merge_outputs, refuse_inexact_accumulation
+from sslctl.training.accumulation import explain_out_of_memory, merge_outputs
 from sslctl.training.logger import Log
-from sslctl.training.optim import clip, parameter_groups
-from sslctl.training.plan import Plan
-from sslctl.training.precision import Precision, prepare_device
-from sslctl.views import ViewMaker
-
-Online = Callable[[Method, Log, int, Callable[[], None]], None]  # logs figures and pictures of a step; polls
+from sslctl.training.optim import clip
+from sslctl.training.setup import Setup
 
 
-@dataclass
-class Setup:
-    """What fit() trains, with what, and where it leaves it."""
+class Outcome(enum.Enum):
+    """How fit() ended; whatever it was, everything up to the last completed step is saved."""
 
-    plan: Plan
-    method: Method
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    clock: Clock
-    batches: Callable[[int], Generator[Batch]]  # first step -> the batches from there to the end
-    run_dir: Path
-    keep_last: int
-    tensorboard: bool
-    embed: Embed | None = None  # a function over all clean images
-    online: Online | None = None  # the online evaluation
-    watch: Watch | None = None  # of the run's health, in the first process
+    FINISHED = "finished"
+    STOPPED = "stopped"  # by a signal; signals.status is its exit status
+    UNHEALTHY = "unhealthy"  # by trainer.on_collapse=stop
 
 
-def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
-    """The optimizer of a configuration over a method's trained parameters; torch's fused one where there is one."""
-    target, arguments = bind(node, "optimizer", skip=OPTIMIZER_OWN, given=("params", "lr"))
-    groups = parameter_groups(
-        method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm, node.get("vector_lr_scale", 1.0)
-    )
-    if not groups:
-        raise InputError("nothing to train: no parameter of the method asks for a gradient")
-    fused = "fused" in inspect.signature(target).parameters and target is not torch.optim.SGD  # fails on thawed weights
-    if fused and "fused" not in node and plan.device.type in ("cpu", "cuda"):
-        arguments["fused"] = True
-    try:
-        return target(groups, lr=plan.lr, **arguments)
-    except ValueError as error:
-        raise InputError(f"optimizer: {error}") from error
+def fit(setup: Setup, signals: Signals) -> Outcome:
+    """Trains to the plan's last step, from the newest valid checkpoint on, and says how it ended.
 
-
-def set_up(
-    config: Any,
-    plan: Plan,
-    method: Method,
-    source: Source,
-    views: ViewMaker,
-    run_dir: Path,
-    embed: Embed | None = None,
-    online: Online | None = None,
-    watch: Watch | None = None,
-) -> Setup:
-    """What fit() needs, from a configuration with optimizer, trainer and seed. The method is moved to its device."""
-    prepare_device(plan.device, tf32=config.trainer.tf32, deterministic=config.trainer.deterministic)
-    synchronize_batchnorm(method)
-    method.to(plan.device).train()
-    if plan.channels_last:
-        method.to(memory_format=torch.channels_last)
-    refuse_inexact_accumulation(plan, method, config.trainer.accumulate_approximately)
-    if config.trainer.compile:
-        torch.compiler.reset()  # after a few other shapes, a sweep's earlier jobs, torch compiles no more and says little
-        for child in method.children():  # losses and what follows a schedule or a key stay outside the graphs
-            child.compile(dynamic=False)
-    clock = Clock(plan.device)
-    return Setup(
-        plan=plan,
-        method=method,
-        optimizer=build_optimizer(config.optimizer, method, plan),
-        precision=Precision(plan.precision, plan.device, method, source.describe),
-        clock=clock,
-        batches=lambda first: batches(
-            source,
-            views,
-            batch_size=plan.batch_size,
-            seed=config.seed,
-            first_step=first,
-            total_steps=plan.total_steps,
-            workers=config.trainer.workers,
-            device=plan.device,
-            clock=clock,
-        ),
-        run_dir=run_dir,
-        keep_last=config.trainer.keep_last,
-        tensorboard=config.trainer.tensorboard,
-        embed=embed,
-        online=online,
-        watch=watch,
-    )
-
-
-def fit(setup: Setup, signals: Signals) -> bool:
-    """Trains to the plan's last step, from the newest valid checkpoint on.
-
-    Returns False when a signal or its health (signals.status is 1 then) stopped it; everything up to the last
-    completed step is saved then. Raises NonFiniteError for a loss or gradient that is not finite, OutOfMemory with what
-    would fit.
+    Raises NonFiniteError for a loss or gradient that is not finite, OutOfMemory with what would fit.
     """
     plan, method, precision, clock = setup.plan, setup.method, setup.precision, setup.clock
-    first, known = resume(setup)
-    log = Log(setup.run_dir, plan, first, setup.tensorboard)
-    with log, contextlib.closing(setup.batches(first)) as feed, explain_out_of_memory(plan, method):
-        missing = plan.knn_due(first) and not known  # of untrained weights, or cut short by a signal
-        if missing and not evaluate_online(setup, log, first, signals):
-            return False
+    first_step, online_is_logged = resume(setup)
+    log = Log(setup.run_dir, plan, first_step, setup.tensorboard)
+    with log, contextlib.closing(setup.batches(first_step)) as feed, explain_out_of_memory(plan, method):
+        # Untrained weights are evaluated too, and so is a step whose evaluation a signal cut short.
+        evaluating = plan.evaluates_online_after(first_step) and not online_is_logged
+        if evaluating and not evaluate_online(setup, log, first_step):
+            return Outcome.STOPPED
         clock.lap("starting")
-        clock.split()
-        for step, batch in enumerate(feed, start=first):
-            if step % plan.steps_per_epoch == 0 and not begin_epoch(setup, step, signals):
-                if step > first:
+        clock.split()  # belongs to no step
+
+        for step, batch in enumerate(feed, start=first_step):
+            # Once an epoch: DeepCluster-v2 assigns its clusters here, most methods do nothing.
+            if step % plan.steps_per_epoch == 0 and not start_epoch(setup, step, signals):
+                if step > first_step:
                     precision.raise_if_nonfinite(plan.lr_at)
                     save(setup, step)
-                return False
-            s, lr, out, norm = train_step(setup, step, batch)
-            done = step + 1
-            last = done == plan.total_steps
-            unhealthy = setup.watch.stopping if setup.watch else 0
-            stopping = distributed.all_reduce_max(
-                signals.status or unhealthy
-            )  # one look: a later signal is the next step's
-            logging = last or plan.is_time(plan.log_every_steps, done)
-            saving = last or stopping or plan.is_time(plan.save_every_steps, done)
-            if logging or saving or plan.knn_due(done):
+                return Outcome.STOPPED
+
+            # One optimizer step: forward, backward, clip, update, then the method's own state.
+            schedules, lr, output, grad_norm = train_step(setup, step, batch)
+            completed = step + 1
+            is_last = completed == plan.total_steps
+
+            # Every process must stop after the same step, so they agree on it here, once: a later signal is the next step's.
+            outcome = agree_to_stop(setup, signals)
+            logging = is_last or plan.is_time(plan.log_every_steps, completed)
+            saving = is_last or outcome or plan.is_time(plan.save_every_steps, completed)
+            evaluating = plan.evaluates_online_after(completed)
+
+            # On a GPU a loss that is not finite is noticed late: look before anything of this step is written.
+            if logging or saving or evaluating:
                 precision.raise_if_nonfinite(plan.lr_at)
             if logging:
                 skipped = {"skipped_steps": precision.skipped} if plan.precision == "fp16" else {}
-                values = {**scalars(out | {"grad_norm": norm}), "lr": lr, **s, **skipped}
-                log.record(done, values | shares(clock.split()))
+                values = {**scalars(output | {"grad_norm": grad_norm}), "lr": lr, **schedules, **skipped}
+                log.record(completed, values | shares(clock.split()))
             if saving:
                 log.flush()
-                save(setup, done)
+                save(setup, completed)
                 clock.lap("saving")
-            if stopping:
-                if plan.processes > 1 or stopping == unhealthy:
-                    signals.status = stopping  # another process's, perhaps, or no signal's at all
-                return False
-            if plan.knn_due(done):
-                complete = evaluate_online(setup, log, done, signals)
+            if outcome:
+                return outcome
+
+            # The checkpoint of an evaluation that a signal cuts short lets the resumed run do it again.
+            if evaluating:
+                complete = evaluate_online(setup, log, completed)
                 clock.lap("evaluation")
                 if not complete:
-                    save(setup, done)
-                    return False
-            if setup.watch and setup.watch.is_time(done, plan.steps_per_epoch):
+                    save(setup, completed)
+                    return Outcome.STOPPED
+
+            # A run that is beyond saving says so now, not at its end; the next step's agreement stops it.
+            if setup.watch and setup.watch.is_time(completed, plan.steps_per_epoch):
                 setup.watch.check()
-    return True
+    return Outcome.FINISHED
 
 
-def begin_epoch(setup: Setup, step: int, signals: Signals) -> bool:
-    """What a method does before the first step of an epoch, by the first process for all.
+def agree_to_stop(setup: Setup, signals: Signals) -> Outcome | None:
+    """Asks all processes whether to stop after this step; None to go on. A signal that reached one stops all."""
+    unhealthy = setup.watch.stopping if setup.watch else 0
+    status = distributed.all_reduce_max(signals.status or unhealthy)  # 130 and 143 are above UNHEALTHY
+    if not status:
+        return None
+    if status == UNHEALTHY:
+        return Outcome.UNHEALTHY
+    if setup.plan.processes > 1:
+        signals.status = status  # another process's, perhaps
+    return Outcome.STOPPED
 
-    False when a signal cut it short: all is then as it was before.
+
+def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float], float, dict[str, Any], Tensor]:
+    """Takes one optimizer step.
+
+    Returns the schedules' values, the learning rate, the method's output and the gradient's norm before clipping, ().
+    """
+    plan, method, optimizer, precision, clock = setup.plan, setup.method, setup.optimizer, setup.precision, setup.clock
+
+    # Schedules are pure functions of the step, so a resumed run needs none of their state.
+    schedules, lr = method.schedules(step), plan.lr_at(step)
+    for group in optimizer.param_groups:
+        group["lr"] = (lr if group["scheduled"] else plan.lr) * group["lr_scale"]
+        group["weight_decay"] = plan.weight_decay_at(step) * group["decay_scale"]
+    method.before_step(schedules)
+    clock.lap("optimizer")
+
+    # Forward and backward, by parts of the batch where it is accumulated; the loss is the mean of theirs.
+    precision.snapshot_batchnorm()
+    outputs = []
+    for part in batch.split(plan.accumulate_steps):
+        with precision.autocast():
+            output = method(part, schedules)
+        clock.lap("forward")
+        precision.scaler.scale(output["loss"] / plan.accumulate_steps).backward()
+        outputs.append({name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()})
+        clock.lap("backward")
+    output = merge_outputs(outputs)
+
+    # Every process calculated the same full loss on its own rows: the mean of their gradients is the loss's gradient.
+    distributed.average_gradients(method.parameters(), separate_statistics(method))
+    precision.unscale(optimizer)
+    method.after_backward(schedules)
+    grad_norm = clip(method, plan.clip_grad_norm)
+
+    # Queue, centre and teacher are written only after a step that counts.
+    if precision.should_step(step, lr, output["loss"], grad_norm, batch):
+        optimizer.step()
+        method.after_step(schedules, output.get("carry", {}))
+    optimizer.zero_grad(set_to_none=True)
+    clock.lap("optimizer")
+    return schedules, lr, output, grad_norm
+
+
+def start_epoch(setup: Setup, step: int, signals: Signals) -> bool:
+    """Lets the method begin an epoch, in the main process for all; returns False when a signal cut it short.
+
+    Its state and the generators are then as they were before.
     """
     method = setup.method
     if type(method).start_epoch is Method.start_epoch:
         return True
     state = method.state_dict()
 
-    def begun() -> bool:
-        before, drawn = {name: tensor.clone() for name, tensor in state.items()}, checkpoint.generators()
+    def start() -> bool:
+        state_before, generators_before = (
+            {name: tensor.clone() for name, tensor in state.items()},
+            checkpoint.generators(),
+        )
         try:
-            method.start_epoch(step // setup.plan.steps_per_epoch, replace(setup.embed, poll=signals.poll))
+            method.start_epoch(step // setup.plan.steps_per_epoch, setup.embed)
         except Interrupted:
             for name, tensor in state.items():
-                tensor.copy_(before[name])
-            checkpoint.restore_generators(drawn)
+                tensor.copy_(state_before[name])
+            checkpoint.restore_generators(generators_before)
             return False
         return True
 
-    complete = distributed.on_main_process(begun)
+    complete = distributed.on_main_process(start)
     distributed.broadcast_from_main(*state.values())
     setup.clock.lap("evaluation")
     signals.status = distributed.all_reduce_max(signals.status)
     return complete
 
 
-def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float], float, dict[str, Any], Tensor]:
-    """One optimizer step. Returns the schedules' values, the learning rate, the method's output and the gradient's norm."""
-    plan, method, optimizer, precision, clock = setup.plan, setup.method, setup.optimizer, setup.precision, setup.clock
-    s, lr = method.schedules(step), plan.lr_at(step)
-    for group in optimizer.param_groups:
-        group["lr"] = (lr if group["scheduled"] else plan.lr) * group["lr_scale"]
-        group["weight_decay"] = plan.weight_decay_at(step) * group["decay_scale"]
-    method.before_step(s)
-    clock.lap("optimizer")
-    precision.snapshot_batchnorm()
-    parts = []
-    for part in batch.split(plan.accumulate_steps):
-        with precision.autocast():
-            out = method(part, s)
-        clock.lap("forward")
-        precision.scaler.scale(out["loss"] / plan.accumulate_steps).backward()
-        parts.append({name: value.detach() if isinstance(value, Tensor) else value for name, value in out.items()})
-        clock.lap("backward")
-    out = merge_outputs(parts)
-    distributed.average_gradients(method.parameters(), separate_statistics(method))
-    precision.unscale(optimizer)
-    method.after_backward(s)
-    norm = clip(method, plan.clip_grad_norm)
-    if precision.should_step(step, lr, out["loss"], norm, batch):
-        optimizer.step()
-        method.after_step(s, out.get("carry", {}))
-    optimizer.zero_grad(set_to_none=True)
-    clock.lap("optimizer")
-    return s, lr, out, norm
+def evaluate_online(setup: Setup, log: Log, step: int) -> bool:
+    """Logs the online figures and pictures of a step; returns False when a signal cut it short.
+
+    The generators are as before, so that training goes on as if nothing had been looked at.
+    """
+
+    def evaluate() -> bool:
+        try:
+            if setup.online:
+                setup.online(setup.method, log, step)
+        except Interrupted:
+            return False
+        return True
+
+    generators_before = checkpoint.generators()
+    setup.method.eval()
+    try:
+        return distributed.on_main_process(evaluate)
+    finally:
+        setup.method.train()
+        checkpoint.restore_generators(generators_before)
 
 
 def resume(setup: Setup) -> tuple[int, bool]:
@@ -238,20 +207,24 @@ def resume(setup: Setup) -> tuple[int, bool]:
 
     Global generators are restored here, right before the first batch is asked for.
     """
-    found = distributed.on_main_process(lambda: checkpoint.continue_from(setup.run_dir))
+    newest = distributed.on_main_process(lambda: checkpoint.continue_from(setup.run_dir))
     torch.set_num_threads(setup.plan.threads)
-    if found is None:
+    if newest is None:
         distributed.on_main_process(lambda: cut_metrics(setup.run_dir, -1))
         print("  starting at step 0: no checkpoint yet", flush=True)
         if distributed.rank():  # dropout draws differently in every process; in the first as in a single one
             torch.manual_seed(torch.initial_seed() + distributed.rank())
         return 0, False
-    state = checkpoint.load(found, setup.method)
+
+    # Weights into existing tensors, then the optimizer's and the loss scale's state.
+    state = checkpoint.load(newest, setup.method)
     step, total = state["step"], setup.plan.total_steps
     if step > total:
-        raise checkpoint.CheckpointError(f"{found} is at step {step}, beyond the run's {total} steps")
+        raise checkpoint.CheckpointError(f"{newest} is at step {step}, beyond the run's {total} steps")
     setup.optimizer.load_state_dict(state["optimizer"])
     setup.precision.load(state)
+
+    # Bit for bit needs as many processes and threads as before; what cannot be had is said.
     processes, generators = len(state["generators"]), state["generators"]
     if processes != distributed.world_size():
         print(
@@ -260,16 +233,18 @@ def resume(setup: Setup) -> tuple[int, bool]:
     elif state["threads"] != setup.plan.threads:
         print(f"  {state['threads']} threads as the run began with, not {setup.plan.threads}: results depend on it")
         torch.set_num_threads(state["threads"])
-    kept = distributed.on_main_process(lambda: cut_metrics(setup.run_dir, step))
-    print(f"  resuming at step {step:,} of {total:,} ({found})", flush=True)
+
+    # What was logged after the checkpoint will be logged again.
+    records = distributed.on_main_process(lambda: cut_metrics(setup.run_dir, step))
+    print(f"  resuming at step {step:,} of {total:,} ({newest})", flush=True)
     checkpoint.restore_generators(generators[min(distributed.rank(), processes - 1)])
     if distributed.rank() >= processes:
         torch.manual_seed(step + distributed.rank())
-    return step, any(r["step"] == step and "rankme" in r for r in kept)
+    return step, any(r["step"] == step and "rankme" in r for r in records)
 
 
 def save(setup: Setup, step: int) -> None:
-    """One checkpoint for all processes, with the generators of each."""
+    """Writes one checkpoint for all processes, with the generators of each."""
     state = {
         "step": step,
         "optimizer": setup.optimizer.state_dict(),
@@ -280,30 +255,7 @@ def save(setup: Setup, step: int) -> None:
     distributed.on_main_process(lambda: checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last))
 
 
-def evaluate_online(setup: Setup, log: Log, step: int, signals: Signals) -> bool:
-    """The online figures and pictures of a step, without leaving a trace in the training.
-
-    False when a signal cut it short.
-    """
-
-    def measured() -> bool:
-        try:
-            if setup.online:
-                setup.online(setup.method, log, step, signals.poll)
-        except Interrupted:
-            return False
-        return True
-
-    before = checkpoint.generators()
-    setup.method.eval()
-    try:
-        return distributed.on_main_process(measured)
-    finally:
-        setup.method.train()
-        checkpoint.restore_generators(before)
-
-
-def scalars(out: dict[str, Any]) -> dict[str, float]:
-    """The loss and the metrics of a training step as numbers, fetched together."""
-    found = {name: value for name, value in out.items() if isinstance(value, Tensor) and value.ndim == 0}
-    return dict(zip(found, torch.stack([value.float() for value in found.values()]).tolist(), strict=True))
+def scalars(output: dict[str, Any]) -> dict[str, float]:
+    """Fetches the loss and the metrics of a training step as numbers, all in one transfer."""
+    tensors = {name: value for name, value in output.items() if isinstance(value, Tensor) and value.ndim == 0}
+    return dict(zip(tensors, torch.stack([value.float() for value in tensors.values()]).tolist(), strict=True))

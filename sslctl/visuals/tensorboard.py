@@ -1,7 +1,6 @@
 """What TensorBoard shows of a run beside its numbers: views, neighbours, the method's own pictures, a map of features."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslctl import signals
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.evaluation.knn import neighbours
@@ -38,10 +38,10 @@ class Board:
     total_steps: int
     workers: int
 
-    def __call__(self, writer, method: Method, step: int, seen: EmbeddedImages, poll: Callable[[], None]) -> None:
+    def __call__(self, writer, method: Method, step: int, embedded: EmbeddedImages) -> None:
         """Views at the start; what the method makes of images, and neighbours, at every look; a map of them at the end.
 
-        writer: a SummaryWriter. poll: may raise to abandon it.
+        writer: a SummaryWriter.
         """
         if self.source.gives == "global" and step == 0:  # the frames of a video are shown by its method
             rows = torch.arange(0, len(self.source), max(1, len(self.source) // PICTURED))[:PICTURED]
@@ -51,24 +51,27 @@ class Board:
             writer.add_image("pictures", made, step)
         if self.evaluation_source.gives == "tokens":
             return  # texts: there is nothing to see
-        writer.add_image("neighbours", self.neighbours(seen), step)
+        writer.add_image("neighbours", self.neighbours(embedded), step)
         if step == self.total_steps:
-            self.map(writer, step, seen, poll)
+            self.map(writer, step, embedded)
 
-    def neighbours(self, seen: EmbeddedImages) -> Tensor:
+    def neighbours(self, embedded: EmbeddedImages) -> Tensor:
         """(3, H, W): a few images and those most like them."""
-        count = min(PICTURED, seen.queries)
-        found = seen.queries + neighbours(seen.features[:count], seen.features[seen.queries :], NEIGHBOURS)[1]
-        places = torch.cat([torch.arange(count)[:, None], found], 1)  # (n, 1 + k) into seen
-        batches = clean_batches(self.evaluation_source, seen.rows[places.flatten()], **self._reading(0))
+        count = min(PICTURED, embedded.queries)
+        found = (
+            embedded.queries
+            + neighbours(embedded.features[:count], embedded.features[embedded.queries :], NEIGHBOURS)[1]
+        )
+        places = torch.cat([torch.arange(count)[:, None], found], 1)  # (n, 1 + k) into embedded
+        batches = clean_batches(self.evaluation_source, embedded.rows[places.flatten()], **self._reading(0))
         return sheet_of_neighbours(torch.cat(list(batches)).unflatten(0, places.shape))
 
-    def map(self, writer, step: int, seen: EmbeddedImages, poll: Callable[[], None]) -> None:
+    def map(self, writer, step: int, embedded: EmbeddedImages) -> None:
         """The embedding projector: features with thumbnails, labels where there are any, and names."""
-        source, rows = self.evaluation_source, seen.rows[:MAPPED]
+        source, rows = self.evaluation_source, embedded.rows[:MAPPED]
         images = []
         for batch in clean_batches(source, rows, **self._reading(self.workers)):
-            poll()
+            signals.check()
             images.append(thumbnails(batch))
         words, header = [_word(source.describe(row)) for row in rows.tolist()], None
         if source.labelled:
@@ -76,7 +79,7 @@ class Board:
             labels = [_word(source.classes[label]) for label in source.labels[rows].tolist()]
             words = [list(pair) for pair in zip(labels, words, strict=True)]
         shutil.rmtree(Path(writer.log_dir) / f"{step:05}", ignore_errors=True)  # of an end that was cut short
-        writer.add_embedding(mapped(seen.features[:MAPPED]), words, torch.cat(images), step, "features", header)
+        writer.add_embedding(mapped(embedded.features[:MAPPED]), words, torch.cat(images), step, "features", header)
 
     def _reading(self, workers: int) -> dict[str, int]:
         return {"resize": self.preprocess.resize, "batch_size": 256, "workers": workers}

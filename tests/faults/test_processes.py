@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from sslctl.runs import checkpoint
-from sslctl.runs import directory as rundir
+from sslctl.runs import checkpoint, claim
 from tests.training import (
     MOCO,
     STEPS,
@@ -100,7 +99,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(name, status, ran
     assert f"the same command continues {run}" in outcomes[0][1]
     assert "the same command continues" not in outcomes[1][1]
     assert steps_on_disk(run) == [5, 4]
-    assert not rundir.is_held(run)
+    assert not claim.is_held(run)
     assert "resuming at step 5 of 10" in pretrain_in(2, run, *FAILING)
     same_run(run, straight)
 
@@ -148,8 +147,8 @@ BAD = {
 
 @pytest.mark.parametrize("words", BAD)
 def test_bad_input_is_refused_by_all_processes(words, tmp_path):
-    rundir.make(tmp_path / "held")
-    lock = rundir.Lock(tmp_path / "held")
+    claim.make(tmp_path / "held")
+    lock = claim.Lock(tmp_path / "held")
     overrides = [word.format(folder=tmp_path) for word in (*MOCO[:2], "method.batchnorm_groups=1", *BAD[words])]
     outcomes = in_processes(said_by_pretrain, tmp_path / "run", *overrides)
     lock.release()
@@ -186,8 +185,8 @@ def test_a_batch_that_does_not_divide_is_refused_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_directory_in_use_is_refused_once(tmp_path):
-    rundir.make(tmp_path / "run")
-    lock = rundir.Lock(tmp_path / "run")
+    claim.make(tmp_path / "run")
+    lock = claim.Lock(tmp_path / "run")
     (line,) = refused(tmp_path)
     lock.release()
     assert f"{tmp_path / 'run'} is in use by pid {os.getpid()}" in line
@@ -199,7 +198,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(tmp_pat
         os.kill(children[1], signal.SIGKILL)
         ends(launcher, children, 1)
     assert "process 1 was killed by SIGKILL; the same command continues the run" in output(tmp_path)
-    assert not rundir.is_held(tmp_path / "run")
+    assert not claim.is_held(tmp_path / "run")
     with started(tmp_path, steps=3) as (launcher, children):
         launcher.send_signal(signal.SIGTERM)
         ends(launcher, children, 143)
@@ -235,7 +234,7 @@ def test_processes_end_with_a_killed_launcher(tmp_path):
     with started(tmp_path, steps=2) as (launcher, children):
         launcher.kill()
         launcher.wait()
-        wait_until(lambda: not (any(map(running, children.values())) or rundir.is_held(tmp_path / "run")), seconds=10)
+        wait_until(lambda: not (any(map(running, children.values())) or claim.is_held(tmp_path / "run")), seconds=10)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from sslctl.cli import main
 from sslctl.errors import InputError
 from sslctl.models.weights import read_weights
-from sslctl.runs import checkpoint
+from sslctl.runs import checkpoint, claim
 from sslctl.runs import directory as rundir
 from tests.training import (
     MOCO,
@@ -378,7 +378,7 @@ def test_a_setting_that_changes_no_weight_may_be_another(override, stopped, stra
 
 
 def test_a_directory_in_use_is_refused_with_its_holder(stopped, straight, capsys):
-    lock = rundir.Lock(stopped)
+    lock = claim.Lock(stopped)
     before = contents(stopped)
     assert pretrain(stopped, *WORDS) == 2
     assert f"pid {os.getpid()} on " in capsys.readouterr().err

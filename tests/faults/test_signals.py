@@ -13,9 +13,8 @@ import torch
 import sslctl.commands.pretrain
 from sslctl.data.loader import clean_batches
 from sslctl.factory.from_config import build_source
-from sslctl.runs import checkpoint
-from sslctl.runs import directory as rundir
-from sslctl.training.train import Interrupted, Signals
+from sslctl.runs import checkpoint, claim
+from sslctl.signals import Interrupted, Signals, check
 from tests.training import (
     SIMCLR,
     STEPS,
@@ -76,7 +75,7 @@ def test_a_signal_ends_the_run_after_the_step_with_its_status(number, status, tm
     assert "stopping after this step" in said
     assert f"the same command continues {tmp_path / 'run'}" in said
     assert [path.name for path in checkpoint.steps_on_disk(tmp_path / "run")] == ["step-3"]
-    assert not rundir.is_held(tmp_path / "run")
+    assert not claim.is_held(tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -88,12 +87,12 @@ def test_handlers_are_put_back_after_a_run(number, tmp_path):
 
 def test_signals_only_set_a_flag_until_a_second_interrupt():
     with Signals() as signals:
-        signals.poll()
+        check()
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.status == 143
         with pytest.raises(Interrupted):
-            signals.poll()
+            check()
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.status == 130
         with pytest.raises(KeyboardInterrupt):
@@ -157,11 +156,11 @@ def test_evaluation_workers_do_not_hold_the_lock(images, tmp_path):
     node = {"_target_": "sslctl.data.sources.folder", "root": str(images), "image_size": 16}
     source = build_source(OmegaConf.create({**node, "channels": 3, "memory_gb": 2}), "train")
     assert source.images is None
-    lock = rundir.Lock(tmp_path)
+    lock = claim.Lock(tmp_path)
     batches = clean_batches(source, torch.arange(60), resize=16, batch_size=4, workers=2)
     next(batches)
     lock.release()  # as the kernel does when the main process is killed
-    held = rundir.is_held(tmp_path)
+    held = claim.is_held(tmp_path)
     batches.close()
     assert not held
 

@@ -21,8 +21,7 @@ from torch import nn
 import sslctl.commands.pretrain
 from sslctl.cli import main
 from sslctl.factory.from_run import resolve_runs
-from sslctl.runs import checkpoint
-from sslctl.runs import directory as rundir
+from sslctl.runs import checkpoint, claim
 from tests.training import (
     MOCO,
     REPOSITORY,
@@ -347,8 +346,8 @@ def test_damaged_newer_checkpoints_do_not_push_out_the_one_just_written(tmp_path
 
 def test_evaluating_a_living_run_leaves_its_unfinished_checkpoint(tmp_path):
     save(tmp_path, 2)
-    rundir.start(tmp_path, {"seed": 0}, {}, {}, {}, "")
-    lock, unfinished = rundir.Lock(tmp_path), tmp_path / "checkpoints" / ".step-4.writing"
+    claim.describe(tmp_path, {"seed": 0}, {}, {}, {}, "")
+    lock, unfinished = claim.Lock(tmp_path), tmp_path / "checkpoints" / ".step-4.writing"
     unfinished.mkdir()
     (unfinished / "weights.safetensors").write_bytes(b"half")
     assert resolve_runs(str(tmp_path)) == [(tmp_path, tmp_path / "checkpoints" / "step-2")]

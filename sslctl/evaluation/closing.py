@@ -1,0 +1,49 @@
+"""The evaluation at the end of pretraining: kNN and linear, of the trained weights beside the random ones they began as."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslctl import signals
+from sslctl.data.sources import Source
+from sslctl.evaluation import subjects as who
+from sslctl.evaluation.knn import knn_records
+from sslctl.evaluation.linear import ProbeGrid, linear_records
+from sslctl.evaluation.provenance import origin_of
+from sslctl.evaluation.task import reader
+from sslctl.methods.base import Method
+from sslctl.models.preprocess import Preprocess
+from sslctl.runs.directory import RESULTS, read_lines
+from sslctl.training.plan import Plan
+
+
+def has_closing_results(run_dir: Path, plan: Plan, test: Source) -> bool:
+    """Tells whether every closing result is on disk: two subjects, two protocols, top-1 and of many classes top-5."""
+    records = [r for r in read_lines(run_dir / RESULTS) if r["details"].get("closing")]
+    measured = {(r["protocol"], r["subject"], r["metric"]) for r in records if r["step"] in (0, plan.total_steps)}
+    return len(measured) == 2 * 2 * (2 if len(test.classes) > 5 else 1)
+
+
+def closing_records(
+    config: Any,
+    run_dir: Path,
+    method: Method,
+    preprocess: Preprocess,
+    plan: Plan,
+    train: Source,
+    test: Source,
+) -> list[dict]:
+    """Measures the trained and the random weights on the test split by kNN and by a linear probe on all labels."""
+    grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
+    trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
+    both = [replace(made, origin=origin_of(run_dir, None, made.name)) for made in (trained, who.random(run_dir, None))]
+    read = reader(plan.device, config.trainer.workers, config.evaluation.cache_gb, signals.check)
+    records = []
+    for subject in both:
+        records += knn_records(subject, train, test, **config.evaluation.knn, read=read, poll=signals.check)
+        records += linear_records(subject, train, test, grid, None, 1, read, signals.check)
+    for entry in records:
+        entry["details"]["closing"] = True
+    return records

@@ -1,0 +1,41 @@
+"""Files and links that are whole or not there, wherever a kill falls."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a sibling to write to; it takes the place of `path` when the block ends, and is removed when that raises."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        yield temporary
+        with temporary.open("rb") as opened:
+            os.fsync(opened.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def point(link: Path, target: Path) -> None:
+    """Makes a symbolic link, or replaces the one that is there, in one step."""
+    temporary = link.with_name(f".{link.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def why_unwritable(path: Path) -> str | None:
+    """Says why a file or directory could not be made or written at `path`, None where it could; makes nothing."""
+    existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        return f"{existing} is not a directory"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"

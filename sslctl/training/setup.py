@@ -1,0 +1,115 @@
+"""What the loop is given: the method on its device, the optimizer over its parameters, and where the batches come from."""
+
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslctl.config.targets import bind
+from sslctl.data.batch import Batch
+from sslctl.data.loader import batches
+from sslctl.data.sources import Source
+from sslctl.errors import InputError
+from sslctl.factory.from_config import OPTIMIZER_OWN
+from sslctl.methods.base import Embed, Method
+from sslctl.models.batchnorm import synchronize_batchnorm
+from sslctl.ops.timing import Clock
+from sslctl.runs.health import Watch
+from sslctl.training.accumulation import refuse_inexact_accumulation
+from sslctl.training.logger import Log
+from sslctl.training.optim import parameter_groups
+from sslctl.training.plan import Plan
+from sslctl.training.precision import Precision, prepare_device
+from sslctl.views import ViewMaker
+
+OnlineEvaluation = Callable[[Method, Log, int], None]  # logs the figures and pictures of a step; a signal interrupts it
+
+
+@dataclass
+class Setup:
+    """Holds what fit() trains, with what, and where it leaves it."""
+
+    plan: Plan
+    method: Method
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    clock: Clock
+    batches: Callable[[int], Generator[Batch]]  # first step -> the batches from there to the last step
+    run_dir: Path
+    keep_last: int
+    tensorboard: bool
+    embed: Embed | None = None  # a function over all clean images
+    online: OnlineEvaluation | None = None  # the online evaluation
+    watch: Watch | None = None  # of the run's health, in the first process
+
+
+def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
+    """Builds a configuration's optimizer over a method's trained parameters, torch's fused one where there is one."""
+    target, arguments = bind(node, "optimizer", skip=OPTIMIZER_OWN, given=("params", "lr"))
+    groups = parameter_groups(
+        method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm, node.get("vector_lr_scale", 1.0)
+    )
+    if not groups:
+        raise InputError("nothing to train: no parameter of the method asks for a gradient")
+    fused = "fused" in inspect.signature(target).parameters and target is not torch.optim.SGD  # fails on thawed weights
+    if fused and "fused" not in node and plan.device.type in ("cpu", "cuda"):
+        arguments["fused"] = True
+    try:
+        return target(groups, lr=plan.lr, **arguments)
+    except ValueError as error:
+        raise InputError(f"optimizer: {error}") from error
+
+
+def set_up(
+    config: Any,
+    plan: Plan,
+    method: Method,
+    source: Source,
+    views: ViewMaker,
+    run_dir: Path,
+    embed: Embed | None = None,
+    online: OnlineEvaluation | None = None,
+    watch: Watch | None = None,
+) -> Setup:
+    """Prepares device, method, optimizer and batches for fit(). The method is moved to its device.
+
+    config: has the nodes optimizer and trainer, and seed.
+    """
+    prepare_device(plan.device, tf32=config.trainer.tf32, deterministic=config.trainer.deterministic)
+    synchronize_batchnorm(method)
+    method.to(plan.device).train()
+    if plan.channels_last:
+        method.to(memory_format=torch.channels_last)
+    refuse_inexact_accumulation(plan, method, config.trainer.accumulate_approximately)
+    if config.trainer.compile:
+        torch.compiler.reset()  # after a few other shapes, a sweep's earlier jobs, torch compiles no more and says little
+        for child in method.children():  # losses and what follows a schedule or a key stay outside the graphs
+            child.compile(dynamic=False)
+    clock = Clock(plan.device)
+    return Setup(
+        plan=plan,
+        method=method,
+        optimizer=build_optimizer(config.optimizer, method, plan),
+        precision=Precision(plan.precision, plan.device, method, source.describe),
+        clock=clock,
+        batches=lambda first: batches(
+            source,
+            views,
+            batch_size=plan.batch_size,
+            seed=config.seed,
+            first_step=first,
+            total_steps=plan.total_steps,
+            workers=config.trainer.workers,
+            device=plan.device,
+            clock=clock,
+        ),
+        run_dir=run_dir,
+        keep_last=config.trainer.keep_last,
+        tensorboard=config.trainer.tensorboard,
+        embed=embed,
+        online=online,
+        watch=watch,
+    )
