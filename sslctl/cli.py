@@ -65,14 +65,30 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE.format(verbs="\n".join(f"  {verb:<12} {words}" for verb, words in VERBS.items())))
         return 0
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"sslctl {version('sslctl')}")
+        print(_describe_version())
         return 0
     verb = arguments[0]
     if verb not in VERBS:
         return _refuse(InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"))
     return guarded(lambda: _verb(verb, arguments[1:]))
+
+
+def _describe_version() -> str:
+    """The versions of sslctl and torch and the device that a run takes by itself, in one line."""
+    from importlib.metadata import version
+
+    own = f"sslctl {version('sslctl')}"
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: one of its libraries does not load
+        return f"{own} (torch cannot be imported: {first_line(error)})"
+    from sslctl.distributed import default_threads
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = "mps" if torch.backends.mps.is_available() else f"cpu, {default_threads()} threads"
+    return f"{own} (torch {torch.__version__}, device {device})"
 
 
 def _verb(verb: str, words: list[str]) -> int:

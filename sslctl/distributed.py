@@ -51,6 +51,12 @@ def effective_world_size() -> int:
     return 1 if _alone else world_size()
 
 
+def default_threads() -> int:
+    """The CPUs that this process may use, shared among the processes; macOS tells only how many there are."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // world_size())
+
+
 def join(device: str) -> None:
     """Enters the group that the environment describes, if it does; all but the first process fall silent.
 

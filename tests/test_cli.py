@@ -6,6 +6,7 @@ import pickle
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from sslctl.cli import VERBS
 from sslctl.config.schema import CONFIGS, SCHEMAS
+from sslctl.training.plan import choose_device
 from tests.conftest import QUICK, write_images
 
 PLAN = (*QUICK, "plan_only=true")
@@ -313,8 +315,19 @@ def test_options_may_stand_between_overrides(cli):
     assert config["method"]["_target_"].endswith("SimCLR")
 
 
-def test_version_is_that_of_the_package(cli):
-    assert cli("--version").out == f"sslctl {version('sslctl')}\n"
+def test_version_names_the_package_torch_and_the_device(cli):
+    result = cli("--version")
+    device = torch.cuda.get_device_name() if choose_device("auto").type == "cuda" else choose_device("auto").type
+    assert result.out.startswith(f"sslctl {version('sslctl')} (torch {torch.__version__}, device {device}")
+    if device == "cpu":
+        assert result.out.endswith(f", device cpu, {len(os.sched_getaffinity(0))} threads)\n")
+
+
+def test_version_without_torch_says_so(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # its import fails
+    result = cli("--version")
+    assert result.status == 0
+    assert re.fullmatch(rf"sslctl {version('sslctl')} \(torch cannot be imported: .+\)\n", result.out)
 
 
 # --- Completion ---

@@ -1,6 +1,7 @@
 """Two processes train as one does: gathers, BatchNorm, every method, whole runs."""
 
 import contextlib
+import os
 
 import pytest
 import torch
@@ -173,6 +174,11 @@ def agreements_of_the_first():
         return distributed.gather(x) is x, distributed.all_reduce_max(3), distributed.all_gather_object(4)
 
     return distributed.on_main_process(alone)
+
+
+def test_threads_are_all_cpus_where_the_system_tells_no_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert distributed.default_threads() == os.cpu_count()
 
 
 def test_the_first_process_alone_asks_nobody():

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
     if plan.device.type == "cuda":
         memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB on the GPU"
     else:
-        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
+        memory = f"{peak / 2 ** (20 if sys.platform == 'darwin' else 10):,.0f} MiB"
     measured = ""
     if plan.knn_every_steps:
         began = time.monotonic()

@@ -1,6 +1,5 @@
 """The numbers of a run, computed once from its configuration and its data, and printed."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +140,7 @@ def make_plan(config: Any, source: Source) -> Plan:
         deterministic=trainer.deterministic,
         channels_last=trainer.channels_last,
         clip_grad_norm=trainer.clip_grad_norm,
-        threads=trainer.threads or max(1, len(os.sched_getaffinity(0)) // distributed.world_size()),
+        threads=trainer.threads or distributed.default_threads(),
         log_every_steps=trainer.log_every_steps,
         save_every_steps=every,
         knn_every_steps=max(1, round(knn_every * steps_per_epoch)) if knn_every else None,
