@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _describe_version() -> str:
-    """The versions of sslctl and torch and the device that a run takes by itself, in one line."""
+    """Describes in one line the versions of sslctl and torch and the device that a run takes by itself."""
     from importlib.metadata import version
 
     own = f"sslctl {version('sslctl')}"
@@ -120,7 +120,7 @@ def guarded(work: Callable[[], int | None]) -> int:
 
 
 def _worded(python: Callable, message: Warning, category: type[Warning], *place: Any) -> str:
-    """A warning of sslctl's own without the place in its code, others as Python shows them."""
+    """Formats a warning of sslctl's own without the place in its code, others as Python shows them."""
     if category.__module__.startswith("sslctl."):
         return f"sslctl: {message}\n"
     return python(message, category, *place)
@@ -190,7 +190,7 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
 
 
 def _complete(arguments: list[str]) -> int:
-    """Shell completion: the verbs, then Hydra's own completion of one verb's keys and choices."""
+    """Completes a line of the shell: the verbs, then Hydra's own completion of one verb's keys and choices."""
     flag = next(a for a in arguments if a in ("-sc", "--shell-completion"))
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
@@ -241,5 +241,5 @@ def end(status: int) -> None:
 
 
 def command() -> None:
-    """The installed `sslctl`."""
+    """Runs the installed `sslctl`."""
     end(main())

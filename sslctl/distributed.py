@@ -32,27 +32,27 @@ class OtherProcessFailed(Exception):
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that `sslctl` or torchrun started."""
+    """Tells whether this process is one of several that `sslctl` or torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def rank() -> int:
-    """The number of this process; 0 writes and prints."""
+    """Returns the number of this process; 0 writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def effective_world_size() -> int:
-    """The number of processes that share the batch at hand: in `on_main_process` the first has it for itself."""
+    """Returns how many processes share the batch at hand: in `on_main_process` the main one has it for itself."""
     return 1 if _alone else world_size()
 
 
 def default_threads() -> int:
-    """The CPUs that this process may use, shared among the processes; macOS tells only how many there are."""
+    """Counts the CPUs that this process may use, shared among the processes; macOS tells only how many there are."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // world_size())
 
@@ -95,7 +95,7 @@ def leave() -> None:
 
 
 def local_rows(count: int) -> slice:
-    """Which of `count` rows of a global batch are this process's."""
+    """Returns which of `count` rows of a global batch are this process's."""
     each = count // world_size()
     return slice(rank() * each, (rank() + 1) * each)
 
@@ -143,7 +143,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def average_gradients(parameters: Iterable[Tensor], others: Iterable[Tensor] = ()) -> None:
-    """The gradient of the global loss, in every process; and the mean of other tensors in the same message."""
+    """Makes the gradients, in every process, that of the global loss, and other tensors their mean, in the same message."""
     average([*(p.grad for p in parameters if p.grad is not None), *others])
 
 
@@ -151,14 +151,14 @@ def average_gradients(parameters: Iterable[Tensor], others: Iterable[Tensor] = (
 
 
 def broadcast_from_main(*tensors: Tensor) -> None:
-    """Makes tensors, in place, those of the first process."""
+    """Makes tensors, in place, those of the main process."""
     if effective_world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest of the processes' numbers."""
+    """Returns the largest of the processes' numbers."""
     if effective_world_size() == 1:
         return value
     number = torch.tensor(value)
@@ -167,7 +167,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """The processes' values (plain types and tensors), in their order."""
+    """Returns the processes' values (plain types and tensors), in their order."""
     if effective_world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -176,7 +176,7 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def on_main_process(function: Callable[[], Any]) -> Any:
-    """What the first process gets from a function, in every process. When it raises there, all processes stop."""
+    """Returns, in every process, what a function gives in the main one. When it raises there, all processes stop."""
     if world_size() == 1:
         return function()
     global _alone
@@ -201,7 +201,7 @@ def on_main_process(function: Callable[[], Any]) -> Any:
 
 
 def main_process_first(function: Callable[[], Any]) -> Any:
-    """Calls a function in the first process, then in the others: what the first one downloads, the others find."""
+    """Calls a function in the main process, then in the others: what it downloads, they find."""
     results = []
     on_main_process(lambda: results.append(function()))
     return results[0] if results else function()

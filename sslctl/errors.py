@@ -1,4 +1,4 @@
-"""InputError, Stopped, did-you-mean."""
+"""The errors that end a command with a short message, and the nearest right word for them."""
 
 import difflib
 import os
@@ -24,17 +24,17 @@ class InputError(Exception):
 
 
 def user_path(text: Any) -> Path:
-    """A path as a user writes it; ~ of a user who does not exist stays as it is."""
+    """Expands a path as a user writes it; ~ of a user who does not exist stays as it is."""
     return Path(os.path.expanduser(str(text)))
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or its kind where it says nothing."""
+    """Returns what an error says first, or its kind where it says nothing."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
-    """' (nearest: …)' for a message, or nothing when no choice is near."""
+    """Returns ' (nearest: …)' for a message, or '' when no choice is near."""
     near = difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
     return f" (nearest: {near[0]})" if near else ""

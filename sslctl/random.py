@@ -18,7 +18,7 @@ _MULTIPLY_2 = 0x94D049BB133111EB
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same 64 bits as `value`."""
+    """Returns the int64 with the same 64 bits as `value`."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
@@ -32,7 +32,7 @@ def mix_int(value: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """`mix_int` on an int64 tensor of any shape; int64 products wrap, right shifts are made logical by masks."""
+    """Applies `mix_int` to an int64 tensor of any shape; int64 products wrap, right shifts are made logical by masks."""
     x = x + _signed(_GAMMA)
     x = (x ^ ((x >> 30) & (_MASK >> 30))) * _signed(_MULTIPLY_1)
     x = (x ^ ((x >> 27) & (_MASK >> 27))) * _signed(_MULTIPLY_2)
@@ -40,7 +40,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def hash_name(name: str) -> int:
-    """64 bits of a name, the same in every process (Python's own hash is not)."""
+    """Returns 64 bits of a name, the same in every process (Python's own hash is not)."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
@@ -85,9 +85,9 @@ class Key:
         return self.bits(name, n).argsort(dim=1, stable=True)
 
     def select(self, rows: Tensor | slice) -> "Key":
-        """The key of a part of the batch. rows: indices, a slice or a mask over (B,)."""
+        """Returns the key of a part of the batch. rows: indices, a slice or a mask over (B,)."""
         return self.of(self.index[rows])
 
     def of(self, index: Tensor) -> "Key":
-        """The key of other images in the same epoch. index: (n,) int64."""
+        """Returns the key of other images in the same epoch. index: (n,) int64."""
         return Key(self.seed, self.epoch, index)

@@ -1,38 +1,42 @@
-"""Pure functions of the step."""
+"""Schedules: learning rate, weight decay, momenta and temperatures as pure functions of the step.
+
+A resumed run needs none of their state. The shapes of learning rates take the step, the length of the warm-up and the length
+of the run, all in optimizer steps, and give a factor of the peak.
+"""
 
 import math
 from dataclasses import dataclass
 
 
 def scaled_lr(base_lr: float, batch_size: int, scaling: str) -> float:
-    """The learning rate of a global batch; base_lr is per 256 images (Goyal et al. 2017; sqrt: SimCLR, appendix B.1)."""
+    """Returns the learning rate of a global batch; base_lr is per 256 images (Goyal et al. 2017; sqrt: SimCLR, appendix B.1)."""
     factors = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size / 256), "none": 1.0}
     return base_lr * factors[scaling]
 
 
 def constant(step: int, warmup: int, total: int) -> float:
-    """1, always."""
+    """Stays at 1."""
     return 1.0
 
 
 def step(step: int, warmup: int, total: int, every: int, gamma: float) -> float:
-    """Times gamma every so many steps."""
+    """Multiplies by gamma every so many steps."""
     return gamma ** (step // every)
 
 
 def multistep(step: int, warmup: int, total: int, milestones: list[int], gamma: float) -> float:
-    """Times gamma at each milestone."""
+    """Multiplies by gamma at each milestone."""
     return gamma ** sum(step >= milestone for milestone in milestones)
 
 
 def cosine(step: int, warmup: int, total: int, end: float) -> float:
-    """Half a cosine from 1 at the end of the warm-up to `end` at the end of the run (Loshchilov & Hutter 2017, eq. 5)."""
+    """Follows half a cosine from 1 at the end of the warm-up to `end` at the end of the run (Loshchilov & Hutter 2017, eq. 5)."""
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def cosine_restarts(step: int, warmup: int, total: int, end: float, period: int, growth: float) -> float:
-    """Cosines that begin anew after `period` steps, each `growth` times as long as the one before (SGDR, section 3)."""
+    """Follows cosines that begin anew after `period` steps, each `growth` times as long as the one before (SGDR, section 3)."""
     position, length = float(step - warmup), float(period)
     while position >= length:
         position, length = position - length, length * growth
@@ -67,10 +71,10 @@ class Schedule:
 
 
 def warmed_up(start: float, end: float, step: int, warmup_steps: int) -> float:
-    """From start to end in equal steps, then end: DINO's teacher temperature."""
+    """Goes from start to end in equal steps, then stays: DINO's teacher temperature."""
     return end if step >= warmup_steps else start + (end - start) * step / warmup_steps
 
 
 def cosine_between(start: float, end: float, step: int, total_steps: int) -> float:
-    """From start to end along half a cosine: teacher momenta, weight decays (BYOL, appendix; DINO)."""
+    """Goes from start to end along half a cosine: teacher momenta, weight decays (BYOL, appendix; DINO)."""
     return end + (start - end) * cosine(step, 0, total_steps, 0.0)

@@ -25,7 +25,7 @@ def _end_with_parent() -> None:
 
 
 def child(path: str) -> None:
-    """One process: the job that its parent wrote down."""
+    """Does the job that the parent process wrote down."""
     from sslctl.commands.pretrain import pretrain
 
     job = json.loads(Path(path).read_text())

@@ -45,7 +45,7 @@ def check(config: Any) -> None:
 
 
 def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[str]:
-    """What is wrong with one composition; empty when nothing is."""
+    """Lists what is wrong with one composition; empty when nothing is."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

@@ -1,4 +1,4 @@
-"""Evaluate."""
+"""sslctl evaluate: every protocol from one feature extraction."""
 
 from typing import Any
 

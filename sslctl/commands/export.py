@@ -1,4 +1,4 @@
-"""Export."""
+"""sslctl export: the backbone as a file of another library, loaded again and compared before it is handed out."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""Finetune."""
+"""sslctl finetune: the whole network on labels, beside the same network from scratch."""
 
 import functools
 from typing import Any

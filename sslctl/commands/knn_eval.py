@@ -1,4 +1,4 @@
-"""Knn eval."""
+"""sslctl knn-eval: weighted nearest neighbours on frozen features."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Linear eval."""
+"""sslctl linear-eval: a linear classifier on frozen features."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Pictures."""
+"""sslctl pictures: what a run's method makes of some images."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Report."""
+"""sslctl report: one HTML page over runs."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def _shown(run: Path, common: Path, count: int) -> str:
 
 
 def writable(out: Path) -> Path:
-    """Where the page is to go. Raises InputError for a name that is none of a page, or a place that cannot be written."""
+    """Returns where the page is to go. Raises InputError for a name that is none of a page, or a place that cannot be written."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out={out}: expected an .html file")
     if out.is_dir():

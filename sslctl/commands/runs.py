@@ -14,7 +14,7 @@ from sslctl.runs.health import findings, verdict
 
 
 def runs(config: Any) -> None:
-    """A table of the runs below a directory (runs/ unless named), and the command that continues each unfinished one."""
+    """Prints a table of the runs below a directory (runs/ unless named), and the command that continues each unfinished one."""
     words = config.ckpt if config.ckpt else ["runs"]
     roots = [user_path(w) for w in ([words] if isinstance(words, str) else words)]
     for root in roots:

@@ -1,4 +1,4 @@
-"""Views."""
+"""sslctl views: what the augmentation does to a dataset's images."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from sslctl.visuals.sheets import save, sheet_of_views, writable
 
 
 def views(config: Any) -> None:
-    """One row an image: the original, then for each epoch all its views."""
+    """Draws one row an image: the original, then for each epoch all its views."""
     out = writable(config.out)
     source = build_source(config.dataset, "train")
     if source.gives == "tokens":

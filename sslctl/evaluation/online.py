@@ -1,4 +1,4 @@
-"""Evaluation as a part of pretraining: kNN while it runs, the table at its end."""
+"""The evaluation while a run trains: kNN among its images, and figures that need no labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,0 +1,1 @@
+"""Backbones as files of other libraries."""

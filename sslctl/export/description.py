@@ -1,4 +1,4 @@
-"""Description."""
+"""The note beside an exported file: what it is and how to load it."""
 
 import hashlib
 from pathlib import Path

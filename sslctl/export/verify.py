@@ -1,4 +1,4 @@
-"""sslctl export: a backbone as a file for other programs, loaded again by its own loader and compared on real images."""
+"""The check of an exported file: loaded again by its own loader, its features compared on real images."""
 
 from dataclasses import dataclass
 from pathlib import Path

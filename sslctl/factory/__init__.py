@@ -1,0 +1,1 @@
+"""Objects from configurations and from run directories."""

@@ -1,4 +1,4 @@
-"""A run directory -> its config, data, method."""
+"""From a run directory to its configuration, data and method."""
 
 from pathlib import Path
 from typing import Any

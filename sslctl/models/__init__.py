@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, decoders, what they expect of an image, and weights from elsewhere."""

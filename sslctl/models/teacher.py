@@ -1,4 +1,4 @@
-"""Teacher."""
+"""A frozen teacher: the network that SEED and CompRess imitate."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Allocator."""
+"""The C library's allocator, told to keep what large tensors free."""
 
 import ctypes
 import functools
@@ -12,7 +12,7 @@ _KEPT = 1 << 30  # free bytes at the heap's end
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Freed blocks are used again instead of being returned to the system.
+    """Lets the C library use freed blocks again instead of returning them to the system.
 
     A step frees and asks for the same blocks over and over. Each time they come back from the system, every page of them
     faults: without this, views take twice as long and a training step on a CPU up to a third longer. The cost is that

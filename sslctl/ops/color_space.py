@@ -25,7 +25,7 @@ def lightness(images: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """The inverse of `rgb_to_lab`; colours that sRGB does not have are clipped."""
+    """Inverts `rgb_to_lab`; colours that sRGB does not have are clipped."""
     with torch.autocast(lab.device.type, enabled=False):
         lightness, a, b = lab.float().unbind(1)
         y = (lightness + 16) / 116

@@ -17,7 +17,7 @@ class Clock:
         self.began = self.last = time.monotonic()
 
     def lap(self, part: str) -> None:
-        """What has passed since the last lap belongs to this part."""
+        """Gives what has passed since the last lap to this part."""
         now = time.monotonic()
         if self.on_gpu:
             event = torch.cuda.Event(enable_timing=True)
@@ -42,12 +42,12 @@ PARTS = ("data", "views", "forward", "backward", "optimizer", "evaluation", "sav
 
 
 def shares(seconds: dict[str, float]) -> dict[str, float]:
-    """Each part's share of the whole, under the names that are logged: time_data, …"""
+    """Returns each part's share of the whole, under the names that are logged: time_data, …"""
     whole = sum(seconds.values())
     return {f"time_{part}": seconds[part] / whole for part in PARTS if part in seconds} if whole else {}
 
 
 def format_shares(seconds: dict[str, float]) -> str:
-    """'views 4 %, forward 38 %, …'"""
+    """Formats the shares of the whole: 'views 4 %, forward 38 %, …'"""
     whole = sum(seconds.values()) or 1.0
     return ", ".join(f"{part} {100 * seconds[part] / whole:.0f} %" for part in PARTS if part in seconds)

@@ -91,7 +91,7 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file with each tensor contiguous and each storage once; the aliases are listed in its metadata."""
+    """Writes a safetensors file with each tensor contiguous and each storage once; its metadata list the aliases."""
     seen: dict[tuple, str] = {}
     stored, aliases = {}, {}
     for name, tensor in tensors.items():
@@ -106,7 +106,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, with the aliases that `save_tensors` listed."""
+    """Reads the tensors of a safetensors file, with the aliases that `save_tensors` listed."""
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -116,7 +116,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+    """Reads what a safetensors file says of itself."""
     from safetensors import safe_open
 
     try:
@@ -147,13 +147,13 @@ def _size(path: Path) -> int:
 
 
 def steps_on_disk(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, valid or not."""
+    """Lists the checkpoints of a run, newest first, valid or not."""
     found = (run_dir / "checkpoints").glob("step-*")
     return sorted((p for p in found if p.name[5:].isdigit()), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step of checkpoints/step-N."""
+    """Returns the N of checkpoints/step-N."""
     return int(path.name[5:])
 
 
@@ -171,7 +171,7 @@ def verify(path: Path) -> None:
 
 
 def newest_valid(run_dir: Path) -> Path | None:
-    """The newest checkpoint that verifies, with a warning for each that does not."""
+    """Finds the newest checkpoint that verifies, with a warning for each that does not."""
     for path in steps_on_disk(run_dir):
         try:
             verify(path)
@@ -189,7 +189,7 @@ def remove_leftovers(run_dir: Path) -> None:
 
 
 def continue_from(run_dir: Path) -> Path | None:
-    """The checkpoint that a run goes on from, after removing what a kill left half done."""
+    """Finds the checkpoint that a run goes on from, after removing what a kill left half done."""
     remove_leftovers(run_dir)
     return newest_valid(run_dir)
 
@@ -219,7 +219,7 @@ _DAMAGED += (AssertionError, struct.error)
 
 
 def load_pickle(path: Path) -> Any:
-    """A torch file of tensors and plain types. Anything that would run code is refused."""
+    """Reads a torch file of tensors and plain types. Anything that would run code is refused."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles, which are refused anyway
@@ -232,7 +232,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """One line for each kind of difference between two sets of named tensors; empty when all match."""
+    """Describes each kind of difference between two sets of named tensors in a line; empty when all match."""
     lines = []
     for words, names in (
         ("missing", expected.keys() - found.keys()),
@@ -258,7 +258,7 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
 
 
 def generators() -> dict[str, Any]:
-    """The state of every global generator (dropout and drop path draw from them), as plain types."""
+    """Returns the state of every global generator (dropout and drop path draw from them), as plain types."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {

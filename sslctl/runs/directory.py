@@ -19,7 +19,7 @@ STOPPED = "stopped.json"  # why training ended early, where it was not a signal
 
 
 def read_config(run_dir: Path) -> dict:
-    """config.yaml of a run, as plain values."""
+    """Reads config.yaml of a run, as plain values."""
     try:
         config = yaml.safe_load((run_dir / CONFIG).read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a number may depend on."""
+    """Returns the versions that a number may depend on."""
     from importlib.metadata import version
 
     names = ("sslctl", "torch", "torchvision", "timm", "numpy")
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(command: str) -> dict[str, Any]:
-    """Where and with what a run was started."""
+    """Describes where and with what a run was started."""
     return {
         "command": command,
         "cwd": os.getcwd(),
@@ -62,7 +62,7 @@ def now() -> str:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The records of a .jsonl file; a last line cut off by a kill is left out."""
+    """Reads the records of a .jsonl file; a last line cut off by a kill is left out."""
     if not path.exists():
         return []
     records = []
@@ -95,7 +95,7 @@ def is_run(path: Path) -> bool:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run directories at or below a path, sorted; links such as runs/latest count once."""
+    """Lists the run directories at or below a path, sorted; links such as runs/latest count once."""
     if is_run(path):
         return [path.resolve()]
     return sorted(config.parent.resolve() for config in path.rglob(CONFIG) if is_run(config.parent))

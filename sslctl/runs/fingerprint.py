@@ -1,4 +1,4 @@
-"""Fingerprint."""
+"""The fingerprint of a run: what of its configuration can change a weight."""
 
 import hashlib
 import json

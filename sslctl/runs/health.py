@@ -32,7 +32,7 @@ LOOK_STEPS = 1000  # a run is looked at after every epoch, and at least so often
 
 
 def read_run_facts(run: Path) -> RunFacts:
-    """From config.yaml and environment.json. Raises InputError where they cannot be read."""
+    """Reads them from config.yaml and environment.json. Raises InputError where these cannot be read."""
     config, environment = rundir.read_config(run), rundir.read_json(run / rundir.ENVIRONMENT)
     facts, scheduler = environment["facts"], config["scheduler"]
     warmup = scheduler.get("warmup_steps") or round((scheduler.get("warmup_epochs") or 0) * facts["steps_per_epoch"])
@@ -41,12 +41,12 @@ def read_run_facts(run: Path) -> RunFacts:
         total_steps=facts["total_steps"],
         warmup_steps=warmup,
         prototypes=config["method"].get("prototypes"),
-        **{"num_classes": facts["num_classes"], **environment.get("known", {})},  # of a run begun earlier: less
+        **{"num_classes": facts["num_classes"], **environment.get("known", {})},
     )
 
 
 def findings(run: Path) -> list[Finding]:
-    """What there is to say about a run, the worst first; one `ok`, or `early`, where nothing is wrong.
+    """Lists what there is to say about a run, the worst first; one `ok`, or `early`, where nothing is wrong.
 
     Raises InputError for a directory whose files cannot be read.
     """
@@ -61,17 +61,17 @@ def findings(run: Path) -> list[Finding]:
 
 
 def verdict(found: list[Finding]) -> Finding:
-    """The worst of some findings."""
+    """Returns the worst of some findings."""
     return max(found, key=lambda finding: LEVELS.index(finding.level))
 
 
 def as_line(finding: Finding) -> str:
-    """A finding as commands print it."""
+    """Formats a finding as commands print it."""
     return f"{'health' if finding.level in ('ok', 'early') else finding.level}: {finding.sentence}"
 
 
 def judge(records: list[dict], known: RunFacts, results: Iterable[dict] = ()) -> list[Finding]:
-    """`findings` from the records of metrics.jsonl and results.jsonl."""
+    """Lists the `findings` that the records of metrics.jsonl and results.jsonl show."""
     logged = History(records, known)
     found = [finding for rule in RULES if (finding := rule(logged))]
     worse = _against_random(list(results))
@@ -94,7 +94,7 @@ def _sorted(found: list[Finding]) -> list[Finding]:
 
 
 def judge_features(records: list[dict], told: Iterable[Finding] = ()) -> list[Finding]:
-    """What label-free results say of trained and of foreign weights, beside what is told of them already, the worst first.
+    """Lists what label-free results say of trained and of foreign weights, beside what is told of them already, the worst first.
 
     records: of one evaluation; those of random weights in it, if any, are what the others began with. One `ok` where
     nothing is wrong. told: the findings of a run; a symptom that is among them is not said again.
@@ -125,7 +125,7 @@ def _setting(result: dict, name: str):
 
 
 def _spread(std: dict | None, dim: int | None) -> float | None:
-    """√D times the std, as training logs it."""
+    """Returns √D times the std, as training logs it."""
     return std["value"] * dim**0.5 if std and dim else None
 
 
@@ -143,7 +143,7 @@ def _against_random(results: list[dict]) -> list[tuple[str, float, float]]:
 
 
 def _online(logged: History) -> tuple[str, float, float] | None:
-    """The same of the run's own kNN among its training images."""
+    """Compares the run's own kNN among its training images with that of its first weights."""
     values = logged.series("knn")
     if len(values) < 2 or values[0][0] != 0 or values[-1][1] >= values[0][1] - KNN_NOISE:
         return None
@@ -151,7 +151,7 @@ def _online(logged: History) -> tuple[str, float, float] | None:
 
 
 def _protocol(result: dict) -> tuple:
-    """All that two results must share to be compared."""
+    """Returns all that two results must share to be compared."""
     settings = result["params"] if isinstance(result.get("params"), dict) else {"k": result["details"].get("k")}
     names = ("protocol", "dataset", "split", "features", "labels")
     return (*(result.get(name) for name in names), json.dumps(settings, sort_keys=True))
@@ -162,7 +162,7 @@ def _counts(result: dict) -> bool:
 
 
 def _early(logged: History, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
-    """The one sentence before anything is judged. worse: as `_against_random`, the first is said. sound: no rule fired."""
+    """Writes the one sentence before anything is judged. worse: as `_against_random`, the first is said. sound: no rule fired."""
     words = f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed"
     if logged.past_settling and sound:
         words += "; no collapse so far"
@@ -173,7 +173,7 @@ def _early(logged: History, worse: list[tuple[str, float, float]], sound: bool) 
 
 
 def _healthy(logged: History) -> Finding:
-    """The one sentence where nothing is wrong."""
+    """Writes the one sentence where nothing is wrong."""
     words, losses = [], logged.epochs("loss")
     if losses:
         words.append(f"loss {losses[0][1]:.4g} → {losses[-1][1]:.4g}")
@@ -207,7 +207,7 @@ class Watch:
         self.stopping, self.reason = 0, ""
 
     def is_time(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether a run is looked at after `step` completed steps."""
+        """Tells whether a run is looked at after `step` completed steps."""
         return step % min(steps_per_epoch, LOOK_STEPS) == 0
 
     def check(self) -> None:

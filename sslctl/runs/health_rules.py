@@ -41,7 +41,7 @@ LATE = 0.9  # share of the run: schedules of momenta reach 1 at its last step
 
 
 def features_collapsed(spread: float, dim: int | None, untrained: float | None = None) -> Finding | None:
-    """All features in one place (SimSiam, arXiv:2011.10566, section 4.1). spread: √D times their std; untrained: at first."""
+    """Finds all features in one place (SimSiam, arXiv:2011.10566, section 4.1). spread: √D times their std."""
     bad, near = FEATURES_BAD, FEATURES_NEAR
     if untrained is not None and untrained < near:
         bad = near = AS_UNTRAINED * untrained
@@ -49,14 +49,14 @@ def features_collapsed(spread: float, dim: int | None, untrained: float | None =
 
 
 def _of_unit_rows(spread: float, dim: int | None = None) -> str:
-    """√D times the std in words, or the std itself where the number of dimensions is known."""
+    """Words √D times the std, or the std itself where the number of dimensions is known."""
     if dim:
         return f"std {spread / dim**0.5:.2g}, healthy is about {dim**-0.5:.2g}"
     return f"√D·std {spread:.2g}, healthy is about 1"
 
 
 def _low_spread(what: str, spread: float, bad: float, near: float, words: str) -> Finding | None:
-    """What is spread less than it should be. words: how much that is."""
+    """Finds what is spread less than it should be. words: how much that is."""
     if spread >= near:
         return None
     if spread < bad:
@@ -65,7 +65,7 @@ def _low_spread(what: str, spread: float, bad: float, near: float, words: str) -
 
 
 def few_directions(rank: float, dim: int | None, untrained: float | None = None) -> Finding | None:
-    """Features along very few directions (RankMe, arXiv:2210.02885): fewer than any should, or than untrained ones had."""
+    """Finds features along very few directions (RankMe, arXiv:2210.02885): fewer than any should, or than untrained ones had."""
     bad, near, before = RANK_BAD, RANK_NEAR, ""
     if untrained is not None:
         beyond = max(0.0, untrained - 1)
@@ -83,7 +83,7 @@ def few_directions(rank: float, dim: int | None, untrained: float | None = None)
 
 
 def _collapse(logged: History) -> Finding | None:
-    """The worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions,
+    """Finds the worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions,
     embeddings."""
     if not logged.past_settling:
         return None
@@ -106,13 +106,13 @@ def _collapse(logged: History) -> Finding | None:
 
 
 def _worst(found: Iterable[Finding | None]) -> Finding | None:
-    """The first bad one, else the first."""
+    """Returns the first bad one, else the first."""
     found = [finding for finding in found if finding]
     return next((finding for finding in found if finding.level == "bad"), found[0] if found else None)
 
 
 def _rank(logged: History) -> Finding | None:
-    """`few_directions`, twice in a row."""
+    """Applies `few_directions` where two evaluations in a row agree."""
     ranks = logged.latest("rankme", 2)
     if not logged.past_settling or not logged.confirmed(ranks):
         return None
@@ -120,7 +120,7 @@ def _rank(logged: History) -> Finding | None:
 
 
 def _frozen_teacher(logged: History) -> Finding | None:
-    """A teacher that never moves: a random network to imitate (BYOL, arXiv:2006.07733, table 5a: 18.8 % against 72.5 %)."""
+    """Finds a teacher that never moves: a random network to imitate (BYOL, arXiv:2006.07733, table 5a: 18.8 % against 72.5 %)."""
     since, total = None, logged.known.total_steps
     for step, momentum in reversed(logged.series("teacher_momentum")):
         if momentum < 1:
@@ -133,7 +133,7 @@ def _frozen_teacher(logged: History) -> Finding | None:
 
 
 def _loss_plateau(logged: History) -> Finding | None:
-    """A loss at the value of outputs that say nothing, or where it began."""
+    """Finds a loss at the value of outputs that say nothing, or where it began."""
     losses, length = logged.series("loss"), logged.known.steps_per_epoch
     recent = sum(step > logged.step - SETTLING_EPOCHS * length for step, _ in losses)
     count = min(max(ENOUGH, recent), len(losses) // 3)  # of a window: the first, one in the middle, the latest
@@ -157,12 +157,12 @@ def _loss_plateau(logged: History) -> Finding | None:
 
 
 def _levels_agree(levels: list[float], count: int, noise: float) -> bool:
-    """Whether levels of `count` values each differ by no more than chance."""
+    """Tells whether levels of `count` values each differ by no more than chance."""
     return max(levels) - min(levels) <= max(UNMOVED * abs(levels[0]), CHANCE * noise * (2 / count) ** 0.5)
 
 
 def _trend(values: list[float]) -> float:
-    """How surely a series rises (above 0) or falls, in standard deviations of the Mann-Kendall test."""
+    """Measures how surely a series rises (above 0) or falls, in standard deviations of the Mann-Kendall test."""
     size = -(-len(values) // BLOCKS)
     means = [fmean(values[start : start + size]) for start in range(0, len(values), size)]
     signs = sum((after > before) - (after < before) for before, after in combinations(means, 2))
@@ -171,12 +171,12 @@ def _trend(values: list[float]) -> float:
 
 
 def _noise(values: list[float]) -> float:
-    """The standard deviation of values around a slow course, from the median step between neighbours."""
+    """Estimates the standard deviation of values around a slow course, from the median step between neighbours."""
     return median(abs(after - before) for before, after in pairwise(values)) / (0.6745 * 2**0.5)
 
 
 def _rising_loss(logged: History) -> Finding | None:
-    """A loss that has left its range, or had fallen and rises again: from where it has settled, queues are full by then."""
+    """Finds a loss that has left its range, or had fallen and rises again: from where it has settled, queues are full by then."""
     losses = logged.epochs("loss")
     settled = [loss for epoch, loss in losses if epoch * logged.known.steps_per_epoch >= logged.needed]
     if len(settled) < 2 * SETTLING_EPOCHS:
@@ -196,7 +196,7 @@ def _rising_loss(logged: History) -> Finding | None:
 
 
 def _neighbours(logged: History) -> Finding | None:
-    """kNN below that of untrained features, or well below its best."""
+    """Finds kNN below that of untrained features, or well below its best."""
     values = logged.series("knn")
     if not logged.past_warmup or len(values) < 3 or not logged.known.num_classes:
         return None
@@ -217,7 +217,7 @@ def _neighbours(logged: History) -> Finding | None:
 
 
 def _learns(logged: History) -> bool:
-    """Whether kNN is clearly above that of untrained features: then no figure of the loss is bad beyond doubt."""
+    """Tells whether kNN is clearly above that of untrained features: then no figure of the loss is bad beyond doubt."""
     values, untrained = logged.latest("knn", 2), logged.untrained("knn")
     return bool(values and untrained is not None) and (
         min(values) - untrained > min(KNN_CLEAR, KNN_ERRORS * (1 - untrained))
@@ -225,7 +225,7 @@ def _learns(logged: History) -> bool:
 
 
 def _entropy(logged: History) -> Finding | None:
-    """A teacher that says the same of all images, or one prototype each (DINO, arXiv:2104.14294, section 5.3)."""
+    """Finds a teacher that says the same of all images, or one prototype each (DINO, arXiv:2104.14294, section 5.3)."""
     values, known = logged.last("teacher_entropy", 3), logged.known
     if not logged.past_warmup or not values or not known.prototypes:
         return None
@@ -241,7 +241,7 @@ def _entropy(logged: History) -> Finding | None:
 
 
 def _skipped(logged: History) -> Finding | None:
-    """fp16 steps that overflowed."""
+    """Finds too many fp16 steps that overflowed."""
     skipped = (logged.last("skipped_steps", 1) or [0])[0]
     if skipped <= SKIPPED_STEPS + SKIPPED * logged.step:
         return None
@@ -250,7 +250,7 @@ def _skipped(logged: History) -> Finding | None:
 
 
 def _vanished_gradient(logged: History) -> Finding | None:
-    """A gradient that is nothing beside what it was."""
+    """Finds a gradient that is nothing beside what it was."""
     norms = [norm for _, norm in logged.series("grad_norm")]
     if not logged.past_warmup or len(norms) < 6:
         return None

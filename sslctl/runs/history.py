@@ -19,9 +19,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run before its first step. uninformative_loss: of outputs that say nothing; feature_dim: D of features.
+    """Holds what is known of a run before its first step.
 
-    num_classes: of the images that kNN is asked about; majority: the share of the largest class among them.
+    uninformative_loss: of outputs that say nothing of an image; feature_dim: D of features. num_classes: of the images that
+    kNN is asked about; majority: the share of the largest class among them.
     """
 
     steps_per_epoch: int
@@ -35,14 +36,14 @@ class RunFacts:
 
     @property
     def chance(self) -> float:
-        """The accuracy of whoever sees no image."""
+        """Returns the accuracy of whoever sees no image."""
         return max(1 / self.num_classes, self.majority)
 
 
 class History:
-    """The records of a run.
+    """Gives access to the records of a run.
 
-    begun: whether it is old enough for a collapse to be one. settled: whether it is for everything else.
+    past_settling: whether it is old enough for a collapse to be one. past_warmup: whether it is for everything else.
     """
 
     def __init__(self, records: list[dict], known: RunFacts):
@@ -53,27 +54,27 @@ class History:
         self.past_settling, self.past_warmup = self.step >= self.earliest, self.step >= self.needed
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of everything logged under a name."""
+        """Returns (step, value) of everything logged under a name."""
         return [(r["step"], r[name]) for r in self.records if name in r]
 
     def last(self, name: str, count: int) -> list[float]:
-        """The last values, `count` of them or fewer."""
+        """Returns the last values, `count` of them or fewer."""
         return [value for _, value in self.series(name)[-count:]]
 
     def latest(self, name: str, count: int) -> list[float]:
-        """`last` of what was logged since the run has begun."""
+        """Returns the last values of what was logged since the run has settled down."""
         return [value for step, value in self.series(name) if step >= self.earliest][-count:]
 
     def confirmed(self, evaluated: list[float]) -> bool:
-        """Whether figures of the online evaluation are no passing state: two in a row, or the run's last."""
+        """Tells whether figures of the online evaluation are no passing state: two in a row, or the run's last."""
         return len(evaluated) > 1 or (len(evaluated) == 1 and self.progress >= 1)
 
     def untrained(self, name: str) -> float | None:
-        """The value of the weights that the run began with, where it was measured."""
+        """Returns the value of the weights that the run began with, where it was measured."""
         return next((value for step, value in self.series(name) if step == 0), None)
 
     def epochs(self, name: str) -> list[tuple[float, float]]:
-        """(epoch, mean) of each epoch that has a record; the unfinished last one is left out."""
+        """Returns (epoch, mean) of each epoch that has a record; the unfinished last one is left out."""
         length, values = self.known.steps_per_epoch, {}
         for step, value in self.series(name):
             values.setdefault(math.ceil(step / length), []).append(value)

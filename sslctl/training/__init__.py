@@ -1,0 +1,1 @@
+"""Training: the plan, the one loop, and what it stands on."""

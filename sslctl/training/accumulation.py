@@ -13,13 +13,13 @@ from sslctl.training.plan import Plan
 
 
 def accumulation_blockers(method: Method) -> list[str]:
-    """Why the parts of a batch, one after the other, do not add up to the batch; empty where they do."""
+    """Returns the reasons why the parts of a batch, one after the other, are not the batch; empty where they are."""
     batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
     return [reason for reason in (method.batch_coupling, batchnorm) if reason]
 
 
 def explain_out_of_memory(plan: Plan, method: Method) -> contextlib.AbstractContextManager:
-    """In it, running out of memory ends in a line that says what would fit."""
+    """Turns, while it lasts, torch's errors about memory into one line that says what would fit."""
     return out_of_memory_message(
         plan.batch_size, plan.processes, plan.accumulate_steps, not accumulation_blockers(method)
     )
@@ -38,7 +38,7 @@ def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool)
 
 
 def merge_outputs(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The output of a whole batch from those of its equal parts: means of losses and metrics, carries put together."""
+    """Puts together the output of a whole batch from those of its equal parts: losses and metrics averaged, carries joined."""
     if len(parts) == 1:
         return parts[0]
     whole = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0] if name != "carry"}

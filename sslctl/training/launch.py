@@ -59,7 +59,7 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
 
 @contextlib.contextmanager
 def _forwarded(children: list[subprocess.Popen]):
-    """While this lasts, SIGTERM and SIGINT to this process go to all children and not to it. Yields those that came."""
+    """Sends SIGTERM and SIGINT on to all children while it lasts, instead of obeying them. Yields the list of those that came."""
     sent = []
 
     def forward(number: int, _) -> None:

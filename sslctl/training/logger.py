@@ -91,7 +91,7 @@ class Log:
 
 
 def duration(seconds: float) -> str:
-    """93 -> '1:33'; 7384 -> '2:03:04'."""
+    """Formats a time: 93 -> '1:33'; 7384 -> '2:03:04'."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"

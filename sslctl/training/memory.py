@@ -1,4 +1,4 @@
-"""Memory: an allocator that keeps what tensors free, and a plain word when there is not enough."""
+"""Running out of memory, said in one line with what would fit."""
 
 import contextlib
 from collections.abc import Iterator

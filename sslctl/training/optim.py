@@ -1,4 +1,4 @@
-"""Parameter groups, LARS, and schedules as pure functions of the step."""
+"""Parameter groups, LARS and clipping."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def parameter_groups(
     groups: list[dict], weight_decay: float, exclude_bias_and_norm: bool, vector_lr_scale: float = 1.0
 ) -> list[dict]:
-    """A method's groups for an optimizer: parameters that ask for no gradient (teachers) are left out.
+    """Turns a method's groups into an optimizer's; parameters that ask for no gradient (teachers) are left out.
 
     exclude_bias_and_norm: biases and norms become groups of their own, without weight decay and without LARS, with
     vector_lr_scale times the learning rate. decay_scale: what the weight decay of a step is multiplied with, in each group.
@@ -69,13 +69,9 @@ class LARS(torch.optim.Optimizer):
 
     @staticmethod
     def _ratios(weights: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
-        """r of each weight, (); the same few operations for all of them."""
+        """Calculates r of each weight, (), by the same few operations for all of them."""
         w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))  # (tensors,)
         return list(torch.where((w > 0) & (g > 0), trust * w / g, 1.0).unbind())
-
-
-# --- Schedules: factors of the learning rate as functions of the step ---
-# Each takes the step, the length of the warm-up and the length of the run, all in optimizer steps.
 
 
 def clip(method: nn.Module, limit: float | None) -> Tensor:

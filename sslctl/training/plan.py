@@ -44,7 +44,7 @@ class Plan:
     knn_every_steps: int | None
 
     def facts(self, num_classes: int) -> Facts:
-        """What the method may know of it."""
+        """Returns what a method may know of its data and its run."""
         return Facts(
             channels=self.channels,
             image_size=self.image_size,
@@ -56,15 +56,15 @@ class Plan:
         )
 
     def is_time(self, every: int | None, step: int) -> bool:
-        """Whether something that happens every so many steps happens after `step` completed steps."""
+        """Tells whether something that happens every so many steps happens after `step` completed steps."""
         return bool(every) and step % every == 0
 
     def evaluates_online_after(self, step: int) -> bool:
-        """Whether the online evaluation is due after `step` completed steps: as often as asked, and at the end."""
+        """Tells whether the online evaluation is due after `step` completed steps: as often as asked, and at the end."""
         return self.is_time(self.knn_every_steps, step) or (bool(self.knn_every_steps) and step == self.total_steps)
 
     def lines(self) -> list[str]:
-        """The plan in words, one line a subject."""
+        """Describes the plan, a line a subject."""
         schedule = self.schedule
         return [
             f"data       {self.source}",
@@ -81,11 +81,11 @@ class Plan:
         ]
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Returns the learning rate of a step."""
         return self.lr * self.schedule(step)
 
     def weight_decay_at(self, step: int) -> float:
-        """The weight decay of a step: along half a cosine where it has an end of its own (DINO, section 3.2)."""
+        """Returns the weight decay of a step: along half a cosine where it has an end of its own (DINO, section 3.2)."""
         start, end = self.weight_decay
         return start if end is None else cosine_between(start, end, step, self.schedule.length)
 
@@ -148,7 +148,7 @@ def make_plan(config: Any, source: Source) -> Plan:
 
 
 def _fitting(images: int) -> int:
-    """A batch size that so few images fill at least four times, where there are as many."""
+    """Suggests a batch size that so few images fill at least four times, where there are as many."""
     return max(1, 1 << max(0, (images // 4).bit_length() - 1))
 
 
@@ -198,7 +198,7 @@ def _in_steps(settings: dict, name: str, lengths: dict[str, int]) -> int | list[
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: CUDA, then MPS, then the CPU. Raises InputError for one that is not there."""
+    """Returns a device by its name; auto is CUDA, then MPS, then the CPU. Raises InputError for one that is not there."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if there[d])

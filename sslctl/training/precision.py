@@ -18,7 +18,7 @@ class NonFiniteError(RuntimeError):
 
 
 def prepare_device(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
-    """Process-wide settings of torch. tf32: for convolutions only, products in losses stay fp32."""
+    """Makes torch's process-wide settings. tf32: for convolutions only, products in losses stay fp32."""
     torch.use_deterministic_algorithms(deterministic)
     if device.type != "cuda":
         return
@@ -32,8 +32,9 @@ class Precision:
     """Runs forward passes in a precision and decides which steps count.
 
     fp32, bf16: a step whose loss or gradient is not finite stops the run. On a CPU at once, before optimizer, teacher
-    and queue. On a GPU, which is not waited for, the first such step is noted there and found by the next `look`, before
-    anything is logged or saved. fp16: such a step is skipped, the loss scale halved; 20 in a row stop the run.
+    and queue. On a GPU, which is not waited for, the first such step is noted there and found by the next
+    `raise_if_nonfinite`, before anything is logged or saved. fp16: such a step is skipped, the loss scale halved; 20 in a
+    row stop the run.
     """
 
     def __init__(self, name: str, device: torch.device, method: Method, describe: Callable[[int], str]):
@@ -49,16 +50,16 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def snapshot_batchnorm(self) -> None:
-        """Before a step's forward: an overflow there would stay in BatchNorm's running statistics for good."""
+        """Remembers BatchNorm's running statistics: an overflow in the forward pass would stay in them for good."""
         self.before = [tensor.clone() for tensor in self.statistics]
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients of the loss itself."""
+        """Takes the loss scale out of the gradients."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
 
     def should_step(self, step: int, lr: float, loss: Tensor, norm: Tensor, batch: Batch) -> bool:
-        """Whether the optimizer may take the step. norm: of the unscaled gradients. Raises NonFiniteError."""
+        """Tells whether the optimizer may take the step. norm: of the unscaled gradients. Raises NonFiniteError."""
         if self.device.type == "cuda" and not self.scaler.is_enabled():
             self._note(step, loss, norm, batch)
             return True
@@ -88,7 +89,7 @@ class Precision:
         self.first = tuple(torch.where(bad, new, old) for new, old in zip(now, self.first, strict=True))
 
     def raise_if_nonfinite(self, lr_of: Callable[[int], float]) -> None:
-        """Raises NonFiniteError when a step since the last look was not finite; waits for the GPU."""
+        """Raises NonFiniteError when a step since the last call was not finite; waits for the GPU."""
         if self.first is None:
             return
         step = int(self.first[0])

@@ -1,4 +1,4 @@
-"""sslctl pictures: what a method makes of some images, side by side."""
+"""Pictures of a method: what it makes of a few images, side by side."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ _GAP = 4  # pixels around words
 
 @torch.no_grad()
 def draw(method: Method, source: Source, views: ViewMaker, *, seed: int, images: int) -> dict[str, Tensor]:
-    """A method's pictures of training images spread over the dataset, in eval mode: name -> (n, C, h, w) in [0, 1].
+    """Lets a method draw training images spread over the dataset, in eval mode: name -> (n, C, h, w) in [0, 1].
 
     Of texts, the batch's targets hold "spelt": what each token is written as.
     """
@@ -36,13 +36,13 @@ def draw(method: Method, source: Source, views: ViewMaker, *, seed: int, images:
 
 
 def sheet_of(method: Method, source: Source, views: ViewMaker, *, seed: int, images: int) -> Tensor | None:
-    """The picture of `draw` for TensorBoard; None where a method has nothing to show."""
+    """Makes one picture of `draw` for TensorBoard; None where a method has nothing to show."""
     shown = draw(method, source, views, seed=seed, images=images)
     return sheet(shown) if shown else None
 
 
 def sheet(shown: dict[str, Tensor]) -> Tensor:
-    """name -> (n, C, h, w) in [0, 1]; returns (3, H, W): a row an image, the names above the columns.
+    """Arranges pictures, name -> (n, C, h, w) in [0, 1], as one (3, H, W): a row an image, the names above the columns.
 
     What is not square is words, which are shown as large as they were written.
     """

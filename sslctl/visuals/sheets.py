@@ -1,4 +1,4 @@
-"""sslctl views: a picture of what the augmentation does to the dataset's images."""
+"""Pictures of views: what the augmentation makes of a few images, in one sheet."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def sheet_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int,
 
 
 def lines_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int, draws: int) -> list[list[Tensor]]:
-    """For each of the images at `rows`: the original, then for each epoch all its views, (C, h, w) in [0, 1]."""
+    """Yields for each of the images at `rows` the original, then for each epoch all its views, (C, h, w) in [0, 1]."""
     lines = []
     for row in rows.tolist():
         image = source.read(row)
@@ -36,7 +36,7 @@ def lines_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int,
 
 
 def writable(out: str | Path) -> Path:
-    """Where a picture is to go. Raises InputError for a name that is none of a picture, or a folder that cannot be made."""
+    """Returns where a picture goes. Raises InputError for a name that is none of a picture, or a folder that cannot be made."""
     path = user_path(out)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"out={path}: expected a .png or .jpg file")

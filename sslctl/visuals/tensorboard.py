@@ -67,7 +67,7 @@ class Board:
         return sheet_of_neighbours(torch.cat(list(batches)).unflatten(0, places.shape))
 
     def map(self, writer, step: int, embedded: EmbeddedImages) -> None:
-        """The embedding projector: features with thumbnails, labels where there are any, and names."""
+        """Writes the embedding projector: features with thumbnails, labels where there are any, and names."""
         source, rows = self.evaluation_source, embedded.rows[:MAPPED]
         images = []
         for batch in clean_batches(source, rows, **self._reading(self.workers)):
@@ -102,5 +102,5 @@ def thumbnails(images: Tensor) -> Tensor:
 
 
 def _word(text: str) -> str:
-    """A text that stays in its cell of a table with tabs."""
+    """Replaces what would take a text out of its cell of a table with tabs."""
     return " ".join(text.split())
