@@ -22,7 +22,7 @@ def check(config: Any) -> None:
 
     directories = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
     own = Prepared(config_dirs=[d for d in directories if d != CONFIGS])
-    found, count = [], 0
+    mistakes, count = [], 0
     for verb in SCHEMAS:
         combinations = [[]]
         if verb == "pretrain":
@@ -38,9 +38,9 @@ def check(config: Any) -> None:
             where = f"{verb} {' '.join(choice)}".strip()
             problems = problems_of(verb, compose_choices, own, choice)
             print(f"{'ok      ' if not problems else 'wrong   '}{where}")
-            found += [f"{where}: {p}" for p in problems]
-    if found:
-        raise InputError(*found)
+            mistakes += [f"{where}: {p}" for p in problems]
+    if mistakes:
+        raise InputError(*mistakes)
     print(f"{count} configurations compose, and every signature binds")
 
 

@@ -23,9 +23,9 @@ def pictures(config: Any) -> None:
         source = build_source(with_tokenizer(settings.dataset, run), "train")
         method = load_method(run)
         step = checkpoint.load(path, method)["step"]
-        shown = draw(method, source, views_of(settings, source, method), seed=config.seed, images=config.images)
-        if not shown:
+        columns = draw(method, source, views_of(settings, source, method), seed=config.seed, images=config.images)
+        if not columns:
             raise InputError(f"{run}: method={settings.names.method} has no pictures to show")
-        save(sheet(shown), out)
+        save(sheet(columns), out)
         what = "texts" if source.gives == "tokens" else "images"
-        print(f"{out}: {len(next(iter(shown.values())))} {what} at step {step:,}: {', '.join(shown)}")
+        print(f"{out}: {len(next(iter(columns.values())))} {what} at step {step:,}: {', '.join(columns)}")

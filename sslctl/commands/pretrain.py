@@ -316,5 +316,5 @@ def save_evaluated_backbone(config: Any, setup: Setup, preprocess: Preprocess) -
         features = feature_names(method, preprocess)[0]
         found = find_backbone(method, lambda images: method.features(images)[features], preprocess)
     backbone, pool = found or (method.backbone, {})
-    about = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
-    save_backbone(setup.run_dir / rundir.BACKBONE, backbone, with_pooling(node, pool), preprocess, **about)
+    metadata = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
+    save_backbone(setup.run_dir / rundir.BACKBONE, backbone, with_pooling(node, pool), preprocess, **metadata)

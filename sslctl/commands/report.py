@@ -16,10 +16,10 @@ def report(config: Any) -> None:
     """Writes the page and says where it is."""
     if not config.ckpt:
         raise InputError("no run to report on: sslctl report runs/latest")
-    found = dict(resolve_runs(config.ckpt))
-    common = Path(os.path.commonpath([run if len(found) == 1 else run.parent for run in found]))
+    checkpoints = dict(resolve_runs(config.ckpt))
+    common = Path(os.path.commonpath([run if len(checkpoints) == 1 else run.parent for run in checkpoints]))
     out = writable(user_path(config.out) if config.out else common / "report.html")
-    runs = [read_run(run, path, _shown(run, common, len(found))) for run, path in found.items()]
+    runs = [read_run(run, path, _shown(run, common, len(checkpoints))) for run, path in checkpoints.items()]
     compare.refuse_other_datasets(runs)
     text = page(runs, common, config)
     write_text(out, text)

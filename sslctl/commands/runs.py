@@ -15,19 +15,19 @@ from sslctl.runs.health import findings, verdict
 
 def runs(config: Any) -> None:
     """Prints a table of the runs below a directory (runs/ unless named), and the command that continues each unfinished one."""
-    words = config.ckpt if config.ckpt else ["runs"]
-    roots = [user_path(w) for w in ([words] if isinstance(words, str) else words)]
+    directories = config.ckpt if config.ckpt else ["runs"]
+    roots = [user_path(w) for w in ([directories] if isinstance(directories, str) else directories)]
     for root in roots:
         if not root.is_dir():
             raise InputError(f"no runs: {root} is not a directory (sslctl runs DIR looks elsewhere)")
-    found = list(dict.fromkeys(run for root in roots for run in rundir.find_runs(root)))
-    if not found:
+    run_dirs = list(dict.fromkeys(run for root in roots for run in rundir.find_runs(root)))
+    if not run_dirs:
         print(f"no runs below {', '.join(map(str, roots))}")
         return
     table, resumable = Table(), []
     for column in ("run", "status", "epoch", "kNN %", "verdict", "size"):
         table.add_column(column, justify="left" if column in ("run", "status", "verdict") else "right")
-    for run in found:
+    for run in run_dirs:
         status, epoch, knn = _state(run)
         worst = verdict(findings(run))
         health = {"warn": f"{worst.rule} (warn)", "early": "too early"}.get(worst.level, worst.rule)

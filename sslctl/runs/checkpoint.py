@@ -78,8 +78,8 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
         ) from error
     point(run_dir / "last", Path("checkpoints") / final.name)
     older = [path for path in steps_on_disk(run_dir) if step_of(path) <= step]
-    beyond = [path for path in steps_on_disk(run_dir) if step_of(path) > step]  # damaged: the run resumed before them
-    for old in older[keep_last:] + beyond:
+    later = [path for path in steps_on_disk(run_dir) if step_of(path) > step]  # damaged: the run resumed before them
+    for old in older[keep_last:] + later:
         try:
             leaving = old.with_name(f".{old.name}.removing")
             shutil.rmtree(leaving, ignore_errors=True)
@@ -148,8 +148,8 @@ def _size(path: Path) -> int:
 
 def steps_on_disk(run_dir: Path) -> list[Path]:
     """Lists the checkpoints of a run, newest first, valid or not."""
-    found = (run_dir / "checkpoints").glob("step-*")
-    return sorted((p for p in found if p.name[5:].isdigit()), key=step_of, reverse=True)
+    directories = (run_dir / "checkpoints").glob("step-*")
+    return sorted((p for p in directories if p.name[5:].isdigit()), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -165,9 +165,9 @@ def verify(path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{manifest} ({_size(manifest)} bytes) cannot be read: {error}") from error
     for name in (_WEIGHTS, _STATE):
-        expected, found = files.get(name), path / name
-        if not found.exists() or _digest(found) != expected:
-            raise CheckpointError(f"{found} ({_size(found)} bytes) is not what was written there")
+        expected, file = files.get(name), path / name
+        if not file.exists() or _digest(file) != expected:
+            raise CheckpointError(f"{file} ({_size(file)} bytes) is not what was written there")
 
 
 def newest_valid(run_dir: Path) -> Path | None:
@@ -231,21 +231,21 @@ def load_pickle(path: Path) -> Any:
         ) from error
 
 
-def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+def compare(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
     """Describes each kind of difference between two sets of named tensors in a line; empty when all match."""
     lines = []
     for words, names in (
-        ("missing", expected.keys() - found.keys()),
-        ("unexpected", found.keys() - expected.keys()),
+        ("missing", expected.keys() - tensors.keys()),
+        ("unexpected", tensors.keys() - expected.keys()),
     ):
         if names:
             lines.append(
                 f"  {len(names)} tensors {words}: {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}"
             )
     shapes = [
-        f"{n}: {tuple(found[n].shape)} found, {tuple(expected[n].shape)} expected"
-        for n in sorted(found.keys() & expected.keys())
-        if found[n].shape != expected[n].shape
+        f"{n}: {tuple(tensors[n].shape)} found, {tuple(expected[n].shape)} expected"
+        for n in sorted(tensors.keys() & expected.keys())
+        if tensors[n].shape != expected[n].shape
     ]
     if shapes:
         lines.append(

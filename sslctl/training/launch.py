@@ -107,6 +107,6 @@ def _verdict(children: list[subprocess.Popen], first: int | None, scratch: Path)
         status = max(1, children[first].returncode)
     if first == 0 or children[0].returncode == status == 2:  # its message is on the terminal already
         raise ProcessFailed("", status)
-    words = (scratch / f"errors-{first}").read_text().strip().splitlines()
-    words = [line.removeprefix("sslctl: ") for line in words if line.startswith("sslctl: ")] or words[-1:]
-    raise ProcessFailed("\n".join([f"process {first} failed:", *words]), status)
+    errors = (scratch / f"errors-{first}").read_text().strip().splitlines()
+    errors = [line.removeprefix("sslctl: ") for line in errors if line.startswith("sslctl: ")] or errors[-1:]
+    raise ProcessFailed("\n".join([f"process {first} failed:", *errors]), status)

@@ -68,19 +68,19 @@ class Log:
             self.writer.flush()
 
     def _words(self, values: dict[str, float]) -> str:
-        words = []
+        parts = []
         for name, label, form in (
             ("loss", "loss", ".3f"),
             ("lr", "lr", ".2g"),
             ("images_per_second", "images/s", ",.0f"),
         ):
             if name in values:
-                words.append(f"{label} {values[name]:{form}}")
+                parts.append(f"{label} {values[name]:{form}}")
         if "knn" in self.latest:
-            words.append(f"kNN {self.latest['knn']:.1%}")
+            parts.append(f"kNN {self.latest['knn']:.1%}")
         elif "rankme" in self.latest:
-            words.append(f"RankMe {self.latest['rankme']:.1f}")
-        return "  ".join(words)
+            parts.append(f"RankMe {self.latest['rankme']:.1f}")
+        return "  ".join(parts)
 
     def _eta(self, step: int) -> str:
         done = step - self.first_step

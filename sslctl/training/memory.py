@@ -17,8 +17,12 @@ def out_of_memory_message(batch_size: int, processes: int, accumulate_steps: int
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        words = str(error)
-        if not isinstance(error, MemoryError) and "out of memory" not in words and "can't allocate memory" not in words:
+        message = str(error)
+        if (
+            not isinstance(error, MemoryError)
+            and "out of memory" not in message
+            and "can't allocate memory" not in message
+        ):
             raise
         each = batch_size // processes
         parts = [n for n in range(2 * accumulate_steps, each + 1) if each % n == 0][:1]
@@ -27,8 +31,8 @@ def out_of_memory_message(batch_size: int, processes: int, accumulate_steps: int
             way = (
                 way[:-2] + " trainer.accumulate_approximately=true (its batches are then other ones for this method), "
             )
-        said = (words.splitlines() or [type(error).__name__])[0][:120]  # Python's own error has no words
+        first_line = (message.splitlines() or [type(error).__name__])[0][:120]  # Python's own error has no words
         raise OutOfMemory(
             f"out of memory with trainer.batch_size={batch_size}: try {way}a smaller trainer.batch_size, or"
-            f" trainer.precision=bf16. The checkpoints are whole. ({said})"
+            f" trainer.precision=bf16. The checkpoints are whole. ({first_line})"
         ) from error

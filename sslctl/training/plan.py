@@ -185,8 +185,8 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
 
 def _in_steps(settings: dict, name: str, lengths: dict[str, int]) -> int | list[int] | None:
     """Takes a duration out of a scheduler's settings: the first that is given in a unit of these lengths in steps."""
-    given = {unit: settings.pop(f"{name}_{unit}", None) for unit in lengths}
-    unit, value = next(((unit, value) for unit, value in given.items() if value is not None), ("steps", None))
+    durations = {unit: settings.pop(f"{name}_{unit}", None) for unit in lengths}
+    unit, value = next(((unit, value) for unit, value in durations.items() if value is not None), ("steps", None))
     if value is None:
         return None
     many = isinstance(value, list)

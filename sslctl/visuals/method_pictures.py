@@ -37,18 +37,20 @@ def draw(method: Method, source: Source, views: ViewMaker, *, seed: int, images:
 
 def sheet_of(method: Method, source: Source, views: ViewMaker, *, seed: int, images: int) -> Tensor | None:
     """Makes one picture of `draw` for TensorBoard; None where a method has nothing to show."""
-    shown = draw(method, source, views, seed=seed, images=images)
-    return sheet(shown) if shown else None
+    columns = draw(method, source, views, seed=seed, images=images)
+    return sheet(columns) if columns else None
 
 
-def sheet(shown: dict[str, Tensor]) -> Tensor:
+def sheet(pictures: dict[str, Tensor]) -> Tensor:
     """Arranges pictures, name -> (n, C, h, w) in [0, 1], as one (3, H, W): a row an image, the names above the columns.
 
     What is not square is words, which are shown as large as they were written.
     """
-    columns = [torch.cat([_shown(image.detach().float().cpu()) for image in images], 1) for images in shown.values()]
-    words = equally_high([written(plain(name), column.shape[2]) for name, column in zip(shown, columns, strict=True)])
-    return torch.cat([torch.cat(words, 2), torch.cat(columns, 2)], 1)
+    columns = [torch.cat([_shown(image.detach().float().cpu()) for image in images], 1) for images in pictures.values()]
+    heads = equally_high(
+        [written(plain(name), column.shape[2]) for name, column in zip(pictures, columns, strict=True)]
+    )
+    return torch.cat([torch.cat(heads, 2), torch.cat(columns, 2)], 1)
 
 
 def _shown(image: Tensor) -> Tensor:

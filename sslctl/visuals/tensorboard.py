@@ -46,9 +46,9 @@ class Board:
         if self.source.gives == "global" and step == 0:  # the frames of a video are shown by its method
             rows = torch.arange(0, len(self.source), max(1, len(self.source) // PICTURED))[:PICTURED]
             writer.add_image("views", sheet_of_views(self.source, self.views, rows, seed=self.seed, draws=DRAWS), step)
-        made = sheet_of(method, self.source, self.views, seed=self.seed, images=PICTURED)
-        if made is not None:
-            writer.add_image("pictures", made, step)
+        sheet = sheet_of(method, self.source, self.views, seed=self.seed, images=PICTURED)
+        if sheet is not None:
+            writer.add_image("pictures", sheet, step)
         if self.evaluation_source.gives == "tokens":
             return  # texts: there is nothing to see
         writer.add_image("neighbours", self.neighbours(embedded), step)
@@ -58,11 +58,11 @@ class Board:
     def neighbours(self, embedded: EmbeddedImages) -> Tensor:
         """(3, H, W): a few images and those most like them."""
         count = min(PICTURED, embedded.queries)
-        found = (
+        nearest = (
             embedded.queries
             + neighbours(embedded.features[:count], embedded.features[embedded.queries :], NEIGHBOURS)[1]
         )
-        places = torch.cat([torch.arange(count)[:, None], found], 1)  # (n, 1 + k) into embedded
+        places = torch.cat([torch.arange(count)[:, None], nearest], 1)  # (n, 1 + k) into embedded
         batches = clean_batches(self.evaluation_source, embedded.rows[places.flatten()], **self._reading(0))
         return sheet_of_neighbours(torch.cat(list(batches)).unflatten(0, places.shape))
 
@@ -73,13 +73,13 @@ class Board:
         for batch in clean_batches(source, rows, **self._reading(self.workers)):
             signals.check()
             images.append(thumbnails(batch))
-        words, header = [_word(source.describe(row)) for row in rows.tolist()], None
+        texts, header = [_word(source.describe(row)) for row in rows.tolist()], None
         if source.labelled:
             header = ["label", "image"]  # of one column alone, TensorBoard takes none
             labels = [_word(source.classes[label]) for label in source.labels[rows].tolist()]
-            words = [list(pair) for pair in zip(labels, words, strict=True)]
+            texts = [list(pair) for pair in zip(labels, texts, strict=True)]
         shutil.rmtree(Path(writer.log_dir) / f"{step:05}", ignore_errors=True)  # of an end that was cut short
-        writer.add_embedding(mapped(embedded.features[:MAPPED]), words, torch.cat(images), step, "features", header)
+        writer.add_embedding(mapped(embedded.features[:MAPPED]), texts, torch.cat(images), step, "features", header)
 
     def _reading(self, workers: int) -> dict[str, int]:
         return {"resize": self.preprocess.resize, "batch_size": 256, "workers": workers}
