@@ -243,9 +243,7 @@ def logged_steps(run_dir: Path) -> int:
 def in_processes(function: Callable, *arguments: Any, count: int = 2, seconds: float = 60) -> list[Any]:
     """What a module's function returns in each of so many gloo processes; fails where one of them raises or hangs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["sslctl.commands.pretrain", "sklearn.datasets", "torch._inductor", "tests.training"]
-    )
+    context.set_forkserver_preload(["sslctl.commands.pretrain", "timm", "torch._dynamo", "tests.training"])
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / str(rank) for rank in range(count)]
         workers = [

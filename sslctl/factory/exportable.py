@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sslctl.methods.base import Method
 from sslctl.models.backbones import Backbone
 from sslctl.models.preprocess import Preprocess, TextPreprocess
+from sslctl.models.vit import timm_if_imported
 
 # Of timm.create_model, for vision transformers: the mean of the patches' tokens, normed before.
 MEAN = {"global_pool": "avg", "fc_norm": False}
@@ -46,10 +47,8 @@ def with_pooling(node: dict, pool: dict[str, Any]) -> dict:
 
 def _mean_pooled(backbone: Backbone) -> Backbone | None:
     """A copy that gives the mean of the patches' tokens, where timm's model has such a thing under the same weights."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    model = getattr(backbone.network, "model", None)
-    if not isinstance(model, VisionTransformer) or not isinstance(model.fc_norm, nn.Identity):
+    model, timm = getattr(backbone.network, "model", None), timm_if_imported()
+    if not timm or not isinstance(model, timm.models.VisionTransformer) or not isinstance(model.fc_norm, nn.Identity):
         return None
     copied = copy.deepcopy(backbone)
     copied.network.model.global_pool = MEAN["global_pool"]

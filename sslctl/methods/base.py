@@ -7,12 +7,12 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from sslctl.data.batch import Batch
 from sslctl.distributed import gather
 from sslctl.models.backbones import Backbone
+from sslctl.models.vit import timm_if_imported
 
 __all__ = [
     *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
@@ -172,11 +172,11 @@ def teacher_of(module: nn.Module) -> nn.Module:
 
     It stays in train mode: its BatchNorm keeps running statistics of its own.
     """
-    teacher = copy.deepcopy(module).requires_grad_(False)
+    teacher, timm = copy.deepcopy(module).requires_grad_(False), timm_if_imported()
     for part in teacher.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        elif isinstance(part, DropPath):
+        elif timm and isinstance(part, timm.layers.DropPath):
             part.drop_prob = 0.0
     return teacher
 

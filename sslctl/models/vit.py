@@ -1,6 +1,8 @@
 """What masked methods ask of timm's vision transformers: hidden patches, tokens of some patches only, fixed positions."""
 
+import sys
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,11 @@ from torch import Tensor, nn
 NEEDED = (
     "this method needs a vision transformer: backbone=small_vit, or backbone=timm backbone.model=vit_small_patch16_224"
 )
+
+
+def timm_if_imported() -> ModuleType | None:
+    """Returns timm, or None in a process that has no module of its classes. Importing it takes as long as torch."""
+    return sys.modules.get("timm")
 
 
 def require_vit(network: nn.Module) -> nn.Module:
