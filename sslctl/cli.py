@@ -127,11 +127,48 @@ def _worded(python: Callable, message: Warning, category: type[Warning], *place:
 
 
 def _run(verb: str, prepared: overrides.Prepared) -> int:
-    """Hands one verb's arguments to Hydra and turns Hydra's errors into sslctl's."""
-    import hydra
+    """Composes one verb's configuration and does its job, or leaves both to Hydra where it is more than one plain job."""
+    if not prepared.is_plain:
+        return _run_hydra(verb, prepared)
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    try:  # hydra.main would compose twice, first to find out whether it is a sweep
+        config = explain.compose_choices(verb, prepared, prepared.overrides, with_hydra=True)
+    except Exception as error:
+        raise explain.explain(verb, prepared, error) from error
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    try:
+        _do_job(verb, config)
+    finally:
+        HydraConfig.instance().cfg = None
+    return 0
+
+
+def _do_job(verb: str, config: Any) -> None:
+    """Checks a composed configuration and calls the verb's function with it."""
     from omegaconf.errors import OmegaConfBaseException
 
-    schema_name = verb.replace("-", "_")
+    name = verb.replace("-", "_")
+    try:
+        problems = mistakes(SCHEMAS[name], config)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise InputError(explain.located(error)) from error
+    if problems:
+        raise InputError(*problems)
+    overrides.refuse_unpinned_method(config)
+    try:
+        getattr(importlib.import_module(f"sslctl.commands.{name}"), name)(config)
+    except SystemExit as stop:
+        raise RuntimeError(f"the job called sys.exit({stop.code})") from stop
+
+
+def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
+    """Hands one verb's arguments to Hydra (a sweep, --help, --cfg …) and turns Hydra's errors into sslctl's."""
+    import hydra
+
     register_schemas()
     failures: list[tuple[str, Exception]] = []
     started = False
@@ -147,18 +184,8 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
         if sweeping:
             print(f"── job {HydraConfig.get().job.num}: {words}", flush=True)
         try:
-            try:
-                found = mistakes(SCHEMAS[schema_name], config)
-            except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-                raise InputError(explain.located(error)) from error
-            if found:
-                raise InputError(*found)
-            overrides.refuse_unpinned_method(config)
-            module = importlib.import_module(f"sslctl.commands.{schema_name}")
-            getattr(module, schema_name)(config)
-        except (Exception, SystemExit) as error:
-            if isinstance(error, SystemExit):
-                error = RuntimeError(f"the job called sys.exit({error.code})")
+            _do_job(verb, config)
+        except Exception as error:
             failures.append((words, error))
             if sweeping:
                 _report(error, prefix=f"job failed ({words}): ")
@@ -170,8 +197,9 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
         with tempfile.TemporaryDirectory(prefix="sslctl-sweep-") as scratch:
             if prepared.sweeps:  # Hydra insists on writing multirun.yaml somewhere
                 sys.argv.append(f"hydra.sweep.dir={scratch}")
-            sys.argv += prepared.arguments
-            hydra.main(config_path=str(CONFIGS), config_name=schema_name, version_base="1.3")(job)()
+            # Hydra's parser takes overrides in one piece only.
+            sys.argv += [*prepared.search_path, *prepared.overrides, *prepared.options]
+            hydra.main(config_path=str(CONFIGS), config_name=verb.replace("-", "_"), version_base="1.3")(job)()
     except Exception as error:
         if not started:  # Hydra could not compose it
             raise explain.explain(verb, prepared, error) from error
@@ -205,7 +233,7 @@ def _complete(arguments: list[str]) -> int:
     kept = [w for i, w in enumerate(words) if i == 0 or "=" in w or (1 < i == len(words) - 1 and not rest)]
     os.environ["COMP_LINE"] = " ".join(kept) + rest
     try:
-        return _run(verb, overrides.Prepared(arguments=[flag, *arguments[arguments.index(flag) + 1 :]]))
+        return _run(verb, overrides.Prepared(options=[flag, *arguments[arguments.index(flag) + 1 :]]))
     except InputError:
         return 0  # a half-written line: nothing to offer, and no place for a message
 

@@ -1,4 +1,4 @@
-"""The words of a command line, made ready for Hydra: paths are quoted, bare words are runs, options come last."""
+"""The words of a command line, made ready for Hydra: paths are quoted, bare words are runs, options stand apart."""
 
 import os
 import re
@@ -18,43 +18,51 @@ _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--confi
 class Prepared:
     """A command line made ready for Hydra."""
 
-    arguments: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)  # with their values, but --config-dir
     allow: list[str] = field(default_factory=list)
     config_dirs: list[Path] = field(default_factory=list)
     words: list[str] = field(default_factory=list)  # without "=", taken for ckpt
 
     @property
     def sweeps(self) -> bool:
-        return any(a in ("-m", "--multirun") for a in self.arguments)
+        return any(o in ("-m", "--multirun") for o in self.options)
 
     @property
-    def overrides(self) -> list[str]:
-        return [a for a in self.arguments if "=" in a and not a.startswith("--")]
+    def search_path(self) -> list[str]:
+        """The override that makes Hydra look into the user's own directories too."""
+        directories = ",".join(quote(f"file://{directory}") for directory in self.config_dirs)
+        return [f"hydra.searchpath=[{directories}]"] if directories else []
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the command is one job, without a setting of Hydra's own."""
+        return not self.options and not any(o.lstrip("+~").startswith("hydra") for o in self.overrides)
 
 
 def prepare(arguments: list[str]) -> Prepared:
-    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] out for sslctl, and puts options last."""
+    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] out for sslctl, and sets options apart."""
     prepared = Prepared(allow=[p for p in os.environ.get("SSLCTL_ALLOW", "").split(",") if p])
     sweeps = any(a in ("-m", "--multirun") for a in arguments)
-    options, queue = [], list(arguments)
+    queue = list(arguments)
     while queue:
         argument = queue.pop(0)
         if argument.startswith("-"):
             name, given, value = argument.partition("=")
             if name in _WITH_VALUE and not given:
                 value = queue.pop(0) if queue else ""
-            options += [name, value] if name in _WITH_VALUE else [argument]
             if name in ("--config-dir", "-cd"):
                 prepared.config_dirs.append(user_path(value).resolve())
+            else:
+                prepared.options += [name, value] if name in _WITH_VALUE else [argument]
         elif argument.startswith("allow="):
             prepared.allow += [p.strip() for p in argument.removeprefix("allow=").strip("[]").split(",") if p.strip()]
         elif "=" in argument or argument.startswith(("~", "+")):
-            prepared.arguments.append(_for_hydra(argument, sweeps))
+            prepared.overrides.append(_for_hydra(argument, sweeps))
         else:
             prepared.words.append(argument)
     if prepared.words:
-        prepared.arguments.append(f"ckpt=[{','.join(quote(os.path.expanduser(w)) for w in prepared.words)}]")
-    prepared.arguments += options  # Hydra's parser takes overrides in one piece only
+        prepared.overrides.append(f"ckpt=[{','.join(quote(os.path.expanduser(w)) for w in prepared.words)}]")
     for directory in prepared.config_dirs:
         if not directory.is_dir():
             raise InputError(f"--config-dir {directory}: no such directory")

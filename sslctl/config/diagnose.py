@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from sslctl.config.command_line import Prepared, quote
+from sslctl.config.command_line import Prepared
 from sslctl.config.schema import SCHEMAS
 from sslctl.config.validation import mistakes
 from sslctl.errors import InputError, first_line, nearest
@@ -15,7 +15,7 @@ _FREE = ("backbone.kwargs.", "method.teacher_backbone.kwargs.")  # dictionaries 
 
 def refuse_new_keys(verb: str, prepared: Prepared) -> None:
     """`+`, `++` and `~` would let Hydra take a typo for a new key: refused outside free dictionaries and hydra itself."""
-    marked = [o for o in prepared.arguments if o.startswith(("+", "~")) and not o.startswith("--")]
+    marked = [o for o in prepared.overrides if o.startswith(("+", "~"))]
     wrong = [o for o in marked if not o.lstrip("+~").startswith((*_FREE, "hydra."))]
     if not wrong:
         return
@@ -110,8 +110,8 @@ def located(error: Any) -> str:
     return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
-def compose_choices(verb: str, prepared: Prepared, choices: list[str]):
-    """The configuration with only choices of files applied."""
+def compose_choices(verb: str, prepared: Prepared, choices: list[str], with_hydra: bool = False):
+    """The configuration with choices of files applied, or any overrides. with_hydra: Hydra's own node is part of it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -119,13 +119,8 @@ def compose_choices(verb: str, prepared: Prepared, choices: list[str]):
 
     register_schemas()
     GlobalHydra.instance().clear()
-    search = (
-        [f"hydra.searchpath=[{','.join(quote(f'file://{d}') for d in prepared.config_dirs)}]"]
-        if prepared.config_dirs
-        else []
-    )
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(verb.replace("-", "_"), overrides=choices + search)
+        return compose(verb.replace("-", "_"), choices + prepared.search_path, return_hydra_config=with_hydra)
 
 
 def _options(prepared: Prepared, group: str) -> list[str]:
