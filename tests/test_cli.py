@@ -371,10 +371,12 @@ def test_completion_can_be_installed(cli):
 # --- Torch is imported only when work starts ---
 
 
-def imports_torch(spawn, *words, **environment):
+def imported(spawn, *words, **environment) -> set[str]:
+    """The modules that a command imports."""
     result = spawn(*words, program=("-X", "importtime", "-m", "sslctl"), **environment)
-    assert re.search(r"\| +sslctl\.cli$", result.err, re.MULTILINE), result.err
-    return re.search(r"\| +torch$", result.err, re.MULTILINE) is not None
+    modules = set(re.findall(r"\| +(\S+)$", result.err, re.MULTILINE))
+    assert "sslctl.cli" in modules, result.err
+    return modules
 
 
 @pytest.mark.parametrize(
@@ -389,15 +391,17 @@ def imports_torch(spawn, *words, **environment):
     ],
 )
 def test_help_and_typos_do_not_import_torch(spawn, words):
-    assert not imports_torch(spawn, *words.split())
+    assert "torch" not in imported(spawn, *words.split())
 
 
 def test_completion_does_not_import_torch(spawn):
-    assert not imports_torch(spawn, "-sc", "query=bash", COMP_LINE="sslctl pretrain method=mo")
+    assert "torch" not in imported(spawn, "-sc", "query=bash", COMP_LINE="sslctl pretrain method=mo")
 
 
-def test_work_imports_torch(spawn):
-    assert imports_torch(spawn, "runs", "nowhere")  # so that the tests above can fail
+def test_a_resnet_is_trained_without_packages_that_others_need(spawn):
+    modules = imported(spawn, "pretrain", *QUICK, "backbone=small_resnet")
+    assert {"torch", "sslctl.runs.checkpoint"} <= modules  # so that these tests can fail
+    assert not modules & {"timm", "torchvision", "sklearn", "scipy", "tensorboard", "pandas", "jinja2"}
 
 
 # --- Paths ---
