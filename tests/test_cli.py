@@ -282,7 +282,10 @@ def test_help_lists_every_verb(cli, words):
         assert re.search(rf"^  {verb} ", result.out, re.MULTILINE), verb
 
 
-@pytest.mark.parametrize("verb", VERBS)
+SOME = ("pretrain", "linear-eval", "runs")  # with many groups, one and none; `sslctl check` composes every verb
+
+
+@pytest.mark.parametrize("verb", SOME)
 def test_help_of_a_verb_shows_its_keys(cli, verb):
     result = cli(verb, "--help")
     assert result.status == 0
@@ -291,7 +294,7 @@ def test_help_of_a_verb_shows_its_keys(cli, verb):
         assert re.search(rf"^{field.name}:", result.out, re.MULTILINE), field.name
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", SOME)
 def test_cfg_job_prints_the_composed_configuration(cli, workdir, verb):
     result = cli(verb, "--cfg", "job")
     assert result.status == 0

@@ -29,7 +29,7 @@ from sslctl.factory.from_run import resolve_runs
 from sslctl.models.weights import weights_sha256
 from sslctl.runs import checkpoint
 from tests.conftest import write_images
-from tests.training import SIMCLR, STEPS, differences, finish, metrics, newest, results, signal_at, slow
+from tests.training import PROBE, SIMCLR, STEPS, differences, finish, metrics, newest, results, signal_at, slow
 
 KEYS = {
     *("protocol", "metric", "value", "subject", "labels", "dataset", "split", "seed", "step", "epoch_rule", "params"),
@@ -446,7 +446,6 @@ def test_files_that_were_written_again_are_read_again(tmp_path):
 
 # --- Verbs, end to end ---
 
-PROBE = ("probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
 EVALUATION = ("device=cpu", "cache=false")
 AUGMENTED = (
     *("protocol=augmented", "subjects=[trained]", "trainer.epochs=1", "trainer.threads=1", "trainer.device=cpu"),

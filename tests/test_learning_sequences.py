@@ -1,9 +1,9 @@
 """Frame order and masked words are learnt: their own task far better than by chance, of frames in the worst of three seeds.
 
-Features of frames are judged by what the order of frames asks for: where a thing is that moves. What it is (a disc or a square,
-in scripts/small_benchmark.py) random features tell as well. Those of texts are judged by five labels a licence: with all, a probe
-finds that of the 318 held-out pieces in 69 to 70 % by trained features and in 65 to 68 % by random ones, which is
-within the noise.
+Features of frames are judged by what the order of frames asks for: where a thing is that moves. What it is (a disc or a square)
+random features tell as well, in scripts/small_benchmark.py, which trains on whole orders too. Those of texts are judged
+by five labels a licence: with all, a probe finds that of the 318 held-out pieces in 69 to 70 % by trained features and in 65 to
+68 % by random ones, which is within the noise.
 """
 
 import statistics
@@ -20,7 +20,7 @@ from tests import test_sequences
 from tests.test_learning import features_of, few_label
 from tests.test_learning_tasks import last
 from tests.test_sequences import run  # finds scripts/
-from tests.training import metrics, results, slow
+from tests.training import metrics, results
 
 from small_benchmark_data import write_passing  # isort: skip
 
@@ -45,20 +45,18 @@ def knn(run_dir, *, untrained=False):
     return (labels[near].float().mean(1).round().long() == truth).float().mean().item()
 
 
-@pytest.mark.parametrize(
-    ("task", "epochs", "solved"), [slow("verification", 30, 0.9), slow("order", 40, 0.4)], ids=["verification", "order"]
-)
-def test_the_order_of_frames_is_learnt_and_its_features_say_where_a_thing_is(task, epochs, solved, passing, tmp_path):
-    """By chance: 0.75 of the triples, as three quarters are wrong ones, and 1/12 of the orders."""
-    more = (f"method.task={task}", f"trainer.epochs={epochs}", "trainer.batch_size=32", "backbone.widths=[16,32]")
+@pytest.mark.slow
+def test_the_order_of_frames_is_learnt_and_its_features_say_where_a_thing_is(passing, tmp_path):
+    """By chance 0.75 of the triples, as three quarters are wrong ones."""
+    more = ("trainer.epochs=30", "trainer.batch_size=32", "backbone.widths=[16,32]")
     more += ("optimizer=adamw", "augmentation.global.flip=0")
     runs = [tmp_path / str(seed) for seed in SEEDS]
     for seed, folder in zip(SEEDS, runs, strict=True):
         assert run("frame_order", passing, folder, *more, f"seed={seed}") == 0
     accuracy = min(last(folder, "accuracy") for folder in runs)
     worst, best_random = min(map(knn, runs)), max(knn(folder, untrained=True) for folder in runs)
-    print(f"{task}: {accuracy:.3f} solved, worst trained {worst:.3f}, best random {best_random:.3f}")
-    assert accuracy > solved
+    print(f"{accuracy:.3f} solved, worst trained {worst:.3f}, best random {best_random:.3f}")
+    assert accuracy > 0.9
     assert worst >= best_random + 0.03
 
 

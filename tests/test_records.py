@@ -14,9 +14,8 @@ from sslctl.evaluation.linear import draw_labels
 from sslctl.evaluation.provenance import as_named, settings
 from sslctl.evaluation.results import interval_of_mean
 from sslctl.evaluation.task import draw_number
-from tests.training import SIMCLR, STEPS, finish, results
+from tests.training import PROBE, SIMCLR, STEPS, finish, results
 
-PROBE = ("probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
 SUITE = (
     *("draws=2", "few_labels=[5]", "knn.k=[1,5]", "clustering.restarts=2", "clustering.iterations=10", "device=cpu"),
     *("label_free.lidar_images=20", "label_free.lidar_views=4"),
@@ -80,15 +79,21 @@ def added(run, *words):
     return results(run / "results.jsonl")[before:]
 
 
-@pytest.fixture
-def everything(run):
-    """Results of every protocol of this run."""
-    return [
-        *results(run / "results.jsonl"),
-        *added(run, "evaluate", *SUITE, *PROBE, "subjects=[trained,random,pixels]"),
-        *added(run, "linear-eval", "protocol=augmented", *TRAINED),
-        *added(run, "finetune", *TRAINED, "trainer.batch_size=500", "least_steps=2", "seed=1"),
-    ]
+@pytest.fixture(scope="module")
+def everything(_run, tmp_path_factory):
+    """Results of every protocol of this run, measured once. To be read only."""
+    folder = tmp_path_factory.mktemp("everything")
+    run = folder / "run"
+    shutil.copytree(_run, run, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        return [
+            *results(run / "results.jsonl"),
+            *added(run, "evaluate", *SUITE, *PROBE, "subjects=[trained,random,pixels]"),
+            *added(run, "linear-eval", "protocol=augmented", *TRAINED),
+            *added(run, "finetune", *TRAINED, "trainer.batch_size=500", "least_steps=2", "seed=1"),
+        ]
 
 
 def test_every_result_has_every_field(everything):

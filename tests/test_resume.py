@@ -47,18 +47,11 @@ RECIPES = {
     "moco_v1": ("method=moco_v1", *MOCO[1:], "scheduler.milestones_epochs=[1]"),
     "moco_v2": MOCO,
     "moco_v2plus": ("method=moco_v2plus", *MOCO[1:]),
-    "moco, queue of one image": ("method=moco", "method.queue_size=1", "method.batchnorm_groups=1"),
     "dropout": (*SIMCLR, *own("DropoutSimCLR")),
-    "vit with dropout": (*SIMCLR, *VIT, "+backbone.kwargs.drop_rate=0.1"),
     "vit with drop path": (*SIMCLR, *VIT, "+backbone.kwargs.drop_path_rate=0.3"),
-    "bf16": (*MOCO, "trainer.precision=bf16"),
-    "clipped": (*MOCO, "trainer.clip_grad_norm=0.05"),
     "knn": (*MOCO, "evaluation.knn_every_epochs=1"),
     "knn and dropout": (*SIMCLR, *own("DropoutSimCLR"), "evaluation.knn_every_epochs=0.4"),
-} | {
-    name: (*MOCO, f"optimizer={name}") for name in ("adamw", "lars", "adam", "adamax", "adagrad", "adadelta", "rmsprop")
-}
-
+} | {name: (*MOCO, f"optimizer={name}") for name in ("adamw", "lars", "rmsprop")}
 
 STOPS = (1, 3, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, STEPS)
 
@@ -85,9 +78,8 @@ def same_run(left, right):
 
 
 @pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("recipe", ["moco_v2plus", *map(slow, ("simclr", "moco_v1", "moco_v2"))])
-def test_resume_at_any_step_equals_the_straight_run(recipe, stop, straight, tmp_path):
-    same_run(finish(tmp_path / "run", *RECIPES[recipe], stops=(stop,)), straight(recipe))
+def test_resume_at_any_step_equals_the_straight_run(stop, straight, tmp_path):
+    same_run(finish(tmp_path / "run", *RECIPES["moco_v2plus"], stops=(stop,)), straight("moco_v2plus"))
 
 
 @pytest.mark.parametrize("stops", [(1, 3), (6, 7, 8), slow((1, 2, 3, 4, 5, 6, 7, 8, 9))])
@@ -95,14 +87,7 @@ def test_several_resumes_in_one_epoch_equal_the_straight_run(stops, straight, tm
     same_run(finish(tmp_path / "run", *RECIPES["moco_v2plus"], stops=stops), straight("moco_v2plus"))
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        *("simclr", "dropout", "vit with dropout", "bf16", "adamw"),
-        *map(slow, ("moco, queue of one image", "vit with drop path", "clipped", "adam", "adamax")),
-        *map(slow, ("adagrad", "adadelta", "rmsprop", "lars", "knn and dropout")),
-    ],
-)
+@pytest.mark.parametrize("recipe", ["dropout", "adamw", *map(slow, ("lars", "rmsprop", "knn and dropout"))])
 def test_resume_in_mid_epoch_equals_the_straight_run(recipe, straight, tmp_path):
     torch.manual_seed(999)  # whatever the generators held before must not matter
     same_run(finish(tmp_path / "run", *RECIPES[recipe], stops=(2, 7)), straight(recipe))

@@ -10,9 +10,8 @@ from sslctl.evaluation import label_free, linear
 from sslctl.evaluation import task as protocols
 from sslctl.runs import checkpoint
 from tests.conftest import write_images
-from tests.training import SIMCLR, STEPS, STEPS_PER_EPOCH, edit, finish, newest, results
+from tests.training import PROBE, SIMCLR, STEPS, STEPS_PER_EPOCH, edit, finish, newest, results
 
-PROBE = ("probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
 FAST = (
     *PROBE,
     *("device=cpu", "draws=2", "few_labels=[]", "knn.k=[1,5]", "clustering.restarts=2", "clustering.iterations=10"),

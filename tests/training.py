@@ -45,6 +45,8 @@ TINY = (
 SIMCLR = ("method=simclr", "scheduler.warmup_epochs=1")
 MOCO = ("method=moco", "method.queue_size=600", "method.batchnorm_groups=4")  # 256 keys a step: the queue wraps
 SUPERVISED = ("method=supervised",)
+# A linear probe of 300 steps, the least there are, in batches that make epochs few: each draws an order of its own.
+PROBE = ("probe.epochs=1", "probe.batch_size=128", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
 
 
 def slow(*values: Any):

@@ -17,6 +17,7 @@ from sslctl.runs import checkpoint, claim
 from sslctl.runs import directory as rundir
 from tests.training import (
     MOCO,
+    PROBE,
     SIMCLR,
     STEPS,
     contents,
@@ -70,10 +71,7 @@ def finished(_finished, tmp_path, capsys):
     return tmp_path / "run"
 
 
-CLOSING = (
-    *(*SIMCLR, "evaluation.closing=true", "evaluation.knn_every_epochs=1"),
-    *("probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]"),
-)
+CLOSING = (*SIMCLR, "evaluation.closing=true", "evaluation.knn_every_epochs=1", *PROBE)
 
 
 def equals(run_dir, straight):

@@ -16,6 +16,7 @@ from sslctl.factory.from_config import build_source
 from sslctl.runs import checkpoint, claim
 from sslctl.signals import Interrupted, Signals, check
 from tests.training import (
+    PROBE,
     SIMCLR,
     STEPS,
     call,
@@ -41,7 +42,7 @@ LONG = (  # about 400 steps of a few milliseconds
     *("method=moco", "method.queue_size=600", "method.batchnorm_groups=1", "backbone.widths=[8,16]"),
     *("trainer.batch_size=64", "trainer.epochs=18", "trainer.save_every_steps=50", "evaluation.knn_every_epochs=2"),
 )
-CLOSING = (*SIMCLR, "evaluation.closing=true", "probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
+CLOSING = (*SIMCLR, "evaluation.closing=true", *PROBE)
 
 
 def same_run(left, right):
