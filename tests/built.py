@@ -1,8 +1,12 @@
 """Methods as their configurations make them, but small, each with a batch: no dataset, no run directory."""
 
+import atexit
 import functools
+import shutil
+import tempfile
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -20,6 +24,7 @@ from sslctl.models.teacher import Teacher
 from sslctl.models.vit import patch_size_of
 from sslctl.training.setup import build_optimizer
 from sslctl.views import Key, ViewMaker
+from tests.training import SIMCLR, finish, image_folder
 
 SIDE, ROWS, IMAGES, LENGTH, VOCABULARY = 16, 8, 100, 32, 60
 RESNET = ("backbone=small_resnet", "backbone.widths=[4,8]")
@@ -120,6 +125,89 @@ def noise(config: DictConfig, method: Method, rows: int) -> Batch:
     settings = OmegaConf.to_container(config.augmentation, resolve=True)
     views = ViewMaker(settings, SIDE, ("saturation", "hue", "grayscale"), patch_size_of(method.backbone.network))
     return Batch(views(pixels.to(torch.uint8), key), index % 4, index, key)
+
+
+# --- Runs of every method that takes images, by sslctl pretrain: see tests.runs ---
+
+SMALL = (
+    *(f"dataset.scale.{name}={width}" for name, width in {"head_dim": 16, "prototypes": 20, "tile_dim": 8}.items()),
+    *("dataset.scale.code_dim=8", "dataset.scale.decoder_dim=16", "dataset.scale.decoder_depth=1"),
+    *("dataset.scale.local_views=2", "dataset.scale.tiled_view=5", "dataset.scale.paired_view=5"),
+)
+SMALLER_VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=2", "backbone.kwargs.embed_dim=16")
+SMALLER_VIT += ("backbone.kwargs.depth=1", "backbone.kwargs.num_heads=2")
+JOINT_EMBEDDING = {
+    "moco_v3": (),
+    "nnclr": ("method.queue_size=600",),
+    "dcl": (),
+    "supcon": (),
+    "byol": (),
+    "simsiam": ("method.predictor_dim=8",),
+    "dino": (
+        *("method.bottleneck_dim=8", "method.freeze_epochs=0.4", "method.teacher_temperature_warmup_epochs=1"),
+        *(
+            "optimizer.base_lr=5e-4",
+            "method.teacher_temperature_start=0.04",
+            "method.teacher_temperature=0.07",
+        ),  # the paper's
+    ),
+    "swav": ("method.queue_size=512", "method.queue_epochs=0.6", "method.freeze_epochs=0.4"),
+    "barlow_twins": (),
+    "vicreg": (),
+    "wmse": ("method.whitening_size=64", "method.draws=2"),
+    "lejepa": ("method.slices=32",),
+    "cpc": ("method.grid=3", "method.reach=2", "method.context_blocks=1"),
+    "ibot": (*SMALLER_VIT, "method.bottleneck_dim=8", "method.freeze_epochs=0.4"),
+    "deepcluster_v2": ("method.heads=2",),
+    "msn": (*SMALLER_VIT, "method.drop_ratio=0.5"),
+    "seed": ("method.queue_size=600",),
+    "compress": ("method.memory_size=600",),
+    "compress-1q": ("method.memory_size=600", "method.variant=1q", "backbone.widths=[4,12]"),  # as wide as the teacher
+    "dcl-w": ("method.sigma=0.5",),
+}
+SINGLE_VIEW = {
+    "rotation": (),
+    "relative_patch": (),
+    "jigsaw": ("method.permutations=8",),
+    "autoencoder": ("method.noise_std=0.2", "method.hidden=0.25", "method.hidden_size=2"),
+    "vae": ("method.beta_warmup_epochs=1",),
+    "colorization": ("method.hidden_dim=8", "method.resolution=0.5"),
+    "inpainting": ("method.hole=blobs", "method.adversarial=0.001"),
+    "mae": SMALLER_VIT,
+    "simmim": (*SMALLER_VIT, "method.mask_size=2"),
+    "ijepa": SMALLER_VIT,
+}
+METHODS = JOINT_EMBEDDING | SINGLE_VIEW
+DISTILLED = ("seed", "compress", "compress-1q")
+
+
+@functools.cache
+def teacher_run() -> Path:
+    """A finished run that others learn from."""
+    words = (*SIMCLR, "scheduler.warmup_epochs=0", "trainer.epochs=1", "backbone.widths=[4,12]")
+    return finish(_temporary_folder() / "teacher", *words)
+
+
+@functools.cache
+def coloured_images() -> Path:
+    """120 images, of which about 96 are for training: noise in colour."""
+    return image_folder(_temporary_folder() / "images", 120)
+
+
+def _temporary_folder() -> Path:
+    """A folder that goes with this process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """The overrides of a tiny run of a method of the table, its teacher or its coloured images among them."""
+    words = (f"method={name.partition('-')[0]}", "scheduler.warmup_epochs=1", *METHODS[name])
+    if name == "colorization":
+        data = ("dataset=imagefolder", f"dataset.root={coloured_images()}", "dataset.image_size=16")
+        return (*data, "trainer.batch_size=16", *words)
+    return (*words, *SMALL, *((f"method.teacher={teacher_run()}",) if name in DISTILLED else ()))
 
 
 # --- Networks that say what they are told ---

@@ -28,7 +28,7 @@ from sslctl.runs.health import (
 )
 from sslctl.visuals.tensorboard import mapped
 from tests.conftest import write_images
-from tests.training import REPOSITORY, differences, finish, metrics, newest, slow, tensors
+from tests.training import PROBE, REPOSITORY, differences, finish, metrics, newest, slow, tensors
 
 GREY = ("channels=1", "mean=[0.5]", "std=[0.5]")
 ONLINE = ("knn", "rankme", "backbone_std")  # at step 0 and after every second epoch
@@ -471,7 +471,7 @@ def test_constant_features_of_foreign_weights_are_said_to_be_so(cli, tmp_path):
             weights[name] = torch.zeros_like(weights[name])
     save_file(weights, tmp_path / "dead.safetensors")
     foreign = ("backbone=small_resnet", "backbone.widths=[4,8]", "dataset=digits", "dataset.image_size=8")
-    words = (*foreign, "few_labels=[]", "probe.epochs=1", "clustering.restarts=1", "knn.k=[1]", "device=cpu")
+    words = (*foreign, *PROBE, "few_labels=[]", "clustering.restarts=1", "knn.k=[1]", "device=cpu")
     done = cli("evaluate", *words, f"backbone.weights={tmp_path}/dead.safetensors", f"out={tmp_path}/out.jsonl")
     assert done.status == 0, done.err
     assert "bad: features have collapsed: std 0, healthy is about 0.35\n" in done.out

@@ -1,12 +1,8 @@
 """What must hold for every method that compares embeddings: teachers, resume, processes, precision, and that it learns."""
 
-import atexit
-import functools
 import os
-import shutil
 import signal
-import tempfile
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +12,7 @@ from safetensors.torch import save_file
 import sslctl.methods.deepcluster_v2
 from sslctl.cli import main
 from sslctl.errors import InputError
+from sslctl.factory.from_config import refuse_other_views
 from sslctl.factory.from_run import load_method
 from sslctl.factory.teacher import load_teacher, save_teacher
 from sslctl.methods.base import clip_each_, enqueue
@@ -23,71 +20,22 @@ from sslctl.models.backbones import ResNet
 from sslctl.models.preprocess import Preprocess
 from sslctl.runs import checkpoint
 from sslctl.runs.checkpoint import load_tensors
+from tests.built import DISTILLED, JOINT_EMBEDDING, SIDE, built, teacher_run, words_of
 from tests.test_distributed import LOOKED_AT, distance, steps_of
 from tests.training import (
     SIMCLR,
     differences,
-    edit,
     finish,
     in_processes,
     metrics,
-    newest,
     own,
     pretrain,
     slow,
     tensors,
 )
 
-SMALL_HEAD = ("dataset.scale.head_dim=16", "dataset.scale.prototypes=20", "scheduler.warmup_epochs=1")
-VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=2", "backbone.kwargs.embed_dim=16")
-VIT += ("backbone.kwargs.depth=1", "backbone.kwargs.num_heads=2", "dataset.scale.local_views=2")
-METHODS = {
-    "moco_v3": (),
-    "nnclr": ("method.queue_size=600",),
-    "dcl": (),
-    "supcon": (),
-    "byol": (),
-    "simsiam": ("method.predictor_dim=8",),
-    "dino": (
-        *("method.bottleneck_dim=8", "method.freeze_epochs=0.4", "method.teacher_temperature_warmup_epochs=1"),
-        *(
-            "optimizer.base_lr=5e-4",
-            "method.teacher_temperature_start=0.04",
-            "method.teacher_temperature=0.07",
-        ),  # the paper's
-    ),
-    "swav": ("method.queue_size=512", "method.queue_epochs=0.6", "method.freeze_epochs=0.4"),
-    "barlow_twins": (),
-    "vicreg": (),
-    "wmse": ("method.whitening_size=64", "method.draws=2"),
-    "lejepa": ("method.slices=32",),
-    "cpc": ("method.grid=3", "method.reach=2", "method.context_blocks=1"),
-    "ibot": (*VIT, "method.bottleneck_dim=8", "method.freeze_epochs=0.4"),
-    "deepcluster_v2": ("method.heads=2",),
-    "msn": (*VIT, "method.drop_ratio=0.5"),
-    "seed": ("method.queue_size=600",),
-    "compress": ("method.memory_size=600",),
-    "compress-1q": ("method.memory_size=600", "method.variant=1q", "backbone.widths=[4,12]"),  # as wide as the teacher
-    "dcl-w": ("method.sigma=0.5",),
-}
 TEACHERS = ("moco_v3", "byol", "dino", "ibot", "msn")
-DISTILLED = ("seed", "compress", "compress-1q")
 FAST = ("nnclr", "swav", "seed")
-
-
-@functools.cache
-def a_teacher():
-    """A finished run that others learn from."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return finish(
-        folder / "teacher", *SIMCLR, "scheduler.warmup_epochs=0", "trainer.epochs=1", "backbone.widths=[4,12]"
-    )
-
-
-def words_of(name):
-    teacher = (f"method.teacher={a_teacher()}",) if name in DISTILLED else ()
-    return (f"method={name.partition('-')[0]}", *SMALL_HEAD, *METHODS[name], *teacher)
 
 
 @pytest.fixture(scope="module")
@@ -102,65 +50,23 @@ def straight(tmp_path_factory):
     return run
 
 
-# --- Resume ---
-
-
-@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in METHODS])
-def test_resume_at_five_points_equals_the_straight_run(name, straight, tmp_path):
-    run = finish(tmp_path / "run", *words_of(name), stops=(1, 3, 5, 6, 9))
-    assert differences(tensors(run), tensors(straight(name))) == []
-    assert metrics(run) == metrics(straight(name))
-
-
-STATE = {
-    "nnclr": ("queue", "queue_pointer"),
-    "swav": ("queue", "queue_filled", "prototypes.weight"),
-    "dino": ("center", "teacher_head.1.weight", "teacher_backbone.network.conv1.weight"),
-    "byol": ("teacher_projector.0.weight",),
-    "moco_v3": ("teacher_backbone.network.conv1.weight",),
-    "ibot": ("centers", "mask_token", "teacher_head.1.weight"),
-    "deepcluster_v2": ("memory", "centroids", "assignments"),
-    "msn": ("prototypes.weight", "teacher_projector.0.weight"),
-    "seed": ("queue", "queue_pointer"),
-    "compress": ("teacher_memory", "student_memory", "memory_pointer", "key_backbone.network.conv1.weight"),
-}
-
-
-def spoilt(tensor):
-    """A number is set to 0, the values of a tensor change places."""
-    return torch.roll(tensor, 1) if tensor.ndim else tensor * 0
-
-
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [slow(n, p) if n not in FAST or p == "queue_filled" else (n, p) for n, parts in STATE.items() for p in parts],
-)
-def test_resume_without_a_part_of_the_state_differs(name, part, straight, tmp_path):
-    run = tmp_path / "run"
-    stop = 4 if name == "deepcluster_v2" else 6  # its memory is read where an epoch begins, at step 5
-    assert pretrain(run, *words_of(name), stop_after=stop) == 143
-    edit(newest(run), weights=lambda stored: stored.update({part: spoilt(stored[part])}))
-    finish(run, *words_of(name))
-    found = differences(tensors(run), tensors(straight(name)))
-    assert any(n.startswith("method/backbone.") and n.endswith("weight") for n in found)  # not the part alone
-
-
 # --- Teachers, frozen parts, queues ---
-
-
-def built(name, folder):
-    """A method as its configuration makes it, after a finished run."""
-    return load_method(finish(folder / "run", *words_of(name)))
 
 
 # --- What does not fit ---
 
 
-@pytest.mark.parametrize("name", sorted({*METHODS, "simclr", "moco"} - {"cpc", *DISTILLED}))
-def test_too_few_views_are_refused_before_anything_is_written(name, tmp_path, capsys):
-    words = words_of(name) if name in METHODS else (f"method={name}", "scheduler.warmup_epochs=1")
-    assert pretrain(tmp_path / "run", *words, "augmentation=lejepa", "augmentation.global.count=1") == 2
-    assert f"{words[0]} compares 2 global views" in capsys.readouterr().err
+@pytest.mark.parametrize("name", sorted({*JOINT_EMBEDDING, "simclr", "moco"} - {"cpc", "dcl-w", *DISTILLED}))
+def test_too_few_views_are_refused(name):
+    source, views = SimpleNamespace(gives="global"), SimpleNamespace(sizes=lambda: {"global": (1, SIDE)})
+    with pytest.raises(InputError, match=f"method={name} compares 2 global views"):
+        refuse_other_views(built(name).method, source, views, SimpleNamespace(method=name))
+
+
+def test_too_few_views_are_refused_before_anything_is_written(tmp_path, capsys):
+    words = (*words_of("swav"), "augmentation=lejepa", "augmentation.global.count=1")
+    assert pretrain(tmp_path / "run", *words) == 2
+    assert "method=swav compares 2 global views" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -177,7 +83,7 @@ def test_an_augmentation_without_the_local_views_that_a_method_counts_is_refused
 @pytest.mark.parametrize("name", ["nnclr", "moco", "seed", "compress"])
 def test_an_empty_queue_is_refused(name, tmp_path, capsys):
     size = "method.memory_size=0" if name == "compress" else "method.queue_size=0"
-    words = words_of(name) if name in METHODS else ("method=moco",)
+    words = words_of(name) if name in JOINT_EMBEDDING else ("method=moco",)
     assert pretrain(tmp_path / "run", *words, size) == 2
     assert "of 0 embeddings: expected at least 1" in capsys.readouterr().err
 
@@ -192,8 +98,8 @@ def test_a_class_token_is_needed_where_it_is_learnt_by(name, words, found, tmp_p
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum(name, tmp_path):
-    method = built(name, tmp_path)
+def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum(name):
+    method = built(name).method
     teachers = {n: p for n, p in method.named_parameters() if n.startswith("teacher_")}
     assert teachers
     assert not any(p.requires_grad for p in teachers.values())
@@ -210,12 +116,12 @@ def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum(name, tmp
         torch.testing.assert_close(p, 0.9 * before[n] + 0.1 * students[n.removeprefix("teacher_")])
 
 
-def test_compress_moves_its_key_network_and_one_pointer(tmp_path):
-    method = built("compress", tmp_path)
+def test_compress_moves_its_key_network_and_one_pointer():
+    method = built("compress", "method.memory_size=64").method
     before = method.key_backbone.network.conv1.weight.clone()
     with torch.no_grad():
         method.backbone.network.conv1.weight.add_(1.0)
-    student, teacher = torch.randn(4, 8), torch.randn(4, 12)
+    student, teacher = torch.randn(4, 8), torch.randn(4, 8)
     method.after_step({}, {"student": student, "teacher": teacher})
     torch.testing.assert_close(method.key_backbone.network.conv1.weight, before + (1 - method.key_momentum))
     assert torch.equal(method.student_memory[:4], student)
@@ -230,14 +136,14 @@ def test_a_frozen_teacher_stays_as_it_is_and_is_no_part_of_the_state(name, tmp_p
     assert not any("network" in key and key.startswith("teacher.") for key in method.state_dict())
     assert not any(module.training for module in method.teacher.network.modules())
     assert not any(p.requires_grad for p in method.teacher.network.parameters())
-    kept, source = load_tensors(run / "teacher.safetensors"), load_tensors(a_teacher() / "backbone.safetensors")
+    kept, source = load_tensors(run / "teacher.safetensors"), load_tensors(teacher_run() / "backbone.safetensors")
     assert kept.keys() == source.keys()
     assert all(torch.equal(kept[key], source[key]) for key in kept)
 
 
 def test_a_distilled_run_is_evaluated_without_its_teachers_run(tmp_path, capsys):
     run = finish(tmp_path / "run", *words_of("seed"))
-    teacher = a_teacher()
+    teacher = teacher_run()
     away = teacher.rename(teacher.with_name("away"))
     try:
         assert main(["knn-eval", str(run), "features=teacher", "cache_gb=0"]) == 0
@@ -272,8 +178,8 @@ def test_another_teacher_is_another_run(tmp_path, capsys):
 )
 def test_a_teacher_that_does_not_fit_is_refused_in_a_line(words, said, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    save_file(load_tensors(a_teacher() / "backbone.safetensors"), tmp_path / "empty" / "bare.safetensors")
-    words = [word.format(teacher=a_teacher(), empty=tmp_path / "empty") for word in words]
+    save_file(load_tensors(teacher_run() / "backbone.safetensors"), tmp_path / "empty" / "bare.safetensors")
+    words = [word.format(teacher=teacher_run(), empty=tmp_path / "empty") for word in words]
     assert pretrain(tmp_path / "run", "method=seed", "scheduler.warmup_epochs=0", *words) == 2
     err = capsys.readouterr().err
     assert said in err
@@ -292,7 +198,7 @@ def test_a_teacher_that_takes_other_sizes_only_is_refused(tmp_path, capsys):
 
 
 def test_a_teachers_weights_may_come_from_a_file(tmp_path):
-    save_file(load_tensors(a_teacher() / "backbone.safetensors"), tmp_path / "bare.safetensors")
+    save_file(load_tensors(teacher_run() / "backbone.safetensors"), tmp_path / "bare.safetensors")
     teacher = f"method.teacher={tmp_path}/bare.safetensors"
     network = ("backbone@method.teacher_backbone=small_resnet", "method.teacher_backbone.widths=[4,12]")
     run = finish(tmp_path / "run", *words_of("seed"), teacher, *network)
@@ -394,7 +300,7 @@ def test_prototypes_stay_as_they_are_while_frozen(tmp_path):
         assert pretrain(run, *words_of(name), stop_after=1) == 143
         frozen = tensors(run)[f"method/{weight}"]
         finish(run, *words_of(name), stops=(2,))
-        start = built(name, tmp_path / f"{name}-start").state_dict()[weight]
+        start = load_method(run).state_dict()[weight]
         torch.testing.assert_close(frozen, start, atol=1e-6, rtol=0)
         assert not torch.allclose(tensors(run)[f"method/{weight}"], start, atol=1e-4)
 
@@ -435,7 +341,7 @@ def flat(gradients):
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
 
 
-@pytest.mark.parametrize("name", [slow(name) for name in METHODS])
+@pytest.mark.parametrize("name", [slow(name) for name in JOINT_EMBEDDING])
 def test_two_processes_give_the_loss_gradients_and_state_of_one(name, tmp_path):
     """The state: queues, centres, memories, clusters, teachers, in each of the first steps."""
     words = (*words_of(name), "optimizer=sgd", "optimizer.base_lr=0.01")
@@ -450,17 +356,6 @@ def test_two_processes_give_the_loss_gradients_and_state_of_one(name, tmp_path):
             assert distance(found, expected) < tolerance
             torch.testing.assert_close(its[step]["kept"], one[step]["kept"], rtol=0, atol=1e-4)
             assert all(torch.equal(kept, two[0][step]["kept"][name]) for name, kept in its[step]["kept"].items())
-
-
-@pytest.mark.parametrize(
-    ("name", "precision"), [("swav", "bf16"), ("seed", "bf16"), slow("dino", "fp16"), slow("wmse", "fp16")]
-)
-def test_losses_in_half_precision_are_finite_and_near_those_of_fp32(name, precision, straight, tmp_path):
-    """A method's own castings; the losses by themselves: test_losses_in_half_precision.py."""
-    words = (*words_of(name), f"trainer.precision={precision}")
-    assert pretrain(tmp_path / "run", *words, stop_after=3) == 143
-    for found, expected in zip(metrics(tmp_path / "run"), metrics(straight(name)), strict=False):
-        assert found["loss"] == pytest.approx(expected["loss"], rel=0.2, abs=0.1)
 
 
 @pytest.mark.parametrize("name", ["nnclr", "barlow_twins", "swav", "byol"])

@@ -12,7 +12,7 @@ import sslctl.training.train
 from sslctl.models.heads import Prototypes
 from sslctl.training.precision import MOST_SKIPPED, NonFiniteError, Precision
 from sslctl.views import Key, ViewMaker
-from tests.built import built
+from tests.built import built, words_of
 from tests.conftest import REPOSITORY
 from tests.test_methods import make_batch, tiny_backbone
 from tests.training import (
@@ -231,6 +231,24 @@ def test_bf16_is_used_where_it_is_asked_for(watched, tmp_path):
     high = watched[0][3]["loss"]
     assert low != high
     torch.testing.assert_close(low, high, atol=0.05, rtol=0)
+
+
+NEAR, NEARER = {"rel": 0.2, "abs": 0.1}, {"rel": 0.1, "abs": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "bound"),
+    [
+        *(("swav", "bf16", NEAR), ("seed", "bf16", NEAR), ("mae", "bf16", NEARER)),
+        *(slow("dino", "fp16", NEAR), slow("wmse", "fp16", NEAR), slow("inpainting", "fp16", NEARER)),
+    ],
+)
+def test_losses_in_half_precision_are_finite_and_near_those_of_fp32(name, precision, bound, tmp_path):
+    """A method's own castings; the losses by themselves: test_losses_in_half_precision.py."""
+    for folder, words in (("low", (f"trainer.precision={precision}",)), ("high", ())):
+        assert pretrain(tmp_path / folder, *words_of(name), *words, stop_after=3) == 143
+    for found, expected in zip(metrics(tmp_path / "low"), metrics(tmp_path / "high"), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], **bound)
 
 
 # --- Not a number, where the device is not waited for ---

@@ -17,6 +17,7 @@ import sslctl.training.train
 from sslctl.evaluation.online import Embedder
 from sslctl.runs import checkpoint
 from sslctl.signals import Signals
+from tests.built import METHODS, words_of
 from tests.training import (
     MOCO,
     SIMCLR,
@@ -58,12 +59,13 @@ STOPS = (1, 3, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, STEPS)
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A recipe's name -> the directory of its uninterrupted run, made once."""
+    """The name of a recipe or method -> the directory of its uninterrupted run, made once."""
     made = {}
 
     def run(name):
         if name not in made:
-            made[name] = finish(tmp_path_factory.mktemp("straight") / "run", *RECIPES[name])
+            words = RECIPES[name] if name in RECIPES else words_of(name)
+            made[name] = finish(tmp_path_factory.mktemp("straight") / "run", *words)
         return made[name]
 
     return run
@@ -226,6 +228,62 @@ def test_resume_at_another_position_differs(skew, straight, tmp_path, monkeypatc
     monkeypatch.setattr(sslctl.training.setup, "batches", skewed)
     found = differences(tensors(finish(run, *RECIPES["simclr"])), tensors(straight("simclr")))
     assert "method/backbone.network.conv1.weight" in found
+
+
+# --- Every method: chains of five stops, and what its state must hold ---
+
+FAST = ("nnclr", "swav", "seed", "jigsaw", "mae", "inpainting")
+STATE = {
+    "nnclr": ("queue", "queue_pointer"),
+    "swav": ("queue", "queue_filled", "prototypes.weight"),
+    "dino": ("center", "teacher_head.1.weight", "teacher_backbone.network.conv1.weight"),
+    "byol": ("teacher_projector.0.weight",),
+    "moco_v3": ("teacher_backbone.network.conv1.weight",),
+    "ibot": ("centers", "mask_token", "teacher_head.1.weight"),
+    "deepcluster_v2": ("memory", "centroids", "assignments"),
+    "msn": ("prototypes.weight", "teacher_projector.0.weight"),
+    "seed": ("queue", "queue_pointer"),
+    "compress": ("teacher_memory", "student_memory", "memory_pointer", "key_backbone.network.conv1.weight"),
+    "rotation": ("classifier.weight",),
+    "relative_patch": ("classifier.0.weight",),
+    "jigsaw": ("table", "tile_head.0.weight"),
+    "autoencoder": ("bottleneck.weight",),
+    "vae": ("log_variance_head.bias",),
+    "colorization": ("frequency", "counted"),
+    "inpainting": ("discriminator.0.weight",),
+    "mae": ("mask_token",),
+    "simmim": ("mask_token",),
+    "ijepa": ("teacher_backbone.network.model.blocks.0.attn.qkv.weight", "mask_token"),
+}
+FAST_PARTS = (
+    *(("nnclr", part) for part in STATE["nnclr"]),
+    *(("swav", "queue"), ("swav", "prototypes.weight"), ("jigsaw", "table")),
+    *(("seed", part) for part in STATE["seed"]),
+)
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in METHODS])
+def test_resume_at_five_points_equals_the_straight_run(name, straight, tmp_path):
+    same_run(finish(tmp_path / "run", *words_of(name), stops=(1, 3, 5, 6, 9)), straight(name))
+
+
+def spoilt(tensor):
+    """A number is set to 0, the values of a tensor change places."""
+    return torch.roll(tensor, 1) if tensor.ndim else tensor * 0
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [(n, p) if (n, p) in FAST_PARTS else slow(n, p) for n, parts in STATE.items() for p in parts],
+)
+def test_resume_without_a_part_of_a_methods_state_differs(name, part, straight, tmp_path):
+    run = tmp_path / "run"
+    stop = 4 if name == "deepcluster_v2" else 6  # its memory is read where an epoch begins, at step 5
+    assert pretrain(run, *words_of(name), stop_after=stop) == 143
+    edit(newest(run), weights=lambda stored: stored.update({part: spoilt(stored[part])}))
+    finish(run, *words_of(name))
+    found = differences(tensors(run), tensors(straight(name)))
+    assert any(n.startswith("method/backbone.") and n.endswith("weight") for n in found)  # not the part alone
 
 
 # --- Evaluation while training ---
