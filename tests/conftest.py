@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_benchmark_data import write_texts, write_videos
 
 from sslctl.cli import main
 from sslctl.config import targets as binding
+from tests.sequences import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -126,3 +128,26 @@ def finished_run(labelled_images: Path, tmp_path_factory: pytest.TempPathFactory
     words = ["pretrain", *QUICK, "dataset=imagefolder", f"dataset.root={labelled_images}", f"run_dir={run}"]
     assert main(words) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """96 folders of frames, of two classes, a fifth of them for the test split."""
+    return write_videos(tmp_path_factory.mktemp("videos"), 96)
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """The licences of two packages, a class each."""
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture
+def sequences(videos, texts):
+    """A kind of KINDS -> (method, root, overrides)."""
+
+    def of(kind):
+        method, more = KINDS[kind]
+        return method, texts if kind == "language" else videos, more
+
+    return of

@@ -20,11 +20,12 @@ from sslctl.training.accumulation import accumulation_blockers, merge_outputs, r
 from sslctl.training.precision import Precision
 from sslctl.training.setup import build_optimizer
 from sslctl.training.train import train_step
-from tests.built import VIT as SMALL_VIT
-from tests.built import WITHOUT_BATCHNORM, built
-from tests.test_methods import AS_IT_IS, MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone
+from tests.by_hand import AS_IT_IS, MEAN, SIDE, STD, facts, make_batch, moco, simclr, tiny_backbone
+from tests.methods import VIT as SMALL_VIT
+from tests.methods import WITHOUT_BATCHNORM, built, words_of
+from tests.own_methods import own
+from tests.runs import MOCO, SIMCLR, SUPERVISED, differences, finish, metrics, pretrain, slow, tensors
 from tests.test_resume import VIT
-from tests.training import MOCO, SIMCLR, SUPERVISED, differences, finish, metrics, own, pretrain, slow, tensors
 
 COUNT = 8
 MOCO_VIT = ("method=moco", "method.queue_size=600", "method.batchnorm_groups=1", *VIT)
@@ -333,3 +334,32 @@ def test_a_batch_that_does_not_divide_is_refused_together_with_other_mistakes(tm
     assert "trainer.batch_size=256" in about
     assert "trainer.accumulate_steps=3" in about
     assert not (tmp_path / "run").exists()
+
+
+# --- Processes, precision, accumulation ---
+
+
+@pytest.mark.parametrize("name", ["nnclr", "barlow_twins", "swav", "byol"])
+def test_accumulation_is_refused_with_the_reason(name, tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *words_of(name), "trainer.accumulate_steps=2") == 2
+    said = capsys.readouterr().err
+    assert "BatchNorm takes its statistics over the batch" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim"])
+def test_parts_of_a_batch_add_up_where_images_do_not_meet(name, tmp_path):
+    whole = pretrain(tmp_path / "whole", *words_of(name), "optimizer=sgd", stop_after=1)
+    parts = pretrain(tmp_path / "parts", *words_of(name), "optimizer=sgd", "trainer.accumulate_steps=4", stop_after=1)
+    assert (whole, parts) == (143, 143)
+    left, right = (tensors(tmp_path / name) for name in ("whole", "parts"))
+    for key in (key for key in left if key.startswith("method/")):
+        torch.testing.assert_close(left[key], right[key], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("ijepa", "one size in the whole batch"), ("inpainting", "one hole is drawn")]
+)
+def test_accumulation_is_refused_where_the_batch_shares_a_draw(name, said, tmp_path, capsys):
+    assert pretrain(tmp_path / "run", *words_of(name), "trainer.accumulate_steps=2") == 2
+    assert said in capsys.readouterr().err

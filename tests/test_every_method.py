@@ -6,12 +6,16 @@ from operator import attrgetter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sslctl.data.batch import Batch
 from sslctl.methods.base import multi_crop
+from sslctl.methods.relative_patch import RelativePatch
 from sslctl.training.train import scalars
-from tests.built import VIT, built, silence, tell
+from sslctl.views import Key
+from tests.methods import ROWS, VIT, built, entrance, inputs_of, silence, step_of, tell
+from tests.one_view import a_batch, backbone, facts
 from tests.test_config import choices
 
 # --- Figures ---
@@ -306,3 +310,75 @@ def test_moco_v3s_predictor_on_a_resnet_ends_without_a_norm():
     assert isinstance(method.predictor[-1], nn.Linear)
     assert method.predictor[-1].bias is None
     assert sum(isinstance(layer, nn.Linear) for layer in method.projector) == 2
+
+
+# --- What is asked depends on seed, epoch and index ---
+
+
+def coloured_patches():
+    arguments = {"hidden_dim": 4, "view_size": 1.75, "gap": 0.5, "jitter": 0.0, "colour_drop": 1.0}
+    return RelativePatch(backbone(3), facts(3), **arguments), a_batch(3, 56)
+
+
+def blocks_of_one_size():
+    its = built("ijepa")
+    its.method.block_size = lambda scale, aspect: (1, 2) if scale < 0.5 else (4, 4)
+    return its.method, its.batch
+
+
+def of(name, *words):
+    def make():
+        its = built(name, *words)
+        return its.method, its.batch
+
+    return make
+
+
+ASKED = {
+    **{name: of(name) for name in ("mae", "simmim", "ijepa", "masked_language", "frame_order", "jigsaw", "vae")},
+    "ijepa, blocks of one size": blocks_of_one_size,
+    "frame_order, orders": of("frame_order", "method.task=order"),
+    "relative_patch": of("relative_patch", "method.gap=0.7", "method.jitter=0.3"),
+    "relative_patch, colours": coloured_patches,
+    "inpainting": of("inpainting", "method.hole=blobs"),
+    "autoencoder, noise": of("autoencoder", "method.noise_std=0.3"),
+    "autoencoder, black": of("autoencoder", "method.hidden=0.5"),
+}
+COUPLED = ("ijepa", "inpainting")  # the first image decides the blocks' size, or the hole
+LABELLED = ("masked_language", "frame_order", "frame_order, orders", "jigsaw")
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_asked_depends_on_seed_epoch_and_index_only(name, monkeypatch):
+    method, batch = ASKED[name]()
+    if name == "vae":
+        silence(method.mean_head)  # the code is the noise
+        silence(method.log_variance_head)
+    seen, labels = inputs_of(method.decoder if name == "vae" else entrance(method)), []
+    places = inputs_of(method.predictor) if name.startswith("ijepa") else []
+    plain = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda logits, label: labels.append(label) or plain(logits, label))
+
+    def asked(rows, seed=0, epoch=0, torch_seed=0):
+        """(B, …) each: what goes in and, where it has labels, the right answers."""
+        torch.manual_seed(torch_seed)
+        rows = torch.tensor(rows)
+        views = {group: view[:, :1].expand_as(view)[:, rows] for group, view in batch.views.items()}  # all alike
+        index = batch.index[rows]
+        step_of(method, Batch(views, batch.label[rows], index, Key(seed, epoch, index)))
+        found = [seen[-1], labels[-1]] if name in LABELLED else [seen[-1]]
+        found += [x[:, method.kept :] for x in places[-1:]]  # the targets'
+        return [x.reshape(len(rows), -1) for x in found]
+
+    def same(one, two):
+        return one.shape == two.shape and torch.allclose(one, two, atol=1e-4)
+
+    everything = asked(range(ROWS))
+    rows = [0, 6, 3, 5] if name in COUPLED else [6, 0, 3, 5]
+    for whole, again, part in zip(everything, asked(range(ROWS), torch_seed=1), asked(rows), strict=True):
+        assert same(again, whole)
+        assert same(part, whole[rows])
+    for other in (asked(range(ROWS), epoch=1), asked(range(ROWS), seed=1)):
+        assert not any(same(x, whole) for x, whole in zip(other, everything, strict=True))
+    if name != "inpainting":  # one hole for all
+        assert not any(same(whole, whole[:1].expand_as(whole)) for whole in everything)

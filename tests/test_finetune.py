@@ -27,8 +27,8 @@ from sslctl.models.text_transformer import SmallTransformer
 from sslctl.runs import checkpoint
 from sslctl.runs.directory import read_lines
 from sslctl.training.optim import parameter_groups
-from tests.test_methods import AS_IT_IS, facts, make_batch, moco, tiny_backbone
-from tests.training import SIMCLR, contents, differences, finish, newest, results, signal_at
+from tests.by_hand import AS_IT_IS, facts, make_batch, moco, tiny_backbone
+from tests.runs import SIMCLR, contents, differences, finish, newest, results, signal_at
 
 SMALL_VIT = {"patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 4}
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sslctl.losses import barlow_twins, sinkhorn, swav, vicreg
-from tests.built import built, silence, tell
+from tests.methods import built, silence, tell
 
 EYE, AXES, ONES = torch.eye(512), torch.eye(16), torch.ones(256, 16)
 

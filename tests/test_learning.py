@@ -21,7 +21,7 @@ from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import load_method, resolve_runs, run_preprocess
 from sslctl.runs import checkpoint
 from sslctl.runs.directory import read_config
-from tests.training import slow
+from tests.runs import slow
 
 SEEDS = (0, 1, 2)
 COMMON = (

@@ -11,20 +11,16 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from small_benchmark_data import write_passing
 
-import sslctl
 import sslctl.errors
 from sslctl.cli import main
 from sslctl.data.text import text
-from tests import test_sequences
+from tests.runs import metrics, results
+from tests.sequences import run
 from tests.test_learning import features_of, few_label
 from tests.test_learning_tasks import last
-from tests.test_sequences import run  # finds scripts/
-from tests.training import metrics, results
 
-from small_benchmark_data import write_passing  # isort: skip
-
-texts = test_sequences.texts
 SEEDS = (0, 1, 2)
 TRAIN, TEST = 192, 240  # videos
 

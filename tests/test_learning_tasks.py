@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_images
 
 from sslctl.data.sources import fashion_mnist
 from sslctl.errors import InputError
+from tests.runs import metrics
 from tests.test_data import idx
 from tests.test_learning import features_of, few_label, train
-from tests.training import metrics
 
 SEEDS = (0, 1, 2)
 SGD = ("optimizer=sgd", "optimizer.base_lr=0.1", "optimizer.lr_scaling=linear", "backbone=small_resnet")

@@ -21,7 +21,7 @@ from sslctl.factory.teacher import load_teacher
 from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
 from sslctl.runs.checkpoint import newest_valid
 from sslctl.views.maker import resize_and_crop
-from tests.built import built
+from tests.methods import built
 from tests.test_config import choices
 
 

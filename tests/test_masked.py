@@ -10,10 +10,23 @@ from sslctl.losses import masked_mse
 from sslctl.methods.ijepa import IJEPA
 from sslctl.methods.mae import MAE
 from sslctl.methods.simmim import SimMIM
-from sslctl.models.vit import patchify
+from sslctl.models.vit import gather_tokens, patchify
 from sslctl.ops.masks import random_order, rectangles
 from sslctl.random import Key
-from tests.test_pretext import a_batch, facts
+from tests.methods import (
+    PATCH,
+    PREFIX,
+    ROWS,
+    SIDE,
+    built,
+    entrance,
+    inputs_of,
+    other_pixels,
+    outputs_of,
+    pixels_of,
+    step_of,
+)
+from tests.one_view import a_batch, facts
 
 
 def small_vit(size=28, channels=1, patch=4):
@@ -198,3 +211,59 @@ def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum():
     for name, p in method.backbone.named_parameters():
         torch.testing.assert_close(teacher[name], 0.75 * before[name] + 0.25 * p)
     assert [method.schedules(step)["teacher_momentum"] for step in (0, 50, 100)] == pytest.approx([0.9, 0.95, 1.0])
+
+
+# --- Hidden parts do not go in ---
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim"])
+def test_the_network_does_not_see_the_patches_that_it_draws(name):
+    its = built(name)
+    seen, drawn = inputs_of(entrance(its.method)), outputs_of(its.method.head)
+    step_of(its.method, its.batch)["loss"].backward()
+    asked = drawn[0].grad.abs().sum(2)[:, -((SIDE // PATCH) ** 2) :] > 0  # patches that have a loss
+    assert 0 < asked.float().mean() < 1
+    step_of(its.method, other_pixels(its.batch, pixels_of(asked)))
+    assert torch.equal(seen[1], seen[0])
+    assert torch.equal(drawn[1], drawn[0])
+    step_of(its.method, other_pixels(its.batch, pixels_of(~asked)))
+    changed = (seen[2] != seen[0]).any(2)[:, PREFIX:].sum(1)
+    assert torch.equal(changed, (~asked).sum(1))  # every visible patch goes in
+
+
+def test_the_student_of_ijepa_sees_the_context_only():
+    its = built("ijepa")
+    seen, predicted = inputs_of(entrance(its.method)), outputs_of(its.method.head)
+    step_of(its.method, its.batch)
+    keep, wanted = its.method.patches(its.batch, its.batch.views["global"][0])
+    hidden = torch.ones(ROWS, (SIDE // PATCH) ** 2, dtype=torch.bool).scatter_(1, keep, False)
+    assert hidden.gather(1, wanted.flatten(1)).all()
+    step_of(its.method, other_pixels(its.batch, pixels_of(hidden)))
+    assert torch.equal(seen[1], seen[0])
+    assert torch.equal(predicted[1], predicted[0])
+    step_of(its.method, other_pixels(its.batch, pixels_of(~hidden)))
+    assert (seen[2] != seen[0]).any(2)[:, PREFIX:].all()
+
+
+# --- Targets ---
+
+
+def test_the_targets_of_ijepa_are_the_teachers_normalised_tokens_in_their_order():
+    its = built("ijepa")
+    x, teacher = its.batch.views["global"][0], its.method.teacher_backbone
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # not the student's
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        tokens = teacher.tokens(x)[:, PREFIX:]
+    answers = (tokens - tokens.mean(2, keepdim=True)) / (tokens.var(2, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+    def told(order):
+        its.method.predicted = lambda h, keep, wanted: order(
+            gather_tokens(answers, wanted.flatten(1)).unflatten(1, wanted.shape[1:])
+        )
+        return its.loss().item()
+
+    assert told(lambda right: right) == pytest.approx(0, abs=1e-9)
+    assert told(lambda right: right.flip(2)) > 0.01  # of a block's tokens
+    assert told(lambda right: right.roll(1, 0)) > 0.01  # of the images

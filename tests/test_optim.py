@@ -1,17 +1,21 @@
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from sslctl.cli import main
 from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
-from sslctl.methods.base import teacher_of
+from sslctl.methods.base import Method, teacher_of
 from sslctl.schedules import Schedule, cosine_between, scaled_lr
 from sslctl.training.optim import LARS, parameter_groups
 from sslctl.training.plan import _schedule
+from sslctl.training.setup import build_optimizer
+from tests.by_hand import facts
 
 # --- LARS ---
 
@@ -287,3 +291,60 @@ def test_cosine_between_is_byols_momentum():
     for step in (0, 17, 333, 1000):
         expected = 1 - (1 - 0.996) * (math.cos(math.pi * step / 1000) + 1) / 2
         assert cosine_between(0.996, 1.0, step, 1000) == pytest.approx(expected, abs=1e-12)
+
+
+# --- Optimizers ---
+
+SETTINGS = {
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "Adam": {"betas": [0.9, 0.99]},
+    "AdamW": {"betas": [0.9, 0.99]},
+    "RMSprop": {"momentum": 0.9},
+}
+
+
+def optimizer_of(target, module, **settings):
+    node = {"base_lr": 0.1, "lr_scaling": "none", "weight_decay": 0.05, "exclude_bias_and_norm": True, **settings}
+    plan = SimpleNamespace(lr=0.1, device=torch.device("cpu"))
+    return build_optimizer(OmegaConf.create({"_target_": target, **node}), Method(module, facts()), plan)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def trained(module, optimizer, steps=8):
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * (step + 1)
+        module(torch.randn(16, 5, generator=generator)).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_optimizers_equal_torchs_plain_ones_to_rounding(name):
+    module, reference = network(), network()
+    optimizer = optimizer_of(f"torch.optim.{name}", module, **SETTINGS[name])
+    assert bool(optimizer.defaults.get("fused")) == (name not in ("RMSprop", "SGD"))  # none; fails on thawed weights
+    decayed, others = [reference[0].weight, reference[2].weight], [reference[0].bias, reference[2].bias]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    plain = getattr(torch.optim, name)(groups, lr=0.1, foreach=False, **SETTINGS[name])
+    found, expected = trained(module, optimizer), trained(reference, plain)
+    for tensor in expected:
+        torch.testing.assert_close(found[tensor], expected[tensor], atol=1e-6, rtol=1e-5)
+        assert not torch.equal(expected[tensor], network().state_dict()[tensor])
+
+
+def test_a_user_can_choose_the_plain_optimizer():
+    assert not optimizer_of("torch.optim.SGD", network(), fused=False).defaults["fused"]
+
+
+def test_lars_is_sslctls_own():
+    optimizer = optimizer_of("sslctl.training.optim.LARS", network(), momentum=0.9, trust=0.01)
+    assert type(optimizer) is LARS
+    assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+    assert "fused" not in optimizer.defaults

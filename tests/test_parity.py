@@ -1,13 +1,10 @@
 """sslctl's losses against lightly's, where lightly is installed (the development extra `bench`)."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("lightly")
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from parity_losses import compare, pairs
 
 PAIRS = {pair.name: pair for pair in pairs()}

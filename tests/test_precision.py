@@ -12,10 +12,11 @@ import sslctl.training.train
 from sslctl.models.heads import Prototypes
 from sslctl.training.precision import MOST_SKIPPED, NonFiniteError, Precision
 from sslctl.views import Key, ViewMaker
-from tests.built import built, words_of
+from tests.by_hand import make_batch, tiny_backbone
 from tests.conftest import REPOSITORY
-from tests.test_methods import make_batch, tiny_backbone
-from tests.training import (
+from tests.methods import built, words_of
+from tests.own_methods import own
+from tests.runs import (
     MOCO,
     SIMCLR,
     STEPS,
@@ -25,7 +26,6 @@ from tests.training import (
     finish,
     metrics,
     newest,
-    own,
     pretrain,
     slow,
     state_of,
@@ -310,7 +310,7 @@ def test_a_noted_step_is_found_before_anything_is_logged_or_saved(every, tmp_pat
 @pytest.mark.parametrize("fault", ["nan loss", "inf loss", "nan gradient"])
 @pytest.mark.parametrize("precision", ["bf16", slow("fp32")])
 def test_a_bad_number_stops_before_optimizer_and_queue(precision, fault, tmp_path, capsys, monkeypatch):
-    from tests.training import FailingMoCo
+    from tests.own_methods import FailingMoCo
 
     monkeypatch.setenv("TEST_FAULT", f"{fault}@3")
     words = (*MOCO, *own("FailingMoCo"), f"trainer.precision={precision}", "trainer.save_every_steps=1")

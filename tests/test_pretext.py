@@ -1,48 +1,18 @@
 """Rotations, neighbouring patches, puzzles: exact moves of pixels, labels that are right, permutations far apart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sslctl.data.batch import Batch
-from sslctl.factory.from_config import Preprocess, build_backbone
-from sslctl.methods.base import Facts
 from sslctl.methods.jigsaw import Jigsaw, far_permutations
 from sslctl.methods.relative_patch import NEIGHBOURS, RelativePatch
 from sslctl.methods.rotation import Rotation, four_turns
 from sslctl.ops.tiles import cut_tiles, mosaic
-from sslctl.random import Key
-from tests.built import built
-
-
-def backbone(channels=1, size=32):
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.create(
-        {
-            "_target_": "sslctl.models.backbones.SmallResNet",
-            "widths": [4, 8],
-            "blocks": 1,
-            "stem_stride": 0,
-            "norm": "batch",
-        }
-    )
-    torch.manual_seed(0)
-    return build_backbone(node, Preprocess(channels, size, size, [0.4] * channels, [0.3] * channels))
-
-
-def facts(channels=1, size=32):
-    return Facts(channels, size, 100, 0, 8, 10, 100)
-
-
-def a_batch(channels=1, size=32, start=0, count=8, images=None):
-    index = torch.arange(start, start + count)
-    if images is None:
-        images = torch.rand(start + count, channels, size, size, generator=torch.Generator().manual_seed(1))[start:]
-    return Batch({"global": images[None]}, torch.full((count,), -1), index, Key(0, 0, index))
-
+from tests.methods import ROWS, built, step_of
+from tests.one_view import a_batch, backbone, facts
 
 # --- Rotation ---
 
@@ -187,3 +157,35 @@ def test_relative_patches_lie_within_the_view_and_never_touch(gap, jitter):
     made.loss()  # no tile is cut outside the view
     assert 2 * method.pitch + method.size + 2 * method.jitter <= side
     assert method.pitch > method.size + 2 * method.jitter
+
+
+# --- Targets ---
+
+
+def test_the_labels_of_relative_patches_are_directions_from_the_first_to_the_second():
+    its = built("relative_patch")
+    view = its.batch.views["global"]
+    side = view.shape[-1]
+    places = torch.arange(side * side).float().view(side, side).expand_as(view)  # every pixel says where it is
+    dim, pitch = its.method.backbone.embed_dim, its.method.pitch
+
+    def corner(module, args, out):
+        first = args[0][:, 0, 0, 0]
+        return F.pad(torch.stack([first // side, first % side], 1), (0, dim - 2))
+
+    pairs = []
+
+    def direction(module, args, out):
+        row, column = ((args[0][:, dim:] - args[0][:, :dim]) / pitch).round().long().unbind(1)[:2]
+        pairs.append(torch.stack([row, column], 1))
+        label = torch.tensor([(*NEIGHBOURS, 4).index(place) for place in (4 + 3 * row + column).tolist()])
+        return 50 * F.one_hot(label, 8).float()
+
+    its.method.backbone.register_forward_hook(corner)
+    its.method.classifier.register_forward_hook(direction)
+    out = step_of(its.method, replace(its.batch, views={"global": places}))
+    assert out["loss"].item() == pytest.approx(0, abs=1e-6)
+    assert out["accuracy"] == 1
+    asked, counts = pairs[0].unique(dim=0, return_counts=True)
+    assert len(asked) == 8
+    assert set(counts.tolist()) == {2 * ROWS}  # each pair in both orders

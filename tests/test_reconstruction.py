@@ -1,6 +1,7 @@
 """Autoencoders, colours, holes: known values of Lab and of divergences, exact targets, masks of exact areas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from sslctl.methods.vae import VAE
 from sslctl.models.backbones import MLP, Backbone
 from sslctl.models.decoders import ConvDecoder, image_decoder
 from sslctl.ops.color_space import colour_bins, lab_to_rgb, rgb_to_lab
-from tests.test_pretext import a_batch, backbone, facts
+from tests.methods import ROWS, SIDE, built, inputs_of, other_pixels, step_of, tell
+from tests.one_view import a_batch, backbone, facts
 
 AUTOENCODER = {"code_dim": 8, "noise_std": 0.0, "hidden": 0.0, "hidden_size": 2}
 VARIATIONAL = {"code_dim": 8, "likelihood_std": 0.2, "beta": 1.0, "beta_warmup_epochs": 2.0}
 INPAINTING = {"hole": "centre", "overlap": 0.0, "adversarial": 0.0, "code_dim": 8}
 COLOURS = {"form": "classification", "resolution": 0.5, "hidden_dim": 8, "rebalance": 0.5, "annealing": 0.38}
+
 
 # --- Losses ---
 
@@ -380,3 +383,68 @@ def test_the_judge_and_the_painter_get_their_own_gradients():
     assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 0.1]
     assert sum(len(group["params"]) for group in groups) == len(list(method.parameters()))
     assert Inpainting(backbone(), facts(), **INPAINTING).discriminator is None
+
+
+# --- Hidden parts do not go in ---
+
+
+@pytest.mark.parametrize("hole", ["centre", "blobs"])
+def test_the_backbone_does_not_see_what_lies_in_the_hole(hole):
+    its = built("inpainting", f"method.hole={hole}", "method.overlap=0.0")
+    seen = inputs_of(its.method.backbone)
+    _, hidden = its.method.holes(its.batch)
+    for batch in (its.batch, other_pixels(its.batch, hidden), other_pixels(its.batch, ~hidden)):
+        step_of(its.method, batch)
+    assert torch.equal(seen[1], seen[0])
+    assert (seen[2] != seen[0]).all(0).all(0).equal(~hidden)
+
+
+def test_the_backbone_does_not_see_what_an_autoencoder_blackens():
+    its = built("autoencoder", "method.hidden=0.5")
+    batch = replace(its.batch, views={"global": 0.2 + 0.6 * its.batch.views["global"]})  # no pixel is black
+    seen = inputs_of(its.method.backbone)
+    step_of(its.method, batch)
+    black = seen[0] == 0
+    assert 0.3 < black.float().mean() < 0.7
+    step_of(its.method, other_pixels(batch, black))
+    assert torch.equal(seen[1], seen[0])
+
+
+def test_the_backbone_sees_the_noise_of_a_denoising_autoencoder():
+    its = built("autoencoder", "method.noise_std=0.2")
+    seen = inputs_of(its.method.backbone)
+    step_of(its.method, its.batch)
+    noise = seen[0] - its.batch.views["global"][0]
+    assert noise.std().item() == pytest.approx(0.2, rel=0.1)
+
+
+# --- Targets ---
+
+
+@pytest.mark.parametrize("words", [("method.noise_std=0.3",), ("method.hidden=0.5",)])
+def test_an_autoencoders_target_is_the_clean_view(words):
+    its = built("autoencoder", *words)
+    tell(its.method.decoder, its.method.backbone.normalize(its.batch.views["global"][0]))
+    assert its.loss().item() == pytest.approx(0, abs=1e-10)
+
+
+def test_the_loss_of_a_vae_is_its_formula():
+    its = built("vae")
+    x = its.batch.views["global"][0]
+    generator = torch.Generator().manual_seed(0)
+    mean, log_variance = torch.randn(2, ROWS, 8, generator=generator).unbind()
+    drawn = torch.randn(ROWS, 1, SIDE, SIDE, generator=generator)
+    tell(its.method.decoder, drawn)
+    tell(its.method.mean_head, torch.zeros(ROWS, 8), mean)
+    tell(its.method.log_variance_head, torch.zeros(ROWS, 8), log_variance)
+    codes = inputs_of(its.method.decoder)
+    its.method(its.batch, {"beta": 0.3})
+    out = its.method(its.batch, {"beta": 0.3})
+    error = (0.3 * drawn + 0.5 - x).square().sum((1, 2, 3)) / (
+        2 * 0.2**2
+    )  # built's mean and deviation, the likelihood's
+    divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
+    assert out["loss"].item() == pytest.approx((error + 0.3 * divergence).mean().item(), rel=1e-5)
+    noise = codes[0]  # the code of mean 0 and variance 1
+    assert noise.std().item() == pytest.approx(1, abs=0.3)
+    torch.testing.assert_close(codes[1], mean + (log_variance / 2).exp() * noise)

@@ -16,14 +16,13 @@ import torch
 from scipy import stats
 
 from sslctl.cli import main
-from sslctl.report import charts as figures
 from sslctl.report import commands, features
 from sslctl.report import measurement as measured
 from sslctl.report import run as recorded
 from sslctl.runs import checkpoint, health
 from tests.browser import DESKTOP, PHONE, browser, needs_chromium
 from tests.conftest import QUICK, write_images
-from tests.training import pretrain
+from tests.runs import pretrain
 
 METHODS, SEEDS = ("simclr", "dcl"), (0, 1)
 CLASSES = ("a<b>", "c&d")
@@ -526,25 +525,6 @@ def test_a_sweep_too_short_to_be_judged_is_not_called_well(page, sweep, undecide
     assert "dcl: train longer" in told(made)
 
 
-# --- Colours ---
-
-
-@pytest.mark.parametrize(("theme", "least"), [("light", 3), ("dark", 3)])
-def test_the_colours_of_curves_stand_out_from_the_paper(theme, least):
-    style = (Path(figures.__file__).parent / "style.css").read_text()
-    block = re.search(rf"color-scheme: {theme};(.*?)}}", style, re.DOTALL)[1]
-    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    for name in (f"c{i}" for i in range(8)):
-        low, high = sorted(luminance(colours[key]) for key in (name, "paper"))
-        assert (high + 0.05) / (low + 0.05) >= least, name
-
-
 # --- Features ---
 
 
@@ -617,28 +597,6 @@ def test_the_map_is_umaps_where_it_is_installed(workdir, monkeypatch):
     places, words = features.in_two_dimensions(rows, 0)
     assert "UMAP" in words
     np.testing.assert_allclose(places, 3 * torch.nn.functional.normalize(rows, dim=1)[:, :2].numpy(), rtol=1e-6)
-
-
-# --- Drawings ---
-
-
-def test_a_curve_ends_at_the_frame_and_keeps_its_first_and_last_point():
-    points = [(i / 10, 10.0 + i) for i in range(2001)]
-    chart = figures.curves("loss", [("", 0, points)])
-    drawn = chart.series[0].points
-    assert len(drawn) <= figures.MOST_POINTS + 1
-    assert (drawn[0], drawn[-1]) == ((0.0, 10.0), (200.0, 2010.0))
-    assert chart.x == (0.0, 200.0)
-    assert chart.y[0] <= 10
-    assert chart.y[1] >= 2010
-    assert chart.series[0].path.startswith(f"M{figures.LEFT} ")
-    assert [words for _, words in chart.x_ticks] == ["0", "50", "100", "150", "200"]
-
-
-def test_what_is_not_finite_is_left_out_of_a_curve():
-    chart = figures.curves("loss", [("", 0, [(0, 1.0), (1, float("nan")), (2, float("inf")), (3, 1.0)])])
-    assert chart.series[0].points == [(0, 1.0), (3, 1.0)]
-    assert figures.curves("loss", [("", 0, [(0, float("nan"))])]) is None
 
 
 # --- In a browser ---

@@ -13,31 +13,30 @@ import torch.nn.functional as F
 import sslctl.commands.pretrain
 import sslctl.evaluation.online
 import sslctl.training.setup
-import sslctl.training.train
 from sslctl.evaluation.online import Embedder
 from sslctl.runs import checkpoint
 from sslctl.signals import Signals
-from tests.built import METHODS, words_of
-from tests.training import (
+from tests.methods import METHODS, words_of
+from tests.own_methods import BeginningSimCLR, own
+from tests.processes import logged_steps
+from tests.runs import (
     MOCO,
     SIMCLR,
     STEPS,
     STEPS_PER_EPOCH,
-    BeginningSimCLR,
     contents,
     differences,
     edit,
     finish,
     image_folder,
-    logged_steps,
     metrics,
     newest,
-    own,
     pretrain,
     slow,
     state_of,
     tensors,
 )
+from tests.sequences import finished, run
 
 VIT = (
     *("backbone=timm", "backbone.model=vit_tiny_patch16_224", "+backbone.kwargs.patch_size=4", "dataset.image_size=8"),
@@ -408,3 +407,37 @@ def test_a_finished_run_is_left_as_it_is(straight, capsys):
     assert pretrain(run, *RECIPES["moco_v1"]) == 0
     assert "already finished" in capsys.readouterr().out
     assert contents(run, without=("lock",)) == before
+
+
+# --- Resume, processes ---
+
+
+@pytest.mark.parametrize("kind", ["verification", slow("order"), "language"])
+def test_resume_of_sequences_at_five_points_equals_the_straight_run(kind, sequences, tmp_path):
+    straight = finished(kind, sequences, tmp_path / "straight")
+    assert metrics(straight)[-1]["step"] >= 10
+    stopped = finished(kind, sequences, tmp_path / "stopped", stops=(1, 3, 5, 6, 9))
+    assert differences(tensors(stopped), tensors(straight)) == []
+    assert metrics(stopped) == metrics(straight)
+    if kind != "language":
+        worked = finished(kind, sequences, tmp_path / "workers", "trainer.workers=1", stops=(4,))
+        assert differences(tensors(worked), tensors(straight)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("verification", "classifier.0.weight"),
+        slow("order", "pair_head.0.weight"),
+        slow("order", "classifier.weight"),
+        ("language", "bias"),
+    ],
+)
+def test_resume_of_sequences_without_a_part_of_the_state_differs(kind, part, sequences, tmp_path):
+    straight = finished(kind, sequences, tmp_path / "straight")
+    method, root, own = sequences(kind)
+    stopped = tmp_path / "stopped"
+    assert run(method, root, stopped, *own, stop_after=6) == 143
+    edit(newest(stopped), weights=lambda stored: stored.update({part: stored[part].roll(1, 0)}))
+    finished(kind, sequences, stopped)
+    assert differences(tensors(stopped), tensors(straight)) != []

@@ -8,26 +8,19 @@ import time
 import pytest
 
 from sslctl.runs import checkpoint, claim
-from tests.training import (
-    MOCO,
-    STEPS,
+from tests.own_methods import own
+from tests.processes import (
     call,
     children_of,
-    command,
-    differences,
     in_processes,
     logged_steps,
-    metrics,
-    newest,
-    own,
     pretrain_in,
     running,
     said_by_pretrain,
-    slow,
     start,
-    tensors,
     wait_until,
 )
+from tests.runs import MOCO, STEPS, command, differences, metrics, newest, slow, tensors
 
 FAILING = (*MOCO, *own("FailingMoCo"), "trainer.save_every_steps=2")
 LONG = (*MOCO, "trainer.epochs=200", "trainer.save_every_steps=5")  # 1000 steps of some ten milliseconds

@@ -15,7 +15,7 @@ from sslctl.errors import InputError
 from sslctl.models.weights import read_weights
 from sslctl.runs import checkpoint, claim
 from sslctl.runs import directory as rundir
-from tests.training import (
+from tests.runs import (
     MOCO,
     PROBE,
     SIMCLR,

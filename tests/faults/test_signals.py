@@ -15,27 +15,24 @@ from sslctl.data.loader import clean_batches
 from sslctl.factory.from_config import build_source
 from sslctl.runs import checkpoint, claim
 from sslctl.signals import Interrupted, Signals, check
-from tests.training import (
+from tests.own_methods import own
+from tests.processes import call, logged_steps, start, wait_until
+from tests.runs import (
     PROBE,
     SIMCLR,
     STEPS,
-    call,
     command,
     contents,
     differences,
     finish,
     image_folder,
-    logged_steps,
     metrics,
     newest,
-    own,
     pretrain,
     results,
     signal_at,
     slow,
-    start,
     tensors,
-    wait_until,
 )
 
 LONG = (  # about 400 steps of a few milliseconds

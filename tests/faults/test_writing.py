@@ -22,12 +22,12 @@ import sslctl.commands.pretrain
 from sslctl.cli import main
 from sslctl.factory.from_run import resolve_runs
 from sslctl.runs import checkpoint, claim
-from tests.training import (
+from tests.own_methods import FailingMoCo, own
+from tests.runs import (
     MOCO,
     REPOSITORY,
     SIMCLR,
     STEPS,
-    FailingMoCo,
     command,
     contents,
     differences,
@@ -35,7 +35,6 @@ from tests.training import (
     finish,
     metrics,
     newest,
-    own,
     pretrain,
     signal_at,
     slow,

@@ -1,10 +1,10 @@
-"""Methods as their configurations make them, but small, each with a batch: no dataset, no run directory."""
+"""Methods as their configurations make them, but small: built without a run, or as a tiny run of each."""
 
 import atexit
 import functools
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +21,10 @@ from sslctl.factory.from_config import build_backbone, build_method
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.teacher import Teacher
-from sslctl.models.vit import patch_size_of
+from sslctl.models.vit import patch_size_of, unpatchify
 from sslctl.training.setup import build_optimizer
 from sslctl.views import Key, ViewMaker
-from tests.training import SIMCLR, finish, image_folder
+from tests.runs import SIMCLR, finish, image_folder
 
 SIDE, ROWS, IMAGES, LENGTH, VOCABULARY = 16, 8, 100, 32, 60
 RESNET = ("backbone=small_resnet", "backbone.widths=[4,8]")
@@ -225,3 +225,48 @@ def silence(module: nn.Module) -> None:
     with torch.no_grad():
         for parameter in last.parameters():
             parameter.zero_()
+
+
+PATCH, PREFIX = 4, 1  # of built's vision transformers
+
+
+def entrance(method: Method) -> nn.Module:
+    """What takes the visible part: a vision transformer's blocks, a text's embedding, or the backbone."""
+    network = method.backbone.network
+    if hasattr(network, "model"):
+        return network.model.blocks
+    return getattr(network, "embedding", method.backbone)
+
+
+def inputs_of(module: nn.Module) -> list[Tensor]:
+    """Fills with a module's inputs, one a forward."""
+    seen = []
+    module.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    return seen
+
+
+def outputs_of(module: nn.Module) -> list[Tensor]:
+    """Fills with a module's outputs, one a forward; they keep their gradients."""
+    outputs = []
+
+    def keep(module, args, out):
+        out.retain_grad()
+        outputs.append(out)
+
+    module.register_forward_hook(keep)
+    return outputs
+
+
+def step_of(method: Method, batch: Batch) -> dict:
+    return method(batch, method.schedules(0))
+
+
+def other_pixels(batch: Batch, where: Tensor) -> Batch:
+    """where: (S, S) or (B, 1, S, S) bool, pixels that become other ones."""
+    x = batch.views["global"]
+    return replace(batch, views={"global": torch.where(where, (x + 0.37) % 1, x)})
+
+
+def pixels_of(patches: Tensor) -> Tensor:
+    """(B, L) bool -> (B, 1, S, S) bool."""
+    return unpatchify(patches[..., None].expand(-1, -1, PATCH**2).float(), PATCH, SIDE // PATCH) > 0

@@ -1,5 +1,3 @@
-"""Every protocol's results: the fields they have, what decides them, their seeds, intervals and commands."""
-
 import json
 import shutil
 
@@ -14,7 +12,7 @@ from sslctl.evaluation.linear import draw_labels
 from sslctl.evaluation.provenance import as_named, settings
 from sslctl.evaluation.results import interval_of_mean
 from sslctl.evaluation.task import draw_number
-from tests.training import PROBE, SIMCLR, STEPS, finish, results
+from tests.runs import PROBE, SIMCLR, STEPS, finish, results
 
 SUITE = (
     *("draws=2", "few_labels=[5]", "knn.k=[1,5]", "clustering.restarts=2", "clustering.iterations=10", "device=cpu"),

@@ -1,22 +1,101 @@
-"""Words as pictures: what a method is asked, what it says, and whether it is right."""
+"""Pictures of a method: what it is asked, what it says, whether it is right, and the command that saves them."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from sslctl.cli import main
+from sslctl.data.loader import one_batch
 from sslctl.data.text import text
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import load_method, views_of
 from sslctl.methods.masked_language import completed
 from sslctl.ops.text_image import GREY, RIGHT, WRONG, Word, written
+from sslctl.runs import checkpoint
+from sslctl.runs.directory import read_config
 from sslctl.visuals.method_pictures import sheet
-from tests import test_sequences
-from tests.built import tell
-from tests.test_sequences import finished, language, numbered
-from tests.training import slow
+from tests.methods import SINGLE_VIEW, tell, words_of
+from tests.runs import differences, finish, newest, slow, tensors
+from tests.sequences import finished, language, numbered
 
-videos, texts, words = test_sequences.videos, test_sequences.texts, test_sequences.words
+FAST = ("jigsaw", "mae", "inpainting")
+ALL = [name if name in FAST else slow(name) for name in SINGLE_VIEW]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    made = {}
+
+    def run(name):
+        if name not in made:
+            made[name] = finish(tmp_path_factory.mktemp("straight") / "run", *words_of(name))
+        return made[name]
+
+    return run
+
+
+# --- Random numbers and pictures ---
+
+
+def pictures(run, rows, seed=0):
+    """A method's pictures of some images, in eval mode."""
+    config = OmegaConf.create(read_config(run))
+    method = load_method(run)
+    checkpoint.load(newest(run), method)
+    source = build_source(config.dataset, "train")
+    batch = one_batch(source, views_of(config, source, method), torch.tensor(rows), seed, torch.device("cpu"))
+    with torch.no_grad():
+        return method.eval().pictures(batch)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_an_image_is_asked_depends_on_seed_epoch_and_image_only(name, straight):
+    rows = [7, 3, 20, 41, 5, 11]  # one hole, one size of block for a batch: the first image's
+    whole, part = pictures(straight(name), rows), pictures(straight(name), [7, 41, 5])
+    assert whole.keys() == part.keys()
+    for title, images in whole.items():
+        torch.testing.assert_close(images[[0, 3, 4]], part[title], atol=1e-5, rtol=1e-4)
+    other = pictures(straight(name), rows, seed=1)
+    assert any(not torch.equal(other[title], whole[title]) for title in list(whole)[1:])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pictures_are_images_beside_each_other(name, straight):
+    shown = pictures(straight(name), [1, 2, 3])
+    assert len(shown) >= 2
+    for title, images in shown.items():
+        assert len(images) == 3, title
+        assert images.ndim == 4, title
+        assert 0 <= images.min() <= images.max() <= 1, title
+
+
+@pytest.mark.parametrize("name", ["mae", slow("inpainting"), slow("vae")])
+def test_one_command_saves_the_pictures(name, straight, tmp_path, capsys):
+    out = tmp_path / "shown.png"
+    assert main(["pictures", str(straight(name)), "images=3", f"out={out}"]) == 0
+    assert out.stat().st_size > 1000
+    assert "3 images at step 10" in capsys.readouterr().out
+
+
+def test_a_method_without_pictures_says_so(tmp_path, capsys):
+    run = finish(tmp_path / "run", "method=simclr", "scheduler.warmup_epochs=0", "trainer.epochs=1")
+    assert main(["pictures", str(run)]) == 2
+    assert "method=simclr has no pictures to show" in capsys.readouterr().err
+    assert main(["pictures"]) == 2
+    assert "no run to show" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_pictures_and_changes_nothing(straight, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = (*words_of("mae"), "trainer.tensorboard=true", "evaluation.knn_every_epochs=1")
+    run = finish(tmp_path / "run", *words)
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("pictures")] == [0, 5, 10]
+    assert differences(tensors(run), tensors(straight("mae"))) == []
 
 
 def shades(picture):
@@ -92,11 +171,11 @@ def test_tokens_are_spelt_as_they_stand_in_the_text(texts):
 
 
 @pytest.mark.parametrize("kind", ["verification", slow("order"), "language"])
-def test_one_command_saves_a_picture_and_tensorboard_gets_it(kind, words, tmp_path, capsys):
+def test_one_command_saves_a_picture_of_a_sequence_and_tensorboard_gets_it(kind, sequences, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     more = ("trainer.epochs=1", "trainer.tensorboard=true", "evaluation.knn_every_epochs=1")
-    done = finished(kind, words, tmp_path / "run", *more)
+    done = finished(kind, sequences, tmp_path / "run", *more)
     assert main(["pictures", str(done), "images=3"]) == 0
     assert (done / "pictures.png").stat().st_size > 1000
     assert f"3 {'texts' if kind == 'language' else 'images'} at step" in capsys.readouterr().out

@@ -1,5 +1,3 @@
-"""sslctl evaluate: what it measures, that it extracts once, what it says without labels, and what it refuses."""
-
 import json
 import shutil
 
@@ -10,7 +8,7 @@ from sslctl.evaluation import label_free, linear
 from sslctl.evaluation import task as protocols
 from sslctl.runs import checkpoint
 from tests.conftest import write_images
-from tests.training import PROBE, SIMCLR, STEPS, STEPS_PER_EPOCH, edit, finish, newest, results
+from tests.runs import PROBE, SIMCLR, STEPS, STEPS_PER_EPOCH, edit, finish, newest, results
 
 FAST = (
     *PROBE,
@@ -196,7 +194,6 @@ def test_the_health_of_the_run_is_told(cli, run):
 
 
 # --- Data without labels, labels from elsewhere, weights from elsewhere ---
-
 
 GREY = ("dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.5]")
 

@@ -1,0 +1,144 @@
+"""sslctl in processes of its own: one by its command, or several of a group, forked in milliseconds."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslctl import distributed
+from tests.runs import REPOSITORY, pretrain
+
+# --- Processes ---
+
+
+def start(
+    words: list[str], folder: Path, environment: dict[str, str] | None = None, module: str = "sslctl"
+) -> subprocess.Popen:
+    """`python -m sslctl …` in a process group of its own; its output goes to folder/output."""
+    with (folder / "output").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            cwd=folder,
+            env=os.environ
+            | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+            | (environment or {}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def call(words: list[str], folder: Path, **keywords) -> int:
+    """`python -m sslctl …` to its end; returns the exit status."""
+    return start(words, folder, **keywords).wait(timeout=120)
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 60) -> None:
+    """Waits for a condition; fails when the process ends before it, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, f"the process ended with status {process.returncode}"
+        assert time.monotonic() < deadline, f"still waiting after {seconds} s"
+        time.sleep(0.02)
+
+
+def logged_steps(run_dir: Path) -> int:
+    """The last step that a living run has logged."""
+    path = run_dir / "metrics.jsonl"
+    steps = re.findall(r'"step": (\d+)', path.read_text()) if path.exists() else []
+    return int(steps[-1]) if steps else 0
+
+
+# --- Several processes, forked from one that has imported everything already: in milliseconds ---
+
+
+def in_processes(function: Callable, *arguments: Any, count: int = 2, seconds: float = 60) -> list[Any]:
+    """What a module's function returns in each of so many gloo processes; fails where one of them raises or hangs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sslctl.commands.pretrain", "timm", "torch._dynamo", "tests.own_methods"])
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder) / str(rank) for rank in range(count)]
+        workers = [
+            context.Process(target=_work, args=(place, rank, count, function, arguments))
+            for rank, place in enumerate(places)
+        ]
+        for worker in workers:
+            worker.start()
+        deadline = time.monotonic() + seconds
+        for worker in workers:
+            worker.join(max(0, deadline - time.monotonic()))
+        hanging = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
+        for worker in workers:
+            worker.kill()
+            worker.join()
+        assert not hanging, f"processes {hanging} still run after {seconds} s"
+        outcomes = [torch.load(place, weights_only=False) for place in places]
+    errors = [f"process {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error]
+    assert not errors, "\n".join(errors)
+    return [value for value, _ in outcomes]
+
+
+def _work(place: Path, rank: int, count: int, function: Callable, arguments: tuple) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ["SSLCTL_RENDEZVOUS"] = f"file://{place.parent}/rendezvous"
+    os.chdir(place.parent)
+    torch.set_num_threads(1)
+    value = error = None
+    try:
+        distributed.join("cpu")
+        value = function(*arguments)
+    except BaseException:
+        error = traceback.format_exc()
+    torch.save((value, error), place)
+
+
+def said_by_pretrain(run_dir: Path, *overrides: str, stop_after: int | None = None) -> tuple[int, str]:
+    """A tiny run in one of several processes: its exit status and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        status = pretrain(run_dir, *overrides, stop_after=stop_after)
+    return status, said.getvalue()
+
+
+def pretrain_in(processes: int, run_dir: Path, *overrides: str, stop_after: int | None = None) -> str:
+    """Runs or continues a tiny run in so many processes; returns what the first printed.
+
+    stop_after: a SIGTERM arrives in all of them while this step (counted from 1) is being calculated.
+    """
+    outcomes = in_processes(_pretrain, run_dir, overrides, stop_after, count=processes)
+    assert {status for status, _ in outcomes} == {143 if stop_after else 0}, outcomes
+    return outcomes[0][1]
+
+
+def _pretrain(run_dir: Path, overrides: tuple[str, ...], stop_after: int | None) -> tuple[int, str]:
+    return said_by_pretrain(run_dir, *overrides, stop_after=stop_after)
+
+
+def children_of(parent: int) -> dict[int, int]:
+    """Process id -> rank of the processes that a process has started for a run."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end at any moment
+            ours = int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+            rank = re.search(rb"(?:^|\0)RANK=(\d+)", (folder / "environ").read_bytes()) if ours else None
+            if rank:
+                found[int(folder.name)] = int(rank[1])
+    return found
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,103 @@
+"""Compiled graphs: the numbers of eager ones, exact resume, checkpoints of one kind."""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import sslctl
+from sslctl.runs.checkpoint import load, load_tensors
+from tests.by_hand import make_batch, moco, simclr, tiny_backbone
+from tests.runs import MOCO, SUPERVISED, differences, finish, metrics, tensors
+
+# --- Compiled graphs ---
+
+COMPILED = "trainer.compile=true"
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: no g++ here"
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The straight compiled run."""
+    return finish(tmp_path_factory.mktemp("compiled") / "run", *MOCO, COMPILED)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("make", [simclr, moco])
+def test_compiled_parts_give_the_loss_and_gradients_of_eager_ones(make):
+    torch.compiler.reset()
+    batch, results = make_batch(8), []
+    for graphs in (False, True):
+        method = make()
+        for child in method.children() if graphs else ():
+            child.compile(dynamic=False)
+        out = method.train()(batch, {})
+        out["loss"].backward()
+        results.append((out["loss"].detach(), {n: p.grad for n, p in method.named_parameters() if p.grad is not None}))
+    (expected, plain), (found, gradients) = results
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert gradients.keys() == plain.keys()
+    for name in plain:
+        torch.testing.assert_close(gradients[name], plain[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("stops", [(1, 4, 7), (10,)])
+def test_a_compiled_run_resumes_exactly(stops, compiled, tmp_path):
+    run = finish(tmp_path / "run", *MOCO, COMPILED, stops=stops)
+    assert differences(tensors(run), tensors(compiled)) == []
+    assert metrics(run) == metrics(compiled)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_run_resumes_exactly_around_its_evaluations(tmp_path):
+    words = (*SUPERVISED, COMPILED, "backbone=mlp", "backbone.widths=[8]", "evaluation.knn_every_epochs=1")
+    parts, whole = finish(tmp_path / "parts", *words, stops=(5, 7)), finish(tmp_path / "whole", *words)
+    assert differences(tensors(parts), tensors(whole)) == []
+    assert metrics(parts) == metrics(whole)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_every_job_of_a_sweep_is_compiled(tmp_path):
+    """torch stops compiling a function, and goes on without, once it has been compiled for a number of shapes."""
+    words = (*SUPERVISED, COMPILED, "backbone=mlp", "trainer.epochs=1")
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for width in (4, 8):
+            before = counters["stats"]["unique_graphs"]
+            finish(tmp_path / str(width), *words, f"backbone.widths=[{width}]")
+            assert counters["stats"]["unique_graphs"] == before + 2  # backbone and classifier
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_and_eager_checkpoints_are_of_one_kind(compiled, tmp_path):
+    eager = finish(tmp_path / "eager", *MOCO)
+    found, expected = tensors(compiled), tensors(eager)
+    assert found.keys() == expected.keys()
+    assert metrics(compiled)[0]["loss"] == pytest.approx(metrics(eager)[0]["loss"], abs=1e-4)
+    for run in (compiled, eager):
+        backbone, _ = sslctl.load(run)
+        stored = load_tensors(run / "backbone.safetensors")
+        assert all(torch.equal(tensor, stored[name]) for name, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_checkpoints_load_into_compiled_and_eager_modules_alike(tmp_path):
+    from sslctl.runs.checkpoint import save
+    from tests.test_checkpoint import state_at
+
+    for number, (first, second) in enumerate([(True, False), (False, True)]):
+        source, target = moco(tiny_backbone(0)), moco(tiny_backbone(1))
+        for method, graphs in ((source, first), (target, second)):
+            for child in method.children() if graphs else ():
+                child.compile(dynamic=False)
+        load(save(tmp_path / str(number), 1, source, state_at(1), 2), target)
+        assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())

@@ -1,0 +1,88 @@
+"""Nearest neighbours against a slow loop."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sslctl.evaluation.knn
+from sslctl.evaluation.features import Features
+from sslctl.evaluation.knn import accuracy, knn_votes
+
+
+def clusters(rows=120, classes=4, dim=6, spread=0.1, seed=0):
+    """Points around one centre a class."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(rows) % classes
+    return Features(centres[labels] + spread * torch.randn(rows, dim, generator=generator), labels, classes)
+
+
+def knn_by_hand(queries, bank, k, temperature):
+    """The same votes, one query and one neighbour at a time."""
+    votes = torch.zeros(len(queries), bank.num_classes, dtype=torch.float64)
+    for n, query in enumerate(queries.double()):
+        similar = [
+            (float(query @ row / query.norm() / row.norm()), int(label))
+            for row, label in zip(bank.features.double(), bank.labels, strict=True)
+        ]
+        for similarity, label in sorted(similar, reverse=True)[:k]:
+            votes[n, label] += np.exp(similarity / temperature)
+    return votes
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (5, 0.07), (20, 0.5), (500, 0.1)])
+def test_knn_equals_a_slow_loop(k, temperature):
+    bank, queries = clusters(spread=1.5), clusters(rows=30, spread=1.5, seed=1).features
+    expected = knn_by_hand(queries, bank, k, temperature)
+    found = knn_votes(queries, bank, k=k, temperature=temperature).double()
+    shares = [votes / votes.sum(1, keepdim=True) for votes in (found, expected)]
+    assert torch.allclose(*shares, atol=1e-5)
+
+
+def test_knn_of_the_bank_itself_with_one_neighbour_is_perfect():
+    bank = clusters(spread=5)
+    votes = knn_votes(bank.features, bank, k=1, temperature=0.1)
+    assert accuracy(votes, bank.labels)["top1"] == 1.0
+
+
+@pytest.mark.parametrize("temperature", [2e-4, 1e-5])
+def test_knn_at_a_low_temperature_is_the_nearest_neighbour(temperature):
+    bank, queries = clusters(spread=2), clusters(rows=40, spread=2, seed=1).features
+    nearest = bank.labels[(F.normalize(queries, dim=1) @ F.normalize(bank.features, dim=1).T).argmax(1)]
+    votes = knn_votes(queries, bank, k=20, temperature=temperature)
+    assert torch.equal(votes.argmax(1), nearest)
+
+
+def test_knn_at_a_high_temperature_is_a_majority_vote():
+    bank, queries = clusters(spread=2), clusters(rows=40, spread=2, seed=1).features
+    top = (F.normalize(queries, dim=1) @ F.normalize(bank.features, dim=1).T).topk(15, dim=1).indices
+    counts = F.one_hot(bank.labels[top], 4).sum(1).float()
+    votes = knn_votes(queries, bank, k=15, temperature=1e6)
+    assert torch.allclose(votes / votes.sum(1, keepdim=True), counts / 15, atol=1e-4)
+    assert not torch.equal(votes.argmax(1), knn_votes(queries, bank, k=15, temperature=0.01).argmax(1))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_knn_does_not_depend_on_the_scale_of_features(scale):
+    bank, queries = clusters(spread=2), clusters(rows=40, spread=2, seed=1).features
+    scaled = Features(bank.features * scale, bank.labels, 4)
+    expected = knn_votes(queries, bank, k=9, temperature=0.1)
+    assert torch.allclose(knn_votes(queries * 7, scaled, k=9, temperature=0.1), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 39])
+def test_knn_does_not_depend_on_the_size_of_a_block(rows, monkeypatch):
+    bank, queries = clusters(spread=2), clusters(rows=40, spread=2, seed=1).features
+    expected, blocks = knn_votes(queries, bank, k=9, temperature=0.1), []
+    monkeypatch.setattr(sslctl.evaluation.knn, "_CHUNK_BYTES", 4 * len(bank.labels) * rows)
+    found = knn_votes(queries, bank, k=9, temperature=0.1, poll=lambda: blocks.append(1))
+    assert torch.allclose(found, expected, rtol=1e-5)
+    assert len(blocks) == -(-40 // rows)
+
+
+def test_top1_and_top5_are_counted():
+    scores = torch.tensor([[9.0, 8, 7, 6, 5, 4], [0, 1, 2, 3, 4, 5]])
+    assert accuracy(scores, torch.tensor([0, 0])) == {"top1": 0.5, "top5": 0.5}
+    assert accuracy(scores, torch.tensor([4, 1])) == {"top1": 0.0, "top5": 1.0}
+    assert accuracy(scores[:, :5], torch.tensor([0, 4])) == {"top1": 1.0}

@@ -1,0 +1,214 @@
+"""Linear probes: against scikit-learn and torch, the grid and its choice, draws of few labels."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sslctl.commands.pretrain
+from sslctl.data.sampler import permuted
+from sslctl.data.sources import digits
+from sslctl.errors import InputError
+from sslctl.evaluation import subjects
+from sslctl.evaluation.features import Features
+from sslctl.evaluation.knn import accuracy
+from sslctl.evaluation.linear import ProbeGrid, draw_labels, fit_probe, folds, linear_records, train_classifiers
+from sslctl.evaluation.runner import label_amount
+from tests.test_evaluation import pixels
+from tests.test_knn import clusters
+
+GRID = ProbeGrid(lr=[0.01, 0.1], weight_decay=[0.0, 0.01], epochs=5, batch_size=32, validation=0.2)
+
+
+# --- Linear probes ---
+
+
+def test_separable_classes_are_separated():
+    data, test = clusters(), clusters(rows=200, seed=1)
+    classifier, picked = fit_probe(data, GRID, seed=0)
+    assert accuracy(classifier.scores(test.features)[0], test.labels)["top1"] == 1.0
+    assert picked["validation_top1"] == 1.0
+
+
+def test_a_probe_finds_nothing_in_noise():
+    generator = torch.Generator().manual_seed(0)
+    data = Features(torch.randn(400, 6, generator=generator), torch.arange(400) % 4, 4)
+    test = Features(torch.randn(400, 6, generator=generator), torch.arange(400) % 4, 4)
+    classifier, _ = fit_probe(data, GRID, seed=0)
+    assert accuracy(classifier.scores(test.features)[0], test.labels)["top1"] == pytest.approx(0.25, abs=0.08)
+
+
+def test_a_grid_equals_training_each_setting_alone():
+    data = clusters(spread=1)
+    together = train_classifiers(data, GRID.settings(), epochs=5, batch_size=32, seed=3)
+    assert len(GRID.settings()) == 4
+    for number, setting in enumerate(GRID.settings()):
+        alone = train_classifiers(data, [setting], epochs=5, batch_size=32, seed=3)
+        assert torch.allclose(together.weight[number], alone.weight[0], atol=1e-5)
+        assert torch.allclose(together.bias[number], alone.bias[0], atol=1e-5)
+    assert not torch.allclose(together.weight[0], together.weight[3], atol=1e-2)
+
+
+def test_a_classifier_equals_torchs_sgd_on_cross_entropy():
+    data, lr, decay, steps = clusters(spread=1), 0.1, 0.01, 300
+    found = train_classifiers(data, [(lr, decay)], epochs=1, batch_size=50, seed=3)
+    x = (data.features - data.features.mean(0)) / data.features.std(0)
+    weight, bias = torch.zeros(6, 4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    groups = [{"params": [weight], "weight_decay": decay}, {"params": [bias]}]
+    optimizer = torch.optim.SGD(groups, lr, momentum=0.9)
+    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + np.cos(np.pi * step / steps)))
+    for step in range(steps):
+        epoch, place = divmod(step, 120 // 50)
+        rows = permuted(np.arange(120), 120, 3, epoch)[place * 50 : place * 50 + 50]
+        optimizer.zero_grad()
+        F.cross_entropy(x[rows] @ weight + bias, data.labels[rows]).backward()
+        optimizer.step()
+        cosine.step()
+    assert torch.allclose(found.weight[0], weight, atol=1e-4)
+    assert torch.allclose(found.bias[0, 0], bias, atol=1e-4)
+
+
+def test_a_probe_does_not_depend_on_the_scale_of_features():
+    data, test = clusters(spread=1), clusters(rows=100, spread=1, seed=1)
+    scores = []
+    for scale in (1, 1000):
+        scaled = Features(data.features * scale + 5, data.labels, 4)
+        scores.append(fit_probe(scaled, GRID, seed=0)[0].scores(test.features * scale + 5))
+    assert torch.allclose(*scores, atol=1e-2)
+
+
+def test_a_constant_feature_does_no_harm():
+    data = clusters()
+    padded = Features(torch.cat([data.features, torch.full((120, 1), 3.0)], 1), data.labels, 4)
+    classifier, _ = fit_probe(padded, GRID, seed=0)
+    assert accuracy(classifier.scores(padded.features)[0], data.labels)["top1"] == 1.0
+
+
+def test_the_probe_agrees_with_scikit_learn_on_digits():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    train, test = pixels("train"), pixels("test")
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    reference.fit(train.features.numpy(), train.labels.numpy())
+    expected = reference.score(test.features.numpy(), test.labels.numpy())
+    grid = ProbeGrid([0.01, 0.03, 0.1, 0.3], [0.0, 1e-4, 1e-3], epochs=100, batch_size=1024, validation=0.1)
+    classifier, _ = fit_probe(train, grid, seed=0)
+    found = accuracy(classifier.scores(test.features)[0], test.labels)["top1"]
+    assert found == pytest.approx(expected, abs=0.01)
+    assert found > 0.93
+
+
+def _records(data, test, amount=None, draws=1):
+    source = {"train": digits("train", 8), "test": digits("test", 8)}
+    subject = subjects.pixels(sslctl.commands.pretrain.Preprocess(1, 8, 8, [0.3], [0.3]))
+
+    def read(_, source):
+        return data if source.split == "train" else test
+
+    train, judged = source["train"], source["test"]
+    if amount is None:
+        shown = data.features[: len(train)]
+        assert len(shown) == len(train)
+    return linear_records(subject, train, judged, GRID, amount, draws, read)
+
+
+@pytest.mark.parametrize("amount", [None, 5])
+def test_the_picked_setting_does_not_depend_on_the_test_split(amount):
+    data, test = pixels("train"), pixels("test")
+    order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
+    shuffled = Features(torch.zeros_like(test.features), test.labels[order], 10)
+    (honest, _), (other, _) = (_records(data, t, amount, draws=2 if amount else 1) for t in (test, shuffled))
+    assert honest["details"]["picked"] == other["details"]["picked"]
+    assert honest["value"] > 0.6
+    assert other["value"] < 0.2
+
+
+def test_the_best_setting_of_a_grid_is_picked():
+    grid = ProbeGrid(lr=[1e-6, 0.1], weight_decay=[0.0, 100.0], epochs=5, batch_size=32, validation=0.2)
+    _, picked = fit_probe(clusters(spread=1), grid, seed=0)
+    assert (picked["lr"], picked["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize("rows", [40, 80, 81, 400])
+def test_folds_are_disjoint_and_cover(rows):
+    data = clusters(rows=rows)
+    found = folds(data, share=0.2, seed=0)
+    count = torch.stack(found).sum(0)
+    if rows <= 80:  # 20 a class: every row is judged once
+        assert len(found) == 5
+        assert torch.equal(count, torch.ones_like(count))
+        held = torch.stack([torch.bincount(data.labels[fold], minlength=4) for fold in found])
+        assert (held.max(0).values - held.min(0).values).max() <= 1
+    else:
+        assert len(found) == 1
+        assert count.sum() == round(0.2 * rows)
+
+
+@pytest.mark.parametrize("rows", [12, 400])
+def test_folds_do_not_change_between_calls_and_depend_on_the_seed(rows):
+    first, again, other = (torch.stack(folds(clusters(rows=rows), 0.2, seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_one_label_a_class_is_too_few_to_choose_settings_and_the_grids_middle_is_taken():
+    grid = ProbeGrid(lr=[0.3, 0.01, 0.1, 0.03], weight_decay=[0.0, 1e-3, 1e-4], epochs=5, batch_size=32, validation=0.2)
+    few, test = clusters(rows=4, spread=0.3), clusters(rows=200, spread=0.3)
+    classifier, picked = fit_probe(few, grid, seed=0)
+    assert picked == {"lr": 0.03, "weight_decay": 1e-4, "validation_top1": None, "steps": 300}
+    assert accuracy(classifier.scores(test.features)[0], test.labels)["top1"] > 0.9
+    _, chosen = fit_probe(clusters(rows=8), grid, seed=0)
+    assert chosen["validation_top1"] is not None
+
+
+def test_a_rare_class_among_many_labels_does_not_hinder_the_choice():
+    data = clusters(rows=401)
+    data.labels[data.labels == 3] = 2
+    data.labels[0] = 3
+    assert fit_probe(data, GRID, seed=0)[1]["validation_top1"] is not None
+
+
+# --- Few labels ---
+
+
+@pytest.mark.parametrize("amount", [1, 5, 20])
+def test_a_draw_takes_as_many_of_each_class(amount):
+    labels = clusters(rows=200).labels
+    rows = draw_labels(labels, amount, draw=0)
+    assert torch.bincount(labels[rows]).tolist() == [amount] * 4
+    assert len(rows.unique()) == len(rows)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.1, [10, 5, 1]), (0.5, [50, 25, 4]), (0.001, [1, 1, 1])])
+def test_a_draw_of_a_share_takes_that_share_of_each_class(share, expected):
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 8)
+    assert torch.bincount(labels[draw_labels(labels, share, draw=0)]).tolist() == expected
+
+
+def test_draws_come_back_and_differ_from_each_other():
+    labels = clusters(rows=200).labels
+    draws = [draw_labels(labels, 5, draw=d).tolist() for d in range(4)]
+    assert [draw_labels(labels, 5, draw=d).tolist() for d in range(4)] == draws
+    assert len({tuple(d) for d in draws}) == 4
+    spread = torch.cat([draw_labels(labels, 5, draw=d) for d in range(200)])
+    assert len(spread.unique()) == 200, "some images are never drawn"
+
+
+def test_more_labels_than_there_are_is_refused():
+    with pytest.raises(InputError, match="class 2 has only 8 images"):
+        draw_labels(torch.tensor([0] * 100 + [2] * 8), 9, draw=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "amount"), [("all", None), (5, 5.0), (1, 1.0), (0.1, 0.1), (250, 250.0), (2.0, 2.0)]
+)
+def test_label_amounts_are_understood(labels, amount):
+    assert label_amount(labels) == amount
+
+
+@pytest.mark.parametrize("labels", [0, -1, -0.1, 2.5, "few", "", True, None, [5], float("inf"), float("nan")])
+def test_label_amounts_that_mean_nothing_are_refused(labels):
+    with pytest.raises(InputError, match="labels="):
+        label_amount(labels)
