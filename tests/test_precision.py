@@ -205,7 +205,7 @@ def test_the_nearest_neighbours_of_nnclr_under_autocast_are_those_of_fp32(dtype)
 def test_losses_and_weights_stay_float32(method, precision, watched, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(F, "cross_entropy", _noting(F.cross_entropy, seen))
-    finish(tmp_path / "run", *method, f"trainer.precision={precision}")
+    assert pretrain(tmp_path / "run", *method, f"trainer.precision={precision}", stop_after=4) == 143
     assert set(seen) == {torch.float32}
     for *_, result in watched:
         assert result["loss"].dtype == torch.float32
