@@ -110,10 +110,10 @@ def built(name: str, *words: str, network: tuple[str, ...] | None = None, rows: 
     return Built(config, method, noise(config, method, rows))
 
 
-def noise(config: DictConfig, method: Method, rows: int) -> Batch:
-    """Random images, frames or tokens, and the views that the configuration makes of them."""
+def noise(config: DictConfig, method: Method, rows: int, seed: int = 0) -> Batch:
+    """Random images, frames or tokens, always the same, and the views that the configuration makes of them by a seed."""
     index = torch.arange(rows)
-    key, generator = Key(0, 0, index), torch.Generator().manual_seed(0)
+    key, generator = Key(seed, 0, index), torch.Generator().manual_seed(0)
     if method.looks_at == "tokens":
         ids = torch.randint(4, VOCABULARY, (1, rows, LENGTH), generator=generator)
         ids[..., 0] = CLS
