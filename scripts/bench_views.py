@@ -11,19 +11,19 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import yaml
+from omegaconf import OmegaConf
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
 from sslctl.views import Key, ViewMaker
 
-RECIPE = Path(__file__).parents[1] / "configs" / "augmentation" / "simclr.yaml"
 JITTER = (0.4, 0.4, 0.4, 0.1)  # half of the recipe's, as for small images
 CASES = {32: (32, 256), 224: (256, 32)}  # view -> image, batch
 BICUBIC = transforms.InterpolationMode.BICUBIC
@@ -64,7 +64,7 @@ def smooth(count: int, height: int, width: int, seed: int) -> Tensor:
 
 def recipe(blur: bool) -> dict:
     """Settings of configs/augmentation/simclr.yaml at half the jitter."""
-    settings = yaml.safe_load(RECIPE.read_text())
+    settings = OmegaConf.to_container(compose_choices("views", Prepared(), ["augmentation=simclr"]).augmentation)
     settings["global"]["jitter"]["strength"] = 0.5
     settings["global"]["blur"]["probability"] = 0.5 if blur else 0.0
     return settings

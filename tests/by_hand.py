@@ -1,10 +1,12 @@
 """Networks, methods and batches made by hand, without a configuration, and comparisons of what they hold."""
 
-from pathlib import Path
+import functools
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
 from sslctl.data.batch import Batch
 from sslctl.methods.base import Facts
 from sslctl.methods.moco import MoCo
@@ -12,9 +14,18 @@ from sslctl.methods.simclr import SimCLR
 from sslctl.models.backbones import Backbone, SmallResNet
 from sslctl.views import Key, ViewMaker
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 SIDE, BATCH = 8, 6
 MEAN, STD = [0.5, 0.5, 0.5], [0.3, 0.3, 0.3]
+
+
+def view_settings(augmentation: str) -> dict:
+    """The settings of configs/augmentation/<augmentation>.yaml, composed, in a copy that a test may change."""
+    return OmegaConf.to_container(_augmentation(augmentation), resolve=True)
+
+
+@functools.cache
+def _augmentation(name: str):
+    return compose_choices("views", Prepared(), [f"augmentation={name}"]).augmentation
 
 
 def facts(**changes):
@@ -32,7 +43,7 @@ def make_batch(count=BATCH, views=2, start=0, epoch=0):
     index = torch.arange(start, start + count)
     pixels = torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(start))
     key = Key(0, epoch, index)
-    settings = yaml.safe_load((CONFIGS / "augmentation" / "moco_v2.yaml").read_text())
+    settings = view_settings("moco_v2")
     settings["global"]["count"] = views
     return Batch(ViewMaker(settings, SIDE)(pixels.to(torch.uint8), key), index % 4, index, key)
 

@@ -53,8 +53,8 @@ def test_the_defaults_order_is_fixed():
     defaults = yaml.safe_load((CONFIGS / "pretrain.yaml").read_text())["defaults"]
     order = [entry if isinstance(entry, str) else next(iter(entry)) for entry in defaults]
     assert order == [
-        *("pretrain_schema", "_self_", "dataset", "dataset@eval_dataset", "augmentation", "backbone", "optimizer"),
-        *("scheduler", "trainer", "method", "experiment", "hydra"),
+        *("pretrain_schema", "_probe", "_self_", "dataset", "dataset@eval_dataset", "augmentation", "backbone"),
+        *("optimizer", "scheduler", "trainer", "method", "experiment", "hydra"),
     ]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -18,6 +17,7 @@ from sslctl.data.loader import batches, clean_batches
 from sslctl.errors import InputError
 from sslctl.ops.timing import Clock
 from sslctl.views import ViewMaker
+from tests.by_hand import view_settings
 from tests.conftest import QUICK, write_images
 
 
@@ -423,11 +423,10 @@ def test_memory_gb_bounds_what_is_kept_in_memory(tmp_path):
 
 def all_batches(source, *, first_step=0, total_steps=8, workers=0, seed=3, augmentation="simclr"):
     """Batches of 6: with 24 images, four steps an epoch."""
-    settings = yaml.safe_load((CONFIGS / "augmentation" / f"{augmentation}.yaml").read_text())
     return list(
         batches(
             source,
-            ViewMaker(settings, source.image_size),
+            ViewMaker(view_settings(augmentation), source.image_size),
             batch_size=6,
             seed=seed,
             first_step=first_step,

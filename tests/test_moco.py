@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
+from sslctl.config.schema import CONFIGS
 from sslctl.losses import info_nce
 from sslctl.methods.base import ema_update, teacher_of
 from sslctl.models.backbones import MLP, Backbone, Timm
@@ -13,7 +14,6 @@ from sslctl.models.batchnorm import GroupedBatchNorm2d, group_batchnorm
 from sslctl.training.optim import parameter_groups
 from tests.by_hand import (
     BATCH,
-    CONFIGS,
     MEAN,
     SIDE,
     STD,

@@ -6,14 +6,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
 import sslctl.training.train
 from sslctl.models.heads import Prototypes
 from sslctl.training.precision import MOST_SKIPPED, NonFiniteError, Precision
 from sslctl.views import Key, ViewMaker
-from tests.by_hand import make_batch, tiny_backbone
-from tests.conftest import REPOSITORY
+from tests.by_hand import make_batch, tiny_backbone, view_settings
 from tests.methods import built, words_of
 from tests.own_methods import own
 from tests.runs import (
@@ -361,8 +359,7 @@ def test_steps_between_two_records_do_not_wait_for_the_gpu(method, precision, tm
 @on_gpu
 @pytest.mark.parametrize("augmentation", ["simclr", "moco_v1", "moco_v2"])
 def test_views_on_a_gpu_equal_those_of_a_cpu(augmentation):
-    settings = yaml.safe_load((REPOSITORY / "configs" / "augmentation" / f"{augmentation}.yaml").read_text())
-    views = ViewMaker(settings, 32)
+    views = ViewMaker(view_settings(augmentation), 32)
     images = torch.randint(0, 256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     index = torch.arange(64)
     expected = views(images, Key(0, 1, index))["global"]
