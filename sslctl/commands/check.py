@@ -7,7 +7,7 @@ from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import bind
 from sslctl.config.validation import mistakes
 from sslctl.errors import InputError
-from sslctl.factory.from_config import DATASET_OWN, OPTIMIZER_OWN, bind_backbone, bind_method
+from sslctl.factory.from_config import bind_backbone, bind_method
 from sslctl.schedules import SHAPES
 
 GROUPS = ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment")
@@ -54,13 +54,10 @@ def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[st
         problems = mistakes(SCHEMAS[verb], composed)
     except (HydraException, OmegaConfBaseException) as error:
         return [" ".join(line.strip() for line in str(error).splitlines()[:2])]
-    for key, skip, given in (
-        ("dataset", DATASET_OWN, ("split",)),
-        ("optimizer", OPTIMIZER_OWN, ("params", "lr")),
-    ):
+    for key, given in (("dataset", ("split",)), ("optimizer", ("params", "lr"))):
         if composed.get(key):
             try:
-                bind(composed[key], key, skip=skip, given=given)
+                bind(composed[key], key, given=given)
             except InputError as error:
                 problems += error.messages
     for key, bind_it in (("backbone", bind_backbone), ("method", bind_method)):

@@ -3,14 +3,17 @@
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sslctl.config.keys import UNTYPED, facts_in
+from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.errors import InputError, user_path
 
-# Keys whose values are paths: anything may stand in them.
-_PATHS = re.compile(r"^(\+*)((eval_)?dataset\.root|run_dir|ckpt|backbone\.weights|out)$")
+_PATHS = {path for path, facts in UNTYPED.items() if facts.path} | {
+    typed.name for schema in SCHEMAS.values() for typed in fields(schema) if facts_in(typed).path
+}
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
 
 
@@ -72,7 +75,7 @@ def prepare(arguments: list[str]) -> Prepared:
 def _for_hydra(argument: str, sweeps: bool) -> str:
     """One override as Hydra's grammar wants it."""
     key, _, value = argument.partition("=")
-    if _PATHS.match(key):
+    if key.lstrip("+") in _PATHS:
         return f"{key}={_path_value(key, value, sweeps)}"
     return f"dataset@eval_dataset={value}" if key == "eval_dataset" else argument
 
@@ -109,7 +112,6 @@ def command_line() -> str:
     """The command that makes the running job again, also when it is one of a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
-    from sslctl.config.schema import CONFIGS
     from sslctl.config.targets import allowed_by_user
 
     hydra = HydraConfig.get()

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from sslctl.config.command_line import Prepared
+from sslctl.config.keys import NOTHING_KNOWN, UNTYPED
 from sslctl.config.schema import SCHEMAS
 from sslctl.config.validation import mistakes
 from sslctl.errors import InputError, first_line, nearest
 
-_OPTIONAL = ("experiment", "dataset@eval_dataset")  # choices that may be null
-_FREE = ("backbone.kwargs.", "method.teacher_backbone.kwargs.")  # dictionaries that take new keys
+_FREE = tuple(f"{path}." for path, facts in UNTYPED.items() if facts.free)
 
 
 def refuse_new_keys(verb: str, prepared: Prepared) -> None:
@@ -79,7 +79,8 @@ def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tupl
             found.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
         elif options:
             names = list(override.sweep_string_iterator()) if sweep else [override.value()]
-            wrong = [n for n in names if n not in options and not (n is None and group in _OPTIONAL)]
+            allowed = [*options, None] if UNTYPED.get(group, NOTHING_KNOWN).optional else options
+            wrong = [n for n in names if n not in allowed]
             found += [
                 f"{text}: no such {group}{nearest(str(n), options)}; there are {', '.join(options)}" for n in wrong
             ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sslctl.config.keys import own_keys
 from sslctl.errors import InputError, nearest
 
 _OWN = ("sslctl", "torch.optim")
@@ -44,17 +45,17 @@ def target_of(node: DictConfig, path: str) -> Any:
         raise InputError(f"{path}._target_={name} cannot be imported: {error}") from error
 
 
-def bind(node: DictConfig, path: str, *, skip: tuple[str, ...] = (), given: tuple[str, ...] = ()) -> tuple[Any, dict]:
+def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = ()) -> tuple[Any, dict]:
     """A node's target and its arguments, checked against the signature before anything is built.
 
-    skip: keys of the node that are not the target's. given: arguments that the caller adds. Raises InputError with every
-    mismatch: unknown names with the nearest one, missing arguments, wrong types.
+    Keys that sslctl reads itself are left out. given: arguments that the caller adds. Raises InputError with every mismatch:
+    unknown names with the nearest one, missing arguments, wrong types.
     """
     target = target_of(node, path)
     arguments = {
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in node.items()
-        if key != "_target_" and key not in skip
+        if key not in ("_target_", *own_keys(path))
     }
     parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -3,12 +3,14 @@
 Nothing in this file needs torch.
 """
 
+import operator
 import typing
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sslctl.config.keys import UNTYPED, KeyFacts, facts_in
 from sslctl.config.schema import ViewGroupConfig
 from sslctl.errors import nearest
 
@@ -51,23 +53,22 @@ def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
                 found += _out_of_range(ViewGroupConfig, settings, f"{path}.{group}.")
                 found += _view_mistakes(settings, f"{path}.{group}")
         else:
-            found += _range_mistake(path, value, f.metadata)
+            found += _range_mistake(path, value, facts_in(f))
     return found
 
 
-def _range_mistake(path: str, value: Any, limits: typing.Mapping) -> list[str]:
+def _range_mistake(path: str, value: Any, limits: KeyFacts) -> list[str]:
     if OmegaConf.is_list(value):
         return [mistake for entry in value for mistake in _range_mistake(path, entry, limits)]
-    if limits.get("choices") and value not in limits["choices"]:
-        choices = limits["choices"]
-        return [f"{path}={value}: expected one of {', '.join(choices)}{nearest(str(value), choices)}"]
-    for name, holds, words in (
-        ("low", lambda bound: value >= bound, "at least"),
-        ("high", lambda bound: value <= bound, "at most"),
-        ("above", lambda bound: value > bound, "more than"),
+    if limits.choices and value not in limits.choices:
+        return [f"{path}={value}: expected one of {', '.join(limits.choices)}{nearest(str(value), limits.choices)}"]
+    for bound, holds, words in (
+        (limits.low, operator.ge, "at least"),
+        (limits.high, operator.le, "at most"),
+        (limits.above, operator.gt, "more than"),
     ):
-        if limits.get(name) is not None and not holds(limits[name]):
-            return [f"{path}={value}: expected {words} {limits[name]}"]
+        if bound is not None and not holds(value, bound):
+            return [f"{path}={value}: expected {words} {bound}"]
     return []
 
 
@@ -100,12 +101,9 @@ def _trainer_mistakes(trainer: DictConfig) -> list[str]:
 
 def _optimizer_mistakes(config: DictConfig) -> list[str]:
     optimizer, scheduler, found = config.optimizer, config.scheduler, []
-    for key, limits in (
-        ("base_lr", {"above": 0}),
-        ("weight_decay", {"low": 0}),
-        ("lr_scaling", {"choices": ("linear", "sqrt", "none")}),
-    ):
-        if isinstance(optimizer[key], str) and "choices" not in limits:
+    for key in ("base_lr", "weight_decay", "lr_scaling"):
+        limits = UNTYPED[f"optimizer.{key}"]
+        if isinstance(optimizer[key], str) and not limits.choices:
             found.append(f"optimizer.{key}={optimizer[key]}: expected a number")
         else:
             found += _range_mistake(f"optimizer.{key}", optimizer[key], limits)

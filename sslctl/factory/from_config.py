@@ -14,28 +14,16 @@ from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.weights import load_weights
 from sslctl.views import ViewMaker
 
-DATASET_OWN = ("drops", "scale", "mean", "std", "resize")
-BACKBONE_OWN = ("weights", "partial")
-METHOD_OWN = ("teacher", "teacher_backbone", "teacher_mean", "teacher_std")  # where a frozen teacher comes from
-OPTIMIZER_OWN = (
-    "base_lr",
-    "lr_scaling",
-    "weight_decay",
-    "weight_decay_end",
-    "exclude_bias_and_norm",
-    "vector_lr_scale",
-)
-
 
 def build_source(node: Any, split: str) -> Source:
     """A split of the dataset of a configuration."""
-    target, arguments = bind(node, "dataset", skip=DATASET_OWN, given=("split",))
+    target, arguments = bind(node, "dataset", given=("split",))
     return target(split=split, **arguments)
 
 
 def bind_backbone(node: Any):
     """A network for images asks for channels and image_size, one for texts for vocabulary and length."""
-    return bind(node, "backbone", skip=BACKBONE_OWN, given=given_to(target_of(node, "backbone")))
+    return bind(node, "backbone", given=given_to(target_of(node, "backbone")))
 
 
 def given_to(target: Any) -> tuple[str, ...]:
@@ -65,7 +53,7 @@ def build_backbone(
 
 def bind_method(node: Any):
     given = ("backbone", "facts", "teacher") if "teacher" in node else ("backbone", "facts")
-    return bind(node, "method", skip=METHOD_OWN, given=given)
+    return bind(node, "method", given=given)
 
 
 def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | None = None) -> Method:

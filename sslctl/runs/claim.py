@@ -16,7 +16,7 @@ import yaml
 from sslctl.errors import InputError
 from sslctl.runs.atomic import point, why_unwritable, write_text
 from sslctl.runs.directory import CONFIG, ENVIRONMENT, PREPROCESS, environment, is_run, read_config, read_json
-from sslctl.runs.fingerprint import fingerprint_keys
+from sslctl.runs.fingerprint import fingerprint_keys, value_of
 
 
 def claim(run_dir: Path, **description: Any) -> "Lock":
@@ -69,7 +69,7 @@ def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -
     if old == new:
         return
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    lines = [f"  {k}: {old.get(k)} → {new.get(k)}" for k in keys[:10]] + (["  …"] if len(keys) > 10 else [])
+    lines = [f"  {k}: {value_of(old, k)} → {value_of(new, k)}" for k in keys[:10]] + (["  …"] if len(keys) > 10 else [])
     raise InputError(
         f"{run_dir} holds a run with another configuration (there → asked for):", *lines, "choose another run_dir="
     )

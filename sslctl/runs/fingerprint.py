@@ -4,21 +4,8 @@ import hashlib
 import json
 from typing import Any
 
-# Keys that cannot change a weight: moving the data, watching more closely or evaluating otherwise is the same run.
-_NOT_IN_FINGERPRINT = (
-    *("seed", "run_dir", "plan_only", "names", "recipe", "eval_dataset", "evaluation", "probe"),
-    *("dataset.root", "dataset.memory_gb", "dataset.download", "dataset.scale", "backbone.weights", "method.teacher"),
-    *(
-        "trainer.device",
-        "trainer.processes",
-        "trainer.workers",
-        "trainer.threads",
-        "trainer.resume",
-        "trainer.tensorboard",
-        "trainer.on_collapse",
-    ),
-    *("trainer.log_every_steps", "trainer.save_every_epochs", "trainer.save_every_steps", "trainer.keep_last"),
-)
+from sslctl.config.keys import ALWAYS_COUNTS, facts_along
+from sslctl.config.schema import SCHEMAS
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -33,10 +20,23 @@ def flat(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint_keys(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
-    """The flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads."""
-    below = tuple(f"{key}." for key in _NOT_IN_FINGERPRINT)
-    keys = {k: v for k, v in flat(config).items() if k not in _NOT_IN_FINGERPRINT and not k.startswith(below)}
+    """The flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads.
+
+    A key that has the value of its old behaviour is left out: before there was the key, every run did that.
+    """
+    keys = {key: value for key, value in flat(config).items() if _counts(key, value)}
     return keys | {f"content of {name}": digest for name, digest in hashes.items()}
+
+
+def _counts(key: str, value: Any) -> bool:
+    facts = facts_along(SCHEMAS["pretrain"], key)
+    return all(f.fingerprint for f in facts) and value != facts[-1].old_behaviour
+
+
+def value_of(keys: dict[str, Any], key: str) -> Any:
+    """A key's value among fingerprint keys; of one that is left out, that of its old behaviour, or None."""
+    unstated = facts_along(SCHEMAS["pretrain"], key)[-1].old_behaviour
+    return keys.get(key, None if unstated is ALWAYS_COUNTS else unstated)
 
 
 def fingerprint(keys: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from sslctl.data.batch import Batch
 from sslctl.data.loader import batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
-from sslctl.factory.from_config import OPTIMIZER_OWN
 from sslctl.methods.base import Embed, Method
 from sslctl.models.batchnorm import synchronize_batchnorm
 from sslctl.ops.timing import Clock
@@ -48,7 +47,7 @@ class Setup:
 
 def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
     """Builds a configuration's optimizer over a method's trained parameters, torch's fused one where there is one."""
-    target, arguments = bind(node, "optimizer", skip=OPTIMIZER_OWN, given=("params", "lr"))
+    target, arguments = bind(node, "optimizer", given=("params", "lr"))
     groups = parameter_groups(
         method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm, node.get("vector_lr_scale", 1.0)
     )

@@ -1,0 +1,97 @@
+"""What is known about a configuration's keys beside their types. Typed keys carry it in their field (schema.py); those of free
+nodes stand in UNTYPED."""
+
+import functools
+import typing
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+ALWAYS_COUNTS = object()
+
+
+@dataclass(frozen=True)
+class KeyFacts:
+    """low <= value <= high, value > above, or value among the choices; and who cares about the value."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple = ()
+    fingerprint: bool = True  # False: cannot change a weight, as moving the data or watching more closely
+    # Of a key that a later version adds: the value that reproduces what runs did before. It is left out of the fingerprint, so
+    # that the runs of earlier versions, whose config.yaml lacks the key, continue.
+    old_behaviour: Any = ALWAYS_COUNTS
+    path: bool = False  # a file or folder: anything may stand in its name
+    own: bool = False  # sslctl reads it: not an argument of the node's _target_
+    free: bool = False  # a dictionary that takes new keys
+    optional: bool = False  # a choice of a file that may be null
+
+
+UNTYPED = {
+    "experiment": KeyFacts(optional=True),
+    "dataset@eval_dataset": KeyFacts(optional=True),
+    "dataset.root": KeyFacts(path=True, fingerprint=False),
+    "dataset.memory_gb": KeyFacts(fingerprint=False),
+    "dataset.download": KeyFacts(fingerprint=False),
+    "dataset.scale": KeyFacts(own=True, fingerprint=False),  # what methods take of it counts itself
+    "dataset.drops": KeyFacts(own=True),
+    "dataset.mean": KeyFacts(own=True),
+    "dataset.std": KeyFacts(own=True),
+    "dataset.resize": KeyFacts(own=True),
+    "eval_dataset.root": KeyFacts(path=True),
+    "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False),  # their content counts
+    "backbone.partial": KeyFacts(own=True),
+    "backbone.kwargs": KeyFacts(free=True),
+    "optimizer.base_lr": KeyFacts(own=True, above=0),
+    "optimizer.lr_scaling": KeyFacts(own=True, choices=("linear", "sqrt", "none")),
+    "optimizer.weight_decay": KeyFacts(own=True, low=0),
+    "optimizer.weight_decay_end": KeyFacts(own=True),
+    "optimizer.exclude_bias_and_norm": KeyFacts(own=True),
+    "optimizer.vector_lr_scale": KeyFacts(own=True),
+    "method.teacher": KeyFacts(own=True, fingerprint=False),  # its weights count
+    "method.teacher_backbone": KeyFacts(own=True),
+    "method.teacher_backbone.kwargs": KeyFacts(free=True),
+    "method.teacher_mean": KeyFacts(own=True),
+    "method.teacher_std": KeyFacts(own=True),
+}
+NOTHING_KNOWN = KeyFacts()
+
+
+def key(**facts: Any) -> Any:
+    """A typed key of which these KeyFacts are known; its value comes from configs/*.yaml."""
+    return field(default=MISSING, metadata={"facts": KeyFacts(**facts)})
+
+
+def node(schema: type, **facts: Any) -> Any:
+    """A typed node of which these KeyFacts are known."""
+    return field(default_factory=schema, metadata={"facts": KeyFacts(**facts)})
+
+
+def facts_in(typed: Field) -> KeyFacts:
+    """The facts that a schema's field carries."""
+    return typed.metadata.get("facts", NOTHING_KNOWN)
+
+
+def facts_along(schema: type, path: str) -> list[KeyFacts]:
+    """The facts of a dotted path below a schema, of its outermost node first and of the key itself last."""
+    parts, level, facts = path.split("."), schema, []
+    for depth, name in enumerate(parts, start=1):
+        typed = {f.name: f for f in fields(level)} if is_dataclass(level) else {}
+        if name in typed:
+            facts.append(facts_in(typed[name]))
+            level = _hints(level)[name]
+        else:
+            facts.append(UNTYPED.get(".".join(parts[:depth]), NOTHING_KNOWN))
+            level = typing.get_args(level)[-1] if typing.get_origin(level) is dict else None
+    return facts
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def own_keys(name: str) -> tuple[str, ...]:
+    """The keys of a node that are not arguments of its _target_."""
+    below = f"{name}."
+    return tuple(path.removeprefix(below) for path, facts in UNTYPED.items() if facts.own and path.startswith(below))
