@@ -71,7 +71,7 @@ def measure(arguments: tuple[str, ...], tree: Path, end: str | None = None) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path)
     options = parser.parse_args()
     trees = [OWN, options.against.resolve()] if options.against else [OWN]
