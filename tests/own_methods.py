@@ -112,7 +112,7 @@ class Silent(SimCLR):
 
 
 class NappingMoCo(MoCo):
-    """MoCo whose steps take 50 ms longer than they have to, the first ones a quarter of a second."""
+    """MoCo that sleeps 50 ms in each step, a quarter of a second in the first ones."""
 
     def schedules(self, step: int) -> dict[str, float]:
         return super().schedules(step) | {"at": step}

@@ -1,7 +1,11 @@
 """plan_only=true: what a run will cost, and nothing written."""
 
+from types import SimpleNamespace
+
 import pytest
 
+import sslctl.ops.timing
+import tests.own_methods
 from tests.methods import words_of
 from tests.own_methods import own
 from tests.runs import MOCO, SIMCLR, SUPERVISED, pretrain, slow
@@ -37,10 +41,15 @@ def test_a_plan_tells_what_a_run_will_cost_and_writes_nothing(recipe, steps, wor
     assert list(workdir.iterdir()) == []
 
 
-def test_the_time_of_a_plan_is_that_of_a_step(workdir, capsys):
+def test_the_time_of_a_plan_is_that_of_a_step(workdir, capsys, monkeypatch):
+    """On a clock that moves where the method sleeps, and only there."""
+    now = [100.0]
+    monkeypatch.setattr(sslctl.ops.timing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    sleep = SimpleNamespace(sleep=lambda seconds: now.append(now.pop() + seconds))
+    monkeypatch.setattr(tests.own_methods, "time", sleep)
     assert pretrain(workdir / "run", *MOCO, *own("NappingMoCo"), "trainer.epochs=4", "plan_only=true") == 0
     (cost,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time ")]
-    assert 50 <= int(cost.split()[1]) < 150  # the first steps, which take longer, are left out
+    assert cost.split()[1:5] == ["50", "ms", "a", "step,"]  # the first steps, which take longer, are left out
 
 
 # --- What does not fit ---
