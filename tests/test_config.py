@@ -272,8 +272,8 @@ def test_check_passes(cli, workdir):
     assert "wrong" not in result.out
 
 
-@pytest.mark.slow
-def test_check_names_a_users_wrong_file(cli, own):
+def test_check_names_a_users_wrong_file(cli, own, monkeypatch):
+    monkeypatch.setattr("sslctl.commands.check.GROUPS", ("optimizer", "trainer"))
     own("optimizer/bent.yaml", (CONFIGS / "optimizer" / "sgd.yaml").read_text() + "momentun: 0.9\n")
     folder = own("trainer/endless.yaml", "defaults:\n- default\n- _self_\nepochs: many\n")
     result = cli("check", "--config-dir", str(folder))
