@@ -1,6 +1,7 @@
 """Tiny real runs for tests: `sslctl pretrain` on 8×8 digits in this process, and what they leave behind."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from torch import Tensor
 import sslctl.training.train
 from sslctl.cli import main
 from sslctl.runs import checkpoint
+from sslctl.runs.results import Result
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS_PER_EPOCH, STEPS = 5, 10
@@ -153,6 +155,12 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def results(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def blank_result(**values: Any) -> Result:
+    """A result of which nothing is said but these values."""
+    fields = {f.name: None for f in dataclasses.fields(Result)} | {"params": {}, "details": {}}
+    return Result(**fields | values)
 
 
 def contents(folder: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, bytes]]:

@@ -329,8 +329,8 @@ def test_of_a_directory_runs_without_a_checkpoint_are_left_out_by_name(run, tmp_
 
 
 def test_values_are_shown_in_percent():
-    assert percent({"value": 0.91239}) == "91.24"
-    assert percent({"value": 0.5, "std": 0.0123}) == "50.00 ± 1.23"
+    assert percent(0.91239) == "91.24"
+    assert percent(0.5, 0.0123) == "50.00 ± 1.23"
 
 
 def test_results_are_lines_of_json(run):

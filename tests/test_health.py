@@ -222,7 +222,7 @@ def test_sentences_have_figures():
 def result(subject, value, k=20, **other):
     """A result of kNN with all labels."""
     line = {"protocol": "knn", "metric": "top1", "labels": "all", "dataset": "d", "split": "test", "features": "cls"}
-    return line | {"params": {"k": k, "bank": 90}, "details": {}, "subject": subject, "value": value} | other
+    return blank_result(**line | {"params": {"k": k, "bank": 90}, "subject": subject, "value": value} | other)
 
 
 def test_results_worse_than_those_of_random_weights_are_said():
@@ -256,7 +256,6 @@ def test_results_worse_than_those_of_random_weights_are_no_warning_while_it_is_t
         {"features": "mean"},
         {"labels": "5/class"},
         {"protocol": "linear-cached"},
-        {"params": 11_000, "details": {"k": 20}},  # as it was written once
     ],
     ids=lambda other: "-".join(other),
 )
@@ -264,20 +263,12 @@ def test_only_results_of_one_protocol_are_compared(other):
     assert rules(judge(logged(), KNOWN, [result("random", 0.8, **other), result("trained", 0.7)])) == ["ok"]
 
 
-def test_results_of_earlier_versions_are_compared_by_their_details():
-    def old(subject, value, k):
-        return result(subject, value, params=11_000, details={"k": k})
-
-    assert rules(judge(logged(), KNOWN, [old("random", 0.8, 20), old("trained", 0.7, 20)])) == ["random"]
-    assert rules(judge(logged(), KNOWN, [old("random", 0.8, 20), old("trained", 0.7, 200)])) == ["ok"]
-
-
 def measured(subject, spread, rank, dim=128):
     """Label-free results of an evaluation."""
     line = {"protocol": "label-free", "subject": subject, "params": {"images": 100}}
     return [
-        line | {"metric": "feature_std", "value": spread / dim**0.5, "details": {"dim": dim}},
-        line | {"metric": "rankme", "value": rank, "details": {}},
+        blank_result(**line, metric="feature_std", value=spread / dim**0.5, details={"dim": dim}),
+        blank_result(**line, metric="rankme", value=rank),
     ]
 
 

@@ -266,6 +266,6 @@ def test_intervals_contain_the_truth_as_often_as_they_say():
 
 
 def test_half_an_interval_is_shown():
-    assert percent({"value": 0.5, "ci95": [0.46, 0.55]}) == "50.00 ± 4.50"
-    assert percent({"value": 1.0, "ci95": [1.0, 1.0]}) == "100.00"
-    assert percent({"value": 0.5, "ci95": None}) == "50.00"
+    assert percent(0.5, ci95=[0.46, 0.55]) == "50.00 ± 4.50"
+    assert percent(1.0, ci95=[1.0, 1.0]) == "100.00"
+    assert percent(0.5) == "50.00"

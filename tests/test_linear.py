@@ -111,7 +111,7 @@ def _records(data, test, amount=None, draws=1):
     if amount is None:
         shown = data.features[: len(train)]
         assert len(shown) == len(train)
-    return linear_records(subject, train, judged, GRID, amount, draws, read)
+    return [vars(result) for result in linear_records(subject, train, judged, GRID, amount, draws, read)]
 
 
 @pytest.mark.parametrize("amount", [None, 5])

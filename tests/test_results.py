@@ -20,6 +20,7 @@ SUITE = (
 )
 TRAINED = ("trainer.epochs=1", "trainer.threads=1", "trainer.device=cpu")
 FIELDS = {
+    "format": int,
     "protocol": str,
     "metric": str,
     "value": float,
@@ -198,7 +199,7 @@ def test_the_interval_of_a_mean_is_students():
 
 
 def test_its_interval_is_shown_beside_a_deviation():
-    assert percent({"value": 0.5, "std": 0.0123, "ci95": [0.45, 0.55]}) == "50.00 ± 1.23 (45.0–55.0)"
+    assert percent(0.5, 0.0123, [0.45, 0.55]) == "50.00 ± 1.23 (45.0–55.0)"
 
 
 def test_titles_say_how_many_images_were_judged(run, capsys):

@@ -7,10 +7,10 @@ from omegaconf import OmegaConf
 from sslctl.errors import InputError
 from sslctl.evaluation.console import show_figures, show_protocols, tested_on
 from sslctl.evaluation.label_free import pretrained_on
-from sslctl.evaluation.results import append
 from sslctl.evaluation.runner import label_amount, print_plan, reader_of, subjects_and_tasks
 from sslctl.evaluation.suite import sources_of, subject_records
 from sslctl.runs.health import as_line, findings, judge_features
+from sslctl.runs.results import append_results
 
 
 def evaluate(config: Any) -> None:
@@ -31,7 +31,7 @@ def evaluate(config: Any) -> None:
             r for subject in made for r in subject_records(subject, task, seen, amounts, read, left_out.setdefault)
         ]
         if out:
-            append(out, records)
+            append_results(out, records)
         if task.test is not None:
             show_protocols(records, f"{tested_on(task.test)}, {made[0].preprocess.summary()}, frozen")
         show_figures(records, f"without labels, of {seen.name}'s {seen.split} split")

@@ -10,6 +10,7 @@ from sslctl.evaluation.linear_augmented import augmented_records
 from sslctl.evaluation.runner import evaluate_all, label_amount, reader_of
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Task
+from sslctl.runs.results import Result
 
 
 def linear_eval(config: Any) -> None:
@@ -24,7 +25,7 @@ def linear_eval(config: Any) -> None:
     draws = config.draws if amount is not None else 1
     read = reader_of(config)
 
-    def probe(subject: Subject, task: Task) -> list[dict]:
+    def probe(subject: Subject, task: Task) -> list[Result]:
         return linear_records(subject, task.train, task.test, grid, amount, draws, read, seed=config.seed)
 
     evaluate_all(config, probe)

@@ -16,10 +16,9 @@ from sslctl import distributed
 from sslctl.config.command_line import command_line
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
-from sslctl.evaluation.closing import closing_records, has_closing_results
+from sslctl.evaluation.closing import closing_results, has_closing_results
 from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.online import Embedder, Online
-from sslctl.evaluation.results import append
 from sslctl.evaluation.runner import labelled_sources
 from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
@@ -43,6 +42,7 @@ from sslctl.runs.checkpoint import newest_valid
 from sslctl.runs.claim import claim, refuse_unwritable
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch, as_line, findings
+from sslctl.runs.results import append_results
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.dry_run import time_steps
 from sslctl.training.launch import launch
@@ -292,10 +292,10 @@ def finish(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Sour
     run_dir, method = setup.run_dir, setup.method.eval()
     if judges and config.evaluation.closing and not has_closing_results(run_dir, setup.plan, judges[1]):
         print("  evaluating", flush=True)
-        records = closing_records(config, run_dir, method, preprocess, setup.plan, *judges)
-        append(run_dir / rundir.RESULTS, records)
+        results = closing_results(config, run_dir, method, preprocess, setup.plan, *judges)
+        append_results(run_dir / rundir.RESULTS, results)
         show(
-            records,
+            results,
             f"{tested_on(judges[1])}, {preprocess.summary()}, frozen features after {setup.plan.epochs} epochs",
         )
     elif not judges:

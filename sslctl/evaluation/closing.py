@@ -15,18 +15,19 @@ from sslctl.evaluation.provenance import origin_of
 from sslctl.evaluation.task import reader
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
-from sslctl.runs.directory import RESULTS, read_lines
+from sslctl.runs.directory import RESULTS
+from sslctl.runs.results import Result, read_results
 from sslctl.training.plan import Plan
 
 
 def has_closing_results(run_dir: Path, plan: Plan, test: Source) -> bool:
     """Tells whether every closing result is on disk: two subjects, two protocols, top-1 and of many classes top-5."""
-    records = [r for r in read_lines(run_dir / RESULTS) if r["details"].get("closing")]
-    measured = {(r["protocol"], r["subject"], r["metric"]) for r in records if r["step"] in (0, plan.total_steps)}
+    results = [r for r in read_results(run_dir / RESULTS) if r.details.get("closing")]
+    measured = {(r.protocol, r.subject, r.metric) for r in results if r.step in (0, plan.total_steps)}
     return len(measured) == 2 * 2 * (2 if len(test.classes) > 5 else 1)
 
 
-def closing_records(
+def closing_results(
     config: Any,
     run_dir: Path,
     method: Method,
@@ -34,16 +35,14 @@ def closing_records(
     plan: Plan,
     train: Source,
     test: Source,
-) -> list[dict]:
+) -> list[Result]:
     """Measures the trained and the random weights on the test split by kNN and by a linear probe on all labels."""
     grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
     trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
     both = [replace(made, origin=origin_of(run_dir, None, made.name)) for made in (trained, who.random(run_dir, None))]
     read = reader(plan.device, config.trainer.workers, config.evaluation.cache_gb, signals.check)
-    records = []
+    results = []
     for subject in both:
-        records += knn_records(subject, train, test, **config.evaluation.knn, read=read, poll=signals.check)
-        records += linear_records(subject, train, test, grid, None, 1, read, signals.check)
-    for entry in records:
-        entry["details"]["closing"] = True
-    return records
+        results += knn_records(subject, train, test, **config.evaluation.knn, read=read, poll=signals.check)
+        results += linear_records(subject, train, test, grid, None, 1, read, signals.check)
+    return [replace(result, details=result.details | {"closing": True}) for result in results]

@@ -12,9 +12,10 @@ from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import share
-from sslctl.evaluation.results import RESAMPLES, record
+from sslctl.evaluation.results import RESAMPLES, make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.ops.kmeans import nearest, spherical_kmeans
+from sslctl.runs.results import Result
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def table_scores(counts: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, T
     return nmi, ari
 
 
-def cluster_records(subject: Subject, test: Source, bank: Features, queries: Features, config: Any) -> list[dict]:
+def cluster_records(subject: Subject, test: Source, bank: Features, queries: Features, config: Any) -> list[Result]:
     """Clusters of the training split, as many as classes; the test images that fall into them against their classes."""
     settings = OmegaConf.to_container(config.clustering, resolve=True)
     centroids, cosine = cluster(bank.features, bank.num_classes, **settings, seed=config.seed)
@@ -99,7 +100,7 @@ def cluster_records(subject: Subject, test: Source, bank: Features, queries: Fea
     hits = matched_hits(chosen, queries.labels, bank.num_classes)
     found = {"accuracy": (share(hits), None), **agreement(chosen, queries.labels)}
     return [
-        record(
+        make_result(
             subject,
             test,
             protocol="cluster",

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sslctl.data.sources import Source
+from sslctl.runs.results import Result
 
 # --- Tables ---
 
@@ -21,37 +22,37 @@ _FIGURES = {
 }
 
 
-def show_protocols(records: list[dict], title: str) -> None:
+def show_protocols(results: list[Result], title: str) -> None:
     """A row for each protocol, label budget and metric, a column for each subject, in percent."""
-    found = [r for r in records if r["protocol"] in _SECTIONS]
-    subjects = list(dict.fromkeys(r["subject"] for r in found))
+    measured = [r for r in results if r.protocol in _SECTIONS]
+    subjects = list(dict.fromkeys(r.subject for r in measured))
     table = Table(caption=SPREAD, caption_justify="left")
     for name in ("protocol", "labels", "metric", *subjects):
         table.add_column(name, justify="right" if name in subjects else "left")
     for section in _SECTIONS:
         cells: dict[tuple, dict[str, str]] = {}
-        for r in (r for r in found if r["protocol"] == section):
-            cells.setdefault((protocol_words(r), r["labels"], r["metric"]), {})[r["subject"]] = percent(r)
+        for r in (r for r in measured if r.protocol == section):
+            cells.setdefault((describe(r), r.labels, r.metric), {})[r.subject] = percent(r.value, r.std, r.ci95)
         for row, values in cells.items():
             table.add_row(*row, *(values.get(subject, "") for subject in subjects))
         table.add_section()
-    print(f"\n{title} {found[0]['features']} features, %", flush=True)
+    print(f"\n{title} {measured[0].features} features, %", flush=True)
     console().print(table)
-    show_fixed(found)
+    show_fixed(measured)
 
 
-def show_figures(records: list[dict], title: str) -> None:
+def show_figures(results: list[Result], title: str) -> None:
     """A row for each label-free figure, a column for each subject, and one of what is healthy."""
-    found = [r for r in records if r["protocol"] == "label-free"]
-    subjects = list(dict.fromkeys(r["subject"] for r in found))
+    figures = [r for r in results if r.protocol == "label-free"]
+    subjects = list(dict.fromkeys(r.subject for r in figures))
     table = Table()
     for name in ("figure", *subjects, "healthy"):
         table.add_column(name, justify="right" if name in subjects else "left")
-    for metric, words in _FIGURES.items():
-        own = {r["subject"]: r for r in found if r["metric"] == metric}
+    for metric, name in _FIGURES.items():
+        own = {r.subject: r for r in figures if r.metric == metric}
         if own:
-            values = (f"{own[s]['value']:.4g}" if s in own else "" for s in subjects)
-            table.add_row(words, *values, next(iter(own.values()))["details"]["healthy"])
+            values = (f"{own[s].value:.4g}" if s in own else "" for s in subjects)
+            table.add_row(name, *values, next(iter(own.values())).details["healthy"])
     print(f"\n{title}", flush=True)
     console().print(table)
 
@@ -62,20 +63,19 @@ SPREAD = (
 )
 
 
-def percent(entry: dict) -> str:
-    """'91.24', '91.24 ± 0.31' or, of several draws, '91.24 ± 0.31 (90.9–91.6)', in percent."""
-    value = f"{100 * entry['value']:.2f}"
-    low, high = entry.get("ci95") or (0, 0)
-    if "std" in entry:
+def percent(value: float, std: float | None = None, ci95: list[float] | None = None) -> str:
+    """Returns '91.24', '91.24 ± 0.31' or, of several draws, '91.24 ± 0.31 (90.9–91.6)', in percent."""
+    words = f"{100 * value:.2f}"
+    low, high = ci95 or (0, 0)
+    if std is not None:
         mean = f" ({100 * max(low, 0):.1f}–{100 * min(high, 1):.1f})" if high > low else ""  # few draws: t is wide
-        return f"{value} ± {100 * entry['std']:.2f}{mean}"
-    return f"{value} ± {50 * (high - low):.2f}" if high > low else value
+        return f"{words} ± {100 * std:.2f}{mean}"
+    return f"{words} ± {50 * (high - low):.2f}" if high > low else words
 
 
-def protocol_words(record: dict) -> str:
-    """'linear-cached', or 'knn, k = 20'."""
-    k = record.get("params", {}).get("k")
-    return record["protocol"] if k is None else f"{record['protocol']}, k = {k}"
+def describe(result: Result) -> str:
+    """Returns 'linear-cached', or 'knn, k = 20'."""
+    return f"{result.protocol}, k = {result.params['k']}" if "k" in result.params else result.protocol
 
 
 def tested_on(test: Source) -> str:
@@ -83,11 +83,11 @@ def tested_on(test: Source) -> str:
     return f"{test.name}, {test.split} split ({len(test):,} images)"
 
 
-def show(records: list[dict], title: str) -> None:
+def show(results: list[Result], title: str) -> None:
     """A table: a row for each subject, a column for each protocol, label budget and metric."""
-    columns = list(dict.fromkeys((protocol_words(r), r["labels"], r["metric"]) for r in records))
-    rows = list(dict.fromkeys(r["subject"] for r in records))
-    cells = {(r["subject"], protocol_words(r), r["labels"], r["metric"]): percent(r) for r in records}
+    columns = list(dict.fromkeys((describe(r), r.labels, r.metric) for r in results))
+    rows = list(dict.fromkeys(r.subject for r in results))
+    cells = {(r.subject, describe(r), r.labels, r.metric): percent(r.value, r.std, r.ci95) for r in results}
     table = Table(caption=SPREAD, caption_justify="left")
     table.add_column("weights")
     for protocol, labels, metric in columns:
@@ -96,14 +96,14 @@ def show(records: list[dict], title: str) -> None:
         table.add_row(row, *(cells.get((row, *column), "") for column in columns))
     print(f"\n{title}", flush=True)
     console().print(table)
-    show_fixed(records)
+    show_fixed(results)
 
 
-def show_fixed(records: list[dict]) -> None:
-    """Below a table: which of its probes' settings no held-out labels have chosen."""
-    found = [(r["labels"], r["params"]["regularisation"]) for r in records if "regularisation" in r["params"]]
-    for labels, words in dict.fromkeys(found):
-        print(f"linear-cached, {labels} labels: {words}", flush=True)
+def show_fixed(results: list[Result]) -> None:
+    """Says below a table which of its probes' settings no held-out labels have chosen."""
+    fixed = [(r.labels, r.params["regularisation"]) for r in results if "regularisation" in r.params]
+    for labels, regularisation in dict.fromkeys(fixed):
+        print(f"linear-cached, {labels} labels: {regularisation}", flush=True)
 
 
 def console() -> Console:

@@ -13,7 +13,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.knn import share
 from sslctl.evaluation.linear import draw_labels
-from sslctl.evaluation.results import record
+from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Task, amount_words, draw_number
 from sslctl.evaluation.trained_classifier import (
@@ -35,13 +35,14 @@ from sslctl.models.layer_decay import layer_depths
 from sslctl.runs import directory as rundir
 from sslctl.runs.atomic import replacing, write_text
 from sslctl.runs.checkpoint import load_tensors, save_tensors
+from sslctl.runs.results import Result
 from sslctl.training.plan import Plan, make_plan
 
 CLASSIFIER = "classifier.safetensors"  # written last: with it, a training is finished
 OWN = ("backbone", "layer_decay", "classifier_lr_scale", "network", "pool")  # keys that can change a weight
 
 
-def finetune_records(subject: Subject, task: Task, amount: float | None) -> list[dict]:
+def finetune_records(subject: Subject, task: Task, amount: float | None) -> list[Result]:
     """Fine-tunes on every draw of labels and judges the last epoch on the test split. Stops and resumes as any run."""
     hits, kept, draws = [], [], 1 if amount is None else task.config.draws
     for draw in range(draws):
@@ -65,7 +66,7 @@ def finetune_records(subject: Subject, task: Task, amount: float | None) -> list
         **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": kept},
     }
     return [
-        record(
+        make_result(
             subject,
             task.test,
             protocol="finetune",

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features
-from sslctl.evaluation.results import record
+from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader, nothing
+from sslctl.runs.results import Result
 
 _CHUNK_BYTES = 256 * 2**20  # of one block of similarities
 
@@ -82,7 +83,7 @@ def knn_records(
     temperature: float,
     read: Reader,
     poll: Callable[[], None] = nothing,
-) -> list[dict]:
+) -> list[Result]:
     """Weighted kNN of the test split against the whole training split."""
     bank, queries = read(subject, train), read(subject, test)
     found = neighbours(queries.features, bank.features, k, poll)
@@ -97,12 +98,12 @@ def vote_records(
     labels: Tensor,
     k: int,
     temperature: float,
-) -> list[dict]:
+) -> list[Result]:
     """The votes of the first k of the neighbours (similarities, rows) found, (N, at least k) each."""
     similarity, rows = (part[:, :k] for part in found)
     votes = votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=temperature)
     return [
-        record(
+        make_result(
             subject,
             test,
             protocol="knn",

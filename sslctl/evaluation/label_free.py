@@ -19,12 +19,13 @@ from sslctl.errors import InputError
 from sslctl.evaluation import label_free
 from sslctl.evaluation.features import Features, cached
 from sslctl.evaluation.provenance import settings as settings_of
-from sslctl.evaluation.results import record
+from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader, Task, key_of
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import dataset_of, views_of
 from sslctl.runs.directory import ENVIRONMENT, METRICS, read_config, read_json, read_lines
+from sslctl.runs.results import Result
 from sslctl.training.plan import choose_device
 from sslctl.views import ViewMaker
 
@@ -152,7 +153,7 @@ def sampled(subject: Subject, task: Task, source: Source, held: dict[str, Featur
     return read(subject, source.subset(rows)).features
 
 
-def label_free_records(subject: Subject, task: Task, z: Tensor, leave_out: Callable[[str], None]) -> list[dict]:
+def label_free_records(subject: Subject, task: Task, z: Tensor, leave_out: Callable[[str], None]) -> list[Result]:
     """RankMe, α-ReQ, the spread of features; LiDAR and alignment where the run's own views can be made; entropies.
 
     z: (n, D) of images of task.train, in any order.
@@ -198,9 +199,9 @@ def _figure(
     params: dict,
     more: dict | None = None,
     seed: int | None = None,
-) -> dict:
+) -> Result:
     """seed: None for what is drawn from no seed."""
-    return record(
+    return make_result(
         subject,
         source,
         protocol="label-free",
@@ -214,7 +215,7 @@ def _figure(
     )
 
 
-def _logged_entropy(subject: Subject, task: Task, make: Any) -> list[dict]:
+def _logged_entropy(subject: Subject, task: Task, make: Any) -> list[Result]:
     """The entropy of the teacher's prototypes, as training logged it last before these weights; empty where it has none."""
     if subject.name != "trained":
         return []

@@ -15,9 +15,10 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import hits_of, share
-from sslctl.evaluation.results import record
+from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader, amount_words, draw_number, nothing
+from sslctl.runs.results import Result
 
 _LEAST_STEPS = 300  # few labels make few batches; the optimum needs steps all the same
 _FOLDED = 20  # rows a class up to which folds are held out, not one part
@@ -200,7 +201,7 @@ def linear_records(
     poll: Callable[[], None] = nothing,
     *,
     seed: int = 0,
-) -> list[dict]:
+) -> list[Result]:
     """The cached linear probe, on all labels or on several draws of few. seed: of those draws, of the held-out parts and
     of the batches' order; the classifier begins with zeros. Labels too few to choose lr and weight decay by: `FIXED`."""
     data, judged = read(subject, train), read(subject, test)
@@ -219,7 +220,7 @@ def linear_records(
     elif choices > 1:
         chosen = ", lr and weight decay picked on held-out training images"
     return [
-        record(
+        make_result(
             subject,
             test,
             protocol="linear-cached",

@@ -4,7 +4,7 @@ import copy
 
 from sslctl.errors import InputError
 from sslctl.evaluation.knn import share
-from sslctl.evaluation.results import record
+from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Task
 from sslctl.evaluation.trained_classifier import (
@@ -18,10 +18,11 @@ from sslctl.evaluation.trained_classifier import (
 )
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
+from sslctl.runs.results import Result
 from sslctl.training.plan import make_plan
 
 
-def augmented_records(subject: Subject, task: Task) -> list[dict]:
+def augmented_records(subject: Subject, task: Task) -> list[Result]:
     """Trains a linear classifier and judges its last epoch on the clean test split. Stops and resumes as any run."""
     train = task.train
     refuse_processes(task.config, "protocol=augmented")
@@ -41,7 +42,7 @@ def augmented_records(subject: Subject, task: Task) -> list[dict]:
     with held(run_dir):
         method, plan = trained_classifier(make, train, settings, run_dir, said)
     return [
-        record(
+        make_result(
             subject,
             task.test,
             protocol="linear-augmented",

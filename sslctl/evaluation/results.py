@@ -1,8 +1,6 @@
-"""Results: one JSON line each with the protocol it was measured by, and a table for the reader."""
+"""From the values that a protocol measured to a result, with the spread of the values or the interval of their mean."""
 
-import json
 import statistics
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -11,11 +9,12 @@ from sslctl.data.sources import Source
 from sslctl.evaluation.provenance import measured_by
 from sslctl.evaluation.subjects import Subject
 from sslctl.runs.directory import now, versions
+from sslctl.runs.results import Result
 
 RESAMPLES = 1000  # of the test images, for an interval
 
 
-def record(
+def make_result(
     subject: Subject,
     source: Source,
     *,
@@ -29,43 +28,42 @@ def record(
     details: dict | None = None,
     each: Tensor | None = None,
     ci95: list[float] | None = None,
-) -> dict:
-    """One result. values: one a draw; their mean is the value and, with several, their standard deviation is kept and a
-    95 % interval of their mean.
+) -> Result:
+    """Returns the result of a protocol on a subject and the images of a source.
 
-    each: (N,) what the single value is the mean of, one a test image: gives its 95 % interval. ci95: the interval itself.
-    seed: of the evaluation; None where it draws nothing. params: every setting of the protocol that decides the value,
-    so that results with equal params can be compared; details: what came out beside the value.
+    values: one a draw of labels. Their mean is the value; of several, their standard deviation is kept and a 95 % interval
+    of their mean. each: (N,) what the single value is the mean of, one a test image: gives its 95 % interval. ci95: the
+    interval itself. seed: of the evaluation; None where it draws nothing. params and details: see `Result`.
     """
     if len(values) > 1:
         spread = {"std": statistics.stdev(values), "draws": len(values), "ci95": interval_of_mean(values)}
     else:
         spread = {"ci95": interval(each) if each is not None else ci95}
-    return {
-        "protocol": protocol,
-        "metric": metric,
-        "value": statistics.fmean(values),
+    return Result(
+        protocol=protocol,
+        metric=metric,
+        value=statistics.fmean(values),
         **spread,
-        "subject": subject.name,
+        subject=subject.name,
         **vars(subject.origin),
-        "labels": labels,
-        "dataset": source.name,
-        "split": source.split,
-        "images": len(source),
-        "seed": seed,
-        "step": subject.step,
-        "epoch": subject.epoch,
-        "epoch_rule": epoch_rule,
-        "features": subject.features,
-        "preprocess": subject.preprocess.summary(),
-        "params": params,
-        "backbone_parameters": subject.params,
-        "weights_sha256": subject.weights_sha256,
-        "details": details or {},
+        labels=labels,
+        dataset=source.name,
+        split=source.split,
+        images=len(source),
+        seed=seed,
+        step=subject.step,
+        epoch=subject.epoch,
+        epoch_rule=epoch_rule,
+        features=subject.features,
+        preprocess=subject.preprocess.summary(),
+        params=params,
+        backbone_parameters=subject.params,
+        weights_sha256=subject.weights_sha256,
+        details=details or {},
         **measured_by(),
-        "versions": versions(),
-        "time": now(),
-    }
+        versions=versions(),
+        time=now(),
+    )
 
 
 def interval(each: Tensor, seed: int = 0) -> list[float]:
@@ -86,12 +84,3 @@ def interval_of_mean(values: list[float]) -> list[float]:
 
     half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return [statistics.fmean(values) - half, statistics.fmean(values) + half]
-
-
-def append(path: Path, records: list[dict]) -> None:
-    """All records in one write, behind the last whole line: a kill may have cut one off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
-    with path.open("a") as opened:
-        opened.truncate(len(whole[0]) + len(whole[1]))
-        opened.write("".join(json.dumps(r) + "\n" for r in records))

@@ -8,8 +8,9 @@ from torch import Tensor
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import neighbours, vote_records
-from sslctl.evaluation.results import record
+from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
+from sslctl.runs.results import Result
 
 
 def recall_hits(relevant: Tensor, k: int) -> Tensor:
@@ -28,7 +29,7 @@ def average_precision(relevant: Tensor, total: Tensor) -> Tensor:
     return (precision * hits).sum(1) / total.clamp(1, hits.shape[1])
 
 
-def neighbour_records(subject: Subject, test: Source, bank: Features, queries: Features, config: Any) -> list[dict]:
+def neighbour_records(subject: Subject, test: Source, bank: Features, queries: Features, config: Any) -> list[Result]:
     """kNN with every k, and retrieval, from one search."""
     recall, depth = list(config.retrieval.recall), config.retrieval.depth
     found = neighbours(queries.features, bank.features, max(*config.knn.k, *recall, depth))
@@ -40,7 +41,7 @@ def neighbour_records(subject: Subject, test: Source, bank: Features, queries: F
     each = {f"recall@{k}": recall_hits(relevant, k) for k in recall}
     each[f"map@{depth}"] = average_precision(relevant[:, :depth], total)
     return records + [
-        record(
+        make_result(
             subject,
             test,
             protocol="retrieval",

@@ -13,17 +13,17 @@ from sslctl.errors import InputError, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.provenance import Origin, config_choice, origin_of
-from sslctl.evaluation.results import append
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader, Task, reader
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import resolve_runs, run_preprocess, with_tokenizer
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.runs.directory import RESULTS, read_config
+from sslctl.runs.results import Result, append_results
 from sslctl.training.plan import choose_device
 
 SUBJECTS = ("trained", "random", "pixels")
-Protocol = Callable[[Subject, Task], list[dict]]
+Protocol = Callable[[Subject, Task], list[Result]]
 
 
 def reader_of(config: Any) -> Reader:
@@ -59,7 +59,7 @@ def evaluate_all(
             continue
         test, records = task.test, [r for subject in made for r in protocol(subject, task)]
         if out:
-            append(out, records)
+            append_results(out, records)
         what = title.format(features=made[0].features)
         show(records, f"{tested_on(test)}, {made[0].preprocess.summary()}, {what}")
         if out:

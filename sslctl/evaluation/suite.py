@@ -16,6 +16,7 @@ from sslctl.evaluation.retrieval import neighbour_records
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader, Task, draw_number
 from sslctl.factory.from_config import build_source
+from sslctl.runs.results import Result
 
 LeftOut = Callable[[str], None]
 
@@ -28,7 +29,7 @@ def sources_of(node: Any) -> tuple[Source, Source | None]:
 
 def subject_records(
     subject: Subject, task: Task, seen: Source, amounts: list[float], read: Reader, leave_out: LeftOut
-) -> list[dict]:
+) -> list[Result]:
     """All results of one subject, its features held meanwhile. seen: the training images that label-free figures are of."""
     config, train, test = task.config, task.train, task.test
     held = {source.split: read(subject, source) for source in (train, test) if source is not None}

@@ -9,8 +9,10 @@ from pathlib import Path
 from sslctl.config.command_line import quote
 from sslctl.evaluation.provenance import words_of
 from sslctl.report.run import Run
+from sslctl.runs.results import Result
 
 _PLAIN = re.compile(r"(run_dir|(?:eval_)?dataset\.root|backbone\.weights|out)='([\w./-]+)'")
+_KNN = ("k", "temperature")
 _PROBE = ("lr", "weight_decay", "epochs", "most_steps", "batch_size", "validation")
 LEAST_STEPS = 500  # of a run that is long enough to be judged
 
@@ -87,35 +89,22 @@ def longer(runs: Sequence[Run]) -> str:
 # --- Measuring ---
 
 
-def measuring(run: Run, record: dict) -> str | None:
-    """The command that measures a result again on the run's newest weights: the words by which it was measured, of this
-    run alone. None where they are not known: an older result on other images than the run's."""
-    said = words_in(record.get("command") or "")
-    if said and said[1] != "pretrain":
-        return placed(record["cwd"], [*said[:2], named(run.path), *without(said[2:], "ckpt")])
-    if record["dataset"] not in run.datasets:
-        return None
-    return placed(run.environment["cwd"], [*_from_settings(run, record), *_features(record)])
+def measuring(run: Run, result: Result) -> str:
+    """Returns the command that measures a result again on the run's newest weights, for this run alone.
 
-
-def _features(record: dict) -> list[str]:
-    return [f"features={record['features']}"] if record["features"] not in ("backbone", "pixels") else []
-
-
-def _from_settings(run: Run, record: dict) -> list[str]:
-    """Of what pretraining measured at its end, and of older results: the words that make the same settings."""
-    protocol, params = record["protocol"], record.get("params")
-    settings = params if isinstance(params, dict) else record.get("details", {})
-    labels = [f"labels={record['labels'].removesuffix('/class')}"]
-    labels += [f"draws={record.get('draws', 1)}"] if record["labels"] != "all" else []
-    if protocol == "knn":
-        words = [f"knn.{name}={words_of(settings[name])}" for name in ("k", "temperature") if name in settings]
-        return ["sslctl", "knn-eval", named(run.path), *words]
-    if protocol == "linear-cached":
-        words = [f"probe.{name}={words_of(settings[name])}" for name in _PROBE if name in settings]
-        return ["sslctl", "linear-eval", named(run.path), *labels, *words]
-    if protocol == "linear-augmented":
-        return ["sslctl", "linear-eval", named(run.path), "protocol=augmented"]
-    return ["sslctl", "finetune" if protocol == "finetune" else "evaluate", named(run.path)] + (
-        labels if protocol == "finetune" else []
-    )
+    It has the words by which the result was measured; of what pretraining measured at its end, the words that make the
+    same settings.
+    """
+    recorded = words_in(result.command or "")
+    if recorded and recorded[1] != "pretrain":
+        return placed(result.cwd, [*recorded[:2], named(run.path), *without(recorded[2:], "ckpt")])
+    where, params = named(run.path), result.params
+    words = {
+        "knn": ["knn-eval", where, *(f"knn.{key}={words_of(params[key])}" for key in _KNN if key in params)],
+        "linear-cached": [
+            *("linear-eval", where, "labels=all"),
+            *(f"probe.{key}={words_of(params[key])}" for key in _PROBE if key in params),
+        ],
+    }.get(result.protocol, ["evaluate", where])
+    features = [f"features={result.features}"] if result.features not in ("backbone", "pixels") else []
+    return placed(run.environment["cwd"], ["sslctl", *words, *features])

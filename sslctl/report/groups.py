@@ -118,15 +118,14 @@ def columns_of(runs: list[Run]) -> list[Measurement]:
 
 def group_mean(group: Group, column: Measurement) -> Mean | None:
     """Of trained weights, over the group's finished runs that have it."""
-    found = [run.latest("trained").get(column) for run in group.finished]
-    return mean_of([r["value"] for r in found if r and r["value"] is not None])
+    results = [run.latest("trained").get(column) for run in group.finished]
+    return mean_of([result.value for result in results if result])
 
 
 def random_mean(runs: list[Run], column: Measurement) -> Mean | None:
     """Of random weights, each network and seed once: runs of several methods may begin with the same backbone."""
-    found = {}
+    values = {}
     for run in runs:
-        if column in (latest := run.untrained()) and latest[column]["value"] is not None:
-            value = latest[column]["value"]
-            found[(str(run.config["backbone"]), run.config["seed"], value)] = value
-    return mean_of(list(found.values()))
+        if result := run.untrained().get(column):
+            values[str(run.config["backbone"]), run.config["seed"], result.value] = result.value
+    return mean_of(list(values.values()))

@@ -5,15 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sslctl.evaluation.provenance import flat_words
+from sslctl.runs.results import Result
 
-_OLD_SETTINGS = ("k", "temperature", "bank")  # of records without params: the details that are settings
 _SHARE = re.compile(r"top\d+|acc|nmi|ari$|m?ap\b|map|recall|precision|purity|f1|hit", re.IGNORECASE)
 _PREFERRED = ("linear-augmented", "linear-cached", "knn", "finetune")  # protocols, the one that matters most first
 _MOST_SETTINGS = 4  # named where results are told apart
-UNTRAINED = (
-    "random",
-    "scratch",
-)  # subjects that a trained network is compared with: as it began, fine-tuned from there
+UNTRAINED = ("random", "scratch")  # what a trained network is compared with: as it began, fine-tuned from there
 
 
 @dataclass(frozen=True)
@@ -66,21 +63,10 @@ class Measurement:
         return ", ".join(part for part in parts if part)
 
 
-def measurement(record: dict) -> Measurement:
-    details, params = record.get("details", {}), record.get("params")
-    if not isinstance(params, dict):  # an older record, in which params is how many the backbone has
-        params = {name: details[name] for name in _OLD_SETTINGS if name in details}
-    return Measurement(
-        *(record[name] for name in ("protocol", "metric", "labels", "dataset", "split", "features")),
-        tuple(flat_words(params)),
-    )
-
-
-def as_now(record: dict) -> dict:
-    """A record as it is written today: fine-tuning from random weights was called random once."""
-    if record["protocol"] == "finetune" and record["subject"] == "random":
-        return record | {"subject": "scratch"}
-    return record
+def measurement_of(r: Result) -> Measurement:
+    """Returns what a result must share with another to be compared with it."""
+    settings = tuple(flat_words(r.params))
+    return Measurement(r.protocol, r.metric, r.labels, r.dataset, r.split, r.features, settings)
 
 
 def told_apart(columns: Iterable[Measurement]) -> dict[Measurement, str]:
@@ -131,14 +117,14 @@ def number(metric: str, value: float | None, spread: float | None = None) -> str
     return f"{value:.4g}{'' if spread is None else f' ± {spread:.2g}'}"
 
 
-def shown_value(record: dict) -> str:
-    """A result with its spread over draws of labels, where it has one."""
-    return number(record["metric"], record["value"], record.get("std"))
+def value_in_words(result: Result) -> str:
+    """Returns a result's value with its spread over draws of labels, where it has one."""
+    return number(result.metric, result.value, result.std)
 
 
-def interval(record: dict) -> str:
-    """'88.1–91.9 %': the 95 % interval of a record that has one, over its draws or its test images, else ''."""
-    return span(record["metric"], record.get("ci95"))
+def interval(result: Result) -> str:
+    """Returns '88.1–91.9 %': the 95 % interval of a result that has one, over its draws or its test images, else ''."""
+    return span(result.metric, result.ci95)
 
 
 def span(metric: str, ci95: list[float] | None) -> str:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sslctl.report.measurement import UNTRAINED, Measurement, as_now, measurement
+from sslctl.report.measurement import UNTRAINED, Measurement, measurement_of
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import load_pickle, step_of
 from sslctl.runs.claim import is_held
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys, flat
 from sslctl.runs.health import Finding, findings, verdict
+from sslctl.runs.results import Result, read_results
 from sslctl.training.logger import duration
 
 
@@ -25,7 +26,7 @@ class Run:
     config: dict
     environment: dict
     metrics: list[dict]
-    results: list[dict]
+    results: list[Result]
     findings: list[Finding]
     threads: int
 
@@ -76,16 +77,14 @@ class Run:
         """Every key of the configuration, flat."""
         return flat(self.config)
 
-    def latest(self, subject: str) -> dict[Measurement, dict]:
+    def latest(self, subject: str) -> dict[Measurement, Result]:
         """The last result of each measurement of a subject; of trained weights, at this checkpoint's step only."""
         step = {"trained": self.step}.get(subject)
-        return {
-            measurement(r): r for r in self.results if r["subject"] == subject and (step is None or r["step"] == step)
-        }
+        return {measurement_of(r): r for r in self.results if r.subject == subject and step in (None, r.step)}
 
-    def untrained(self) -> dict[Measurement, dict]:
+    def untrained(self) -> dict[Measurement, Result]:
         """The last result of each measurement of the network as it began, or fine-tuned from there."""
-        return {m: record for subject in UNTRAINED for m, record in self.latest(subject).items()}
+        return {m: result for subject in UNTRAINED for m, result in self.latest(subject).items()}
 
     def series(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of what was logged under a name."""
@@ -104,13 +103,6 @@ class Run:
         root = self.config["dataset"].get("root")
         return f"{self.names['dataset']} {Path(root).name}" if root else self.names["dataset"]
 
-    @property
-    def datasets(self) -> set[str]:
-        """The names that results on the run's own data carry."""
-        nodes = [node for node in (self.config["dataset"], self.config.get("eval_dataset")) if node]
-        made = {node["_target_"].rpartition(".")[2] for node in nodes}
-        return {self.names["dataset"]} | made | {Path(node["root"]).name for node in nodes if node.get("root")}
-
 
 def read_run(path: Path, checkpoint: Path, shown: str) -> Run:
     return Run(
@@ -120,7 +112,7 @@ def read_run(path: Path, checkpoint: Path, shown: str) -> Run:
         rundir.read_config(path),
         rundir.read_json(path / rundir.ENVIRONMENT),
         rundir.read_lines(path / rundir.METRICS),
-        [as_now(record) for record in rundir.read_lines(path / rundir.RESULTS)],
+        read_results(path / rundir.RESULTS),
         findings(path),
         load_pickle(checkpoint / "state.pt")["threads"],
     )

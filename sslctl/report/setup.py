@@ -42,7 +42,7 @@ def lines_of(run: Run, data: Any, detail: Detail | None = None) -> list[tuple[st
 
 def _features(run: Run, detail: Detail | None) -> str:
     """'results are of mean; neighbours and map of cls; the method offers cls, mean'. '' where nothing was measured."""
-    measured = dict.fromkeys(record["features"] for record in run.latest("trained").values())
+    measured = dict.fromkeys(result.features for result in run.latest("trained").values())
     parts = [f"results are of {', '.join(measured)}"] if measured else []
     if detail and list(measured) != [detail.features]:
         parts.append(f"neighbours and map are of {detail.features}")
@@ -85,6 +85,6 @@ def repeat_rows(runs: list[Run], groups: list[Group]) -> list[dict]:
     names = {run.path: group.name for group in groups for run in group.runs}
     rows = []
     for run in runs:
-        measured = dict.fromkeys(c for r in run.latest("trained").values() if (c := measuring(run, r)))
+        measured = dict.fromkeys(measuring(run, result) for result in run.latest("trained").values())
         rows.append({"run": run, "group": names[run.path], "train": repeat_with(run), "measure": list(measured)})
     return rows

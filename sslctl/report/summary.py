@@ -10,6 +10,7 @@ from sslctl.report.groups import Group, Mean, group_mean, random_mean
 from sslctl.report.measurement import Measurement, by_importance, number, told_apart
 from sslctl.report.run import Run
 from sslctl.runs.health import verdict
+from sslctl.runs.results import Result
 
 _VERDICTS = {
     "ok": "No warnings",
@@ -94,22 +95,22 @@ def _what_was_logged(run: Run, columns: list[Measurement]) -> list[str]:
 
 def _figure(run: Run, column: Measurement, apart: str) -> Figure:
     trained, random = run.latest("trained")[column], run.untrained().get(column)
-    where = f"{column.describe()} ({trained['images']:,} images)"
+    where = f"{column.describe()} ({trained.images:,} images)"
     return Figure(
-        number(column.metric, trained["value"], trained.get("std")),
+        number(column.metric, trained.value, trained.std),
         f"{where}, {apart}" if apart else where,
         "" if random is None else _beside(trained, random),
     )
 
 
-def _beside(trained: dict, random: dict) -> str:
+def _beside(trained: Result, random: Result) -> str:
     """What the same network with random weights reaches, and whether the difference is more than chance."""
-    gain = trained["value"] - random["value"]
-    chance = 1.96 * math.sqrt(sum(r["value"] * (1 - r["value"]) / r["images"] for r in (trained, random)))
-    untrained = "from scratch" if random["subject"] == "scratch" else "random weights"
-    words = f"{untrained}: {number(trained['metric'], random['value'])}, {100 * gain:+.1f} points"
+    gain = trained.value - random.value
+    chance = 1.96 * math.sqrt(sum(r.value * (1 - r.value) / r.images for r in (trained, random)))
+    untrained = "from scratch" if random.subject == "scratch" else "random weights"
+    words = f"{untrained}: {number(trained.metric, random.value)}, {100 * gain:+.1f} points"
     if abs(gain) <= chance:
-        words += f"; {trained['images']:,} test images cannot tell less than {100 * chance:.1f} points from chance"
+        words += f"; {trained.images:,} test images cannot tell less than {100 * chance:.1f} points from chance"
     return words
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sslctl.report.groups import Group, Mean, group_mean, mean_of, random_mean
 from sslctl.report.measurement import UNTRAINED, Measurement, by_importance, number, told_apart
 from sslctl.report.run import Run
+from sslctl.runs.results import Result
 
 _LABEL_FREE = {  # metric -> how the page calls it
     "rankme": "RankMe",
@@ -70,19 +71,19 @@ def parts_of(columns: list[Measurement]) -> list[Columns]:
 
 def results_of(run: Run) -> dict:
     """The rows of a run's own table: one a measurement, a column for each kind of weights."""
-    found = dict.fromkeys(r["subject"] for r in run.results if r["protocol"] != "label-free")
-    others = [s for s in found if s not in ("trained", *UNTRAINED)]
+    measured = dict.fromkeys(r.subject for r in run.results if r.protocol != "label-free")
+    others = [s for s in measured if s not in ("trained", *UNTRAINED)]
     latest = {"trained": run.latest("trained"), "random": run.untrained()} | {s: run.latest(s) for s in others}
     subjects = [subject for subject, own in latest.items() if own]
     rows = by_importance(dict.fromkeys(m for subject in subjects for m in latest[subject] if not m.label_free))
     table = []
     for row in rows:
-        records = [latest[subject].get(row) for subject in subjects]
-        table.append({"row": row, "records": records, "first": next(r for r in records if r)})
+        results = [latest[subject].get(row) for subject in subjects]
+        table.append({"row": row, "results": results, "first": next(r for r in results if r)})
     main = [entry for entry in table if entry["row"].main] or table
     return {
         "subjects": subjects,
-        "scratch": "scratch" in found,
+        "scratch": "scratch" in measured,
         "parts": [part for part in (main, [e for e in table if e not in main]) if part],
     }
 
@@ -128,13 +129,13 @@ def label_free_of(groups: list[Group]) -> dict | None:
     for column in sorted(columns, key=_place):
         cells = [_figure([run.latest("trained").get(column) for run in found]) for found in chosen]
         random = _figure([run.latest("random").get(column) for run in runs])
-        records = [r for run in runs for s in ("trained", "random") if (r := run.latest(s).get(column))]
+        results = [r for run in runs for s in ("trained", "random") if (r := run.latest(s).get(column))]
         rows.append(
             {
-                "name": _name(column, records),
+                "name": _LABEL_FREE.get(column.metric, column.metric.replace("_", " ")),
                 "cells": cells,
                 "random": random,
-                "healthy": " / ".join(dict.fromkeys(_healthy(r) for r in records)),
+                "healthy": " / ".join(dict.fromkeys(_healthy(r) for r in results)),
                 "of": ", ".join(part for part in (_images_of(column), apart[column]) if part),
             }
         )
@@ -146,33 +147,21 @@ def _place(column: Measurement) -> int:
     return names.index(column.metric) if column.metric in names else len(names)
 
 
-def _name(column: Measurement, records: list[dict]) -> str:
-    if column.metric == "feature_std" and not all(_dim(r) for r in records):
-        return "feature std of unit features, not × √D"
-    return _LABEL_FREE.get(column.metric, column.metric.replace("_", " "))
+def _in_unit(result: Result) -> float:
+    """Returns a figure in the unit of the page's curves."""
+    return result.value * (result.details["dim"] ** 0.5 if result.metric == "feature_std" else 1.0)
 
 
-def _dim(record: dict) -> int | None:
-    """The dimensions of features, where a feature spread says them."""
-    return record.get("details", {}).get("dim")
-
-
-def _in_unit(record: dict) -> float:
-    """A figure in the unit of the page's curves."""
-    scale = _dim(record) ** 0.5 if record["metric"] == "feature_std" and _dim(record) else 1.0
-    return record["value"] * scale
-
-
-def _healthy(record: dict) -> str:
-    if record["metric"] == "feature_std" and _dim(record):
+def _healthy(result: Result) -> str:
+    """Returns which values are healthy, in the unit of the page's curves."""
+    if result.metric == "feature_std":
         return "near 1: evenly spread; 0: collapsed"
-    return record.get("details", {}).get("healthy", "")
+    return result.details.get("healthy", "")
 
 
-def _figure(records: list[dict | None]) -> str:
-    """The mean over seeds, with its deviation."""
-    found = [r for r in records if r and r["value"] is not None]
-    mean = mean_of([_in_unit(r) for r in found])
+def _figure(results: list[Result | None]) -> str:
+    """Returns the mean over seeds, with its deviation."""
+    mean = mean_of([_in_unit(r) for r in results if r])
     return number("figure", mean.value, mean.std) if mean else ""
 
 

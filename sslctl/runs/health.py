@@ -10,6 +10,7 @@ from pathlib import Path
 from sslctl.runs import directory as rundir
 from sslctl.runs.health_rules import KNN_NOISE, RULES, features_collapsed, few_directions
 from sslctl.runs.history import Finding, History, RunFacts
+from sslctl.runs.results import Result, read_results
 
 __all__ = [
     *(
@@ -50,7 +51,7 @@ def findings(run: Path) -> list[Finding]:
 
     Raises InputError for a directory whose files cannot be read.
     """
-    found = judge(rundir.read_lines(run / rundir.METRICS), read_run_facts(run), rundir.read_lines(run / rundir.RESULTS))
+    found = judge(rundir.read_lines(run / rundir.METRICS), read_run_facts(run), read_results(run / rundir.RESULTS))
     if (run / rundir.STOPPED).exists():
         reason = rundir.read_json(run / rundir.STOPPED)["reason"]
         found = [
@@ -70,7 +71,7 @@ def as_line(finding: Finding) -> str:
     return f"{'health' if finding.level in ('ok', 'early') else finding.level}: {finding.sentence}"
 
 
-def judge(records: list[dict], known: RunFacts, results: Iterable[dict] = ()) -> list[Finding]:
+def judge(records: list[dict], known: RunFacts, results: Iterable[Result] = ()) -> list[Finding]:
     """Lists the `findings` that the records of metrics.jsonl and results.jsonl show."""
     logged = History(records, known)
     found = [finding for rule in RULES if (finding := rule(logged))]
@@ -93,53 +94,46 @@ def _sorted(found: list[Finding]) -> list[Finding]:
 # --- Results: figures of evaluations ---
 
 
-def judge_features(records: list[dict], told: Iterable[Finding] = ()) -> list[Finding]:
+def judge_features(results: list[Result], told: Iterable[Finding] = ()) -> list[Finding]:
     """Lists what label-free results say of trained and of foreign weights, beside what is told of them already, the worst first.
 
-    records: of one evaluation; those of random weights in it, if any, are what the others began with. One `ok` where
+    results: of one evaluation; those of random weights in it, if any, are what the others began with. One `ok` where
     nothing is wrong. told: the findings of a run; a symptom that is among them is not said again.
     """
-    value = {(r["subject"], r["metric"]): r for r in records if r["protocol"] == "label-free"}
+    figures = {(r.subject, r.metric): r for r in results if r.protocol == "label-free"}
     told, found = list(told), []
     for subject in ("trained", "foreign"):
-        std, rank = (value.get((subject, metric)) for metric in ("feature_std", "rankme"))
+        std, rank = (figures.get((subject, metric)) for metric in ("feature_std", "rankme"))
         if std is None or rank is None:
             continue
-        dim = _setting(std, "dim")
-        spread, before = (_spread(value.get((name, "feature_std")), dim) for name in (subject, "random"))
-        untrained = value.get(("random", "rankme"))
-        collapsed = features_collapsed(spread, dim, before) if spread is not None else None
-        few = few_directions(rank["value"], dim, untrained and untrained["value"])
+        dim = std.details["dim"]
+        spread, before = (_spread(figures.get((name, "feature_std")), dim) for name in (subject, "random"))
+        untrained = figures.get(("random", "rankme"))
+        collapsed = features_collapsed(spread, dim, before)
+        few = few_directions(rank.value, dim, untrained and untrained.value)
         found += [finding for finding in (collapsed, few) if finding]
         if not told and not found:
-            words = f"feature std {std['value']:.2g}, even would be {dim**-0.5:.2g}, " if dim else ""
-            found.append(Finding("ok", "ok", f"{words}RankMe {rank['value']:.1f}: no sign of a collapse"))
+            words = f"feature std {std.value:.2g}, even would be {dim**-0.5:.2g}, RankMe {rank.value:.1f}"
+            found.append(Finding("ok", "ok", f"{words}: no sign of a collapse"))
     wrong = [finding for finding in found if finding.level != "ok" and finding.rule not in {f.rule for f in told}]
     return _sorted([*wrong, *(f for f in told if f.level != "ok" or not wrong)]) or found
 
 
-def _setting(result: dict, name: str):
-    """A setting of a result's protocol; of older ones it stands among the details."""
-    settings = result["params"] if isinstance(result.get("params"), dict) else {}
-    return settings.get(name, result["details"].get(name))
-
-
-def _spread(std: dict | None, dim: int | None) -> float | None:
+def _spread(std: Result | None, dim: int) -> float | None:
     """Returns √D times the std, as training logs it."""
-    return std["value"] * dim**0.5 if std and dim else None
+    return std.value * dim**0.5 if std else None
 
 
-def _against_random(results: list[dict]) -> list[tuple[str, float, float]]:
+def _against_random(results: list[Result]) -> list[tuple[str, float, float]]:
     """(protocol, value, that of random weights) of results with all labels that are worse by the same protocol."""
-    value = {(*_protocol(r), r["subject"]): (r, r["value"]) for r in results if _counts(r)}
-    found = []
-    for (*protocol, subject), (result, trained) in value.items():
-        _, untrained = value.get((*protocol, "random"), (None, None))
-        if subject == "trained" and untrained is not None and trained < untrained - KNN_NOISE:
-            k = _setting(result, "k")
-            settings = f" with k {k}" if k else ""
-            found.append((f"{result['protocol']}{settings} on {result['dataset']}", trained, untrained))
-    return found
+    latest = {(*_protocol(r), r.subject): r for r in results if _is_compared(r)}
+    worse = []
+    for (*protocol, subject), result in latest.items():
+        untrained = latest.get((*protocol, "random"))
+        if subject == "trained" and untrained and result.value < untrained.value - KNN_NOISE:
+            k = f" with k {result.params['k']}" if "k" in result.params else ""
+            worse.append((f"{result.protocol}{k} on {result.dataset}", result.value, untrained.value))
+    return worse
 
 
 def _online(logged: History) -> tuple[str, float, float] | None:
@@ -150,15 +144,15 @@ def _online(logged: History) -> tuple[str, float, float] | None:
     return "kNN", values[-1][1], values[0][1]
 
 
-def _protocol(result: dict) -> tuple:
+def _protocol(result: Result) -> tuple:
     """Returns all that two results must share to be compared."""
-    settings = result["params"] if isinstance(result.get("params"), dict) else {"k": result["details"].get("k")}
-    names = ("protocol", "dataset", "split", "features", "labels")
-    return (*(result.get(name) for name in names), json.dumps(settings, sort_keys=True))
+    settings = json.dumps(result.params, sort_keys=True)
+    return result.protocol, result.dataset, result.split, result.features, result.labels, settings
 
 
-def _counts(result: dict) -> bool:
-    return result["metric"] == "top1" and result["labels"] == "all" and result["protocol"] in ("knn", "linear-cached")
+def _is_compared(result: Result) -> bool:
+    """Tells whether a trained network's result is compared with that of random weights."""
+    return result.metric == "top1" and result.labels == "all" and result.protocol in ("knn", "linear-cached")
 
 
 def _early(logged: History, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
