@@ -7,6 +7,7 @@ extraction  small_resnet on images in memory, as a ratio to a bare forward loop;
 """
 
 import argparse
+import functools
 import resource
 import statistics
 import tempfile
@@ -24,12 +25,12 @@ from sslctl.config.schema import CONFIGS, register_schemas
 from sslctl.data import files
 from sslctl.data.sources import Source, folder
 from sslctl.evaluation import label_free
-from sslctl.evaluation.clustering import cluster_records
 from sslctl.evaluation.features import Features, extract
 from sslctl.evaluation.knn import knn_votes
-from sslctl.evaluation.linear import ProbeGrid, linear_records
-from sslctl.evaluation.retrieval import neighbour_records
+from sslctl.evaluation.linear import LinearProbe, ProbeGrid
 from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.suite import build_protocols
+from sslctl.evaluation.task import Reader, Task
 from sslctl.models.backbones import Backbone, SmallResNet
 from sslctl.models.preprocess import Preprocess
 
@@ -41,6 +42,17 @@ def made_up(rows: int, centers: torch.Tensor, generator: torch.Generator) -> Fea
     """Overlapping Gaussian classes."""
     labels = torch.randint(0, CLASSES, (rows,), generator=generator)
     return Features(centers[labels] + 3 * torch.randn(rows, DIM, generator=generator), labels, CLASSES)
+
+
+class InMemory(Reader):
+    """Features that are there, whatever the subject."""
+
+    def __init__(self, train: Features, test: Features):
+        super().__init__(torch.device("cpu"), workers=0, cache_gb=0)
+        self.splits = {"train": train, "test": test}
+
+    def __call__(self, subject: Subject, source: Source) -> Features:
+        return self.splits[source.split]
 
 
 def source_of(split: str, data: Features) -> Source:
@@ -86,13 +98,8 @@ def protocols(train: Features, test: Features) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("evaluate")
     subject = Subject("trained", None, Preprocess(3, 32, 32, [0.5] * 3, [0.25] * 3), "backbone", "none", 0)
-    sources = {"train": source_of("train", train), "test": source_of("test", test)}
-    grid = ProbeGrid(**config.probe)
-
-    def linear(amount: float | None) -> list[dict]:
-        draws = 1 if amount is None else config.draws
-        held = {"train": train, "test": test}
-        return linear_records(subject, *sources.values(), grid, amount, draws, lambda _, source: held[source.split])
+    task = Task(source_of("train", train), source_of("test", test), InMemory(train, test))
+    grid, chosen = ProbeGrid(**config.probe), build_protocols(config.protocols)
 
     def without_labels() -> None:
         z = train.features[: config.label_free.images]
@@ -102,13 +109,11 @@ def protocols(train: Features, test: Features) -> None:
         label_free.lidar(views)
         label_free.alignment(views[:, 0], views[:, 1])
 
-    parts = {"linear, all labels": lambda: linear(None)}
-    parts |= {f"linear, {amount:g}": lambda amount=amount: linear(amount) for amount in config.few_labels}
-    parts |= {
-        "kNN and retrieval": lambda: neighbour_records(subject, sources["test"], train, test, config),
-        "clustering": lambda: cluster_records(subject, sources["test"], train, test, config),
-        "without labels": without_labels,
-    }
+    measured = {"linear, all labels": LinearProbe(grid)}
+    measured |= {f"linear, {amount:g}": LinearProbe(grid, amount, config.draws) for amount in config.few_labels}
+    measured |= {name: chosen[name] for name in ("knn", "retrieval", "clustering")}  # one search for the first two
+    parts = {name: functools.partial(protocol, subject, task) for name, protocol in measured.items()}
+    parts["without labels"] = without_labels
     whole = 0.0
     for name, part in parts.items():
         began = time.process_time()

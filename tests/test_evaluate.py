@@ -1,9 +1,11 @@
 import json
+import re
 import shutil
 
 import pytest
 import torch
 
+from sslctl.data.sources import digits
 from sslctl.evaluation import label_free, linear
 from sslctl.evaluation import task as protocols
 from sslctl.runs import checkpoint
@@ -211,7 +213,7 @@ def test_without_labels_there_are_figures_and_what_is_missing_is_named(cli, unla
     assert {r["protocol"] for r in found} == {"label-free"}
     assert {r["metric"] for r in found if r["subject"] == "trained"} == FIGURES
     assert {(r["dataset"], r["split"], r["details"]["images"]) for r in found} >= {("images", "train", 40)}
-    assert "left out: linear probes, kNN, clustering, retrieval: images has no labels" in out
+    assert "left out: linear, knn, clustering, retrieval: images has no labels" in out
     assert "eval_dataset=" in out
     assert "protocol" not in out
 
@@ -360,3 +362,71 @@ def test_foreign_weights_of_which_a_part_is_missing_are_refused(cli, run, workdi
     assert done.status == 2
     assert ("only some were loaded" if partial else "missing") in done.err
     assert not (workdir / "o.jsonl").exists()
+
+
+# --- A protocol of the user's own: one file, one YAML ---
+
+MINE = '''
+from dataclasses import dataclass
+
+from sslctl.evaluation.results import make_result
+from sslctl.evaluation.task import Protocol
+
+
+@dataclass(frozen=True)
+class Mine(Protocol):
+    """The share of test images whose feature of this number is positive."""
+
+    feature: int
+
+    def __call__(self, subject, task):
+        hits = task.read(subject, task.test).features[:, self.feature] > 0
+        values = {"values": [hits.double().mean().item()], "each": hits, "params": {"feature": self.feature}}
+        rule = {"labels": "none", "seed": None, "epoch_rule": "no training"}
+        return [make_result(subject, task.test, protocol="mine", metric="accuracy", **values, **rule)]
+'''
+
+
+@pytest.fixture
+def mine(workdir):
+    """The words that add a protocol from a module and a configuration in the current directory."""
+    (workdir / "my_protocol.py").write_text(MINE)
+    (workdir / "my_configs" / "protocols").mkdir(parents=True)
+    yaml = "mine:\n  _target_: my_protocol.Mine\n  feature: 0\n"
+    (workdir / "my_configs" / "protocols" / "mine.yaml").write_text(yaml)
+    return "--config-dir", "my_configs", "allow=[my_protocol]", "protocols=[knn,mine]"
+
+
+def test_a_protocol_of_the_users_own_is_found_by_its_name(cli, run, mine):
+    found, out = evaluated(cli, run, *mine, "protocols.mine.feature=1", "subjects=[trained,pixels]")
+    assert [r["protocol"] for r in found if r["subject"] == "trained"] == ["knn"] * 4 + ["mine"]
+    own = {r["subject"]: r for r in found if r["protocol"] == "mine"}
+    positive = (digits("test", 8).images.flatten(1)[:, 1] > 0).double().mean().item()
+    assert own["pixels"]["value"] == pytest.approx(positive)
+    assert own["trained"]["params"] == {"feature": 1}
+    assert own["trained"]["format"] == 1
+    (line,) = [line for line in out.splitlines() if "mine" in line and "accuracy" in line]
+    assert f"{100 * own['trained']['value']:.2f}" in line
+    done = cli("report", run, "device=cpu", "map_images=10", "rows=20", "images=3", "out=page.html")
+    assert done.status == 0, done.err
+    page = (run.parent / "page.html").read_text()
+    assert re.search(rf"mine.*accuracy.*{100 * own['trained']['value']:.2f}", page[page.index('id="results"') :], re.S)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("protocols=[mine]",), "add allow=[my_protocol] to the command if you trust it"),
+        (("allow=[my_protocol]", "protocols=[mine,minee]"), "no such protocols (nearest: mine)"),
+        (("allow=[my_protocol]", "protocols=[mine]", "protocols.mine.feature=x"), "Mine expects int"),
+        (("allow=[my_protocol]", "protocols=[mine]", "protocols.mine.featur=1"), "nearest: protocols.mine.feature"),
+        (("protocols=[plain]",), "sslctl.schedules.constant is no sslctl.evaluation.task.Protocol"),
+    ],
+    ids=["not allowed", "unknown", "wrong type", "unknown setting", "no protocol"],
+)
+def test_what_is_no_protocol_is_refused(cli, run, mine, workdir, words, message):
+    plain = "plain: {_target_: sslctl.schedules.constant, step: 0, warmup: 0, total: 1}\n"
+    (workdir / "my_configs" / "protocols" / "plain.yaml").write_text(plain)
+    done = cli("evaluate", run, *mine[:2], *words)
+    assert (done.status, message in done.err) == (2, True), done.err
+    assert not (run / "results.jsonl").exists()

@@ -14,7 +14,7 @@ from sslctl.data.text import text
 from sslctl.errors import InputError
 from sslctl.evaluation import subjects
 from sslctl.evaluation.features import extract
-from sslctl.evaluation.finetune import made, network_of
+from sslctl.evaluation.finetune import build_network, network_of
 from sslctl.evaluation.knn import accuracy
 from sslctl.evaluation.linear import draw_labels
 from sslctl.factory.from_run import load_method
@@ -204,7 +204,7 @@ def test_the_network_that_is_fine_tuned_is_the_one_chosen_and_takes_its_batch_as
     subject = subject_of(method)
     settings = type("Settings", (), AS_IT_IS | {"network": "backbone"})
     source = digits("train", 8)
-    tuned = made(subject, settings, source, facts(num_classes=10)).train()
+    tuned = build_network(subject, settings, source, facts(num_classes=10)).train()
     assert differences(tuned.backbone.state_dict(), method.backbone.state_dict()) == []
     assert tuned.pooled(torch.rand(5, 3, 8, 8)).shape == (5, 8)  # 5 do not divide by 3
     tuned.backbone.network.conv1.weight.data.zero_()
@@ -284,13 +284,13 @@ def judged_anew(run, kept):
 
 def test_draws_are_those_of_the_linear_probe(run, monkeypatch):
     seen = []
-    real = sslctl_finetune().trained_classifier
+    real = sslctl_finetune().train_classifier
 
-    def spy(make, source, *rest):
+    def spy(build, source, *rest):
         seen.append(source.original_rows)
-        return real(make, source, *rest)
+        return real(build, source, *rest)
 
-    monkeypatch.setattr(sslctl_finetune(), "trained_classifier", spy)
+    monkeypatch.setattr(sslctl_finetune(), "train_classifier", spy)
     added(run, *TINY, "subjects=[scratch]")
     labels = digits("train", 8).labels
     assert seen == [tuple(draw_labels(labels, 5, draw).tolist()) for draw in (0, 1)]

@@ -28,7 +28,7 @@ from sslctl.runs.health import (
 )
 from sslctl.visuals.tensorboard import mapped
 from tests.conftest import write_images
-from tests.runs import PROBE, REPOSITORY, differences, finish, metrics, newest, slow, tensors
+from tests.runs import PROBE, REPOSITORY, blank_result, differences, finish, metrics, newest, slow, tensors
 
 GREY = ("channels=1", "mean=[0.5]", "std=[0.5]")
 ONLINE = ("knn", "rankme", "backbone_std")  # at step 0 and after every second epoch

@@ -12,8 +12,8 @@ from sslctl.errors import InputError
 from sslctl.evaluation import subjects
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import accuracy
-from sslctl.evaluation.linear import ProbeGrid, draw_labels, fit_probe, folds, linear_records, train_classifiers
-from sslctl.evaluation.runner import label_amount
+from sslctl.evaluation.linear import LinearProbe, ProbeGrid, draw_labels, fit_probe, folds, train_classifiers
+from sslctl.evaluation.task import Task, label_amount
 from tests.test_evaluation import pixels
 from tests.test_knn import clusters
 
@@ -111,7 +111,7 @@ def _records(data, test, amount=None, draws=1):
     if amount is None:
         shown = data.features[: len(train)]
         assert len(shown) == len(train)
-    return [vars(result) for result in linear_records(subject, train, judged, GRID, amount, draws, read)]
+    return [vars(result) for result in LinearProbe(GRID, amount, draws)(subject, Task(train, judged, read))]
 
 
 @pytest.mark.parametrize("amount", [None, 5])

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import bind
 from sslctl.config.validation import mistakes
@@ -10,7 +12,10 @@ from sslctl.errors import InputError
 from sslctl.factory.from_config import bind_backbone, bind_method
 from sslctl.schedules import SHAPES
 
-GROUPS = ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment")
+GROUPS = {
+    "pretrain": ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment"),
+    "evaluate": ("protocols",),
+}
 
 
 def check(config: Any) -> None:
@@ -25,14 +30,11 @@ def check(config: Any) -> None:
     mistakes, count = [], 0
     for verb in SCHEMAS:
         combinations = [[]]
-        if verb == "pretrain":
-            for group in GROUPS:
-                files = [
-                    f.stem
-                    for d in dict.fromkeys((CONFIGS, *own.config_dirs))
-                    for f in sorted((d / group).glob("*.yaml"))
-                ]
-                combinations += [[f"{group}={name}"] for name in files]
+        for group in GROUPS.get(verb, ()):
+            files = [
+                f.stem for d in dict.fromkeys((CONFIGS, *own.config_dirs)) for f in sorted((d / group).glob("*.yaml"))
+            ]
+            combinations += [[f"{group}=[{name}]" if group == "protocols" else f"{group}={name}"] for name in files]
         for choice in combinations:
             count += 1
             where = f"{verb} {' '.join(choice)}".strip()
@@ -54,10 +56,12 @@ def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[st
         problems = mistakes(SCHEMAS[verb], composed)
     except (HydraException, OmegaConfBaseException) as error:
         return [" ".join(line.strip() for line in str(error).splitlines()[:2])]
-    for key, given in (("dataset", ("split",)), ("optimizer", ("params", "lr"))):
-        if composed.get(key):
+    bindings = [("dataset", ("split",)), ("optimizer", ("params", "lr"))]
+    bindings += [(f"protocols.{name}", ()) for name in composed.get("protocols") or ()]
+    for key, given in bindings:
+        if node := OmegaConf.select(composed, key):
             try:
-                bind(composed[key], key, given=given)
+                bind(node, key, given=given)
             except InputError as error:
                 problems += error.messages
     for key, bind_it in (("backbone", bind_backbone), ("method", bind_method)):

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from sslctl.evaluation.knn import knn_records
-from sslctl.evaluation.runner import evaluate_all, reader_of
+from sslctl.evaluation.knn import Knn
+from sslctl.evaluation.runner import evaluate_all
 
 
 def knn_eval(config: Any) -> None:
-    """sslctl knn-eval: weighted nearest neighbours."""
-    read = reader_of(config)
-    evaluate_all(config, lambda s, task: knn_records(s, task.train, task.test, **config.knn, read=read))
+    """Classifies the test images by their nearest training images, beside random weights."""
+    evaluate_all(config, Knn([config.knn.k], config.knn.temperature))

@@ -5,27 +5,19 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslctl.errors import InputError
-from sslctl.evaluation.linear import ProbeGrid, linear_records
-from sslctl.evaluation.linear_augmented import augmented_records
-from sslctl.evaluation.runner import evaluate_all, label_amount, reader_of
-from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.task import Task
-from sslctl.runs.results import Result
+from sslctl.evaluation.linear import LinearProbe, ProbeGrid
+from sslctl.evaluation.linear_augmented import LinearAugmented
+from sslctl.evaluation.runner import evaluate_all
+from sslctl.evaluation.task import label_amount
 
 
 def linear_eval(config: Any) -> None:
-    """sslctl linear-eval: a linear classifier on frozen features."""
+    """Trains linear classifiers on cached features, or one on augmented views, beside those of random weights."""
     amount = label_amount(config.labels)
-    if config.protocol == "augmented":
-        if amount is not None:
-            raise InputError("protocol=augmented trains on all labels; few labels go with protocol=cached")
-        evaluate_all(config, augmented_records)
+    if config.protocol == "cached":
+        grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
+        evaluate_all(config, LinearProbe(grid, amount, config.draws))
         return
-    grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
-    draws = config.draws if amount is not None else 1
-    read = reader_of(config)
-
-    def probe(subject: Subject, task: Task) -> list[Result]:
-        return linear_records(subject, task.train, task.test, grid, amount, draws, read, seed=config.seed)
-
-    evaluate_all(config, probe)
+    if amount is not None:
+        raise InputError("protocol=augmented trains on all labels; few labels go with protocol=cached")
+    evaluate_all(config, LinearAugmented())

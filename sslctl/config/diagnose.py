@@ -78,7 +78,8 @@ def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tupl
         if sweep and not prepared.sweeps:
             found.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
         elif options:
-            names = list(override.sweep_string_iterator()) if sweep else [override.value()]
+            value = list(override.sweep_string_iterator()) if sweep else override.value()
+            names = value if isinstance(value, list) else [value]  # protocols=[knn,…] chooses several
             allowed = [*options, None] if UNTYPED.get(group, NOTHING_KNOWN).optional else options
             wrong = [n for n in names if n not in allowed]
             found += [

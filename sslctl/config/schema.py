@@ -183,6 +183,7 @@ class LabelFreeConfig:
 class EvaluateConfig(_EvaluationConfig):
     seed: int = key(low=0)
     eval_dataset: dict[str, Any] | None = MISSING
+    protocols: dict[str, Any] = MISSING
     few_labels: list[float] = key(above=0)
     draws: int = key(low=2)
     knn: NeighboursConfig = node(NeighboursConfig)

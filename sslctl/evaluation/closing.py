@@ -6,13 +6,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslctl import signals
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
-from sslctl.evaluation.knn import knn_records
-from sslctl.evaluation.linear import ProbeGrid, linear_records
+from sslctl.evaluation.knn import Knn
+from sslctl.evaluation.linear import LinearProbe, ProbeGrid
 from sslctl.evaluation.provenance import origin_of
-from sslctl.evaluation.task import reader
+from sslctl.evaluation.task import Reader, Task
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
 from sslctl.runs.directory import RESULTS
@@ -38,11 +37,10 @@ def closing_results(
 ) -> list[Result]:
     """Measures the trained and the random weights on the test split by kNN and by a linear probe on all labels."""
     grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
+    knn = config.evaluation.knn
+    protocols = (Knn([knn.k], knn.temperature), LinearProbe(grid))
     trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
-    both = [replace(made, origin=origin_of(run_dir, None, made.name)) for made in (trained, who.random(run_dir, None))]
-    read = reader(plan.device, config.trainer.workers, config.evaluation.cache_gb, signals.check)
-    results = []
-    for subject in both:
-        results += knn_records(subject, train, test, **config.evaluation.knn, read=read, poll=signals.check)
-        results += linear_records(subject, train, test, grid, None, 1, read, signals.check)
+    subjects = [replace(s, origin=origin_of(run_dir, None, s.name)) for s in (trained, who.random(run_dir, None))]
+    task = Task(train, test, Reader(plan.device, config.trainer.workers, config.evaluation.cache_gb))
+    results = [result for subject in subjects for protocol in protocols for result in protocol(subject, task)]
     return [replace(result, details=result.details | {"closing": True}) for result in results]

@@ -1,26 +1,24 @@
 """Clustering of features: spherical k-means with as many clusters as classes, and how well the two agree."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from sslctl.data.sampler import permuted
-from sslctl.data.sources import Source
-from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import share
 from sslctl.evaluation.results import RESAMPLES, make_result
 from sslctl.evaluation.subjects import Subject
+from sslctl.evaluation.task import Protocol, Task
 from sslctl.ops.kmeans import nearest, spherical_kmeans
 from sslctl.runs.results import Result
 
 
 @torch.no_grad()
 def cluster(z: Tensor, count: int, *, restarts: int, iterations: int, images: int, seed: int) -> tuple[Tensor, float]:
-    """The best of several k-means++ starts on a sample of at most `images` rows, then refined on all of them.
+    """Finds the best of several k-means++ starts on a sample of at most `images` rows, then refined on all of them.
 
     z: (N, D). Returns `count` centroids (count, D) of unit length, and the mean cosine of the rows with their own.
     """
@@ -37,7 +35,7 @@ def cluster(z: Tensor, count: int, *, restarts: int, iterations: int, images: in
 
 
 def _spread_out(z: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each next centroid is a row drawn by its squared distance to the nearest one so far. (count, D)."""
+    """Draws centroids (count, D) by k-means++: each is a row, drawn by its squared distance to the nearest one so far."""
     picked = [int(torch.randint(len(z), (1,), generator=generator))]
     distance = torch.full((len(z),), torch.inf)
     for _ in range(count - 1):
@@ -48,7 +46,7 @@ def _spread_out(z: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def matched_hits(clusters: Tensor, labels: Tensor, count: int) -> Tensor:
-    """(N,) bool: whether an image's cluster stands for its class, under the best one-to-one match (Kuhn 1955)."""
+    """Tells whether an image's cluster stands for its class, under the best one-to-one match (Kuhn 1955); (N,) bool."""
     from scipy.optimize import linear_sum_assignment
 
     table = torch.bincount(clusters * count + labels, minlength=count * count).view(count, count)
@@ -59,25 +57,25 @@ def matched_hits(clusters: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def agreement(clusters: Tensor, labels: Tensor, seed: int = 0) -> dict[str, tuple[float, list[float]]]:
-    """Normalised mutual information (arithmetic mean) and adjusted Rand index, each with a 95 % interval.
+    """Returns normalised mutual information (arithmetic mean) and adjusted Rand index, each with a 95 % interval.
 
     clusters, labels: (N,) int64. The interval is of resampled images, shifted by what resampling adds to the value.
     """
     row, column = clusters.unique(return_inverse=True)[1], labels.unique(return_inverse=True)[1]
     cells, counts = torch.stack([row, column]).unique(dim=1, return_counts=True)
     shares = counts.double() / counts.sum()
-    drawn = np.random.default_rng(seed).multinomial(len(labels), shares.numpy(), RESAMPLES)
-    found = table_scores(counts[None].double(), *cells)
-    resampled = table_scores(torch.from_numpy(drawn).double(), *cells)
+    counts_drawn = np.random.default_rng(seed).multinomial(len(labels), shares.numpy(), RESAMPLES)
+    scores = table_scores(counts[None].double(), *cells)
+    resampled = table_scores(torch.from_numpy(counts_drawn).double(), *cells)
     result = {}
-    for name, value, values in zip(("nmi", "ari"), found, resampled, strict=True):
+    for name, value, values in zip(("nmi", "ari"), scores, resampled, strict=True):
         spread = values - values.mean() + value
         result[name] = value.item(), spread.quantile(spread.new_tensor([0.025, 0.975])).tolist()
     return result
 
 
 def table_scores(counts: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """(NMI, ARI), (R,) each, of R contingency tables given by the counts (R, M) of M cells at (row, column), (M,) each."""
+    """Returns (NMI, ARI), (R,) each, of R contingency tables: counts (R, M) of M cells at (row, column), (M,) each."""
     size = counts.sum(1)
     marginals = [
         counts.new_zeros(len(counts), int(where.max()) + 1).index_add_(1, where, counts) for where in (row, column)
@@ -92,27 +90,40 @@ def table_scores(counts: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, T
     return nmi, ari
 
 
-def cluster_records(subject: Subject, test: Source, bank: Features, queries: Features, config: Any) -> list[Result]:
+# --- The protocol ---
+
+
+@dataclass(frozen=True)
+class Clustering(Protocol):
     """Clusters of the training split, as many as classes; the test images that fall into them against their classes."""
-    settings = OmegaConf.to_container(config.clustering, resolve=True)
-    centroids, cosine = cluster(bank.features, bank.num_classes, **settings, seed=config.seed)
-    chosen = nearest(F.normalize(queries.features, dim=1), centroids)
-    hits = matched_hits(chosen, queries.labels, bank.num_classes)
-    found = {"accuracy": (share(hits), None), **agreement(chosen, queries.labels)}
-    return [
-        make_result(
-            subject,
-            test,
-            protocol="cluster",
-            metric=metric,
-            values=[value],
-            each=hits if metric == "accuracy" else None,
-            ci95=ci95,
-            labels="none",
-            seed=config.seed,
-            epoch_rule="no training",
-            params=settings | {"clusters": bank.num_classes, "fitted_on": len(bank.labels)},
-            details={"cosine": cosine},
-        )
-        for metric, (value, ci95) in found.items()
-    ]
+
+    restarts: int
+    iterations: int
+    images: int
+
+    def __call__(self, subject: Subject, task: Task) -> list[Result]:
+        train, test = task.read(subject, task.train), task.read(subject, task.test)
+        classes = train.num_classes
+        # Centroids see training images alone, and no labels.
+        centroids, cosine = cluster(train.features, classes, **vars(self), seed=task.seed)
+        clusters = nearest(F.normalize(test.features, dim=1), centroids)
+        # Labels come in here: by the best match of clusters and classes, and by agreement that needs none.
+        hits = matched_hits(clusters, test.labels, classes)
+        scores = {"accuracy": (share(hits), None), **agreement(clusters, test.labels)}
+        return [
+            make_result(
+                subject,
+                task.test,
+                protocol="cluster",
+                metric=metric,
+                values=[value],
+                each=hits if metric == "accuracy" else None,
+                ci95=ci95,
+                labels="none",
+                seed=task.seed,
+                epoch_rule="no training",
+                params={**vars(self), "clusters": classes, "fitted_on": len(train.labels)},
+                details={"cosine": cosine},
+            )
+            for metric, (value, ci95) in scores.items()
+        ]

@@ -1,4 +1,4 @@
-"""The figures of `sslctl evaluate` that need no labels, and the tables in which everything is shown."""
+"""The tables of results on the terminal."""
 
 import sys
 
@@ -8,10 +8,7 @@ from rich.table import Table
 from sslctl.data.sources import Source
 from sslctl.runs.results import Result
 
-# --- Tables ---
-
-_SECTIONS = ("linear-cached", "knn", "cluster", "retrieval")
-_FIGURES = {
+FIGURES = {
     "rankme": "RankMe",
     "lidar": "LiDAR",
     "alpha_req": "α-ReQ",
@@ -23,13 +20,15 @@ _FIGURES = {
 
 
 def show_protocols(results: list[Result], title: str) -> None:
-    """A row for each protocol, label budget and metric, a column for each subject, in percent."""
-    measured = [r for r in results if r.protocol in _SECTIONS]
+    """Prints a row for each protocol, label budget and metric, a column for each subject, in percent."""
+    measured = [r for r in results if r.protocol != "label-free"]
+    if not measured:
+        return
     subjects = list(dict.fromkeys(r.subject for r in measured))
     table = Table(caption=SPREAD, caption_justify="left")
     for name in ("protocol", "labels", "metric", *subjects):
         table.add_column(name, justify="right" if name in subjects else "left")
-    for section in _SECTIONS:
+    for section in dict.fromkeys(r.protocol for r in measured):
         cells: dict[tuple, dict[str, str]] = {}
         for r in (r for r in measured if r.protocol == section):
             cells.setdefault((describe(r), r.labels, r.metric), {})[r.subject] = percent(r.value, r.std, r.ci95)
@@ -41,19 +40,22 @@ def show_protocols(results: list[Result], title: str) -> None:
     show_fixed(measured)
 
 
-def show_figures(results: list[Result], title: str) -> None:
-    """A row for each label-free figure, a column for each subject, and one of what is healthy."""
+def show_figures(results: list[Result]) -> None:
+    """Prints a row for each label-free figure, a column for each subject, and one of what is healthy."""
     figures = [r for r in results if r.protocol == "label-free"]
+    if not figures:
+        return
     subjects = list(dict.fromkeys(r.subject for r in figures))
     table = Table()
     for name in ("figure", *subjects, "healthy"):
         table.add_column(name, justify="right" if name in subjects else "left")
-    for metric, name in _FIGURES.items():
+    metrics = {**FIGURES, **{r.metric: r.metric for r in figures if r.metric not in FIGURES}}
+    for metric, name in metrics.items():
         own = {r.subject: r for r in figures if r.metric == metric}
         if own:
             values = (f"{own[s].value:.4g}" if s in own else "" for s in subjects)
-            table.add_row(name, *values, next(iter(own.values())).details["healthy"])
-    print(f"\n{title}", flush=True)
+            table.add_row(name, *values, next(iter(own.values())).details.get("healthy", ""))
+    print(f"\nwithout labels, of {figures[0].dataset}'s {figures[0].split} split", flush=True)
     console().print(table)
 
 
@@ -79,12 +81,12 @@ def describe(result: Result) -> str:
 
 
 def tested_on(test: Source) -> str:
-    """'digits, test split (359 images)'."""
+    """Returns 'digits, test split (359 images)'."""
     return f"{test.name}, {test.split} split ({len(test):,} images)"
 
 
 def show(results: list[Result], title: str) -> None:
-    """A table: a row for each subject, a column for each protocol, label budget and metric."""
+    """Prints a table: a row for each subject, a column for each protocol, label budget and metric."""
     columns = list(dict.fromkeys((describe(r), r.labels, r.metric) for r in results))
     rows = list(dict.fromkeys(r.subject for r in results))
     cells = {(r.subject, describe(r), r.labels, r.metric): percent(r.value, r.std, r.ci95) for r in results}
@@ -107,5 +109,5 @@ def show_fixed(results: list[Result]) -> None:
 
 
 def console() -> Console:
-    """The terminal, or 140 columns where there is none."""
+    """Returns the terminal, or 140 columns where there is none."""
     return Console() if sys.stdout.isatty() else Console(width=140)

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from sslctl.evaluation.knn import share
 from sslctl.evaluation.linear import draw_labels
 from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.task import Task, amount_words, draw_number
+from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number
 from sslctl.evaluation.trained_classifier import (
-    directory,
-    held,
-    judged,
-    settings_of,
-    trained_by,
-    trained_classifier,
-    untrained,
+    build_classifier,
+    directory_of,
+    lock_directory,
+    resolve_settings,
+    test_hits,
+    train_classifier,
+    training_params,
 )
 from sslctl.factory.backbone_file import visual_metadata
 from sslctl.factory.exportable import feature_names
@@ -42,68 +43,76 @@ CLASSIFIER = "classifier.safetensors"  # written last: with it, a training is fi
 OWN = ("backbone", "layer_decay", "classifier_lr_scale", "network", "pool")  # keys that can change a weight
 
 
-def finetune_records(subject: Subject, task: Task, amount: float | None) -> list[Result]:
+@dataclass(frozen=True)
+class Finetune(Protocol):
     """Fine-tunes on every draw of labels and judges the last epoch on the test split. Stops and resumes as any run."""
-    hits, kept, draws = [], [], 1 if amount is None else task.config.draws
-    for draw in range(draws):
-        source = drawn(task.train, amount, draw_number(task.config.seed, draw))
+
+    subjects = ("trained", "scratch")
+    title = "fine-tuned"
+    amount: float | None  # of labels, None for all
+
+    def __call__(self, subject: Subject, task: Task) -> list[Result]:
+        hits, kept, draws = [], [], 1 if self.amount is None else task.config.draws
+        for draw in range(draws):
+            # The same labels as the linear probes' draw of this number, in a directory of their own.
+            source = self.draw_source(task, draw)
+            settings = settings_for(subject, task, source)
+            labels = "all" if self.amount is None else f"{self.amount:g}-draw{draw}"
+            hashes = {"data": source.content_hash, "weights": subject.weights_sha256}
+            run_dir = directory_of(task, f"finetune-{subject.name}-{labels}", settings, OWN, hashes)
+            title = title_of(subject) + (f", draw {draw + 1} of {draws}" if draws > 1 else "")
+            heading = [title, *(plan_lines(subject, settings, source) if draw == 0 else [])]
+            with lock_directory(run_dir):
+                method, plan = finetune_or_load(subject, source, settings, run_dir, heading)
+            hits.append(test_hits(method, subject, task.test, settings.trainer.workers, plan.device))
+            kept.append(str(run_dir))
+            top1 = share(hits[-1]["top1"])
+            print(f"  top1 {top1:.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}", flush=True)
+        asked_for = {key: task.config[key] for key in ("layer_decay", "classifier_lr_scale", "least_steps")}
+        params = {**training_params(settings, plan), **asked_for, **{key: settings[key] for key in ("network", "pool")}}
+        params |= {"draws": draws, "training_images": len(task.train)}
+        details = {
+            **{key: settings[key] for key in ("layer_decay", "classifier_lr_scale")},  # as applied: 1 from scratch
+            **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": kept},
+        }
+        return [
+            make_result(
+                subject,
+                task.test,
+                protocol="finetune",
+                metric=metric,
+                values=[share(h[metric]) for h in hits],
+                each=hits[0][metric],
+                labels=amount_in_words(self.amount),
+                seed=task.seed,
+                epoch_rule=f"last of {plan.epochs}",
+                params=params,
+                details=details,
+            )
+            for metric in hits[0]
+        ]
+
+    def plan(self, subject: Subject, task: Task) -> list[str]:
+        source = self.draw_source(task, 0)
         settings = settings_for(subject, task, source)
-        what = f"{subject.name}-all" if amount is None else f"{subject.name}-{amount:g}-draw{draw}"
-        hashes = {"data": source.content_hash, "weights": subject.weights_sha256}
-        run_dir = directory(task, f"finetune-{what}", settings, OWN, hashes)
-        lines = plan_lines(subject, settings, source) if draw == 0 else []
-        head = heading(subject) + (f", draw {draw + 1} of {draws}" if draws > 1 else "")
-        with held(run_dir):
-            method, plan = finetuned(subject, source, settings, run_dir, [head, *lines])
-        hits.append(judged(method, subject, task.test, settings.trainer.workers, plan.device))
-        kept.append(str(run_dir))
-        print(f"  top1 {share(hits[-1]['top1']):.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}", flush=True)
-    asked_for = {key: task.config[key] for key in ("layer_decay", "classifier_lr_scale", "least_steps")}
-    params = {**trained_by(settings, plan), **asked_for, **{key: settings[key] for key in ("network", "pool")}}
-    params |= {"draws": draws, "training_images": len(task.train)}
-    details = {
-        **{key: settings[key] for key in ("layer_decay", "classifier_lr_scale")},  # as applied: 1 from scratch
-        **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": kept},
-    }
-    return [
-        make_result(
-            subject,
-            task.test,
-            protocol="finetune",
-            metric=metric,
-            values=[share(h[metric]) for h in hits],
-            each=hits[0][metric],
-            labels=amount_words(amount),
-            seed=settings.seed,
-            epoch_rule=f"last of {plan.epochs}",
-            params=params,
-            details=details,
-        )
-        for metric in hits[0]
-    ]
+        build_classifier(functools.partial(build_network, subject, settings, source), source, settings)
+        return [title_of(subject), *plan_lines(subject, settings, source)]
 
-
-def planned(subject: Subject, task: Task, amount: float | None) -> list[str]:
-    """What plan_only=true says of a subject."""
-    source = drawn(task.train, amount, draw_number(task.config.seed, 0))
-    settings = settings_for(subject, task, source)
-    untrained(functools.partial(made, subject, settings, source), source, settings)
-    return [heading(subject), *plan_lines(subject, settings, source)]
-
-
-def drawn(train: Source, amount: float | None, number: int) -> Source:
-    """The labelled images of a draw (`draw_number`): those of the linear probes' same draw of the same seed."""
-    return train if amount is None else train.subset(draw_labels(train.labels, amount, number))
+    def draw_source(self, task: Task, draw: int) -> Source:
+        """Returns the labelled images of a draw: those of the linear probes' same draw of the same seed."""
+        if self.amount is None:
+            return task.train
+        return task.train.subset(draw_labels(task.train.labels, self.amount, draw_number(task.seed, draw)))
 
 
 def settings_for(subject: Subject, task: Task, source: Source) -> Any:
-    """The configuration for this many images: batches no larger than all of them, `least_steps` at least.
+    """Returns the configuration for this many images: batches no larger than all of them, `least_steps` at least.
 
     New weights have no layers to spare: from scratch, every layer learns at the same rate.
     """
     if source.gives == "frames":
         raise InputError(f"finetune takes images or texts; {source.name} has {source.summary()}: dataset=imagefolder")
-    settings = settings_of(task)
+    settings = resolve_settings(task)
     trainer = settings.trainer
     trainer.batch_size = min(trainer.batch_size, len(source))
     trainer.epochs = max(trainer.epochs, -(-settings.least_steps // (len(source) // trainer.batch_size)))
@@ -114,7 +123,7 @@ def settings_for(subject: Subject, task: Task, source: Source) -> Any:
 
 
 def network_of(subject: Subject, network: str | None, pool: str | None) -> tuple[str, str]:
-    """Which of a method's networks, and how a vision transformer's is pooled: as asked for, or as its evaluations do."""
+    """Chooses which of a method's networks, and how a vision transformer's is pooled: as asked for, or as its evaluations do."""
     method = subject.method
     try:
         if pool == "mean":
@@ -136,8 +145,8 @@ def network_of(subject: Subject, network: str | None, pool: str | None) -> tuple
     )
 
 
-def made(subject: Subject, settings: Any, source: Source, facts: Facts) -> Supervised:
-    """The network with a new classifier."""
+def build_network(subject: Subject, settings: Any, source: Source, facts: Facts) -> Supervised:
+    """Builds the network with a new classifier."""
     backbone: Backbone = subject.method.teacher_backbone if settings.network == "teacher" else subject.backbone
     method = Supervised(
         group_batchnorm(copy.deepcopy(backbone), 1),  # MoCo's groups are for its own batches
@@ -151,20 +160,20 @@ def made(subject: Subject, settings: Any, source: Source, facts: Facts) -> Super
     return method
 
 
-def finetuned(
-    subject: Subject, source: Source, settings: Any, run_dir: Path, said: list[str]
+def finetune_or_load(
+    subject: Subject, source: Source, settings: Any, run_dir: Path, heading: list[str]
 ) -> tuple[Supervised, Plan]:
-    """The fine-tuned network in eval mode; a finished one is read. Its training state goes once its weights are kept."""
-    make = functools.partial(made, subject, settings, source)
+    """Returns the fine-tuned network in eval mode; a finished one is read. Its training state goes once its weights are kept."""
+    build = functools.partial(build_network, subject, settings, source)
     backbone, classifier = run_dir / rundir.BACKBONE, run_dir / CLASSIFIER
     if classifier.exists():
-        method, plan = untrained(make, source, settings)
-        print("\n".join([*said, "  already trained"]), flush=True)
+        method, plan = build_classifier(build, source, settings)
+        print("\n".join([*heading, "  already trained"]), flush=True)
         method.backbone.load_state_dict(load_tensors(backbone))
         method.classifier.load_state_dict(load_tensors(classifier))
         method = method.to(plan.device).eval()
         return method.to(memory_format=torch.channels_last) if plan.channels_last else method, plan
-    method, plan = trained_classifier(make, source, settings, run_dir, said)
+    method, plan = train_classifier(build, source, settings, run_dir, heading)
     write_text(run_dir / rundir.PREPROCESS, json.dumps(vars(subject.preprocess), indent=1))
     facts = {"step": str(plan.total_steps), "classes": json.dumps(source.classes), "pool": settings.pool}
     facts |= visual_metadata(method.backbone)
@@ -176,12 +185,13 @@ def finetuned(
     return method, plan
 
 
-def heading(subject: Subject) -> str:
+def title_of(subject: Subject) -> str:
+    """Returns what is trained, in words."""
     return "training from scratch" if subject.name == "scratch" else f"fine-tuning {subject.name} weights"
 
 
 def plan_lines(subject: Subject, settings: Any, source: Source) -> list[str]:
-    """The plan in words, one line a subject."""
+    """Returns the plan in words, one line a part."""
     lines = [*make_plan(settings, source).lines(), f"network    {settings.network}, pooling {settings.pool}"]
     if settings.layer_decay != 1:
         _, depth = layer_depths(subject.backbone.network)

@@ -1,16 +1,18 @@
 """Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv:1805.01978, section 3.4)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.data.sources import Source
+from sslctl import signals
+from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.task import Reader, nothing
+from sslctl.evaluation.task import Protocol, Task
 from sslctl.runs.results import Result
 
 _CHUNK_BYTES = 256 * 2**20  # of one block of similarities
@@ -18,7 +20,7 @@ _CHUNK_BYTES = 256 * 2**20  # of one block of similarities
 
 @torch.no_grad()
 def neighbours(queries: Tensor, bank: Tensor, k: int, poll: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank nearest to each query by cosine similarity, the nearest first.
+    """Finds the k rows of the bank nearest to each query by cosine similarity, the nearest first.
 
     queries: (N, D); bank: (M, D). Returns similarities (N, k) and rows (N, k) int64; all M where they are fewer than k.
     poll: called between blocks; may raise to abandon the work.
@@ -30,13 +32,13 @@ def neighbours(queries: Tensor, bank: Tensor, k: int, poll: Callable[[], None] =
     for start in range(0, len(queries), chunk):
         poll()
         part = slice(start, start + chunk)
-        found = (F.normalize(queries[part], dim=1) @ bank.T).topk(k, dim=1)
-        similarity[part], rows[part] = found.values, found.indices
+        nearest = (F.normalize(queries[part], dim=1) @ bank.T).topk(k, dim=1)
+        similarity[part], rows[part] = nearest.values, nearest.indices
     return similarity, rows
 
 
 def votes_of(similarity: Tensor, labels: Tensor, num_classes: int, *, temperature: float) -> Tensor:
-    """(N, num_classes): neighbours' votes, each weighing exp(similarity / temperature) relative to the nearest.
+    """Returns (N, num_classes): neighbours' votes, each weighing exp(similarity / temperature) relative to the nearest.
 
     similarity, labels: (N, k), the nearest first.
     """
@@ -52,13 +54,16 @@ def knn_votes(
     temperature: float,
     poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Votes (N, num_classes) of the k nearest to each query (N, D)."""
+    """Returns the votes (N, num_classes) of the k nearest to each query (N, D)."""
     similarity, rows = neighbours(queries, bank.features, k, poll)
     return votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=temperature)
 
 
 def hits_of(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """scores: (N, C); labels: (N,). Which are right, (N,) bool: top1 and, where there are more than five classes, top5."""
+    """Tells which images are right by top1 and, where there are more than five classes, by top5: (N,) bool each.
+
+    scores: (N, C); labels: (N,).
+    """
     result = {"top1": scores.argmax(1) == labels}
     if scores.shape[1] > 5:
         result["top5"] = (scores.topk(5, dim=1).indices == labels[:, None]).any(1)
@@ -66,54 +71,63 @@ def hits_of(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """The shares of `hits_of`."""
+    """Returns the shares of `hits_of`."""
     return {metric: share(hits) for metric, hits in hits_of(scores, labels).items()}
 
 
 def share(hits: Tensor) -> float:
-    """Of (N,) bool, how many are true."""
+    """Returns how many of (N,) bool are true, between 0 and 1."""
     return hits.float().mean().item()
 
 
-def knn_records(
-    subject: Subject,
-    train: Source,
-    test: Source,
-    k: int,
-    temperature: float,
-    read: Reader,
-    poll: Callable[[], None] = nothing,
-) -> list[Result]:
-    """Weighted kNN of the test split against the whole training split."""
-    bank, queries = read(subject, train), read(subject, test)
-    found = neighbours(queries.features, bank.features, k, poll)
-    return vote_records(subject, test, found, bank, queries.labels, k, temperature)
+# --- The protocol ---
+
+_LEAST_DEPTH = 200  # neighbours that are searched at the least, so that kNN and retrieval share one search
 
 
-def vote_records(
-    subject: Subject,
-    test: Source,
-    found: tuple[Tensor, Tensor],
-    bank: Features,
-    labels: Tensor,
-    k: int,
-    temperature: float,
-) -> list[Result]:
-    """The votes of the first k of the neighbours (similarities, rows) found, (N, at least k) each."""
-    similarity, rows = (part[:, :k] for part in found)
-    votes = votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=temperature)
-    return [
-        make_result(
-            subject,
-            test,
-            protocol="knn",
-            metric=metric,
-            values=[share(hits)],
-            each=hits,
-            labels="all",
-            seed=None,
-            epoch_rule="no training",
-            params={"k": k, "temperature": temperature, "bank": len(bank.labels)},
-        )
-        for metric, hits in hits_of(votes, labels).items()
-    ]
+def search(subject: Subject, task: Task, depth: int) -> tuple[Features, Features, Tensor, Tensor]:
+    """Searches the training images nearest to each test image, `depth` of them or more, once for all protocols.
+
+    Returns the features of the training images, those of the test images, similarities and rows, (N, ≥ depth) each.
+    """
+    bank, queries = task.read(subject, task.train), task.read(subject, task.test)
+    depth = max(depth, _LEAST_DEPTH)
+    nearest = task.read.once(
+        subject, ("neighbours", depth), lambda: neighbours(queries.features, bank.features, depth, signals.check)
+    )
+    return bank, queries, *nearest
+
+
+@dataclass(frozen=True)
+class Knn(Protocol):
+    """Weighted kNN of the test split against the whole training split, with every k."""
+
+    k: list[int]
+    temperature: float
+
+    def __post_init__(self):
+        if not self.k:
+            raise InputError("knn.k is empty: name at least one number")
+
+    def __call__(self, subject: Subject, task: Task) -> list[Result]:
+        bank, queries, similarity, rows = search(subject, task, max(self.k))
+        results = []
+        for k in self.k:
+            near = bank.labels[rows[:, :k]]  # (N, k)
+            votes = votes_of(similarity[:, :k], near, bank.num_classes, temperature=self.temperature)
+            results += [
+                make_result(
+                    subject,
+                    task.test,
+                    protocol="knn",
+                    metric=metric,
+                    values=[share(hits)],
+                    each=hits,
+                    labels="all",
+                    seed=None,
+                    epoch_rule="no training",
+                    params={"k": k, "temperature": self.temperature, "bank": len(bank.labels)},
+                )
+                for metric, hits in hits_of(votes, queries.labels).items()
+            ]
+        return results

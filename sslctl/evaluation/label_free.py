@@ -1,10 +1,10 @@
-"""What features look like without labels: functions of a matrix Z (N, D), calculated in double precision."""
+"""Figures of features that need no labels: functions of a matrix Z (N, D), calculated in double precision."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,18 +15,14 @@ from torch import Tensor
 from sslctl.data.loader import drawn_views
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
-from sslctl.errors import InputError
-from sslctl.evaluation import label_free
-from sslctl.evaluation.features import Features, cached
+from sslctl.evaluation.features import cached
 from sslctl.evaluation.provenance import settings as settings_of
 from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.task import Reader, Task, key_of
-from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import dataset_of, views_of
-from sslctl.runs.directory import ENVIRONMENT, METRICS, read_config, read_json, read_lines
+from sslctl.evaluation.task import Protocol, Task, key_of
+from sslctl.factory.from_run import views_of
+from sslctl.runs.directory import METRICS, read_config, read_lines
 from sslctl.runs.results import Result
-from sslctl.training.plan import choose_device
 from sslctl.views import ViewMaker
 
 _BLOCK = 1024  # rows compared with all others at a time
@@ -123,76 +119,87 @@ def _squared_singular_values(z: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)
 
 
-def pretrained_on(task: Task, tell: Callable[[str], None]) -> Source:
-    """The training images that label-free figures are of: a run's own, wherever it is judged; else the task's."""
-    if task.run is None:
-        return task.train
-    node = dataset_of(task.run)
-    source = task.train
-    if node != task.dataset:
-        try:
-            source = build_source(OmegaConf.merge(node, {"memory_gb": 0}) if "memory_gb" in node else node, "train")
-        except InputError as error:
-            tell(
-                f"figures without labels are of {task.train.name}, those pretrained on are not there any more: {error}"
-            )
-            return task.train
-    trained_on = read_json(task.run / ENVIRONMENT).get("hashes", {}).get("data")
-    if trained_on and source.content_hash != trained_on:
-        tell(f"figures without labels: {source.name} has changed since the run was trained on it")
-    return task.train if source.version == task.train.version else source
+# --- The protocol ---
 
 
-def sampled(subject: Subject, task: Task, source: Source, held: dict[str, Features], read: Reader) -> Tensor:
-    """(n, D): the features that label-free figures are of, of some of a source's images. held: the task's own, by split."""
-    rows = _some(task.config.label_free.images, len(source))
-    if source is task.train:
-        return held[source.split].features[rows]
-    if len(rows) == len(source):  # all of them, under the same key as other evaluations
-        return read(subject, source).features[rows]
-    return read(subject, source.subset(rows)).features
+@dataclass(frozen=True)
+class LabelFree(Protocol):
+    """RankMe, α-ReQ and the spread of features; LiDAR and alignment where the run's own views can be made; entropies.
 
-
-def label_free_records(subject: Subject, task: Task, z: Tensor, leave_out: Callable[[str], None]) -> list[Result]:
-    """RankMe, α-ReQ, the spread of features; LiDAR and alignment where the run's own views can be made; entropies.
-
-    z: (n, D) of images of task.train, in any order.
+    They are of the images that the run was pretrained on, wherever it is evaluated. images, pairs: at most so many, for
+    RankMe and α-ReQ, and for uniformity. lidar_images, lidar_views: for LiDAR and alignment.
     """
-    config, train = task.config, task.train
-    settings, dim = config.label_free, z.shape[1]
-    pairs = z[: settings.pairs]
-    make, all_of = partial(_figure, subject, train), {"images": len(z)}
-    spread = f"1/√D = {dim**-0.5:.3g}; 0: collapsed"
-    records = [
-        make("rankme", label_free.rankme(z), f"of at most {min(z.shape):,}; more is better, within one method", all_of),
-        make("feature_std", label_free.feature_std(z), spread, all_of, {"dim": dim}),
-        make("uniformity", label_free.uniformity(pairs), "towards -4; 0: collapsed", {"images": len(pairs)}),
-    ]
-    alpha = label_free.alpha_req(z)
-    if alpha is None:
-        leave_out(f"α-ReQ of {subject.name}: too few directions vary for a slope from rank 11 on ({dim} dimensions)")
-    else:
-        records.append(make("alpha_req", alpha, "near 1; far above: few directions carry everything", all_of))
-    seen, reason = views_of_run(subject, task)
-    if seen is None:
-        leave_out(f"LiDAR and alignment of {subject.name}: {reason}")
-        return records
-    views = view_features(subject, task, seen)  # (n, q, D)
-    count, apart = len(views), f"of at most {min(dim, len(views) - 1):,}; more is better, within one method"
-    half = views.shape[1] // 2
-    x, y = (part.flatten(0, 1) for part in (views[:, :half], views[:, half : 2 * half]))
-    pipeline = {"images": count, "views": views.shape[1], "augmentation": settings_of(seen.augmentation)}
-    pipeline["dropped"] = list(seen.dropped)
-    lidar = pipeline | {"delta": label_free.DELTA}
-    make = partial(make, seed=config.seed)
-    records.append(make("lidar", label_free.lidar(views), apart, lidar))
-    records.append(make("alignment", label_free.alignment(x, y), "near 0 while uniformity is low", pipeline))
-    return records + _logged_entropy(subject, task, make)
+
+    needs_labels = False
+    images: int
+    pairs: int
+    lidar_images: int
+    lidar_views: int
+
+    def __call__(self, subject: Subject, task: Task) -> list[Result]:
+        source = task.pretraining_images
+        # Of features without views: the spectrum and the spread.
+        z = self.sample(subject, task, source)
+        pairs, dim, of_images = z[: self.pairs], z.shape[1], {"images": len(z)}
+        make = functools.partial(_make_figure, subject, source)
+        even = f"1/√D = {dim**-0.5:.3g}; 0: collapsed"
+        results = [
+            make("rankme", rankme(z), f"of at most {min(z.shape):,}; more is better, within one method", of_images),
+            make("feature_std", feature_std(z), even, of_images, {"dim": dim}),
+            make("uniformity", uniformity(pairs), "towards -4; 0: collapsed", {"images": len(pairs)}),
+        ]
+        alpha = alpha_req(z)
+        if alpha is None:
+            reason = f"too few directions vary for a slope from rank 11 on ({dim} dimensions)"
+            task.omitted.append(f"α-ReQ of {subject.name}: {reason}")
+        else:
+            results.append(make("alpha_req", alpha, "near 1; far above: few directions carry everything", of_images))
+        # Of several views of an image, made as the run made them.
+        maker, reason = views_of_run(subject, task, source)
+        if maker is None:
+            task.omitted.append(f"LiDAR and alignment of {subject.name}: {reason}")
+            return results
+        views = self.view_features(subject, task, source, maker)  # (n, q, D)
+        count, half = len(views), views.shape[1] // 2
+        x, y = (part.flatten(0, 1) for part in (views[:, :half], views[:, half : 2 * half]))
+        pipeline = {"images": count, "views": views.shape[1], "augmentation": settings_of(maker.augmentation)}
+        pipeline["dropped"] = list(maker.dropped)
+        healthy = f"of at most {min(dim, count - 1):,}; more is better, within one method"
+        results += [
+            make("lidar", lidar(views), healthy, pipeline | {"delta": DELTA}, seed=task.seed),
+            make("alignment", alignment(x, y), "near 0 while uniformity is low", pipeline, seed=task.seed),
+        ]
+        return results + _logged_entropy(subject, task, make)
+
+    def sample(self, subject: Subject, task: Task, source: Source) -> Tensor:
+        """Returns the features (n, D) of at most `images` images, the same for every subject."""
+        rows = _choose_rows(self.images, len(source))
+        if source is task.train or len(rows) == len(source):  # under the same key as other evaluations
+            return task.read(subject, source).features[rows]
+        return task.read(subject, source.subset(rows)).features
+
+    def view_features(self, subject: Subject, task: Task, source: Source, maker: ViewMaker) -> Tensor:
+        """Returns (n, q, D): q views of each of n training images as the run would make them, through the cache."""
+        rows, count = _choose_rows(self.lidar_images, len(source)), self.lidar_views
+        epochs = -(-count // maker.augmentation["global"]["count"])
+        pipeline = json.dumps([vars(maker), len(rows), count, task.seed], sort_keys=True)
+
+        @torch.no_grad()
+        def compute() -> Tensor:
+            subject.module.to(task.read.device)
+            parts = []
+            for images in drawn_views(source, maker, rows, epochs, task.seed):
+                images = images[:, :count]  # (b, q, C, h, w)
+                features = subject.function(images.flatten(0, 1).to(task.read.device)).float().cpu()
+                parts.append(features.unflatten(0, images.shape[:2]))
+            return torch.cat(parts)
+
+        return cached((*key_of(subject, source), "views", pipeline), compute, task.read.cache_gb)
 
 
-def _figure(
+def _make_figure(
     subject: Subject,
-    source: Any,
+    source: Source,
     metric: str,
     value: float,
     healthy: str,
@@ -200,7 +207,7 @@ def _figure(
     more: dict | None = None,
     seed: int | None = None,
 ) -> Result:
-    """seed: None for what is drawn from no seed."""
+    """Returns the result of one figure. healthy: which values are, in words. seed: None for what is drawn from none."""
     return make_result(
         subject,
         source,
@@ -215,54 +222,32 @@ def _figure(
     )
 
 
-def _logged_entropy(subject: Subject, task: Task, make: Any) -> list[Result]:
-    """The entropy of the teacher's prototypes, as training logged it last before these weights; empty where it has none."""
+def _logged_entropy(subject: Subject, task: Task, make: Callable[..., Result]) -> list[Result]:
+    """Returns the entropy of the teacher's prototypes that training logged last before these weights, if it logged any."""
     if subject.name != "trained":
         return []
     logged = [m for m in read_lines(task.run / METRICS) if "teacher_entropy" in m and m["step"] <= subject.step]
     if not logged:
         return []
-    step, value, config = logged[-1]["step"], logged[-1]["teacher_entropy"], read_config(task.run)
-    prototypes = config["method"].get("prototypes")
+    config = read_config(task.run)
+    prototypes, images = config["method"].get("prototypes"), {"images": config["trainer"]["batch_size"]}
     most = f"ln {prototypes} = {np.log(prototypes):.3g}" if prototypes else "its most"
-    more = {"logged_at_step": step}
-    images = {"images": config["trainer"]["batch_size"]}
-    return [make("teacher_entropy", value, f"0: collapsed; {most}: uniform", images, more, seed=None)]
+    healthy, step = f"0: collapsed; {most}: uniform", {"logged_at_step": logged[-1]["step"]}
+    return [make("teacher_entropy", logged[-1]["teacher_entropy"], healthy, images, step)]
 
 
-def _some(count: int, size: int) -> Tensor:
-    """At most so many rows, the same for every subject."""
+def _choose_rows(count: int, size: int) -> Tensor:
+    """Returns at most so many rows, the same for every subject."""
     return torch.from_numpy(permuted(np.arange(min(count, size)), size, seed=0, epoch=-5))
 
 
-def views_of_run(subject: Subject, task: Task) -> tuple[ViewMaker | None, str]:
-    """What makes the views that the subject's run was trained on; else None and the reason."""
+def views_of_run(subject: Subject, task: Task, source: Source) -> tuple[ViewMaker | None, str]:
+    """Returns what makes the views that the subject's run was trained on; else None and the reason."""
     if task.run is None:
         return None, "foreign weights have no views of their own"
     if subject.backbone is None:
         return None, "they were trained on no views"
-    if task.train.gives != "global":
-        return None, f"{task.train.name} has {task.train.summary()}, not images"
-    views = views_of(OmegaConf.create(read_config(task.run)), task.train, subject.method)
+    if source.gives != "global":
+        return None, f"{source.name} has {source.summary()}, not images"
+    views = views_of(OmegaConf.create(read_config(task.run)), source, subject.method)
     return dataclasses.replace(views, augmentation={"global": views.augmentation["global"]}), ""
-
-
-def view_features(subject: Subject, task: Task, views: ViewMaker) -> Tensor:
-    """(n, q, D): q views of each of n training images as the run would make them, through the cache."""
-    config, train = task.config, task.train
-    rows = _some(config.label_free.lidar_images, len(train))
-    wanted, device = config.label_free.lidar_views, choose_device(config.device)
-    epochs = -(-wanted // views.augmentation["global"]["count"])
-    pipeline = json.dumps([vars(views), len(rows), wanted, config.seed], sort_keys=True)
-
-    @torch.no_grad()
-    def compute() -> Tensor:
-        subject.module.to(device)
-        parts = []
-        for images in drawn_views(train, views, rows, epochs, config.seed):
-            images = images[:, :wanted]  # (b, q, C, h, w)
-            made = subject.function(images.flatten(0, 1).to(device)).float().cpu()
-            parts.append(made.unflatten(0, images.shape[:2]))
-        return torch.cat(parts)
-
-    return cached((*key_of(subject, train), "views", pipeline), compute, config.cache_gb if config.cache else 0)

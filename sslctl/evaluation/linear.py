@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslctl import signals
 from sslctl.data.sampler import permuted
-from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import hits_of, share
 from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.task import Reader, amount_words, draw_number, nothing
+from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number, label_amount
 from sslctl.runs.results import Result
 
 _LEAST_STEPS = 300  # few labels make few batches; the optimum needs steps all the same
@@ -182,56 +182,86 @@ def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
     return torch.cat(rows).sort().values
 
 
+# --- The protocol ---
+
 FIXED = "lr {lr:g} and weight decay {weight_decay:g} fixed beforehand, too few labels to choose by"
 
 
+@dataclass(frozen=True)
+class LinearProbe(Protocol):
+    """The cached linear probe on all labels, or on several draws of few.
+
+    The seed decides those draws, the held-out parts and the batches' order; the classifier begins with zeros. Of labels
+    that are too few to choose lr and weight decay by, results say `FIXED`.
+    """
+
+    grid: ProbeGrid
+    amount: float | None = None
+    draws: int = 1
+
+    def __call__(self, subject: Subject, task: Task) -> list[Result]:
+        train, test = task.read(subject, task.train), task.read(subject, task.test)
+        draws = 1 if self.amount is None else self.draws
+        hits, picks = [], []
+        for draw in range(draws):
+            # Each draw has its own labels; on all of them there is one.
+            number = draw_number(task.seed, draw)
+            rows = torch.arange(len(train.labels))
+            if self.amount is not None:
+                rows = draw_labels(train.labels, self.amount, number)
+            labelled = Features(train.features[rows], train.labels[rows], train.num_classes)
+            # lr and weight decay are picked without the test split, which is looked at once.
+            classifier, picked = fit_probe(labelled, self.grid, seed=number, poll=signals.check)
+            hits.append(hits_of(classifier.scores(test.features)[0], test.labels))
+            picks.append(picked)
+        choices = len(self.grid.settings())
+        params, rule = plain(self.grid) | {"draws": draws, "training_images": len(train.labels)}, ""
+        if choices > 1 and picks[0]["validation_top1"] is None:  # draws are stratified: all of them, or none
+            params["regularisation"] = fixed = FIXED.format(**picks[0])
+            rule = f", {fixed}"
+        elif choices > 1:
+            rule = ", lr and weight decay picked on held-out training images"
+        return [
+            make_result(
+                subject,
+                task.test,
+                protocol="linear-cached",
+                metric=metric,
+                values=[share(h[metric]) for h in hits],
+                each=hits[0][metric],
+                labels=amount_in_words(self.amount),
+                seed=task.seed,
+                epoch_rule=f"last of {picks[0]['steps']} steps{rule}",
+                params=params,
+                details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
+            )
+            for metric in hits[0]
+        ]
+
+
+@dataclass(frozen=True)
+class LinearProbes(Protocol):
+    """The linear probe on all labels, and on draws of each amount of few. Amounts that a class lacks are left out."""
+
+    probe: dict
+    few_labels: list[float]
+    draws: int
+
+    def __post_init__(self):
+        for amount in self.few_labels:
+            label_amount(amount, "few_labels")
+
+    def __call__(self, subject: Subject, task: Task) -> list[Result]:
+        grid = ProbeGrid(**self.probe)
+        results = LinearProbe(grid)(subject, task)
+        for amount in self.few_labels:
+            try:
+                results += LinearProbe(grid, amount, self.draws)(subject, task)
+            except InputError as error:  # of draw_labels: a class has fewer images
+                task.omitted.append(f"few_{error}")
+        return results
+
+
 def plain(grid: ProbeGrid) -> dict:
-    """A probe's settings as results name them, in numbers that JSON gives back as they are."""
+    """Returns a probe's settings as results name them, in numbers that JSON gives back as they are."""
     return vars(grid) | {"lr": [float(lr) for lr in grid.lr], "weight_decay": [float(d) for d in grid.weight_decay]}
-
-
-def linear_records(
-    subject: Subject,
-    train: Source,
-    test: Source,
-    grid: ProbeGrid,
-    amount: float | None,
-    draws: int,
-    read: Reader,
-    poll: Callable[[], None] = nothing,
-    *,
-    seed: int = 0,
-) -> list[Result]:
-    """The cached linear probe, on all labels or on several draws of few. seed: of those draws, of the held-out parts and
-    of the batches' order; the classifier begins with zeros. Labels too few to choose lr and weight decay by: `FIXED`."""
-    data, judged = read(subject, train), read(subject, test)
-    hits, picks, choices = [], [], len(grid.settings())
-    for draw in range(draws):
-        number = draw_number(seed, draw)
-        rows = torch.arange(len(train)) if amount is None else draw_labels(data.labels, amount, number)
-        part = Features(data.features[rows], data.labels[rows], data.num_classes)
-        classifier, picked = fit_probe(part, grid, seed=number, poll=poll)
-        hits.append(hits_of(classifier.scores(judged.features)[0], judged.labels))
-        picks.append(picked)
-    params, chosen = plain(grid) | {"draws": draws, "training_images": len(train)}, ""
-    if choices > 1 and picks[0]["validation_top1"] is None:  # draws are stratified: all of them, or none
-        params["regularisation"] = fixed = FIXED.format(**picks[0])
-        chosen = f", {fixed}"
-    elif choices > 1:
-        chosen = ", lr and weight decay picked on held-out training images"
-    return [
-        make_result(
-            subject,
-            test,
-            protocol="linear-cached",
-            metric=metric,
-            values=[share(h[metric]) for h in hits],
-            each=hits[0][metric],
-            labels=amount_words(amount),
-            seed=seed,
-            epoch_rule=f"last of {picks[0]['steps']} steps{chosen}",
-            params=params,
-            details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
-        )
-        for metric in hits[0]
-    ]

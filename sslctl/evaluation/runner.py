@@ -1,7 +1,6 @@
 """sslctl linear-eval and knn-eval: protocols over subjects, each result beside the same figure for random weights."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,76 +13,61 @@ from sslctl.evaluation import subjects as who
 from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.provenance import Origin, config_choice, origin_of
 from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.task import Reader, Task, reader
+from sslctl.evaluation.task import Protocol, Reader, Task
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import resolve_runs, run_preprocess, with_tokenizer
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.runs.directory import RESULTS, read_config
-from sslctl.runs.results import Result, append_results
+from sslctl.runs.results import append_results
 from sslctl.training.plan import choose_device
 
-SUBJECTS = ("trained", "random", "pixels")
-Protocol = Callable[[Subject, Task], list[Result]]
+
+def evaluate_all(config: Any, protocol: Protocol) -> None:
+    """Applies one protocol to every subject of every run that ckpt= names, or to a foreign backbone, and prints a table."""
+    for subjects, task, out in subjects_and_tasks(config, labelled_sources, protocol.subjects):
+        if config.plan_only:
+            print_plan([protocol], subjects, task)
+            continue
+        results = [result for subject in subjects for result in protocol(subject, task)]
+        if out:
+            append_results(out, results)
+        title = protocol.title.format(features=subjects[0].features)
+        show(results, f"{tested_on(task.test)}, {subjects[0].preprocess.summary()}, {title}")
+        if out:
+            print(f"appended to {out}")
+
+
+def print_plan(protocols: Iterable[Protocol], subjects: list[Subject], task: Task) -> None:
+    """Prints what plan_only=true says of each subject; what several protocols say alike, once."""
+    lines = dict.fromkeys(line for s in subjects for protocol in protocols for line in protocol.plan(s, task))
+    print("\n".join(lines))
 
 
 def reader_of(config: Any) -> Reader:
-    """The features of this command: on its device, through the cache unless cache=false."""
-    return reader(choose_device(config.device), config.workers, config.cache_gb if config.cache else 0)
-
-
-def label_amount(labels: Any, key: str = "labels") -> float | None:
-    """None for all labels, n ≥ 1 a class, or a share of each class below 1."""
-    if labels == "all":
-        return None
-    number = isinstance(labels, int | float) and not isinstance(labels, bool) and math.isfinite(labels)
-    if not number or labels <= 0 or (labels > 1 and labels != int(labels)):
-        raise InputError(f"{key}={labels}: expected all, a number a class ({key}=5) or a share ({key}=0.1)")
-    return float(labels)
-
-
-def evaluate_all(
-    config: Any,
-    protocol: Protocol,
-    *,
-    offered: tuple[str, ...] = SUBJECTS,
-    title: str = "frozen {features} features",
-    planned: Callable[[Subject, Task], list[str]] | None = None,
-) -> None:
-    """Applies a protocol to every subject of every run that ckpt= names, or to a foreign backbone.
-
-    offered: the subjects it may have. title: of the table. planned: the lines that plan_only=true prints of a subject.
-    """
-    for made, task, out in subjects_and_tasks(config, labelled_sources, offered):
-        if config.plan_only:
-            print_plan(made, task, planned)
-            continue
-        test, records = task.test, [r for subject in made for r in protocol(subject, task)]
-        if out:
-            append_results(out, records)
-        what = title.format(features=made[0].features)
-        show(records, f"{tested_on(test)}, {made[0].preprocess.summary()}, {what}")
-        if out:
-            print(f"appended to {out}")
+    """Returns what reads the features of this command: on its device, through the cache unless cache=false."""
+    return Reader(choose_device(config.device), config.workers, config.cache_gb if config.cache else 0)
 
 
 Sources = Callable[[Any], tuple[Source, Source | None]]  # of a dataset's configuration: (train, test)
 
 
 def subjects_and_tasks(
-    config: Any, sources: Sources, offered: tuple[str, ...] = SUBJECTS
+    config: Any, sources: Sources, offered: tuple[str, ...] = Protocol.subjects
 ) -> Iterator[tuple[list[Subject], Task, Path | None]]:
-    """(subjects, task, file for the results) of every run that ckpt= names, or of a foreign backbone."""
+    """Yields (subjects, task, file for the results) of every run that ckpt= names, or of a foreign backbone."""
     unknown = [s for s in config.subjects if s not in offered]
     if unknown or not config.subjects:
         raise InputError(f"subjects={unknown}: expected some of {', '.join(offered)}")
+    # Fine-tuning and augmented views train on images: their configuration has no cache of features.
+    read, seed = reader_of(config) if "cache" in config else None, config.get("seed", 0)
     out, named = user_path(config.out) if config.out else None, _named_dataset(config)
     if not config.ckpt:
-        node = _wanted_dataset(config, named)
+        node = _dataset_of_foreign(config, named)
         train, test = sources(node)
         preprocess = preprocess_of(node, train)
-        made = [_foreign_subject(config, name, preprocess) for name in config.subjects]
+        subjects = [_foreign_subject(config, name, preprocess) for name in config.subjects]
         work = out.parent if out else Path("runs") / train.name / "foreign"
-        yield made, Task(config, node, train, test, work), out
+        yield subjects, Task(train, test, read, seed, config, node, work), out
         return
     for run, path in resolve_runs(config.ckpt):
         node = with_tokenizer(named or _dataset_of_run(run), run)
@@ -96,30 +80,20 @@ def subjects_and_tasks(
             "pixels": lambda run=run: who.pixels(run_preprocess(run)),
         }
         print(f"{run} at {path.name}", flush=True)
-        made = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
-        yield made, Task(config, node, train, test, run / "probes", run), out or run / RESULTS
-
-
-def print_plan(made: list[Subject], task: Task, planned: Callable[[Subject, Task], list[str]] | None = None) -> None:
-    """What plan_only=true says of each subject."""
-    print("\n".join(line for subject in made for line in (planned or images_of)(subject, task)))
-
-
-def images_of(subject: Subject, task: Task) -> list[str]:
-    """The plan of a protocol that takes all images there are."""
-    test = f"{len(task.test):,} test images" if task.test else "no labels"
-    return [f"  {subject.name}: {len(task.train):,} training and {test}, {subject.preprocess.summary()}"]
+        subjects = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
+        yield subjects, Task(train, test, read, seed, config, node, run / "probes", run), out or run / RESULTS
 
 
 def _named_dataset(config: Any) -> Any | None:
-    """dataset=, or eval_dataset= where the verb takes it: the two mean the same here."""
+    """Returns dataset=, or eval_dataset= where the verb takes it: the two mean the same here."""
     named = [node for node in (config.dataset, config.get("eval_dataset")) if node is not None]
     if len(named) > 1:
         raise InputError("dataset= and eval_dataset= both name what to evaluate on: leave one out")
     return named[0] if named else None
 
 
-def _wanted_dataset(config: Any, named: Any | None) -> Any:
+def _dataset_of_foreign(config: Any, named: Any | None) -> Any:
+    """Returns the dataset that foreign weights are measured on. Raises InputError where nothing, or no dataset, is named."""
     if config.backbone is None:
         raise InputError("nothing to evaluate: name a run (ckpt=runs/latest) or backbone=… backbone.weights=FILE")
     if named is None:
@@ -128,6 +102,7 @@ def _wanted_dataset(config: Any, named: Any | None) -> Any:
 
 
 def _foreign_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
+    """Builds a subject of a foreign backbone: `trained` has its weights, the others are as those of a run."""
     if name == "pixels":
         return who.pixels(preprocess)
     origin = Origin(backbone=config_choice("backbone"))
@@ -136,17 +111,18 @@ def _foreign_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
     if weights and config.backbone.get("partial"):
         raise InputError(who.PARTLY)
-    made = who.foreign(config.backbone, preprocess, with_weights=weights)
-    return replace(made, name=made.name if weights else name, origin=origin)
+    subject = who.foreign(config.backbone, preprocess, with_weights=weights)
+    return replace(subject, name=subject.name if weights else name, origin=origin)
 
 
 def _dataset_of_run(run: Path) -> Any:
+    """Returns the configuration of the dataset that a run is evaluated on."""
     saved = read_config(run)
     return OmegaConf.create(saved.get("eval_dataset") or saved["dataset"])
 
 
 def labelled_sources(node: Any) -> tuple[Source, Source]:
-    """(train, test) of a dataset with labels."""
+    """Returns (train, test) of a dataset. Raises InputError where it has no labels."""
     train, test = build_source(node, "train"), build_source(node, "test")
     for source in (train, test):
         if not source.labelled:

@@ -1,69 +1,144 @@
-"""Protocols: from a subject and a labelled dataset to results."""
+"""What every protocol has in common: what it measures on, the features it reads, and how it is found by its configuration."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from sslctl import signals
 from sslctl.data.sources import Source
+from sslctl.errors import InputError
 from sslctl.evaluation.features import Features, cached, extract
 from sslctl.evaluation.subjects import Subject
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import dataset_of
+from sslctl.runs.directory import ENVIRONMENT, read_json
+from sslctl.runs.results import Result
 
-Reader = Callable[[Subject, Source], Features]
+
+class Reader:
+    """Reads the features of a subject on a source: extracted once, kept on disk, those of the last subject in memory."""
+
+    def __init__(self, device: torch.device, workers: int, cache_gb: float):
+        self.device, self.workers, self.cache_gb = device, workers, cache_gb
+        self.subject: Subject | None = None
+        self.memory: dict[tuple, Any] = {}
+
+    def __call__(self, subject: Subject, source: Source) -> Features:
+        """Returns the features of all images of a source."""
+        key = key_of(subject, source)
+
+        def extract_all() -> Tensor:
+            if subject.module is not None:
+                subject.module.to(self.device)
+            rows, resize = torch.arange(len(source)), subject.preprocess.resize
+            place = {"workers": self.workers, "device": self.device}
+            return extract(subject.function, source, rows, resize=resize, **place, poll=signals.check)
+
+        def read() -> Features:
+            return Features(cached(key, extract_all, self.cache_gb), source.labels, len(source.classes))
+
+        return self.once(subject, key, read)
+
+    def once(self, subject: Subject, key: tuple, compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returns, computed once a key; forgotten as soon as another subject is read."""
+        if subject is not self.subject:
+            self.subject, self.memory = subject, {}
+        if key not in self.memory:
+            self.memory[key] = compute()
+        return self.memory[key]
+
+
+def key_of(subject: Subject, source: Source) -> tuple[str, ...]:
+    """Returns what features are kept under."""
+    return (subject.weights_sha256, subject.features, subject.preprocess.summary(), source.version, source.split)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images to evaluate on. test: None where there are no labels. work: a directory for what a protocol must keep."""
+    """Images to evaluate on. test is None where there are no labels.
 
-    config: Any
-    dataset: Any
+    seed: of everything that is drawn. config, dataset: of the command and of the images. work: a directory for what a
+    protocol must keep. run: whose weights they are. A protocol appends to `omitted` what it leaves out, and why, and to
+    `notes` what else a reader of its results must know; both are printed once, below the results.
+    """
+
     train: Source
     test: Source | None
-    work: Path
-    run: Path | None = None  # whose weights they are
+    read: Reader | None = None
+    seed: int = 0
+    config: Any = None
+    dataset: Any = None
+    work: Path | None = None
+    run: Path | None = None
+    omitted: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def pretraining_images(self) -> Source:
+        """The training images that label-free figures are of: a run's own, wherever it is evaluated; else the task's."""
+        if self.run is None:
+            return self.train
+        node, source = dataset_of(self.run), self.train
+        if node != self.dataset:
+            try:
+                source = build_source(OmegaConf.merge(node, {"memory_gb": 0}) if "memory_gb" in node else node, "train")
+            except InputError as error:
+                self.notes.append(
+                    f"figures without labels are of {self.train.name}, those pretrained on are not there any more: {error}"
+                )
+                return self.train
+        trained_on = read_json(self.run / ENVIRONMENT).get("hashes", {}).get("data")
+        if trained_on and source.content_hash != trained_on:
+            self.notes.append(f"figures without labels: {source.name} has changed since the run was trained on it")
+        return self.train if source.version == self.train.version else source
 
 
-def nothing() -> None:
-    """What long calculations call between blocks when nobody can interrupt them."""
+class Protocol:
+    """A way to measure a subject. A subclass is a frozen dataclass; its fields are its settings.
+
+    `sslctl evaluate` finds it by its configuration: configs/protocols/<name>.yaml names the class and its fields, and
+    protocols=[…,<name>] adds it. Everything else that knows it is the file of the class.
+    """
+
+    needs_labels: ClassVar[bool] = True  # it is left out where a task has no test split
+    subjects: ClassVar[tuple[str, ...]] = ("trained", "random", "pixels")  # that it can measure
+    title: ClassVar[str] = "frozen {features} features"  # of its table
+
+    def __call__(self, subject: Subject, task: Task) -> list[Result]:
+        """Measures a subject."""
+        raise NotImplementedError
+
+    def plan(self, subject: Subject, task: Task) -> list[str]:
+        """Returns the lines that plan_only=true prints of a subject."""
+        test = f"{len(task.test):,} test images" if task.test else "no labels"
+        return [f"  {subject.name}: {len(task.train):,} training and {test}, {subject.preprocess.summary()}"]
 
 
-def amount_words(amount: float | None) -> str:
-    """An amount of labels as results name it: all, 5/class or 0.1."""
+# --- Amounts of labels ---
+
+
+def label_amount(labels: Any, key: str = "labels") -> float | None:
+    """Returns None for all labels, n ≥ 1 a class, or a share of each class below 1. Raises InputError for anything else."""
+    if labels == "all":
+        return None
+    number = isinstance(labels, int | float) and not isinstance(labels, bool) and math.isfinite(labels)
+    if not number or labels <= 0 or (labels > 1 and labels != int(labels)):
+        raise InputError(f"{key}={labels}: expected all, a number a class ({key}=5) or a share ({key}=0.1)")
+    return float(labels)
+
+
+def amount_in_words(amount: float | None) -> str:
+    """Returns an amount of labels as results name it: all, 5/class or 0.1."""
     return "all" if amount is None else f"{amount:g}/class" if amount >= 1 else f"{amount:g}"
 
 
 def draw_number(seed: int, draw: int) -> int:
-    """What a draw of labels is drawn with: other labels for every draw of every seed, below a thousand draws."""
+    """Returns what a draw of labels is drawn with: others for every draw of every seed, below a thousand draws."""
     return 1000 * seed + draw
-
-
-def key_of(subject: Subject, source: Source) -> tuple[str, ...]:
-    """What features are kept under."""
-    return (subject.weights_sha256, subject.features, subject.preprocess.summary(), source.version, source.split)
-
-
-def reader(device: torch.device, workers: int, cache_gb: float, poll: Callable[[], None] = nothing) -> Reader:
-    """A function that gives all features of a subject on a source, through the cache."""
-
-    def read(subject: Subject, source: Source) -> Features:
-        def compute() -> Tensor:
-            if subject.module is not None:
-                subject.module.to(device)
-            rows = torch.arange(len(source))
-            return extract(
-                subject.function,
-                source,
-                rows,
-                resize=subject.preprocess.resize,
-                workers=workers,
-                device=device,
-                poll=poll,
-            )
-
-        return Features(cached(key_of(subject, source), compute, cache_gb), source.labels, len(source.classes))
-
-    return read

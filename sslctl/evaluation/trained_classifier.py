@@ -30,8 +30,8 @@ from sslctl.training.setup import set_up
 from sslctl.training.train import Outcome, fit
 
 
-def settings_of(task: Task) -> Any:
-    """The resolved configuration, whose dataset is the one evaluated on."""
+def resolve_settings(task: Task) -> Any:
+    """Returns the resolved configuration, whose dataset is the one evaluated on."""
     config = task.config.copy()
     config.dataset = task.dataset
     return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
@@ -43,25 +43,28 @@ def refuse_processes(config: Any, what: str) -> None:
         raise InputError(f"{what} runs in one process: trainer.processes=1")
 
 
-def directory(task: Task, name: str, settings: Any, keys: tuple[str, ...], hashes: dict[str, str]) -> Path:
-    """Where a training is kept: the same settings, weights and images find it again. keys: of the settings, beside these."""
+def directory_of(task: Task, name: str, settings: Any, keys: tuple[str, ...], hashes: dict[str, str]) -> Path:
+    """Returns where a training is kept: the same settings, weights and images find it again.
+
+    keys: of the settings that decide a weight, beside those of every training.
+    """
     plain = OmegaConf.to_container(settings)
     decided = {k: plain[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed", *keys)}
     return task.work / f"{name}-{fingerprint(fingerprint_keys(decided, hashes))}-s{settings.seed}"
 
 
-def trained_classifier(
-    make: Callable[[Facts], Supervised], source: Source, settings: Any, run_dir: Path, said: list[str]
+def train_classifier(
+    build: Callable[[Facts], Supervised], source: Source, settings: Any, run_dir: Path, heading: list[str]
 ) -> tuple[Supervised, Plan]:
-    """Trains what `make` makes, from the newest checkpoint in run_dir on. Raises Stopped after a signal, with all saved.
+    """Trains what `build` builds, from the newest checkpoint in run_dir on. Raises Stopped after a signal, with all saved.
 
-    said: lines to print before it begins.
+    heading: lines to print before it begins.
     """
-    method, plan = untrained(make, source, settings)
+    method, plan = build_classifier(build, source, settings)
     views = build_views(settings, source.image_size, plan.dropped, patch_size_of(method.backbone.network))
     refuse_sizes(method.backbone, views, source.image_size)
     setup = set_up(settings, plan, method, source, views, run_dir)
-    print("\n".join(said), flush=True)
+    print("\n".join(heading), flush=True)
     with Signals() as signals:
         if fit(setup, signals) is not Outcome.FINISHED:
             print(f"stopped; the same command continues {run_dir}", flush=True)
@@ -70,7 +73,7 @@ def trained_classifier(
 
 
 @contextlib.contextmanager
-def held(run_dir: Path) -> Iterator[None]:
+def lock_directory(run_dir: Path) -> Iterator[None]:
     """Makes a directory and keeps other processes out of it."""
     make(run_dir)
     lock = Lock(run_dir)
@@ -80,19 +83,21 @@ def held(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def untrained(make: Callable[[Facts], Supervised], source: Source, settings: Any) -> tuple[Supervised, Plan]:
-    """What `make` makes, as training begins with it."""
+def build_classifier(build: Callable[[Facts], Supervised], source: Source, settings: Any) -> tuple[Supervised, Plan]:
+    """Builds the classifier as training begins with it, and its plan."""
     plan = make_plan(settings, source)
     torch.set_num_threads(plan.threads)
     torch.manual_seed(settings.seed)
     try:
-        return make(plan.facts(len(source.classes))), plan
+        return build(plan.facts(len(source.classes))), plan
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def judged(method: Supervised, subject: Subject, test: Source, workers: int, device: torch.device) -> dict[str, Tensor]:
-    """Which of the clean images are right, (N,) bool: by top1 and, of more than five classes, top5."""
+def test_hits(
+    method: Supervised, subject: Subject, test: Source, workers: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Tells which of the clean images are right, (N,) bool: by top1 and, of more than five classes, top5."""
     scores = extract(
         lambda images: method.classifier(method.pooled(images)),
         test,
@@ -104,8 +109,8 @@ def judged(method: Supervised, subject: Subject, test: Source, workers: int, dev
     return hits_of(scores, test.labels)
 
 
-def trained_by(settings: Any, plan: Plan) -> dict:
-    """What decides a trained classifier beside its draws and its images, as results name it."""
+def training_params(settings: Any, plan: Plan) -> dict:
+    """Returns what decides a trained classifier beside its draws and its images, as results name it."""
     plain = OmegaConf.to_container(settings)
     names = ("precision", "clip_grad_norm", "accumulate_steps")
     augmentation = {"name": config_choice("augmentation"), **settings_words(plain["augmentation"])}

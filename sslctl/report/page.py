@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sslctl.evaluation.task import reader
+from sslctl.evaluation.runner import reader_of
 from sslctl.report import charts as figures
 from sslctl.report import details, setup, summary, tables
 from sslctl.report import groups as compare
@@ -28,7 +28,7 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
     )
     charts = charts_of(groups, one is not None)
     device = choose_device(config.device)
-    read = reader(device, config.workers, config.cache_gb if config.cache else 0)
+    read = reader_of(config)
     data, found, sheets, map_names = details.data_of(runs[0], config), [], [], []
     if not isinstance(data, str):
         for number, group in enumerate(groups[: config.detailed]):

@@ -3,20 +3,13 @@
 import statistics
 from dataclasses import dataclass
 
+from sslctl.evaluation.console import FIGURES
 from sslctl.report.groups import Group, Mean, group_mean, mean_of, random_mean
 from sslctl.report.measurement import UNTRAINED, Measurement, by_importance, number, told_apart
 from sslctl.report.run import Run
 from sslctl.runs.results import Result
 
-_LABEL_FREE = {  # metric -> how the page calls it
-    "rankme": "RankMe",
-    "lidar": "LiDAR",
-    "alpha_req": "α-ReQ",
-    "feature_std": "feature spread: std × √D, as in the curves",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
-    "teacher_entropy": "teacher entropy",
-}
+_FIGURES = FIGURES | {"feature_std": "feature spread: std × √D, as in the curves"}
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ def label_free_of(groups: list[Group]) -> dict | None:
         results = [r for run in runs for s in ("trained", "random") if (r := run.latest(s).get(column))]
         rows.append(
             {
-                "name": _LABEL_FREE.get(column.metric, column.metric.replace("_", " ")),
+                "name": _FIGURES.get(column.metric, column.metric.replace("_", " ")),
                 "cells": cells,
                 "random": random,
                 "healthy": " / ".join(dict.fromkeys(_healthy(r) for r in results)),
@@ -143,7 +136,7 @@ def label_free_of(groups: list[Group]) -> dict | None:
 
 
 def _place(column: Measurement) -> int:
-    names = list(_LABEL_FREE)
+    names = list(_FIGURES)
     return names.index(column.metric) if column.metric in names else len(names)
 
 
