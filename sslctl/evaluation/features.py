@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslctl import signals
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
@@ -37,18 +38,17 @@ def extract(
     batch_size: int = 512,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """function: (B, C, S, S) float in [0, 1], or (B, L) int64 of texts, -> (B, D). Returns (len(rows), D) float32 on the CPU.
 
-    poll: called between batches; may raise to abandon the extraction.
+    A signal interrupts it between batches.
     """
     parts = []
     with contextlib.closing(
         clean_batches(source, rows, resize=resize, batch_size=batch_size, workers=workers)
     ) as batches:
         for images in batches:
-            poll()
+            signals.check()
             images = images.to(device)
             parts.append(function(clean(images) if images.dtype == torch.uint8 else images).float().cpu())
     return torch.cat(parts)

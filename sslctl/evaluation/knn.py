@@ -1,6 +1,5 @@
 """Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv:1805.01978, section 3.4)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +18,18 @@ _CHUNK_BYTES = 256 * 2**20  # of one block of similarities
 
 
 @torch.no_grad()
-def neighbours(queries: Tensor, bank: Tensor, k: int, poll: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+def neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Finds the k rows of the bank nearest to each query by cosine similarity, the nearest first.
 
     queries: (N, D); bank: (M, D). Returns similarities (N, k) and rows (N, k) int64; all M where they are fewer than k.
-    poll: called between blocks; may raise to abandon the work.
+    A signal interrupts it between blocks.
     """
     bank = F.normalize(bank, dim=1)
     k = min(k, len(bank))
     chunk = max(1, _CHUNK_BYTES // (4 * len(bank)))
     similarity, rows = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
     for start in range(0, len(queries), chunk):
-        poll()
+        signals.check()
         part = slice(start, start + chunk)
         nearest = (F.normalize(queries[part], dim=1) @ bank.T).topk(k, dim=1)
         similarity[part], rows[part] = nearest.values, nearest.indices
@@ -52,10 +51,9 @@ def knn_votes(
     *,
     k: int,
     temperature: float,
-    poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Returns the votes (N, num_classes) of the k nearest to each query (N, D)."""
-    similarity, rows = neighbours(queries, bank.features, k, poll)
+    similarity, rows = neighbours(queries, bank.features, k)
     return votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=temperature)
 
 

@@ -1,7 +1,6 @@
 """Linear classifiers on frozen features: all settings of a grid trained at once, the best picked without the test split."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -75,7 +74,6 @@ def train_classifiers(
     epochs: int,
     batch_size: int,
     seed: int,
-    poll: Callable[[], None] = lambda: None,
     most_steps: int | None = None,
 ) -> Classifiers:
     """Multinomial logistic regression by SGD (momentum 0.9, cosine), every (lr, weight_decay) in one matrix product.
@@ -97,7 +95,7 @@ def train_classifiers(
     for step in range(total):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
-            poll()
+            signals.check()
             if batch_size < n:  # else every batch is all rows
                 order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch))
         rows = order[place * batch_size : (place + 1) * batch_size]
@@ -114,16 +112,14 @@ def train_classifiers(
     )
 
 
-def fit_probe(
-    data: Features, grid: ProbeGrid, seed: int, poll: Callable[[], None] = lambda: None
-) -> tuple[Classifiers, dict]:
+def fit_probe(data: Features, grid: ProbeGrid, seed: int) -> tuple[Classifiers, dict]:
     """Picks a setting on a held-out part of the rows, then trains it on all of them.
 
     Up to 20 rows a class: stratified folds instead of one held-out part, each row judged once. Where a class has a
     single row there is nothing to hold out, and the middle of the grid is taken. Returns one classifier and what was
     picked: {"lr", "weight_decay", "validation_top1"}, the last None for the middle, with the number of steps.
     """
-    settings, trained = grid.settings(), (grid.epochs, grid.batch_size, seed, poll, grid.most_steps)
+    settings, trained = grid.settings(), (grid.epochs, grid.batch_size, seed, grid.most_steps)
     steps = steps_of(len(data.labels), grid.epochs, grid.batch_size, grid.most_steps)
     if too_few(data):
         lr, decay = grid.middle()
@@ -211,7 +207,7 @@ class LinearProbe(Protocol):
                 rows = draw_labels(train.labels, self.amount, number)
             labelled = Features(train.features[rows], train.labels[rows], train.num_classes)
             # lr and weight decay are picked without the test split, which is looked at once.
-            classifier, picked = fit_probe(labelled, self.grid, seed=number, poll=signals.check)
+            classifier, picked = fit_probe(labelled, self.grid, seed=number)
             hits.append(hits_of(classifier.scores(test.features)[0], test.labels))
             picks.append(picked)
         choices = len(self.grid.settings())

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslctl import signals
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features, extract
@@ -65,12 +64,11 @@ class Online:
             resize=self.preprocess.resize,
             workers=self.workers,
             device=self.plan.device,
-            poll=signals.check,
         )
         figures = {}
         if self.source.labelled:
             held = Features(both[len(queries) :], self.source.labels[bank], len(self.source.classes))
-            votes = knn_votes(both[: len(queries)], held, **self.settings, poll=signals.check)
+            votes = knn_votes(both[: len(queries)], held, **self.settings)
             figures["knn"] = accuracy(votes, self.source.labels[queries])["top1"]
         figures |= {"rankme": rankme(both), "backbone_std": feature_std(both) * both.shape[1] ** 0.5}
         return figures, EmbeddedImages(rows, both, len(queries))
@@ -95,7 +93,6 @@ class Embedder:
             batch_size=BATCH,
             workers=self.workers,
             device=self.plan.device,
-            poll=signals.check,
         )
         everything = np.arange(len(self.source))
         self.method.eval()

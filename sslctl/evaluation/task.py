@@ -11,7 +11,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sslctl import signals
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features, cached, extract
@@ -39,7 +38,7 @@ class Reader:
                 subject.module.to(self.device)
             rows, resize = torch.arange(len(source)), subject.preprocess.resize
             place = {"workers": self.workers, "device": self.device}
-            return extract(subject.function, source, rows, resize=resize, **place, poll=signals.check)
+            return extract(subject.function, source, rows, resize=resize, **place)
 
         def read() -> Features:
             return Features(cached(key, extract_all, self.cache_gb), source.labels, len(source.classes))
