@@ -21,6 +21,7 @@ from sslctl.config import diagnose as explain
 from sslctl.config.schema import CONFIGS, SCHEMAS, register_schemas
 from sslctl.config.targets import allow
 from sslctl.config.validation import mistakes
+from sslctl.data.scale import choose_scale
 from sslctl.errors import InputError, Stopped, first_line, nearest
 
 VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
@@ -94,9 +95,12 @@ def _describe_version() -> str:
 def _verb(verb: str, words: list[str]) -> int:
     prepared = overrides.prepare(words)
     allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
-    if prepared.words and "ckpt" not in {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}:
+    keys = {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}
+    if prepared.words and "ckpt" not in keys:
         raise InputError(f"{' '.join(prepared.words)}: {verb} takes key=value words only")
     explain.refuse_new_keys(verb, prepared)
+    if "augmentation" in keys and (scale := choose_scale(prepared)):
+        prepared.overrides.append(f"{overrides.PLACED['scale']}={scale}")
     return _run(verb, prepared)
 
 

@@ -83,6 +83,7 @@ MISTAKES = {
     "dataset": ("pretrain dataset=digit", "dataset=digit", "nearest: digits", "imagefolder"),
     "optimizer": ("pretrain optimizer=adamz", "optimizer=adamz", "nearest: adam", "lars"),
     "eval-dataset": ("pretrain eval_dataset=digit", "eval_dataset=digit", "nearest: digits"),
+    "scale": ("pretrain scale=tin", "scale=tin: no such scale", "nearest: tiny", "imagenet"),
     "method-null": ("pretrain method=null", "method"),
     "group-number": ("pretrain trainer=5", "trainer"),
     "method-in-a-sweep": ("pretrain -m method=simclr,moca", "moca", "nearest: moco"),

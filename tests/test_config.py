@@ -266,7 +266,17 @@ def test_every_choice_takes_two_steps(cli, workdir, labelled_images, finished_ru
 def test_check_passes(cli, workdir):
     result = cli("check")
     assert (result.status, result.err) == (0, "")
-    for group in ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment"):
+    for group in (
+        "dataset",
+        "scale",
+        "augmentation",
+        "backbone",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "method",
+        "experiment",
+    ):
         for name in choices(group):
             assert f"ok      pretrain {group}={name}\n" in result.out
     assert "wrong" not in result.out

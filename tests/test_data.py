@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sslctl.config.schema import CONFIGS
-from sslctl.data import files, sources
+from sslctl.data import files, listing, sources
 from sslctl.data.loader import batches, clean_batches
 from sslctl.errors import InputError
 from sslctl.ops.timing import Clock
@@ -275,13 +275,13 @@ def test_a_link_to_a_folder_is_followed(tmp_path):
     write_images(tmp_path / "elsewhere", count=2)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
-    assert files.scan(tmp_path / "images") == ["link/000.png", "link/001.png"]
+    assert listing.scan(tmp_path / "images") == ["link/000.png", "link/001.png"]
 
 
 def test_a_link_to_a_parent_does_not_repeat_images(tmp_path):
     write_images(tmp_path / "a", count=2)
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    assert files.scan(tmp_path) == ["a/000.png", "a/001.png"]
+    assert listing.scan(tmp_path) == ["a/000.png", "a/001.png"]
 
 
 @pytest.mark.parametrize(

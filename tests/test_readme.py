@@ -49,7 +49,7 @@ def test_readme_method_trains(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    "group", ["method", "dataset", "backbone", "optimizer", "scheduler", "augmentation", "experiment"]
+    "group", ["method", "dataset", "scale", "backbone", "optimizer", "scheduler", "augmentation", "experiment"]
 )
 def test_readme_lists_every_choice(group):
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}="))

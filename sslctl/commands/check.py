@@ -13,7 +13,9 @@ from sslctl.factory.from_config import bind_backbone, bind_method
 from sslctl.schedules import SHAPES
 
 GROUPS = {
-    "pretrain": ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment"),
+    "pretrain": (
+        *("dataset", "scale", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment"),
+    ),
     "evaluate": ("protocols",),
 }
 
@@ -22,7 +24,7 @@ def check(config: Any) -> None:
     """Prints one line a configuration; raises with all mistakes."""
     from hydra.core.hydra_config import HydraConfig
 
-    from sslctl.config.command_line import Prepared
+    from sslctl.config.command_line import PLACED, Prepared, as_typed
     from sslctl.config.diagnose import compose_choices
 
     directories = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
@@ -34,10 +36,13 @@ def check(config: Any) -> None:
             files = [
                 f.stem for d in dict.fromkeys((CONFIGS, *own.config_dirs)) for f in sorted((d / group).glob("*.yaml"))
             ]
-            combinations += [[f"{group}=[{name}]" if group == "protocols" else f"{group}={name}"] for name in files]
+            combinations += [
+                [f"{group}=[{name}]" if group == "protocols" else f"{PLACED.get(group, group)}={name}"]
+                for name in files
+            ]
         for choice in combinations:
             count += 1
-            where = f"{verb} {' '.join(choice)}".strip()
+            where = f"{verb} {' '.join(map(as_typed, choice))}".strip()
             problems = problems_of(verb, compose_choices, own, choice)
             print(f"{'ok      ' if not problems else 'wrong   '}{where}")
             mistakes += [f"{where}: {p}" for p in problems]

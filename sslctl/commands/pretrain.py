@@ -241,6 +241,7 @@ def print_plan(config: Any, plan: Plan, method: Method, source: Source, views: V
     state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
     lines = [
         *plan.lines(),
+        *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
         f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",
         f"method     {names.method}; {inputs}",

@@ -14,6 +14,8 @@ from sslctl.errors import InputError, user_path
 _PATHS = {path for path, facts in UNTYPED.items() if facts.path} | {
     typed.name for schema in SCHEMAS.values() for typed in fields(schema) if facts_in(typed).path
 }
+# Choices that stand at another place of the configuration than their group's name says.
+PLACED = {"eval_dataset": "dataset@eval_dataset", "scale": "scale@dataset.scale"}
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
 
 
@@ -77,7 +79,13 @@ def _for_hydra(argument: str, sweeps: bool) -> str:
     key, _, value = argument.partition("=")
     if key.lstrip("+") in _PATHS:
         return f"{key}={_path_value(key, value, sweeps)}"
-    return f"dataset@eval_dataset={value}" if key == "eval_dataset" else argument
+    return f"{PLACED[key]}={value}" if key in PLACED else argument
+
+
+def as_typed(override: str) -> str:
+    """An override as the user writes it: scale=tiny for scale@dataset.scale=tiny."""
+    place, _, value = override.partition("=")
+    return f"{next((name for name, placed in PLACED.items() if placed == place), place)}={value}"
 
 
 def quote(value: str) -> str:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from sslctl.config.command_line import Prepared
+from sslctl.config.command_line import PLACED, Prepared, as_typed
 from sslctl.config.keys import NOTHING_KNOWN, UNTYPED
 from sslctl.config.schema import SCHEMAS
 from sslctl.config.validation import mistakes
@@ -46,6 +46,10 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
     try:
         config = compose_choices(verb, prepared, choices)
     except Exception as again:
+        if not found and PLACED["scale"] in str(again):
+            found = [
+                "scale=…: this dataset has no scale; one of your own gets it by `- /scale@scale: imagenet` in its defaults"
+            ]
         return InputError(*(found or [first_line(again)]))
     known = list(_keys(config))
     for text, override in values:
@@ -74,16 +78,18 @@ def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tupl
             found.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
             continue
         group, options = override.key_or_group, _options(prepared, override.key_or_group)
+        place = text.partition("=")[0]  # group, or group@package
         sweep = override.is_sweep_override()
         if sweep and not prepared.sweeps:
             found.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
         elif options:
             value = list(override.sweep_string_iterator()) if sweep else override.value()
             names = value if isinstance(value, list) else [value]  # protocols=[knn,…] chooses several
-            allowed = [*options, None] if UNTYPED.get(group, NOTHING_KNOWN).optional else options
+            allowed = [*options, None] if UNTYPED.get(place, NOTHING_KNOWN).optional else options
             wrong = [n for n in names if n not in allowed]
             found += [
-                f"{text}: no such {group}{nearest(str(n), options)}; there are {', '.join(options)}" for n in wrong
+                f"{as_typed(text)}: no such {group}{nearest(str(n), options)}; there are {', '.join(options)}"
+                for n in wrong
             ]
             choices += [] if wrong or sweep else [text]
         elif not override.is_hydra_override() and not text.startswith(("+", "~")):

@@ -104,7 +104,7 @@ class PretrainConfig:
     seed: int = key(low=0, fingerprint=False)  # stands in the directory's name itself
     run_dir: str | None = key(path=True, fingerprint=False)
     plan_only: bool = key(fingerprint=False)
-    names: dict[str, str] = key(fingerprint=False)
+    names: dict[str, str | None] = key(fingerprint=False)
     dataset: dict[str, Any] = MISSING
     eval_dataset: dict[str, Any] | None = key(fingerprint=False)
     augmentation: dict[str, ViewGroupConfig] = MISSING

@@ -1,50 +1,19 @@
-"""Image files: finding them, reading them, and saying which one is bad."""
+"""Image files: reading them, and saying which one is bad. Finding them: listing.py."""
 
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sslctl.errors import InputError, user_path
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+from sslctl.errors import InputError
 
 
 class ImageError(RuntimeError):
     """An image that cannot be read. Names its path."""
-
-
-def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
-    """The folder dataset.root names."""
-    if not root:
-        raise InputError("dataset.root is not set: dataset.root=/path/to/images")
-    path = user_path(root)
-    if may_be_made and not path.exists():
-        path.mkdir(parents=True)
-    if not path.is_dir():
-        raise InputError(f"dataset.root={path}: {'not a folder' if path.exists() else 'no such folder'}")
-    return path
-
-
-def scan(base: Path) -> list[str]:
-    """The images below a folder, as sorted relative POSIX paths."""
-    names, others, seen = [], 0, set()
-    for directory, below, entries in os.walk(base, followlinks=True):
-        seen.add(os.path.realpath(directory))  # a link to a parent is not entered again
-        below[:] = sorted(d for d in below if os.path.realpath(os.path.join(directory, d)) not in seen)
-        for entry in entries:
-            if entry.lower().endswith(EXTENSIONS):
-                names.append(os.path.relpath(os.path.join(directory, entry), base).replace(os.sep, "/"))
-            else:
-                others += 1
-    if not names:
-        raise InputError(f"no images in {base} ({others} other files); looked for {' '.join(EXTENSIONS)}")
-    return sorted(names)
 
 
 def read(path: str, channels: int) -> Tensor:

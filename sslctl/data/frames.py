@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sslctl.data import files
-from sslctl.data.sources import Source, held_out
+from sslctl.data.listing import EXTENSIONS, existing_folder, held_out
+from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.random import Key
 
@@ -72,7 +73,7 @@ def frames(
         raise InputError(f"dataset.channels={channels}: expected 1 or 3")
     if window_frames is not None and window_frames < frames:
         raise InputError(f"dataset.window_frames={window_frames}: a sample takes dataset.frames={frames} of them")
-    base = files.existing_folder(root)
+    base = existing_folder(root)
     parts = (base / "train").is_dir()
     names = sorted(_videos(base / split if parts else base))
     if not names:
@@ -118,14 +119,14 @@ def _videos(base: Path) -> list[str]:
     for directory, below, entries in os.walk(base):
         below.sort()
         place = Path(directory).relative_to(base).as_posix()
-        if place != "." and any(entry.lower().endswith(files.EXTENSIONS) for entry in entries):
+        if place != "." and any(entry.lower().endswith(EXTENSIONS) for entry in entries):
             found.append(place)
         found += [(Path(place) / entry).as_posix() for entry in entries if entry.lower().endswith(VIDEOS)]
     return found
 
 
 def _frame_files(path: str) -> list[str]:
-    names = (os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(files.EXTENSIONS))
+    names = (os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(EXTENSIONS))
     return sorted(names, key=lambda name: (len(name), name))  # 2.png before 10.png
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.data import files
+from sslctl.data import files, listing
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError, user_path
 from sslctl.random import Key
@@ -117,7 +117,7 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
     """Fashion-MNIST from idx files (plain or gzip): Debian's dataset-fashion-mnist, a folder, or torchvision's download."""
     debian = Path("/usr/share/datasets/fashion-mnist")
     default = debian if debian.is_dir() else data_home()
-    base = files.existing_folder(root, download) if root is not None else default
+    base = listing.existing_folder(root, download) if root is not None else default
     stem = {"train": "train", "test": "t10k"}[split]
     folder = next(
         (d for d in (base, base / "FashionMNIST" / "raw") if list(d.glob(f"{stem}-images-idx3-ubyte*"))), None
@@ -163,7 +163,7 @@ def cifar10(split: str, image_size: int, root: str | None, download: bool, memor
 
     The Python version is not read: it is a pickle.
     """
-    base = files.existing_folder(root, download) if root is not None else data_home()
+    base = listing.existing_folder(root, download) if root is not None else data_home()
     if (base / "train").is_dir():
         return imagefolder(split, str(base), image_size, 3, memory_gb, name="cifar10")
     names = [f"data_batch_{n}.bin" for n in range(1, 6)] if split == "train" else ["test_batch.bin"]
@@ -198,15 +198,15 @@ def imagefolder(
     Without a test folder, a fixed fifth of the images, drawn by the hash of their names, is the test split and is never
     trained on. image_size None: that of the images when they are all equal and small, else 224.
     """
-    base = files.existing_folder(root)
+    base = listing.existing_folder(root)
     train = base / "train"
     test = next((d for d in (base / "test", base / "val") if d.is_dir()), None)
     if train.is_dir():
         if split == "test" and test is None:
             raise InputError(f"{base} has a train/ folder but neither test/ nor val/: no labelled test split")
-        folder, names = train if split == "train" else test, files.scan(train if split == "train" else test)
+        folder, names = train if split == "train" else test, listing.scan(train if split == "train" else test)
     else:
-        folder, names = base, files.scan(base)
+        folder, names = base, listing.scan(base)
     classes = tuple(sorted(d.name for d in (train if train.is_dir() else base).iterdir() if d.is_dir()))
     loose = [n for n in names if "/" not in n]
     if loose or not classes:
@@ -215,7 +215,7 @@ def imagefolder(
             " for images without labels say dataset=folder"
         )
     if not train.is_dir():
-        names = [n for n in names if held_out(n) == (split == "test")]
+        names = [n for n in names if listing.held_out(n) == (split == "test")]
         if not names:
             raise InputError(f"{base}: too few images for a {split} split of a fifth; make train/ and test/ folders")
     unknown = sorted({n.split("/")[0] for n in names} - set(classes))
@@ -226,23 +226,15 @@ def imagefolder(
     return _from_files(name or base.name, split, folder, names, labels, classes, image_size, channels, memory_gb)
 
 
-def held_out(name: str) -> bool:
-    """Whether a file is in the fixed fifth that is a test split where nobody made one."""
-    return (
-        int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest(), "little") % 5
-        == 0
-    )
-
-
 def folder(split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float) -> Source:
     """All images below a folder, flat or nested, without labels."""
-    base = files.existing_folder(root)
+    base = listing.existing_folder(root)
     if split == "test":
         raise InputError(
             f"dataset=folder has no labels to evaluate on ({base}): name labelled data, with eval_dataset=… in sslctl pretrain,"
             " dataset=… elsewhere"
         )
-    names = files.scan(base)
+    names = listing.scan(base)
     labels = torch.full((len(names),), -1)
     return _from_files(base.name, split, base, names, labels, (), image_size, channels, memory_gb)
 

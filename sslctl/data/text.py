@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sslctl.data import files
-from sslctl.data.sources import Source, held_out
+from sslctl.data.listing import existing_folder, held_out
+from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
 
 PAD, UNKNOWN, CLS, MASK = 0, 1, 2, 3
@@ -54,7 +54,7 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
         raise InputError("dataset.root is not set: dataset.root=/path/to/texts, with .txt files")
     if length < 2:
         raise InputError(f"dataset.length={length}: a sample is [CLS] and at least one token")
-    base = files.existing_folder(root)
+    base = existing_folder(root)
     learnt, folder = _folders(base, split)
     training = _contents(learnt)
     texts = training if folder == learnt else _contents(folder)
