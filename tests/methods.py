@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
 from sslctl.data.batch import Batch
+from sslctl.data.modality import TEXTS, VIDEOS
 from sslctl.data.text import CLS
 from sslctl.factory.from_config import build_backbone, build_method
 from sslctl.methods.base import Facts, Method
@@ -98,7 +99,7 @@ def built(name: str, *words: str, network: tuple[str, ...] | None = None, rows: 
     channels, side = 3 if name == "colorization" else 1, SIDE
     preprocess = Preprocess(channels, SIDE, SIDE, [0.5] * channels, [0.3] * channels)
     if name == "masked_language":
-        preprocess, side = TextPreprocess(VOCABULARY, LENGTH), LENGTH
+        preprocess, side = TextPreprocess(VOCABULARY, LENGTH, ""), LENGTH
     torch.manual_seed(0)
     backbone, teacher = build_backbone(config.backbone, preprocess), None
     if "teacher" in config.method:
@@ -114,11 +115,11 @@ def noise(config: DictConfig, method: Method, rows: int, seed: int = 0) -> Batch
     """Random images, frames or tokens, always the same, and the views that the configuration makes of them by a seed."""
     index = torch.arange(rows)
     key, generator = Key(seed, 0, index), torch.Generator().manual_seed(0)
-    if method.looks_at == "tokens":
+    if method.modality == TEXTS:
         ids = torch.randint(4, VOCABULARY, (1, rows, LENGTH), generator=generator)
         ids[..., 0] = CLS
         return Batch({"tokens": ids}, index % 4, index, key)
-    if method.looks_at == "frames":
+    if method.modality == VIDEOS:
         shape = (1, rows, config.dataset.frames, method.facts.channels, SIDE, SIDE)
         return Batch({"frames": torch.rand(shape, generator=generator)}, index % 4, index, key)
     pixels = torch.randint(0, 256, (rows, method.facts.channels, SIDE, SIDE), generator=generator)

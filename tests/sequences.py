@@ -94,7 +94,7 @@ def numbered(task, count=5, rows=400, channels=1, **changes):
 
 def language(length=64, vocabulary=300, mask_ratio=0.15, rows=500):
     torch.manual_seed(0)
-    network = TextPreprocess(vocabulary, length).to_backbone(SmallTransformer(16, 1, 2, 0.0, vocabulary, length))
+    network = TextPreprocess(vocabulary, length, "").to_backbone(SmallTransformer(16, 1, 2, 0.0, vocabulary, length))
     method = MaskedLanguage(network, Facts(1, length, 1000, 0, rows, 1, 1), mask_ratio=mask_ratio)
     index = torch.arange(rows)
     ids = torch.randint(4, vocabulary, (1, rows, length), generator=torch.Generator().manual_seed(1))

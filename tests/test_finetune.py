@@ -377,7 +377,9 @@ def test_texts_are_fine_tuned(tmp_path, monkeypatch):
         (tmp_path / "texts" / name).mkdir(parents=True)
         (tmp_path / "texts" / name / "words.txt").write_text(word * 400)
     source = text("train", str(tmp_path / "texts"), 8, 300, None)
-    network = TextPreprocess(source.vocabulary, 8).to_backbone(SmallTransformer(16, 1, 2, 0.0, source.vocabulary, 8))
+    network = TextPreprocess(source.vocabulary, 8, "").to_backbone(
+        SmallTransformer(16, 1, 2, 0.0, source.vocabulary, 8)
+    )
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     words = ("backbone=small_transformer", "backbone.embed_dim=16", "backbone.depth=1", "backbone.heads=2")
     words += ("backbone.weights=weights.safetensors", "dataset=text", f"dataset.root={tmp_path / 'texts'}")

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import sslctl
 from sslctl.errors import InputError
 from sslctl.evaluation.subjects import trained
-from sslctl.factory.backbone_file import OtherFeatures, Transform, save_backbone
+from sslctl.factory.backbone_file import OtherFeatures, save_backbone
 from sslctl.factory.exportable import find_backbone, with_pooling
-from sslctl.factory.from_config import Preprocess
 from sslctl.factory.teacher import load_teacher
+from sslctl.models.preprocess import Preprocess, Transform
 from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
 from sslctl.runs.checkpoint import newest_valid
 from sslctl.views.maker import resize_and_crop

@@ -37,8 +37,10 @@ def embed(config: Any) -> None:
         sources = _sources(config, one)
         out = _out(config, one, kind)
         about = _about(one, sources, config.split)
-        kinds = {"global": "images", "frames": "videos", "tokens": "texts"}[one.source.gives]
-        print(f"{one.title}: {about.rows:,} {kinds} of {one.source.name}, {config.split} split", flush=True)
+        print(
+            f"{one.title}: {about.rows:,} {one.source.modality.plural} of {one.source.name}, {config.split} split",
+            flush=True,
+        )
         rows = (rows for source in sources for rows in _rows(one, source, config, device))
         try:
             with Signals() as handler, replacing(out) as temporary:

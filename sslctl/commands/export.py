@@ -12,7 +12,6 @@ from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.export.description import description
 from sslctl.export.formats import FORMATS, Format, Network
 from sslctl.export.verify import ParityError, _script, compared, network_of
-from sslctl.models.preprocess import TextPreprocess
 from sslctl.runs.directory import TOKENIZER
 
 
@@ -27,7 +26,7 @@ def export(config: Any) -> None:
         with _beside(out) as folder:
             file = folder / out.name
             kind.write(network, file)
-            if isinstance(network.preprocess, TextPreprocess):
+            if one.source.tokenizer:
                 file.with_suffix(f".{TOKENIZER}").write_text(one.source.tokenizer)
             parity = compared(one, kind, network, lines, file, config.images)
             if not parity.difference <= config.tolerance * parity.scale:  # NaN is no agreement either

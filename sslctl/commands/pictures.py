@@ -27,5 +27,5 @@ def pictures(config: Any) -> None:
         if not columns:
             raise InputError(f"{run}: method={settings.names.method} has no pictures to show")
         save(sheet(columns), out)
-        what = "texts" if source.gives == "tokens" else "images"
+        what = "images" if source.modality.visible else "texts"
         print(f"{out}: {len(next(iter(columns.values())))} {what} at step {step:,}: {', '.join(columns)}")

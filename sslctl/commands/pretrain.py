@@ -171,7 +171,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             stack.callback(lock.release)
             if teacher is not None:
                 save_teacher(teacher, run_dir)
-            if source.gives == "tokens":
+            if source.tokenizer:
                 (run_dir / rundir.TOKENIZER).write_text(source.tokenizer)
             return is_finished(run_dir, plan, test)
 
@@ -206,7 +206,7 @@ def labelled_judges(config: Any, source: Source, preprocess: Preprocess) -> tupl
     """Returns the labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else None."""
     if config.eval_dataset is not None:
         node = config.eval_dataset
-        if source.gives == "tokens" and "tokenizer" in node and not node.tokenizer:
+        if source.tokenizer and "tokenizer" in node and not node.tokenizer:
             node = OmegaConf.merge(node, {"tokenizer": source.tokenizer})
         train, test = labelled_sources(node)
         preprocess.refuse_other("this run", train, "eval_dataset")
@@ -235,16 +235,13 @@ def print_plan(config: Any, plan: Plan, method: Method, source: Source, views: V
     backbone, names = method.backbone, config.names
     count = sum(p.numel() for p in backbone.parameters())
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
-    inputs = {"global": f"views: {sizes}", "frames": f"of each frame {sizes}", "tokens": "no augmentation"}[
-        source.gives
-    ]
     state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
     lines = [
         *plan.lines(),
         *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
         f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",
-        f"method     {names.method}; {inputs}",
+        f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
         f"run        {state}",
         *(f"note       {note}" for note in method.notes()),
     ]

@@ -15,7 +15,7 @@ def views(config: Any) -> None:
     """Draws one row an image: the original, then for each epoch all its views."""
     out = writable(config.out)
     source = build_source(config.dataset, "train")
-    if source.gives == "tokens":
+    if not source.modality.visible:
         raise InputError(f"{source.name} has {source.summary()}: there is nothing to see")
     augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
     dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)

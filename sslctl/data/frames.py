@@ -12,11 +12,12 @@ from torch import Tensor
 
 from sslctl.data import files
 from sslctl.data.listing import EXTENSIONS, existing_folder, held_out
+from sslctl.data.modality import VIDEOS, Modality
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.random import Key
 
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+_FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Videos(Source):
     counts: tuple[int, ...] = ()
     frames: int = 0
     window: int = 0
-    gives: ClassVar[str] = "frames"
+    modality: ClassVar[Modality] = VIDEOS
     per_sample: ClassVar[tuple[str, ...]] = (*Source.per_sample, "counts")
 
     def summary(self) -> str:
@@ -77,7 +78,7 @@ def frames(
     parts = (base / "train").is_dir()
     names = sorted(_videos(base / split if parts else base))
     if not names:
-        raise InputError(f"no videos in {base}: expected folders of frames, or files ending in {' '.join(VIDEOS)}")
+        raise InputError(f"no videos in {base}: expected folders of frames, or files ending in {' '.join(_FILES)}")
     depths = {name.count("/") for name in names}
     if depths - {0, 1} or len(depths) > 1:
         deep = next(name for name in names if name.count("/") == max(depths))
@@ -121,7 +122,7 @@ def _videos(base: Path) -> list[str]:
         place = Path(directory).relative_to(base).as_posix()
         if place != "." and any(entry.lower().endswith(EXTENSIONS) for entry in entries):
             found.append(place)
-        found += [(Path(place) / entry).as_posix() for entry in entries if entry.lower().endswith(VIDEOS)]
+        found += [(Path(place) / entry).as_posix() for entry in entries if entry.lower().endswith(_FILES)]
     return found
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.data import files, listing
+from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError, user_path
 from sslctl.random import Key
@@ -24,8 +25,8 @@ from sslctl.random import Key
 class Source:
     """One split of a dataset.
 
-    gives: which views of a Batch come of it: global, frames or tokens. images: (N, C, H, W) uint8 in memory, or None and
-    `paths` to read. labels: (N,) int64, -1 where unknown. image_size: side in pixels that the backbone sees. channels: 1 or 3.
+    images: (N, C, H, W) uint8 in memory, or None and `paths` to read. labels: (N,) int64, -1 where unknown. image_size: side
+    in pixels that the backbone sees. channels: 1 or 3.
     """
 
     name: str
@@ -39,7 +40,8 @@ class Source:
     content_hash: str  # of what was loaded, or of the list of files with their sizes
     mtime_hash: str = ""  # when the files were: a hash of their times
     original_rows: tuple[int, ...] = ()  # of a subset's samples in the whole split
-    gives: ClassVar[str] = "global"
+    modality: ClassVar[Modality] = IMAGES
+    tokenizer: ClassVar[str] = ""  # of texts, as JSON
     per_sample: ClassVar[tuple[str, ...]] = ("images", "paths", "labels")  # what has an entry for each sample
 
     def __len__(self) -> int:
@@ -53,6 +55,11 @@ class Source:
     @property
     def labelled(self) -> bool:
         return len(self.classes) > 0 and bool((self.labels >= 0).all())
+
+    @property
+    def in_memory(self) -> Tensor | None:
+        """All samples (N, …) where they are held in memory: images (N, C, H, W) uint8."""
+        return self.images
 
     @property
     def all_of_one_size(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sslctl.data.listing import existing_folder, held_out
+from sslctl.data.modality import TEXTS, Modality
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
 
@@ -23,8 +24,13 @@ class Texts(Source):
     tokens: Tensor | None = None
     tokenizer: str = ""
     vocabulary: int = 0
-    gives: ClassVar[str] = "tokens"
+    modality: ClassVar[Modality] = TEXTS
+    all_of_one_size: ClassVar[bool] = True
     per_sample: ClassVar[tuple[str, ...]] = (*Source.per_sample, "tokens")
+
+    @property
+    def in_memory(self) -> Tensor:
+        return self.tokens
 
     @property
     def tokenizer_hash(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sslctl.data.modality import VIDEOS
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.knn import share
@@ -110,7 +111,7 @@ def settings_for(subject: Subject, task: Task, source: Source) -> Any:
 
     New weights have no layers to spare: from scratch, every layer learns at the same rate.
     """
-    if source.gives == "frames":
+    if source.modality == VIDEOS:
         raise InputError(f"finetune takes images or texts; {source.name} has {source.summary()}: dataset=imagefolder")
     settings = resolve_settings(task)
     trainer = settings.trainer
@@ -156,7 +157,7 @@ def build_network(subject: Subject, settings: Any, source: Source, facts: Facts)
         layer_decay=settings.layer_decay,
         classifier_lr_scale=settings.classifier_lr_scale,
     )
-    method.looks_at = source.gives
+    method.modality = source.modality
     return method
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sslctl.data.loader import drawn_views
+from sslctl.data.modality import IMAGES
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import cached
@@ -247,7 +248,7 @@ def views_of_run(subject: Subject, task: Task, source: Source) -> tuple[ViewMake
         return None, "foreign weights have no views of their own"
     if subject.backbone is None:
         return None, "they were trained on no views"
-    if source.gives != "global":
+    if source.modality != IMAGES:
         return None, f"{source.name} has {source.summary()}, not images"
     views = views_of(OmegaConf.create(read_config(task.run)), source, subject.method)
     return dataclasses.replace(views, augmentation={"global": views.augmentation["global"]}), ""

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+from sslctl.data.modality import IMAGES
 from sslctl.errors import InputError
 from sslctl.evaluation.knn import share
 from sslctl.evaluation.results import make_result
@@ -32,7 +33,7 @@ class LinearAugmented(Protocol):
         refuse_processes(task.config, "protocol=augmented")
         if subject.backbone is None or subject.features != "backbone":
             raise InputError(f"protocol=augmented probes a backbone's output, not {subject.name} {subject.features}")
-        if train.gives != "global":
+        if train.modality != IMAGES:
             raise InputError(f"protocol=augmented takes images; {train.name} has {train.summary()}")
         settings = resolve_settings(task)
 

@@ -89,6 +89,6 @@ def foreign(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject
 
 def pixels(preprocess: Preprocess) -> Subject:
     """The images themselves, flattened."""
-    if isinstance(preprocess, TextPreprocess):
+    if not preprocess.modality.visible:
         raise InputError("texts have no pixels: subjects=[trained,random]")
     return Subject("pixels", lambda images: images.flatten(1), preprocess, "pixels", "pixels", 0)

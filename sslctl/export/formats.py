@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sslctl.data.modality import TEXTS
 from sslctl.errors import InputError
 from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.exportable import with_pooling
@@ -172,7 +173,7 @@ def _normalization_lines(network: Network) -> list[str]:
 
 def _own(network: Network, name: str) -> Backbone:
     """The backbone whose weights alone make the features."""
-    if isinstance(network.preprocess, TextPreprocess):
+    if network.preprocess.modality == TEXTS:
         raise InputError(f"format={name} has no networks for texts: format=safetensors, onnx or torch_export")
     if network.backbone is not None and network.backbone.sees_lightness:
         raise InputError(
@@ -285,7 +286,8 @@ def _used_part(program: torch.export.ExportedProgram) -> nn.Module:
 
 
 def _input(network: Network) -> str:
-    return "tokens" if isinstance(network.preprocess, TextPreprocess) else "images"
+    """Returns what the input is called in the lines that load a file."""
+    return "tokens" if network.preprocess.modality == TEXTS else "images"
 
 
 def _example(network: Network) -> Tensor:

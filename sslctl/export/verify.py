@@ -94,7 +94,7 @@ def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, fi
             worst = float((theirs - ours).abs().max())
             difference = worst if worst != worst else max(difference, worst)
             scale = max(scale, float(ours.abs().max()))
-    words = f"{len(rows)} {'texts' if source.gives == 'tokens' else 'images'} of {source.name} ({source.split})"
+    words = f"{len(rows)} {network.preprocess.modality.plural} of {source.name} ({source.split})"
     return Parity(difference, scale, words, None if tensors is None else len(tensors))
 
 

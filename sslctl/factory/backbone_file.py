@@ -4,42 +4,17 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
-import torch
 from omegaconf import OmegaConf
-from PIL import Image
-from torch import Tensor
 
 from sslctl.data.text import TextTransform
 from sslctl.errors import InputError, user_path
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone
-from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
+from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform, preprocess_from
 from sslctl.models.weights import file_metadata
 from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import CheckpointError, compare, load_tensors, save_tensors
 from sslctl.runs.directory import BACKBONE, PREPROCESS, TOKENIZER, is_run, read_config, read_json
-from sslctl.views.maker import resize_and_crop
-
-
-class Transform:
-    """One image to the backbone's input."""
-
-    def __init__(self, settings: Preprocess):
-        self.settings = settings
-
-    def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
-        """A PIL image, (H, W, C) uint8 array or (C, H, W) uint8 tensor -> (C, S, S) float in [0, 1]."""
-        if isinstance(image, Image.Image):
-            image = np.asarray(image.convert("L" if self.settings.channels == 1 else "RGB"))
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(image.copy())
-            image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
-        if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != self.settings.channels:
-            raise InputError(
-                f"expected ({self.settings.channels}, H, W) uint8, found {tuple(image.shape)} {image.dtype}"
-            )
-        return resize_and_crop(image, self.settings.image_size, self.settings.resize).float() / 255
 
 
 class OtherFeatures(UserWarning):
@@ -58,8 +33,7 @@ def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
     file = path.is_file() and path.suffix == ".safetensors"
     backbone, _, settings = load_backbone(path) if file else finished_run(path)
     tokenizer = path.with_suffix(f".{TOKENIZER}") if file else path / TOKENIZER
-    texts = isinstance(settings, TextPreprocess)
-    return backbone.eval(), TextTransform(tokenizer, settings.length) if texts else Transform(settings)
+    return backbone.eval(), settings.to_transform(tokenizer)
 
 
 def finished_run(path: Path) -> tuple[Backbone, dict, Preprocess]:

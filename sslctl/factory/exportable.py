@@ -31,7 +31,7 @@ def find_backbone(
     None where no backbone gives them without more of the method.
     """
     backbones = [m for m in module.modules() if isinstance(m, Backbone)]
-    noise = _noise(preprocess).to(next(module.parameters()).device)
+    noise = preprocess.noise(4, torch.Generator().manual_seed(0)).to(next(module.parameters()).device)
     wanted = features(noise)
     candidates = [(b, {}) for b in backbones] + [(p, MEAN) for b in backbones if (p := _mean_pooled(b))]
     candidates = [(b, pool, h) for b, pool in candidates if (h := b(noise)).shape == wanted.shape]
@@ -53,12 +53,3 @@ def _mean_pooled(backbone: Backbone) -> Backbone | None:
     copied = copy.deepcopy(backbone)
     copied.network.model.global_pool = MEAN["global_pool"]
     return copied
-
-
-def _noise(preprocess: Preprocess | TextPreprocess) -> Tensor:
-    """(4, …) inputs that no two networks treat alike."""
-    like = preprocess.example(torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(preprocess, TextPreprocess):
-        return torch.randint(1, preprocess.vocabulary, (4, preprocess.length), generator=generator)
-    return torch.rand(4, *like.shape[1:], generator=generator)

@@ -1,11 +1,11 @@
 """From a resolved configuration to sources, backbones and methods. Everything is bound before anything is built."""
 
-import inspect
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from sslctl.config.targets import bind, target_of
+from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.methods.base import Facts, Method
@@ -22,14 +22,13 @@ def build_source(node: Any, split: str) -> Source:
 
 
 def bind_backbone(node: Any):
-    """A network for images asks for channels and image_size, one for texts for vocabulary and length."""
-    return bind(node, "backbone", given=given_to(target_of(node, "backbone")))
+    """Returns a network's class and its arguments, without those that the data give."""
+    return bind(node, "backbone", given=modality_of(target_of(node, "backbone")).network_arguments)
 
 
-def given_to(target: Any) -> tuple[str, ...]:
-    """What a network's constructor is told of the data."""
-    texts = "vocabulary" in inspect.signature(target).parameters
-    return ("vocabulary", "length") if texts else ("channels", "image_size")
+def modality_of(network: Any) -> Modality:
+    """Returns what a network, or its class, takes; images where it does not say."""
+    return getattr(network, "modality", IMAGES)
 
 
 def build_backbone(
@@ -37,13 +36,14 @@ def build_backbone(
 ) -> Backbone:
     """The backbone of a configuration, with the weights that backbone.weights names. key: where the configuration has it."""
     target, arguments = bind_backbone(node)
-    facts = preprocess.facts()
-    if set(facts) != set(given_to(target)):
-        takes, has = ("texts", "images") if "length" in given_to(target) else ("images", "texts")
-        other = "backbone=small_transformer" if has == "texts" else "backbone=small_resnet, or dataset=text"
-        raise InputError(f"backbone: {target.__name__} takes {takes}, the dataset has {has}: {other}")
+    takes, has = modality_of(target), preprocess.modality
+    if takes != has:
+        raise InputError(
+            f"backbone: {target.__name__} takes {takes.plural}, the dataset has {has.plural}: {has.network_example}"
+        )
+    told = {name: getattr(preprocess, name) for name in has.network_arguments}
     try:
-        backbone = preprocess.to_backbone(target(**arguments, **facts))
+        backbone = preprocess.to_backbone(target(**arguments, **told))
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"backbone: {error}") from error
     if with_weights and node.get("weights"):
@@ -73,11 +73,10 @@ def build_views(config: Any, image_size: int, dropped: tuple[str, ...], multiple
 
 
 def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: Any) -> None:
-    """Raises InputError where a dataset gives what the method does not look at, or the augmentation too few views of it."""
-    needed = {"global": "images", "frames": "videos: dataset=frames", "tokens": "texts: dataset=text"}
-    if method.looks_at != source.gives:
+    """Raises InputError where a dataset has what the method does not take, or the augmentation too few views of it."""
+    if method.modality != source.modality:
         raise InputError(
-            f"method={names.method} takes {needed[method.looks_at]}; dataset={names.dataset} has {source.summary()}"
+            f"method={names.method} takes {method.modality.dataset}; dataset={names.dataset} has {source.summary()}"
         )
     (least, most), (count, _) = method.global_views, views.sizes()["global"]
     if count < least or count > (most or count):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl.data.batch import Batch
+from sslctl.data.modality import IMAGES, Modality
 from sslctl.distributed import gather
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import timm_if_imported
@@ -51,12 +52,12 @@ class Method(nn.Module):
     batch_coupling: why the loss of a batch is not the mean of its parts' losses, where it is not; gradient accumulation over
     parts is refused with this reason. None where every image's loss stands alone (BatchNorm is looked for besides).
     With several processes a step sees its own images only: what it compares comes through `gather`.
-    looks_at: the group of a Batch's views that the method takes, which a dataset must give: global, frames or tokens.
+    modality: what the method takes, which the dataset must have.
     global_views: the least and the largest number of these that it can do with; None for no limit.
     """
 
     batch_coupling: str | None = "the method does not say that each image's loss stands alone (batch_coupling = None)"
-    looks_at: str = "global"
+    modality: Modality = IMAGES
     global_views: tuple[int, int | None] = (1, None)
 
     def __init__(self, backbone: Backbone, facts: Facts):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslctl.data.modality import VIDEOS
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import mlp
@@ -34,7 +35,7 @@ class FrameOrder(Method):
     """
 
     batch_coupling = None
-    looks_at = "frames"
+    modality = VIDEOS
 
     def __init__(
         self,

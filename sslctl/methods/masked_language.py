@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslctl.data.modality import TEXTS
 from sslctl.data.text import MASK, SPECIAL
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
@@ -20,7 +21,7 @@ class MaskedLanguage(Method):
     """Section 3.1, task 1. Positions are drawn anew in every epoch; the output layer is the embedding's table, and a bias."""
 
     batch_coupling = None
-    looks_at = "tokens"
+    modality = TEXTS
 
     def __init__(self, backbone: Backbone, facts: Facts, *, mask_ratio: float):
         super().__init__(backbone, facts)

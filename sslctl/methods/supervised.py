@@ -65,7 +65,7 @@ class Supervised(Method):
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         with torch.set_grad_enabled(not self.frozen):
-            h = self.pooled(batch.views[self.looks_at][0])  # (B, D)
+            h = self.pooled(batch.views[self.modality.group][0])  # (B, D)
         logits, label = gather(self.classifier(h).float()), gather(batch.label)  # (B, num_classes), (B,)
         hits = (logits.argmax(1) == label).float().mean()
         return {"loss": F.cross_entropy(logits, label), "top1": hits, "feature_std": feature_std(h)}

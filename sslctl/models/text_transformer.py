@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from sslctl.data.modality import TEXTS
+
 
 class SmallTransformer(nn.Module):
     """(B, L) int64 -> (B, embed_dim): the mean of the tokens' vectors. Norms stand before each block; GELU.
@@ -10,6 +12,7 @@ class SmallTransformer(nn.Module):
     tokens(): the vectors themselves. pad: the id that nobody attends to.
     """
 
+    modality = TEXTS
     pad = 0
 
     def __init__(self, embed_dim: int, depth: int, heads: int, dropout: float, vocabulary: int, length: int):

@@ -96,7 +96,7 @@ def data_of(run: Run, config: Any) -> Data | str:
     rows = spread(len(shown), config.rows, seed=0)
     names = [_short_name(shown.describe(int(row))) for row in rows]
     thumbs = None
-    if shown.gives != "tokens":
+    if shown.modality.visible:
         resize = run_preprocess(run.path).resize
         side = side_for(shown.image_size, MAP_SIDE)
         thumbs = thumbnails(shown, torch.from_numpy(rows), resize=resize, side=side, workers=config.workers)
@@ -137,7 +137,7 @@ def _draw(found: Detail, run: Run, method: Method, data: Data, config: Any) -> N
     settings = OmegaConf.create(run.config)
     source = data.trained
     maker = views_of(settings, source, method)
-    if source.gives == "tokens":
+    if not source.modality.visible:
         text = pictured.sheet_of(method, source, maker, seed=config.seed, images=config.images)
         if text is None:
             found.notes.append("This run was trained on texts: there are no images to show.")

@@ -1,7 +1,5 @@
 """What the features of a run look like: neighbours, a map, a confusion matrix. Extraction goes through the cache."""
 
-import dataclasses
-import hashlib
 import importlib.util
 
 import numpy as np
@@ -19,30 +17,13 @@ from sslctl.report.images import spread
 _PIXELS = 16  # side of the images that neighbours by pixels are looked for with
 
 
-def part_of(source: Source, rows: np.ndarray) -> Source:
-    """A source of some of its rows, with a hash of its own."""
-    digest = hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
-    chosen = torch.from_numpy(rows)
-    changes = {
-        "labels": source.labels[chosen],
-        "images": None if source.images is None else source.images[chosen],
-        "paths": tuple(source.paths[row] for row in rows) if source.paths else (),
-        "content_hash": f"{source.content_hash} rows {digest}",
-    }
-    if source.gives == "tokens":
-        changes["tokens"] = source.tokens[chosen]
-    if source.gives == "frames":
-        changes["counts"] = tuple(source.counts[row] for row in rows)
-    return dataclasses.replace(source, **changes)
-
-
 def features_at(subject: Subject, source: Source, rows: np.ndarray, read: Reader) -> Features:
     """The features of some rows: cut from those of the whole source where they are kept, else extracted for these rows."""
     if len(rows) == len(source) or is_cached(key_of(subject, source)):
         found = read(subject, source)
         chosen = torch.from_numpy(rows)
         return Features(found.features[chosen], found.labels[chosen], found.num_classes)
-    return read(subject, part_of(source, rows))
+    return read(subject, source.subset(torch.from_numpy(rows)))
 
 
 def most_rows(subject: Subject, source: Source, most: int) -> int:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.data.loader import one_batch
+from sslctl.data.modality import TEXTS
 from sslctl.data.sources import Source
 from sslctl.methods.base import Method
 from sslctl.ops.text_image import equally_high, plain, written
@@ -25,7 +26,7 @@ def draw(method: Method, source: Source, views: ViewMaker, *, seed: int, images:
     device = next(method.parameters()).device
     rows = torch.arange(0, len(source), max(1, len(source) // images))[:images]
     batch = one_batch(source, views, rows, seed, device)
-    if source.gives == "tokens":
+    if source.modality == TEXTS:
         batch = replace(batch, targets={"spelt": source.spelt()})
     training = method.training
     method.eval()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslctl import signals
 from sslctl.data.loader import clean_batches
+from sslctl.data.modality import IMAGES
 from sslctl.data.sources import Source
 from sslctl.evaluation.knn import neighbours
 from sslctl.evaluation.online import EmbeddedImages
@@ -43,14 +44,14 @@ class Board:
 
         writer: a SummaryWriter.
         """
-        if self.source.gives == "global" and step == 0:  # the frames of a video are shown by its method
+        if self.source.modality == IMAGES and step == 0:  # the frames of a video are shown by its method
             rows = torch.arange(0, len(self.source), max(1, len(self.source) // PICTURED))[:PICTURED]
             writer.add_image("views", sheet_of_views(self.source, self.views, rows, seed=self.seed, draws=DRAWS), step)
         sheet = sheet_of(method, self.source, self.views, seed=self.seed, images=PICTURED)
         if sheet is not None:
             writer.add_image("pictures", sheet, step)
-        if self.evaluation_source.gives == "tokens":
-            return  # texts: there is nothing to see
+        if not self.evaluation_source.modality.visible:
+            return
         writer.add_image("neighbours", self.neighbours(embedded), step)
         if step == self.total_steps:
             self.map(writer, step, embedded)
