@@ -10,6 +10,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone
+from sslctl.models.network import Network
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.weights import load_weights
 from sslctl.views import ViewMaker
@@ -26,8 +27,8 @@ def bind_backbone(node: Any):
     return bind(node, "backbone", given=modality_of(target_of(node, "backbone")).network_arguments)
 
 
-def modality_of(network: Any) -> Modality:
-    """Returns what a network, or its class, takes; images where it does not say."""
+def modality_of(network: Network | type[Network]) -> Modality:
+    """Returns what a network takes: images, where it does not say."""
     return getattr(network, "modality", IMAGES)
 
 

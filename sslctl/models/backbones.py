@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl.models import vit
+from sslctl.models.network import Network
 from sslctl.ops.color_space import lightness
 
 
 class Backbone(nn.Module):
     """A feature network with its normalisation.
 
-    network: maps normalised (B, C, H, W) to (B, embed_dim), has `embed_dim`; `feature_map` and `layer_names` (see
-    sslctl.models.layer_decay) where it can.
+    network: maps normalised (B, C, H, W) to (B, embed_dim); what else it may have is in `sslctl.models.network`.
     mean, std: one value a channel, of images in [0, 1]; saved with the weights. None for token ids, which go in as they are.
     sees_lightness: a method may set it; colour images are then seen without their colours (sslctl.ops.color_space).
     given: names of the tensors that came from a file, which no method initialises again.
@@ -25,7 +25,7 @@ class Backbone(nn.Module):
     sees_lightness = False
     given: frozenset[str] = frozenset()
 
-    def __init__(self, network: nn.Module, mean: list[float] | None = None, std: list[float] | None = None):
+    def __init__(self, network: Network, mean: list[float] | None = None, std: list[float] | None = None):
         super().__init__()
         self.network = network
         self.embed_dim: int = network.embed_dim
@@ -73,8 +73,8 @@ class Backbone(nn.Module):
         return vit.require_vit(self.network)
 
 
-def describe(network: nn.Module) -> str:
-    """What the plan says of a backbone: its stem, where it has a choice."""
+def describe(network: Network) -> str:
+    """Returns what the plan says of a network: its stem, where it has a choice."""
     return getattr(network, "stem", "as the model defines it")
 
 

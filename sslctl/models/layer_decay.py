@@ -1,11 +1,10 @@
 """How deep in a network each parameter lies, and the learning rate that follows from it."""
 
-from torch import nn
-
 from sslctl.errors import InputError
+from sslctl.models.network import Network
 
 
-def layer_depths(network: nn.Module) -> tuple[dict[str, int], int]:
+def layer_depths(network: Network) -> tuple[dict[str, int], int]:
     """({parameter: depth}, depth of a classifier behind it): 0 for the first layer, then one more each.
 
     A network says with `layer_names() -> [(name, …), …]` which of its modules and parameters make each layer, from its
@@ -23,7 +22,7 @@ def layer_depths(network: nn.Module) -> tuple[dict[str, int], int]:
     return {name: depth(name) for name, _ in network.named_parameters()}, len(layers)
 
 
-def decayed_groups(network: nn.Module, layer_decay: float) -> list[dict]:
+def decayed_groups(network: Network, layer_decay: float) -> list[dict]:
     """Groups with lr_scale = layer_decay^(L + 1 - depth), where L + 1 is the classifier's depth, whose scale is 1.
 
     Clark et al. 2020 (ELECTRA, arXiv:2003.10555); BEiT (arXiv:2106.08254); MAE's official code, util/lr_decay.py.

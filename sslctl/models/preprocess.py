@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from sslctl.data.modality import IMAGES, TEXTS, VIDEOS, Modality
 from sslctl.data.sources import Source
 from sslctl.data.text import TextTransform
 from sslctl.errors import InputError
 from sslctl.models.backbones import Backbone
+from sslctl.models.network import Network
 from sslctl.views.maker import resize_and_crop
 
 
@@ -44,7 +45,7 @@ class Preprocess:
         cut = "" if self.resize == self.image_size else f", shorter side to {self.resize}, central square"
         return f"{self.channels}×{self.image_size}×{self.image_size}{cut}"
 
-    def to_backbone(self, network: nn.Module) -> Backbone:
+    def to_backbone(self, network: Network) -> Backbone:
         return Backbone(network, self.mean, self.std)
 
     def to_transform(self, tokenizer: Path) -> "Transform":
@@ -91,7 +92,7 @@ class TextPreprocess:
     def summary(self) -> str:
         return f"{self.length} tokens of {self.vocabulary:,}"
 
-    def to_backbone(self, network: nn.Module) -> Backbone:
+    def to_backbone(self, network: Network) -> Backbone:
         return Backbone(network)
 
     def to_transform(self, tokenizer: Path) -> TextTransform:
