@@ -28,6 +28,7 @@ from sslctl.runs import checkpoint
 from sslctl.runs.directory import read_lines
 from sslctl.training.optim import parameter_groups
 from tests.by_hand import AS_IT_IS, facts, make_batch, moco, tiny_backbone
+from tests.methods import SIDE, built
 from tests.runs import SIMCLR, contents, differences, finish, newest, results, signal_at
 
 SMALL_VIT = {"patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 4}
@@ -175,27 +176,19 @@ def subject_of(method):
     return subjects.method_subject("trained", method, preprocess, None, 1)
 
 
-def test_network_and_pooling_are_those_of_the_methods_evaluations():
-    class Offers(Supervised):
-        offered = ()
-
-        def features(self, images):
-            return dict.fromkeys(self.offered, self.backbone(images))
-
-    method = Offers(tiny_backbone(), facts(), frozen=False, **AS_IT_IS)
-    expected = {
-        ("backbone", "projector"): ("backbone", "own"),  # MoCo
-        ("mean", "backbone"): ("backbone", "mean"),  # MAE
-        ("patches", "backbone"): ("backbone", "own"),  # CPC
-        ("teacher", "mean", "backbone"): ("teacher", "own"),  # iBOT
-        ("teacher", "mean"): ("teacher", "mean"),  # I-JEPA
-    }
-    for offered, chosen in expected.items():
-        method.offered = offered
-        if "teacher" in offered:
-            method.teacher_backbone = tiny_backbone(seed=1)
-        assert network_of(subject_of(method), None, None) == chosen
-    assert network_of(subject_of(method), "backbone", "own") == ("backbone", "own")
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        *(("moco", ("backbone", "own")), ("byol", ("backbone", "own")), ("mae", ("backbone", "mean"))),
+        *(("cpc", ("backbone", "own")), ("ibot", ("teacher", "own")), ("ijepa", ("teacher", "mean"))),
+    ],
+)
+def test_network_and_pooling_are_those_of_the_methods_evaluations(name, chosen):
+    method = built(name).method
+    preprocess = subjects.Preprocess(1, SIDE, SIDE, [0.5], [0.3])
+    subject = subjects.method_subject("trained", method, preprocess, None, 1)
+    assert network_of(subject, None, None) == chosen
+    assert network_of(subject, "backbone", "own") == ("backbone", "own")
 
 
 def test_the_network_that_is_fine_tuned_is_the_one_chosen_and_takes_its_batch_as_one():

@@ -12,12 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sslctl
+from sslctl.data.modality import TEXTS
 from sslctl.errors import InputError
 from sslctl.evaluation.subjects import trained
 from sslctl.factory.backbone_file import OtherFeatures, save_backbone
-from sslctl.factory.exportable import find_backbone, with_pooling
+from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
 from sslctl.factory.teacher import load_teacher
-from sslctl.models.preprocess import Preprocess, Transform
+from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform
 from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
 from sslctl.runs.checkpoint import newest_valid
 from sslctl.views.maker import resize_and_crop
@@ -84,7 +85,7 @@ def kept_and_evaluated(name, path):
     method, node = its.method.eval(), OmegaConf.to_container(its.config.backbone, resolve=True)
     channels, side = method.facts.channels, method.facts.image_size
     settings = Preprocess(channels, side, side, [0.5] * channels, [0.3] * channels)
-    backbone, pool = find_backbone(method, lambda x: next(iter(method.features(x).values())), settings)
+    backbone, pool = find_backbone(method, feature_names(method, settings)[0], settings)
     save_backbone(path, backbone, with_pooling(node, pool), settings)
     images = torch.rand(8, channels, side, side, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -115,11 +116,39 @@ def test_colourisations_backbone_sees_no_colours_wherever_it_is_loaded(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "features"), [("simclr", "projector"), ("cpc", "patches")])
-def test_features_that_are_no_backbones_own_are_found_out(name, features):
+def test_features_that_are_no_backbones_own_are_of_none(name, features):
     method = built(name).method.eval()
     settings = Preprocess(1, 16, 16, [0.5], [0.3])
-    assert find_backbone(method, lambda x: method.features(x)[features], settings) is None
-    assert find_backbone(method, lambda x: method.features(x)["backbone"], settings) == (method.backbone, {})
+    assert find_backbone(method, features, settings) is None
+    assert find_backbone(method, "backbone", settings) == (method.backbone, {})
+
+
+@pytest.mark.parametrize("name", sorted(choices("method")))
+def test_every_network_that_a_method_declares_for_its_features_makes_them(name):
+    its = built(name)
+    for number, parameter in enumerate(its.method.backbone.parameters()):  # away from the teacher
+        parameter.data.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    method = its.method.eval()
+    facts = method.facts
+    settings = Preprocess(
+        facts.channels, facts.image_size, facts.image_size, [0.5] * facts.channels, [0.3] * facts.channels
+    )
+    if method.modality == TEXTS:
+        settings = TextPreprocess(method.backbone.network.vocabulary, facts.image_size, "")
+    names = feature_names(method, settings)
+    assert set(method.feature_networks()) <= set(names)
+    kept = {features: found[0] for features in names if (found := find_backbone(method, features, settings))}
+    assert set(kept) == set(method.feature_networks())
+    assert any(backbone is method.backbone for backbone in kept.values()) or name == "ijepa"
+
+
+def test_a_declaration_that_is_not_true_keeps_nothing(monkeypatch):
+    method = built("dino").method.eval()
+    next(method.backbone.parameters()).data.add_(0.1)
+    settings = Preprocess(1, 16, 16, [0.5], [0.3])
+    assert find_backbone(method, "teacher", settings) == (method.teacher_backbone, {})
+    monkeypatch.setattr(method, "feature_networks", lambda: {"teacher": (method.backbone, "own")})
+    assert find_backbone(method, "teacher", settings) is None
 
 
 # --- The transform ---

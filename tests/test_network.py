@@ -14,7 +14,7 @@ from sslctl.models.backbones import describe
 from sslctl.models.layer_decay import layer_depths
 from sslctl.models.network import Network, NetworkOptions
 from sslctl.models.preprocess import Preprocess, TextPreprocess
-from tests.built import composed
+from tests.methods import composed
 
 IMAGES_OF_16, TEXTS_OF_16 = Preprocess(3, 16, 16, [0.5] * 3, [0.3] * 3), TextPreprocess(300, 16, "")
 OPTIONS = ("modality", "fixed_size", "stem", "feature_map", "layer_names")

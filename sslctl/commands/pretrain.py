@@ -312,7 +312,7 @@ def save_evaluated_backbone(config: Any, setup: Setup, preprocess: Preprocess) -
     # Eager: a compiled network would be compiled again for these few images.
     with torch.compiler.set_stance("force_eager") if config.trainer.compile else contextlib.nullcontext():
         features = feature_names(method, preprocess)[0]
-        found = find_backbone(method, lambda images: method.features(images)[features], preprocess)
+        found = find_backbone(method, features, preprocess)
     backbone, pool = found or (method.backbone, {})
     metadata = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
     save_backbone(setup.run_dir / rundir.BACKBONE, backbone, with_pooling(node, pool), preprocess, **metadata)

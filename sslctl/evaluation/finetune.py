@@ -135,15 +135,13 @@ def network_of(subject: Subject, network: str | None, pool: str | None) -> tuple
         if network == "teacher":
             raise InputError("network=teacher: weights from a file have none")
         return "backbone", pool or "own"
-    names = feature_names(method, subject.preprocess)
+    evaluated_features = feature_names(method, subject.preprocess)[0]
     has_teacher = hasattr(method, "teacher_backbone")
     if network == "teacher" and not has_teacher:
         raise InputError(f"network=teacher: {type(method).__name__} has no teacher of its own")
-    means = "mean" in names and (names[0] == "mean" or "backbone" not in names)
-    return (
-        network or ("teacher" if has_teacher and names[0] == "teacher" else "backbone"),
-        pool or ("mean" if means else "own"),
-    )
+    evaluated, pooling = method.feature_networks().get(evaluated_features, (method.backbone, "own"))
+    is_teacher = has_teacher and evaluated is method.teacher_backbone
+    return network or ("teacher" if is_teacher else "backbone"), pool or pooling
 
 
 def build_network(subject: Subject, settings: Any, source: Source, facts: Facts) -> Supervised:

@@ -51,15 +51,15 @@ class _Computed(nn.Module):
 
 
 def network_of(one: NamedNetwork) -> Network:
-    """The network behind a subject's features: a backbone alone where that gives the same, else all that the method does."""
+    """Returns the network behind a subject's features: a backbone where they are its own output, else all of the method."""
     subject, preprocess = one.subject, one.subject.preprocess
     with torch.no_grad():
         width = subject.function(preprocess.example(torch.device("cpu"))).shape[1]
-    found = find_backbone(one.method or subject.backbone, subject.function, preprocess)
-    if found:
-        return Network(found[0], *found, one.node, preprocess, subject.features, width)
-    computed = _Computed(one.method, subject.features).eval()
-    return Network(computed, None, {}, one.node, preprocess, subject.features, width)
+    backbone, pool = subject.backbone, {}
+    if one.method is not None:
+        backbone, pool = find_backbone(one.method, subject.features, preprocess) or (None, {})
+    module = backbone or _Computed(one.method, subject.features).eval()
+    return Network(module, backbone, pool, one.node, preprocess, subject.features, width)
 
 
 # --- The check ---

@@ -98,6 +98,11 @@ class Method(nn.Module):
         """(B, C, H, W) in [0, 1] -> named (B, D); the first is what evaluations take unless told otherwise."""
         return {"backbone": self.backbone(images)}
 
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        """For each of `features` that is a network's own output, that network, which files then hold: pooled its "own" way, or
+        by the "mean" over a vision transformer's patches. Features that the method makes more of are left out."""
+        return {"backbone": (self.backbone, "own")}
+
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """What the method makes of a few images, named in the order in which they are shown side by side: (n, C, h, w)
         each, in [0, 1]. Called in eval mode without gradient; empty where there is nothing to see."""

@@ -70,6 +70,9 @@ class DINO(Method):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {"teacher": self.teacher_backbone(images), "backbone": self.backbone(images)}
 
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        return super().feature_networks() | {"teacher": (self.teacher_backbone, "own")}
+
     def schedules(self, step: int) -> dict[str, float]:
         momentum = cosine_between(self.teacher_momentum, self.teacher_momentum_end, step, self.facts.total_steps)
         temperature = warmed_up(*self.teacher_temperatures, step, self.warmup_steps)

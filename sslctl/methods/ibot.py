@@ -76,6 +76,12 @@ class IBOT(Method):
         tokens = self.teacher_backbone.tokens(images)  # (B, P + L, D)
         return {"teacher": tokens[:, 0], "mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
 
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        return super().feature_networks() | {
+            "teacher": (self.teacher_backbone, "own"),
+            "mean": (self.teacher_backbone, "mean"),
+        }
+
     def schedules(self, step: int) -> dict[str, float]:
         momentum = cosine_between(self.teacher_momentum, self.teacher_momentum_end, step, self.facts.total_steps)
         temperature = warmed_up(*self.teacher_temperatures, step, self.warmup_steps)

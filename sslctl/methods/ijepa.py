@@ -67,6 +67,9 @@ class IJEPA(Method):
         mean = self.teacher_backbone.tokens(images)[:, self.prefix :].mean(1)  # the paper's, without a class token
         return {"teacher": mean, "mean": self.backbone.tokens(images)[:, self.prefix :].mean(1)}
 
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        return {"teacher": (self.teacher_backbone, "mean"), "mean": (self.backbone, "mean")}
+
     def schedules(self, step: int) -> dict[str, float]:
         start, end = self.teacher_momentum, self.teacher_momentum_end
         return {"teacher_momentum": start + (end - start) * step / self.facts.total_steps}

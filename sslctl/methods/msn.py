@@ -67,6 +67,12 @@ class MSN(Method):
         tokens = self.teacher_backbone.tokens(images)  # (B, P + L, D)
         return {"teacher": tokens[:, 0], "mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
 
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        return super().feature_networks() | {
+            "teacher": (self.teacher_backbone, "own"),
+            "mean": (self.teacher_backbone, "mean"),
+        }
+
     def schedules(self, step: int) -> dict[str, float]:
         share = step / (self.momentum_stretch * self.facts.total_steps)
         return {"teacher_momentum": self.teacher_momentum + (1 - self.teacher_momentum) * share}

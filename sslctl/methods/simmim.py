@@ -41,6 +41,9 @@ class SimMIM(Method):
         tokens = self.backbone.tokens(images)  # (B, P + L, D), nothing hidden
         return {"mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
 
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        return super().feature_networks() | {"mean": (self.backbone, "mean")}
+
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, S, S)
         mask = self.mask(batch, x)  # (B, L)

@@ -63,6 +63,9 @@ class Supervised(Method):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone" if self.prefix is None else "mean": self.pooled(images)}
 
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        return super().feature_networks() if self.prefix is None else {"mean": (self.backbone, "mean")}
+
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         with torch.set_grad_enabled(not self.frozen):
             h = self.pooled(batch.views[self.modality.group][0])  # (B, D)
