@@ -22,6 +22,7 @@ from torchvision.datasets import ImageFolder
 
 from sslctl.data.loader import batches
 from sslctl.data.sources import folder
+from sslctl.ops.allocator import keep_freed_memory
 from sslctl.ops.timing import Clock
 from sslctl.views import ViewMaker
 
@@ -91,6 +92,7 @@ def measure(one_pass: Pass) -> tuple[float, float]:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=50)

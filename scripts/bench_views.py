@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
+from sslctl.ops.allocator import keep_freed_memory
 from sslctl.views import Key, ViewMaker
 
 JITTER = (0.4, 0.4, 0.4, 0.1)  # half of the recipe's, as for small images
@@ -145,6 +146,7 @@ def microseconds(make: Callable[[], Tensor], seconds: float) -> float:
 
 @torch.no_grad()
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)

@@ -23,6 +23,7 @@ from sslctl.config.targets import allow
 from sslctl.config.validation import mistakes
 from sslctl.data.scale import choose_scale
 from sslctl.errors import InputError, Stopped, first_line, nearest
+from sslctl.ops.allocator import keep_freed_memory
 
 VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
     "pretrain": "trains a backbone without labels, then evaluates it",
@@ -163,6 +164,7 @@ def _do_job(verb: str, config: Any) -> None:
     if problems:
         raise InputError(*problems)
     overrides.refuse_unpinned_method(config)
+    keep_freed_memory()  # before tensors are made: a step asks for the same blocks again and again
     try:
         getattr(importlib.import_module(f"sslctl.commands.{name}"), name)(config)
     except SystemExit as stop:

@@ -1,3 +1,5 @@
+import platform
+
 """A step without memory: one line that says what would fit, and a run that goes on."""
 
 from types import SimpleNamespace
@@ -92,9 +94,32 @@ def test_a_process_that_reaches_its_limit_leaves_valid_checkpoints(tmp_path):
     tensors(run)
 
 
-def test_the_allocator_can_be_told_again():
+def test_the_allocator_can_be_set_again():
     for _ in range(3):
         keep_freed_memory()
-        keep_freed_memory.__wrapped__()
         blocks = [torch.full((1 << 20,), float(i)) for i in range(20)]
         assert [block.sum().item() for block in blocks] == [float(i << 20) for i in range(20)]
+
+
+FAULTS = """
+import ctypes, resource
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def faults():
+    first = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(40 << 20)
+    libc.memset(block, 1, 40 << 20)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - first
+faults()
+print(min(faults() for _ in range(5)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_a_command_keeps_the_memory_that_it_frees(spawn, workdir):
+    """A block that is asked for again faults in every page of it, unless a command was started in this process."""
+    command = "from sslctl.cli import main\nassert main(['runs', '.']) == 0\n"
+    returned, kept = (int(spawn(program=("-c", code)).out.split()[-1]) for code in (FAULTS, command + FAULTS))
+    assert kept < returned / 5

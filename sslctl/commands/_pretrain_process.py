@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from sslctl.cli import end, guarded
 from sslctl.config.targets import allow
+from sslctl.ops.allocator import keep_freed_memory
 
 
 def _end_with_parent() -> None:
@@ -31,6 +32,7 @@ def child(path: str) -> None:
     job = json.loads(Path(path).read_text())
     sys.path.extend(entry for entry in job["path"] if entry not in sys.path)
     allow(job["allow"], [])
+    keep_freed_memory()  # as the command line does for a verb
     pretrain(OmegaConf.create(job["config"]), job["command"])
 
 

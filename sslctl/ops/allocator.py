@@ -1,16 +1,12 @@
 """The C library's allocator, told to keep what large tensors free."""
 
 import ctypes
-import functools
 import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's malloc.h
+_MOST_KEPT = 1 << 30  # free bytes at the heap's end
 
 
-_KEPT = 1 << 30  # free bytes at the heap's end
-
-
-@functools.cache
 def keep_freed_memory() -> None:
     """Lets the C library use freed blocks again instead of returning them to the system.
 
@@ -23,4 +19,4 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes; setting it also stops its own adjustments
     libc.mallopt(_MMAP_MAX, 0)  # larger blocks come from the heap as well
-    libc.mallopt(_TRIM_THRESHOLD, _KEPT)
+    libc.mallopt(_TRIM_THRESHOLD, _MOST_KEPT)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.ops.allocator import keep_freed_memory
 from sslctl.random import Key
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
@@ -56,9 +55,6 @@ class ViewMaker:
     image_size: int
     dropped: tuple[str, ...] = ()
     multiple: int = 1
-
-    def __post_init__(self) -> None:
-        keep_freed_memory()
 
     def __call__(self, images: Tensor, key: Key) -> dict[str, Tensor]:
         """images: (B, C, H, W) uint8, all of one size. Returns group -> (V, B, C, h, w) float in [0, 1]."""
