@@ -15,12 +15,12 @@ import sslctl
 from sslctl.data.modality import TEXTS
 from sslctl.errors import InputError
 from sslctl.evaluation.subjects import trained
-from sslctl.factory.backbone_file import OtherFeatures, save_backbone
+from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
 from sslctl.factory.teacher import load_teacher
 from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform
 from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
-from sslctl.runs.checkpoint import newest_valid
+from sslctl.runs.checkpoint import metadata, newest_valid
 from sslctl.views.maker import resize_and_crop
 from tests.methods import built
 from tests.test_config import choices
@@ -35,8 +35,9 @@ def run(finished_run, tmp_path):
 @pytest.fixture
 def resized(run):
     """A run whose backbone sees the central 16 pixels of images whose shorter side is 20."""
-    path = run / "preprocess.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"resize": 20}))
+    path = run / "backbone.safetensors"
+    settings = json.loads(metadata(path)["preprocess"]) | {"resize": 20}
+    save_file(load_file(path), path, {**metadata(path), "preprocess": json.dumps(settings)})
     return run
 
 
@@ -265,7 +266,7 @@ def test_weights_with_other_tensors_are_refused(run, change, said):
     path = run / "backbone.safetensors"
     tensors = read(path)
     change(tensors)
-    save_file(tensors, path)
+    save_file(tensors, path, metadata(path))
     with pytest.raises(InputError) as caught:
         sslctl.load(run)
     assert str(path) in str(caught.value)
@@ -288,19 +289,8 @@ def test_weights_that_are_a_pickle_are_refused(run):
         sslctl.load(run)
 
 
-def test_a_damaged_description_is_refused_by_name(run):
-    (run / "preprocess.json").write_text("{")
-    with pytest.raises(InputError, match=r"preprocess\.json"):
-        sslctl.load(run)
-
-
-def test_a_file_without_a_description_is_built_by_the_runs_configuration(run):
-    backbone, preprocess = sslctl.load(run)
-    image = preprocess(pixels(16, 16))[None]
+def test_a_file_that_does_not_describe_itself_is_refused(run):
     path = run / "backbone.safetensors"
     save_file(load_file(path), path)
-    with pytest.warns(OtherFeatures, match="an older sslctl wrote it"):
-        assert torch.equal(sslctl.load(run)[0](image), backbone(image))
-    (run / "config.yaml").write_text("{")
-    with pytest.raises(InputError, match=r"config\.yaml"):
+    with pytest.raises(InputError, match="does not say which backbone it is of"):
         sslctl.load(run)

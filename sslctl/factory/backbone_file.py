@@ -14,7 +14,7 @@ from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform, prep
 from sslctl.models.weights import file_metadata
 from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import CheckpointError, compare, load_tensors, save_tensors
-from sslctl.runs.directory import BACKBONE, PREPROCESS, TOKENIZER, is_run, read_config, read_json
+from sslctl.runs.directory import BACKBONE, TOKENIZER, is_run
 
 
 class OtherFeatures(UserWarning):
@@ -22,7 +22,7 @@ class OtherFeatures(UserWarning):
 
 
 def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
-    """The backbone of a finished run, or of a file of `sslctl export`, in eval mode, and the transform of its input.
+    """Returns the backbone of a finished run, or of a file of `sslctl export`, in eval mode, and the transform of its input.
 
     The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim), the features that `sslctl evaluate` measures;
     normalisation is inside. Where a method makes more of them than a backbone can, an OtherFeatures warning says so. Of texts,
@@ -30,73 +30,65 @@ def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
     the directory is no finished run or any tensor does not match.
     """
     path = user_path(run)
-    file = path.is_file() and path.suffix == ".safetensors"
-    backbone, _, settings = load_backbone(path) if file else finished_run(path)
-    tokenizer = path.with_suffix(f".{TOKENIZER}") if file else path / TOKENIZER
-    return backbone.eval(), settings.to_transform(tokenizer)
+    is_file = path.is_file() and path.suffix == ".safetensors"
+    backbone, _, preprocess = load_backbone(path if is_file else backbone_of_run(path))
+    tokenizer = path.with_suffix(f".{TOKENIZER}") if is_file else path / TOKENIZER
+    return backbone.eval(), preprocess.to_transform(tokenizer)
 
 
-def finished_run(path: Path) -> tuple[Backbone, dict, Preprocess]:
-    """The backbone of a finished run, the configuration it is built from, and what it expects of an image."""
-    if not is_run(path):
-        raise InputError(f"{path} is not a run directory")
-    if not (path / BACKBONE).exists():
-        raise InputError(f"{path} is not finished: it has no {BACKBONE}")
-    settings, said = preprocess_from(read_json(path / PREPROCESS)), backbone_metadata(path / BACKBONE) or {}
-    node = json.loads(said["backbone"]) if said else read_config(path)["backbone"]
-    return _backbone_of(node, settings, path / BACKBONE, said), node, settings
+def backbone_of_run(run: Path) -> Path:
+    """Returns the file of a finished run's backbone; raises InputError where there is none."""
+    if not is_run(run):
+        raise InputError(f"{run} is not a run directory")
+    if not (run / BACKBONE).exists():
+        raise InputError(f"{run} is not finished: it has no {BACKBONE}")
+    return run / BACKBONE
 
 
 def save_backbone(
-    path: Path, backbone: Backbone, node: dict, settings: Preprocess | TextPreprocess, **more: str
+    path: Path, backbone: Backbone, node: dict, preprocess: Preprocess | TextPreprocess, **more: str
 ) -> None:
-    """Writes a safetensors file that says itself how its backbone is built and what it expects."""
-    about = {
-        "backbone": json.dumps(node),
-        "preprocess": json.dumps(vars(settings)),
-        **visual_metadata(backbone),
-        **more,
-    }
+    """Writes a safetensors file that says itself how its backbone is built, by the configuration `node`, and what it expects.
+
+    more: further metadata. "evaluated" names the features that evaluation measures instead of the backbone's own output.
+    """
+    description = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(preprocess))}
     with replacing(path) as temporary:
-        save_tensors(temporary, backbone.state_dict(), about)
+        save_tensors(temporary, backbone.state_dict(), description | visual_metadata(backbone) | more)
 
 
 def visual_metadata(backbone: Backbone) -> dict[str, str]:
-    """What a file says of a backbone that sees less than it is given."""
+    """Returns what a file says of a backbone that sees less than it is given."""
     return {"sees": "lightness"} if backbone.sees_lightness else {}
 
 
 def load_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreprocess]:
-    """What `save_backbone` wrote, as `finished_run` gives it."""
-    said = backbone_metadata(path)
-    if said is None:
+    """Reads what `save_backbone` wrote: the backbone, the configuration that it is built by, and what it expects.
+
+    Raises InputError for other files, and where any tensor is missing, of another shape or not the backbone's.
+    """
+    metadata = backbone_metadata(path)
+    if metadata is None:
         raise InputError(f"{path} does not say which backbone it is of: expected a run, or a file of sslctl export")
-    node, settings = json.loads(said["backbone"]), preprocess_from(json.loads(said["preprocess"]))
-    return _backbone_of(node, settings, path, said), node, settings
-
-
-def backbone_metadata(path: Path) -> dict[str, str] | None:
-    """What `save_backbone` wrote of a file's backbone; None for other files."""
-    said = file_metadata(path)
-    return said if {"backbone", "preprocess"} <= said.keys() else None
-
-
-def _backbone_of(node: dict, settings: Preprocess | TextPreprocess, path: Path, said: dict[str, str]) -> Backbone:
-    """A backbone with the tensors of a file, which must all be its own. said: what `about` read of it."""
+    node, preprocess = json.loads(metadata["backbone"]), preprocess_from(json.loads(metadata["preprocess"]))
     tensors = load_tensors(path)
-    backbone = build_backbone(OmegaConf.create(node), settings, with_weights=False)
-    backbone.sees_lightness = said.get("sees") == "lightness"
+    backbone = build_backbone(OmegaConf.create(node), preprocess, with_weights=False)
+    backbone.sees_lightness = metadata.get("sees") == "lightness"
     differences = compare(tensors, backbone.state_dict())
     if differences:
         raise CheckpointError(f"{path} does not fit its own configuration:", *differences)
     backbone.load_state_dict(tensors, strict=True)
-    other = f"evaluation measures this method's features={said['evaluated']}" if "evaluated" in said else ""
-    if not said:
-        other = "an older sslctl wrote it, and evaluation may measure others: those of a teacher, a mean, a lightness"
-    if other:
+    if "evaluated" in metadata:
         warnings.warn(
-            f"{path} gives the backbone's own output; {other} (sslctl export writes what is evaluated)",
+            f"{path} gives the backbone's own output; evaluation measures this method's features={metadata['evaluated']}"
+            " (sslctl export writes what is evaluated)",
             OtherFeatures,
-            stacklevel=4,
+            stacklevel=3,
         )
-    return backbone
+    return backbone, node, preprocess
+
+
+def backbone_metadata(path: Path) -> dict[str, str] | None:
+    """Returns what a file says of its backbone; None for files that `save_backbone` did not write."""
+    metadata = file_metadata(path)
+    return metadata if {"backbone", "preprocess"} <= metadata.keys() else None

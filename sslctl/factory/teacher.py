@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslctl.errors import InputError, user_path
-from sslctl.factory.backbone_file import backbone_metadata, finished_run, load_backbone, save_backbone
+from sslctl.factory.backbone_file import backbone_metadata, backbone_of_run, load_backbone, save_backbone
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.preprocess import Preprocess
 from sslctl.models.teacher import KEPT, Teacher
@@ -41,7 +41,7 @@ def load_teacher(
             f"method.teacher={where} says itself which network it is: leave backbone@method.teacher_backbone out"
         )
     if is_run(path):
-        teacher = Teacher(*finished_run(path))
+        teacher = Teacher(*load_backbone(backbone_of_run(path)))
     elif described:
         teacher = Teacher(*load_backbone(path))
     elif not path.is_file():
