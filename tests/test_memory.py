@@ -1,7 +1,6 @@
-import platform
-
 """A step without memory: one line that says what would fit, and a run that goes on."""
 
+import platform
 from types import SimpleNamespace
 
 import pytest

@@ -120,7 +120,7 @@ def test_initial_weights_leave_what_was_given():
     """Also a bias whose weight did not fit."""
     backbone = Backbone(Timm("vit_tiny_patch16_224", 1, 16, {"patch_size": 4, "embed_dim": 16, "num_heads": 2}))
     model, given = backbone.network.model, ("patch_embed.proj.bias", "blocks.0.mlp.fc1.weight", "cls_token")
-    backbone.given = frozenset(f"network.model.{name}" for name in given)
+    backbone.pretrained = frozenset(f"network.model.{name}" for name in given)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0)

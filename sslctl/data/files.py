@@ -17,7 +17,7 @@ class ImageError(RuntimeError):
 
 
 def read(path: str, channels: int) -> Tensor:
-    """One image file as (C, H, W) uint8. Raises ImageError with the path."""
+    """Reads one image file as (C, H, W) uint8. Raises ImageError with the path."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -32,22 +32,22 @@ def read(path: str, channels: int) -> Tensor:
 
 
 def common_size(paths: list[str]) -> tuple[int, int] | None:
-    """(height, width) that all images share by their headers, or None. A few are looked at first."""
-    found: tuple[int, int] | None = None
+    """Returns the (height, width) that all images share by their headers, or None. A few are looked at first."""
+    common: tuple[int, int] | None = None
     for path in paths[:: max(1, len(paths) // 16)] + paths:
         try:
             with Image.open(path) as image:
                 size = (image.height, image.width)
         except (OSError, Image.DecompressionBombError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
-        if found is not None and size != found:
+        if common is not None and size != common:
             return None
-        found = size
-    return found
+        common = size
+    return common
 
 
 def read_all(paths: list[str], channels: int, size: tuple[int, int]) -> Tensor:
-    """All images of one size as (N, C, H, W) uint8; decoding runs in threads."""
+    """Reads all images of one size as (N, C, H, W) uint8; decoding runs in threads."""
     images = torch.empty((len(paths), channels, *size), dtype=torch.uint8)
 
     def fill(index: int) -> None:

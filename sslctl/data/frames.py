@@ -37,19 +37,19 @@ class Videos(Source):
 
     @property
     def all_of_one_size(self) -> bool:
-        """Of the first video's frames; others are cropped to it."""
+        """Whether the first video's frames have the backbone's size; others are cropped to it."""
         return self.read(0).shape[1:] == (self.image_size, self.image_size)
 
     def read(self, index: int) -> Tensor:
-        """The frame in the middle (C, H, W) uint8: what frozen features are evaluated on."""
+        """Reads the frame in the middle (C, H, W) uint8: what frozen features are evaluated on."""
         return read_frames(self.paths[index], [self.counts[index] // 2], self.channels)[0]
 
     def sample(self, index: int, key: Key) -> list[Tensor]:
-        """Frames in the order of time: one from each of as many equal parts of the window. key: of this one sample."""
+        """Reads frames in the order of time: one from each of as many equal parts of the window. key: of this one sample."""
         return read_frames(self.paths[index], self.places(index, key).tolist(), self.channels)
 
     def places(self, index: int, key: Key) -> Tensor:
-        """(T,) numbers of the frames of a sample, ascending."""
+        """Returns the numbers (T,) of the frames of a sample, ascending."""
         count = self.counts[index]
         window = min(self.window or count, count)
         first = (key.uniform("frames/window")[0] * (count - window + 1)).long()
@@ -61,7 +61,7 @@ class Videos(Source):
 def frames(
     split: str, root: str | None, image_size: int | None, channels: int, frames: int, window_frames: int | None = None
 ) -> Videos:
-    """root/<video>/<frame>.png or root/<video>.mp4, without labels; root/<class>/<video>… with, in train/ and test/ or not.
+    """Reads root/<video>/<frame>.png or root/<video>.mp4, without labels; root/<class>/<video>… with, in train/ and test/ or not.
 
     A file is decoded from its beginning for every sample, also where the window lies at its end: long films are faster as
     folders of frames.
@@ -74,9 +74,11 @@ def frames(
         raise InputError(f"dataset.channels={channels}: expected 1 or 3")
     if window_frames is not None and window_frames < frames:
         raise InputError(f"dataset.window_frames={window_frames}: a sample takes dataset.frames={frames} of them")
+    # Which videos: those of the split's folder, or of the split by the hash of their names.
     base = existing_folder(root)
-    parts = (base / "train").is_dir()
-    names = sorted(_videos(base / split if parts else base))
+    has_splits = (base / "train").is_dir()
+    folder = base / split if has_splits else base
+    names = sorted(_video_names(folder))
     if not names:
         raise InputError(f"no videos in {base}: expected folders of frames, or files ending in {' '.join(_FILES)}")
     depths = {name.count("/") for name in names}
@@ -86,11 +88,10 @@ def frames(
     labelled = depths == {1}
     if not labelled and split == "test":
         raise InputError(f"{base} has no labels to evaluate on: put the videos into a folder for each class")
-    if labelled and not parts:
+    if labelled and not has_splits:
         names = [name for name in names if held_out(name) == (split == "test")]
         if not names:
             raise InputError(f"{base}: too few videos for a {split} split of a fifth; make train/ and test/ folders")
-    folder = base / split if parts else base
     paths = [os.path.join(folder, name) for name in names]
     counts = [count_frames(path) for path in paths]
     short = next((i for i, count in enumerate(counts) if count < frames), None)
@@ -98,7 +99,8 @@ def frames(
         raise InputError(
             f"{paths[short]} has {counts[short]} frame{'s' * (counts[short] != 1)}, a sample takes {frames}"
         )
-    top = base / "train" if parts else base
+    # Labels are numbers of the training split's class folders.
+    top = base / "train" if has_splits else base
     classes = tuple(sorted(d.name for d in top.iterdir() if d.is_dir())) if labelled else ()
     number = {name: i for i, name in enumerate(classes)}
     unknown = next((name for name in names if labelled and name.split("/")[0] not in number), None)
@@ -110,20 +112,20 @@ def frames(
         image_size = height if height == width <= 96 else 224
     listing = "\n".join(f"{name}\t{_size(path)}" for name, path in zip(names, paths, strict=True))
     digest = hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
-    what = (base.name, split, None, tuple(paths), labels, classes, channels, image_size, digest)
-    return Videos(*what, counts=tuple(counts), frames=frames, window=window_frames or 0)
+    own = {"counts": tuple(counts), "frames": frames, "window": window_frames or 0}
+    return Videos(base.name, split, None, tuple(paths), labels, classes, channels, image_size, digest, **own)
 
 
-def _videos(base: Path) -> list[str]:
-    """Video files, and folders that hold images, as relative POSIX paths."""
-    found = []
+def _video_names(base: Path) -> list[str]:
+    """Returns video files, and folders that hold images, as relative POSIX paths."""
+    names = []
     for directory, below, entries in os.walk(base):
         below.sort()
         place = Path(directory).relative_to(base).as_posix()
         if place != "." and any(entry.lower().endswith(EXTENSIONS) for entry in entries):
-            found.append(place)
-        found += [(Path(place) / entry).as_posix() for entry in entries if entry.lower().endswith(_FILES)]
-    return found
+            names.append(place)
+        names += [(Path(place) / entry).as_posix() for entry in entries if entry.lower().endswith(_FILES)]
+    return names
 
 
 def _frame_files(path: str) -> list[str]:
@@ -132,12 +134,12 @@ def _frame_files(path: str) -> list[str]:
 
 
 def _size(path: str) -> int:
-    """Bytes of a video's files."""
+    """Returns the bytes of a video's files."""
     return sum(map(os.path.getsize, _frame_files(path))) if os.path.isdir(path) else os.path.getsize(path)
 
 
 def count_frames(path: str) -> int:
-    """The frames of a folder or a video file. Raises InputError with the path."""
+    """Counts the frames of a folder or a video file. Raises InputError with the path."""
     if os.path.isdir(path):
         return len(_frame_files(path))
     av = _av(path)
@@ -149,24 +151,24 @@ def count_frames(path: str) -> int:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def read_frames(path: str, wanted: list[int], channels: int) -> list[Tensor]:
-    """The frames at ascending positions, (C, H, W) uint8 each. Raises files.ImageError with the path."""
+def read_frames(path: str, positions: list[int], channels: int) -> list[Tensor]:
+    """Reads the frames at ascending positions, (C, H, W) uint8 each. Raises files.ImageError with the path."""
     if os.path.isdir(path):
         names = _frame_files(path)
-        return [files.read(names[position], channels) for position in wanted]
-    av, found = _av(path), []
+        return [files.read(names[position], channels) for position in positions]
+    av, frames = _av(path), []
     try:
         with av.open(path) as container:
             for position, frame in enumerate(container.decode(video=0)):
-                if position == wanted[len(found)]:
+                if position == positions[len(frames)]:
                     pixels = frame.to_ndarray(format="gray" if channels == 1 else "rgb24")
                     tensor = torch.from_numpy(np.ascontiguousarray(pixels))
-                    found.append(tensor[None] if channels == 1 else tensor.permute(2, 0, 1))
-                    if len(found) == len(wanted):
-                        return found
+                    frames.append(tensor[None] if channels == 1 else tensor.permute(2, 0, 1))
+                    if len(frames) == len(positions):
+                        return frames
     except (av.FFmpegError, IndexError) as error:
         raise files.ImageError(f"cannot read {path}: {error}") from error
-    raise files.ImageError(f"cannot read {path}: it ends before frame {wanted[len(found)]}")
+    raise files.ImageError(f"cannot read {path}: it ends before frame {positions[len(frames)]}")
 
 
 def _first_frame(path: str, channels: int) -> Tensor:
@@ -177,7 +179,7 @@ def _first_frame(path: str, channels: int) -> Tensor:
 
 
 def _av(path: str):
-    """PyAV, where it is installed."""
+    """Imports PyAV; raises InputError where it is not installed."""
     try:
         import av
     except ImportError:

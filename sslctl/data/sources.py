@@ -67,24 +67,24 @@ class Source:
         return self.images is not None and self.images.shape[2:] == (self.image_size, self.image_size)
 
     def read(self, index: int) -> Tensor:
-        """One image as (C, H, W) uint8."""
+        """Reads one image as (C, H, W) uint8."""
         return self.images[index] if self.images is not None else files.read(self.paths[index], self.channels)
 
     def sample(self, index: int, key: Key) -> list[Tensor]:
-        """The images of one sample, which share a crop. key: of this one sample."""
+        """Reads the images of one sample, which share a crop. key: of this one sample."""
         return [self.read(index)]
 
     def summary(self) -> str:
-        """What there is, for the plan."""
+        """Returns what there is, for the plan."""
         return f"{len(self):,} images of {self.channels}×{self.image_size}×{self.image_size}"
 
     def describe(self, index: int) -> str:
-        """How to find an image again: its path, or its number."""
+        """Returns how to find an image again: its path, or its number."""
         number = self.original_rows[index] if self.original_rows else index
         return self.paths[index] if self.paths else f"{self.name} {self.split} image {number}"
 
     def subset(self, rows: Tensor) -> "Source":
-        """The samples at rows (n,), in that order, as a source; its hash is of the content and the rows."""
+        """Returns the samples at rows (n,), in that order, as a source; its hash is of the content and the rows."""
         chosen = rows.tolist()
         parts = {name: _taken(getattr(self, name), rows) for name in self.per_sample}
         original_rows = tuple(self.original_rows[row] for row in chosen) if self.original_rows else tuple(chosen)
@@ -93,7 +93,7 @@ class Source:
 
 
 def _taken(values: Tensor | tuple | None, rows: Tensor) -> Tensor | tuple | None:
-    """The entries at rows; nothing stays nothing."""
+    """Returns the entries at rows; nothing stays nothing."""
     return values[rows] if isinstance(values, Tensor) else values and tuple(values[row] for row in rows.tolist())
 
 
@@ -166,7 +166,7 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 
 def cifar10(split: str, image_size: int, root: str | None, download: bool, memory_gb: float) -> Source:
-    """CIFAR-10 from its binary version (data_batch_1.bin …), or from train/<class>/ and test/<class>/ folders of images.
+    """Reads CIFAR-10 from its binary version (data_batch_1.bin …), or from train/<class>/ and test/<class>/ folders of images.
 
     The Python version is not read: it is a pickle.
     """
@@ -200,7 +200,7 @@ def _cifar_rows(path: Path) -> np.ndarray:
 def imagefolder(
     split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float, name: str | None = None
 ) -> Source:
-    """Class folders: root/train/<class>/… and root/test/<class>/… (or val/), or root/<class>/… alone.
+    """Reads class folders: root/train/<class>/… and root/test/<class>/… (or val/), or root/<class>/… alone.
 
     Without a test folder, a fixed fifth of the images, drawn by the hash of their names, is the test split and is never
     trained on. image_size None: that of the images when they are all equal and small, else 224.
@@ -234,7 +234,7 @@ def imagefolder(
 
 
 def folder(split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float) -> Source:
-    """All images below a folder, flat or nested, without labels."""
+    """Reads all images below a folder, flat or nested, without labels."""
     base = listing.existing_folder(root)
     if split == "test":
         raise InputError(
@@ -273,7 +273,7 @@ def _from_files(
 
 
 def data_home() -> Path:
-    """Where downloads go: $SSLCTL_DATA, or sslctl/ in the user's cache folder."""
+    """Returns where downloads go: $SSLCTL_DATA, or sslctl/ in the user's cache folder."""
     cache = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
     home = user_path(os.environ.get("SSLCTL_DATA", cache / "sslctl" / "data"))
     home.mkdir(parents=True, exist_ok=True)

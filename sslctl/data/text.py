@@ -37,9 +37,9 @@ class Texts(Source):
         return hashlib.blake2b(self.tokenizer.encode(), digest_size=16).hexdigest()
 
     def spelt(self) -> tuple[str, ...]:
-        """(V,) what each token is written as, for people; the end of a line as \\n."""
-        made = _library().Tokenizer.from_str(self.tokenizer)
-        pieces = (made.decode([i], skip_special_tokens=False) for i in range(self.vocabulary))
+        """Returns what each of the V tokens is written as, for people; the end of a line as \\n."""
+        tokenizer = _library().Tokenizer.from_str(self.tokenizer)
+        pieces = (tokenizer.decode([i], skip_special_tokens=False) for i in range(self.vocabulary))
         return tuple(piece.replace("\n", "\\n").replace("\t", " ").replace("\r", "") for piece in pieces)
 
     def summary(self) -> str:
@@ -50,7 +50,7 @@ class Texts(Source):
 
 
 def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: str | None) -> Texts:
-    """root/*.txt, nested or not, without labels; root/<class>/*.txt when all files lie in class folders: with labels.
+    """Reads root/*.txt, nested or not, without labels; root/<class>/*.txt when all files lie in class folders: with labels.
 
     root/train/ and root/test/ (or val/), each of this kind, are the splits where they are there; else a fixed fifth of a
     labelled dataset's samples is the test split. The vocabulary is learnt from the training files' whole text, the held-out fifth
@@ -61,20 +61,22 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
     if length < 2:
         raise InputError(f"dataset.length={length}: a sample is [CLS] and at least one token")
     base = existing_folder(root)
-    learnt, folder = _folders(base, split)
-    training = _contents(learnt)
-    texts = training if folder == learnt else _contents(folder)
-    made = _tokenizer(list(training.values()), vocabulary, tokenizer)
-    classes = _classes(learnt, list(training))
+    train_folder, folder = _folders(base, split)
+    # The vocabulary and the classes are those of the training files, whatever the split.
+    training = _contents(train_folder)
+    texts = training if folder == train_folder else _contents(folder)
+    encoder = _tokenizer(list(training.values()), vocabulary, tokenizer)
+    classes = _classes(train_folder, list(training))
     if not classes and split == "test":
         raise InputError(f"{base} has no labels to evaluate on: put the files into a folder for each class")
     unknown = sorted({path.parent.name for path in texts} - set(classes)) if classes else []
     if unknown:
-        raise InputError(f"{folder}: class folder {unknown[0]} does not exist in {learnt}")
-    rows, labels, names, short, words = [], [], [], 0, 0
+        raise InputError(f"{folder}: class folder {unknown[0]} does not exist in {train_folder}")
+    # Each file is cut into pieces of length - 1 tokens, which [CLS] goes before.
+    rows, labels, paths, short, count = [], [], [], 0, 0
     for path, content in texts.items():
-        ids = torch.tensor(made.encode(content).ids, dtype=torch.int64)
-        words += len(ids)
+        ids = torch.tensor(encoder.encode(content).ids, dtype=torch.int64)
+        count += len(ids)
         pieces = ids[: len(ids) // (length - 1) * (length - 1)].view(-1, length - 1)  # a rest is left out
         short += not len(pieces)
         for number, piece in enumerate(pieces):
@@ -82,23 +84,22 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
             if not classes or folder != base or held_out(name) == (split == "test"):
                 rows.append(torch.cat([torch.tensor([CLS]), piece]))
                 labels.append(classes.index(path.parent.name) if classes else -1)
-                names.append(str(path))
+                paths.append(str(path))
     if not rows:
-        raise InputError(f"{folder}: {words} tokens are too few for samples of {length} (dataset.length)")
+        raise InputError(f"{folder}: {count} tokens are too few for samples of {length} (dataset.length)")
     if short:
         print(
             f"  {short} of {len(texts)} files in {folder} are shorter than {length - 1} tokens and left out (dataset.length)"
         )
     tokens, labels = torch.stack(rows), torch.tensor(labels)
-    saved = made.to_str()
-    digest = hashlib.blake2b(tokens.numpy().tobytes() + labels.numpy().tobytes() + saved.encode(), digest_size=16)
-    size = made.get_vocab_size()
-    what = (base.name, split, None, tuple(names), labels, classes, 1, length, digest.hexdigest())
-    return Texts(*what, tokens=tokens, tokenizer=saved, vocabulary=size)
+    content = tokens.numpy().tobytes() + labels.numpy().tobytes() + encoder.to_str().encode()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    own = {"tokens": tokens, "tokenizer": encoder.to_str(), "vocabulary": encoder.get_vocab_size()}
+    return Texts(base.name, split, None, tuple(paths), labels, classes, 1, length, digest, **own)
 
 
 def _folders(base: Path, split: str) -> tuple[Path, Path]:
-    """(the training texts', this split's) folder: train/ and test/ or val/, or the base for both."""
+    """Returns the training texts' folder and this split's: train/ and test/ or val/, or the base for both."""
     train, test = base / "train", next((d for d in (base / "test", base / "val") if d.is_dir()), None)
     if not train.is_dir():
         return base, base
@@ -108,18 +109,18 @@ def _folders(base: Path, split: str) -> tuple[Path, Path]:
 
 
 def _contents(folder: Path) -> dict[Path, str]:
-    """The .txt files below a folder, sorted, each read once. Raises InputError where there are none, or where one is empty."""
-    found = {path: _read(path) for path in sorted(folder.rglob("*.txt")) if path.is_file()}
-    if not found:
+    """Reads the .txt files below a folder, sorted, each once. Raises InputError where there are none, or where one is empty."""
+    contents = {path: _read(path) for path in sorted(folder.rglob("*.txt")) if path.is_file()}
+    if not contents:
         raise InputError(f"no .txt files in {folder}")
-    empty = next((path for path, content in found.items() if not content.strip()), None)
+    empty = next((path for path, content in contents.items() if not content.strip()), None)
     if empty:
         raise InputError(f"{empty} is empty")
-    return found
+    return contents
 
 
 def _classes(folder: Path, paths: list[Path]) -> tuple[str, ...]:
-    """The class folders' names where every file lies in one; says so where only some do, and there are no labels then."""
+    """Returns the class folders' names where every file lies in one; says so where only some do, and there are no labels then."""
     outside = [path for path in paths if len(path.relative_to(folder).parts) != 2]
     if not outside:
         return tuple(sorted({path.parent.name for path in paths}))
@@ -138,7 +139,7 @@ def _read(path: Path) -> str:
 
 
 def _tokenizer(contents: list[str], vocabulary: int, saved: str | None) -> Any:
-    """A tokenizer from a file, or byte pairs learnt from the texts (Sennrich et al. 2016, arXiv:1508.07909)."""
+    """Reads a tokenizer from a file, or learns byte pairs of the texts (Sennrich et al. 2016, arXiv:1508.07909)."""
     tokenizers = _library()
     if saved and saved.startswith("{"):  # a tokenizer itself: that of a run's training texts for its eval_dataset
         return tokenizers.Tokenizer.from_str(saved)
@@ -146,28 +147,28 @@ def _tokenizer(contents: list[str], vocabulary: int, saved: str | None) -> Any:
         path = user_path(saved)
         if not path.is_file():
             raise InputError(f"dataset.tokenizer={path}: no such file")
-        made = tokenizers.Tokenizer.from_file(str(path))
-        wrong = [token for i, token in enumerate(SPECIAL) if made.token_to_id(token) != i]
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        wrong = [token for i, token in enumerate(SPECIAL) if tokenizer.token_to_id(token) != i]
         if wrong:
             raise InputError(f"dataset.tokenizer={path}: its first tokens are not {', '.join(SPECIAL)}")
-        return made
+        return tokenizer
     if vocabulary < 256 + len(SPECIAL):
         raise InputError(f"dataset.vocabulary={vocabulary}: the {256 + len(SPECIAL)} bytes and special tokens at least")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=list(SPECIAL),
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator(contents, trainer)
-    return made
+    tokenizer.train_from_iterator(contents, trainer)
+    return tokenizer
 
 
 def _library() -> Any:
-    """The tokenizers package, where it is installed."""
+    """Imports the tokenizers package; raises InputError where it is not installed."""
     try:
         import tokenizers
     except ImportError:

@@ -17,7 +17,7 @@ from sslctl.views import ViewMaker
 
 
 def build_source(node: Any, split: str) -> Source:
-    """A split of the dataset of a configuration."""
+    """Builds a split of the dataset of a configuration."""
     target, arguments = bind(node, "dataset", given=("split",))
     return target(split=split, **arguments)
 
@@ -35,16 +35,16 @@ def modality_of(network: Network | type[Network]) -> Modality:
 def build_backbone(
     node: Any, preprocess: Preprocess | TextPreprocess, *, with_weights: bool = True, key: str = "backbone"
 ) -> Backbone:
-    """The backbone of a configuration, with the weights that backbone.weights names. key: where the configuration has it."""
+    """Builds a configuration's backbone, with the weights that backbone.weights names. key: where the configuration has it."""
     target, arguments = bind_backbone(node)
     takes, has = modality_of(target), preprocess.modality
     if takes != has:
         raise InputError(
             f"backbone: {target.__name__} takes {takes.plural}, the dataset has {has.plural}: {has.network_example}"
         )
-    told = {name: getattr(preprocess, name) for name in has.network_arguments}
+    arguments |= {name: getattr(preprocess, name) for name in has.network_arguments}
     try:
-        backbone = preprocess.to_backbone(target(**arguments, **told))
+        backbone = preprocess.to_backbone(target(**arguments))
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"backbone: {error}") from error
     if with_weights and node.get("weights"):
@@ -53,12 +53,13 @@ def build_backbone(
 
 
 def bind_method(node: Any):
+    """Returns a method's class and its arguments, without those that a run gives."""
     given = ("backbone", "facts", "teacher") if "teacher" in node else ("backbone", "facts")
     return bind(node, "method", given=given)
 
 
 def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | None = None) -> Method:
-    """The method of a configuration around a backbone. teacher: a frozen one, where the configuration asks for it."""
+    """Builds the method of a configuration around a backbone. teacher: a frozen one, where the configuration asks for it."""
     target, arguments = bind_method(node)
     if teacher is not None:
         arguments["teacher"] = teacher
@@ -69,7 +70,7 @@ def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | Non
 
 
 def build_views(config: Any, image_size: int, dropped: tuple[str, ...], multiple: int = 1) -> ViewMaker:
-    """multiple: of pixels that the views' sides are, for networks of patches."""
+    """Builds what makes the views. multiple: of pixels that the views' sides are, for networks of patches."""
     return ViewMaker(OmegaConf.to_container(config.augmentation, resolve=True), image_size, dropped, multiple)
 
 
@@ -81,17 +82,17 @@ def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: 
         )
     (least, most), (count, _) = method.global_views, views.sizes()["global"]
     if count < least or count > (most or count):
-        wanted = f"{least} global views" if most == least else f"{least} global views or more"
+        number = f"{least} global views" if most == least else f"{least} global views or more"
         raise InputError(
-            f"method={names.method} compares {wanted}, the augmentation makes {count}: augmentation.global.count={least}"
+            f"method={names.method} compares {number}, the augmentation makes {count}: augmentation.global.count={least}"
         )
 
 
 def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:
     """Raises InputError for views of other sizes than the images' where a backbone takes only these."""
-    other = [f"{group} views of {size}" for group, (_, size) in views.sizes().items() if size != image_size]
-    if other and getattr(backbone.network, "fixed_size", False):
+    others = [f"{group} views of {size}" for group, (_, size) in views.sizes().items() if size != image_size]
+    if others and getattr(backbone.network, "fixed_size", False):
         raise InputError(
-            f"this backbone takes images of {image_size} pixels only, the augmentation makes {' and '.join(other)}:"
+            f"this backbone takes images of {image_size} pixels only, the augmentation makes {' and '.join(others)}:"
             " choose an augmentation with one size, or a convolutional backbone"
         )

@@ -12,7 +12,7 @@ from sslctl.factory.from_config import build_backbone, build_method, build_views
 from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
-from sslctl.models.teacher import KEPT
+from sslctl.models.teacher import TEACHER
 from sslctl.models.vit import patch_size_of
 from sslctl.runs import checkpoint
 from sslctl.runs.directory import ENVIRONMENT, PREPROCESS, TOKENIZER, find_runs, read_config, read_json
@@ -21,14 +21,13 @@ from sslctl.views.maker import dropped_operations
 
 
 def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
-    """(run, checkpoint) for every run that ckpt= names: runs, checkpoints of runs, or directories searched for runs.
+    """Returns (run, checkpoint) for every run that ckpt= names: runs, checkpoints of runs, or directories searched for runs.
 
     Of a directory, runs without a checkpoint are left out and named; one that ckpt= names itself is refused.
     """
-    words = [ckpt] if isinstance(ckpt, str) else list(ckpt or [])
-    found = []
-    for word in words:
-        path = user_path(word)
+    resolved = []
+    for name in [ckpt] if isinstance(ckpt, str) else list(ckpt or []):
+        path = user_path(name)
         if not path.exists():
             raise InputError(f"ckpt={path}: no such run")
         if path.is_file():
@@ -38,7 +37,7 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
             )
         if path.name.startswith("step-") and (path / "manifest.json").exists():
             checkpoint.verify(path)
-            found.append((path.resolve().parents[1], path))
+            resolved.append((path.resolve().parents[1], path))
             continue
         runs = find_runs(path)
         if not runs:
@@ -49,46 +48,47 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
             raise InputError(*(f"ckpt={run}: this run has no valid checkpoint yet" for run in empty))
         for run in empty:
             print(f"left out: {run} has no valid checkpoint yet")
-        found += [(run, newest[run]) for run in runs if newest[run] is not None]
-    return found
+        resolved += [(run, newest[run]) for run in runs if newest[run] is not None]
+    return resolved
 
 
 def with_tokenizer(node: Any, run: Path) -> Any:
-    """A dataset's configuration with the tokenizer of a run, where the dataset is of texts and names none."""
-    kept = run / TOKENIZER
-    if "tokenizer" not in node or node.tokenizer or not kept.exists():
+    """Returns a dataset's configuration with the tokenizer of a run, where the dataset is of texts and names none."""
+    tokenizer = run / TOKENIZER
+    if "tokenizer" not in node or node.tokenizer or not tokenizer.exists():
         return node
-    return OmegaConf.merge(node, {"tokenizer": str(kept)})
+    return OmegaConf.merge(node, {"tokenizer": str(tokenizer)})
 
 
 def dataset_of(run: Path, key: str = "dataset") -> Any:
-    """A dataset's configuration of a run; a relative root is looked for here, then where the run was started."""
+    """Returns a dataset's configuration of a run; a relative root is looked for here, then where the run was started."""
     node = OmegaConf.create(read_config(run)[key])
     root = node.get("root")
     if root and not user_path(root).exists():
-        there = Path(read_json(run / ENVIRONMENT)["cwd"]) / user_path(root)
-        if there.exists():
-            node.root = str(there)
+        from_start = Path(read_json(run / ENVIRONMENT)["cwd"]) / user_path(root)
+        if from_start.exists():
+            node.root = str(from_start)
     return with_tokenizer(node, run)
 
 
 def run_preprocess(run: Path) -> Preprocess | TextPreprocess:
+    """Reads what a run's backbone expects of a sample."""
     return preprocess_from(read_json(run / PREPROCESS))
 
 
 def load_method(run: Path, backbone_node: Any | None = None) -> Method:
-    """The method of a run as its configuration says, untrained. backbone_node: another backbone than the run's."""
+    """Builds the method of a run as its configuration says, untrained. backbone_node: another backbone than the run's."""
     config = OmegaConf.create(read_config(run))
     torch.manual_seed(config.seed)
     facts = Facts(**read_json(run / ENVIRONMENT)["facts"])
     preprocess = run_preprocess(run)
     backbone = build_backbone(backbone_node or config.backbone, preprocess, with_weights=False)
-    teacher = load_teacher(str(run / KEPT), None, preprocess) if "teacher" in config.method else None
+    teacher = load_teacher(str(run / TEACHER), None, preprocess) if "teacher" in config.method else None
     return build_method(config.method, backbone, facts, teacher)
 
 
 def views_of(settings: Any, source: Source, method: Method) -> ViewMaker:
-    """What makes the views of a run, as its configuration says."""
+    """Builds what makes the views of a run, as its configuration says."""
     augmentation = OmegaConf.to_container(settings.augmentation, resolve=True)
     dropped = dropped_operations(augmentation, list(settings.dataset.get("drops") or []), source.channels)
     return build_views(settings, source.image_size, tuple(dropped), patch_size_of(method.backbone.network))

@@ -10,7 +10,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.factory.backbone_file import backbone_metadata, backbone_of_run, load_backbone, save_backbone
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.preprocess import Preprocess
-from sslctl.models.teacher import KEPT, Teacher
+from sslctl.models.teacher import TEACHER, Teacher
 from sslctl.models.weights import read_weights
 from sslctl.runs.directory import is_run
 
@@ -19,7 +19,7 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 def save_teacher(teacher: Teacher, run_dir: Path) -> None:
     """Writes the teacher beside the run's checkpoints, unless it is there."""
-    path = run_dir / KEPT
+    path = run_dir / TEACHER
     if not path.exists():
         save_backbone(path, teacher.network, teacher.node, teacher.preprocess)
 
@@ -27,10 +27,11 @@ def save_teacher(teacher: Teacher, run_dir: Path) -> None:
 def load_teacher(
     where: str | None, node: Any | None, preprocess: Preprocess, own: dict[str, Any] | None = None
 ) -> Teacher:
-    """where: a finished run, a file kept by `Teacher.keep`, or weights of the backbone that node configures.
+    """Loads a frozen teacher, from one of three places.
 
-    preprocess: of the student, whose images the teacher gets. own: mean and std that a file's weights were trained with. Raises
-    InputError for weights that do not match in full, and for another number of channels.
+    where: a finished run, a file of `save_backbone`, or weights of the backbone that node configures. preprocess: of
+    the student, whose images the teacher gets. own: mean and std that a file's weights were trained with. Raises InputError
+    for weights that do not match in full, and for another number of channels.
     """
     if not where:
         raise InputError("method.teacher is missing: a finished run, or a file with backbone@method.teacher_backbone=…")
@@ -60,7 +61,7 @@ def load_teacher(
 
 
 def _foreign_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
-    """A teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
+    """Builds a teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
     norm = {name: list(own.get(name) or _usual(name, preprocess)) for name in IMAGENET}
     if {len(values) for values in norm.values()} != {preprocess.channels}:
         raise InputError(f"method.teacher_mean and method.teacher_std: expected {preprocess.channels} values each")
@@ -68,12 +69,12 @@ def _foreign_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Pre
         first = next((t for name, t in read_weights(path).items() if name.endswith("conv1.weight")), None)
         node = OmegaConf.merge(node, {"stem": "imagenet" if first is not None and first.shape[-1] == 7 else "small"})
     weighted = OmegaConf.merge(node, {"weights": str(path)})
-    kept = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)
+    unweighted = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)  # builds it again
     settings = replace(preprocess, **norm)
     print(f"  teacher: images normalised by mean {norm['mean']}, std {norm['std']}")
-    return Teacher(build_backbone(weighted, settings, key="method.teacher_backbone"), kept, settings)
+    return Teacher(build_backbone(weighted, settings, key="method.teacher_backbone"), unweighted, settings)
 
 
 def _usual(name: str, preprocess: Preprocess) -> list[float]:
-    """ImageNet's for colour images, which nearly all published weights were trained with; else the student's."""
+    """Returns ImageNet's mean or std for colour images, of which nearly all published weights are; else the student's."""
     return IMAGENET[name] if preprocess.channels == 3 else getattr(preprocess, name)

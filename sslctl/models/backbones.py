@@ -19,11 +19,11 @@ class Backbone(nn.Module):
     network: maps normalised (B, C, H, W) to (B, embed_dim); what else it may have is in `sslctl.models.network`.
     mean, std: one value a channel, of images in [0, 1]; saved with the weights. None for token ids, which go in as they are.
     sees_lightness: a method may set it; colour images are then seen without their colours (sslctl.ops.color_space).
-    given: names of the tensors that came from a file, which no method initialises again.
+    pretrained: names of the tensors that came from a file, which no method initialises again.
     """
 
     sees_lightness = False
-    given: frozenset[str] = frozenset()
+    pretrained: frozenset[str] = frozenset()
 
     def __init__(self, network: Network, mean: list[float] | None = None, std: list[float] | None = None):
         super().__init__()
@@ -79,7 +79,7 @@ def describe(network: Network) -> str:
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module]:
-    """batch: BatchNorm. layer: over all channels and places of one image (GroupNorm of one group), which mixes no images."""
+    """Returns a layer's class. batch: BatchNorm. layer: GroupNorm of one group, over one image's channels and places."""
     if name not in ("batch", "layer"):
         raise ValueError(f"backbone.norm={name}: expected batch or layer")
     return nn.BatchNorm2d if name == "batch" else functools.partial(nn.GroupNorm, 1)

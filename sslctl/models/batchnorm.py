@@ -34,11 +34,11 @@ class _Grouped(_BatchNorm):
         return self._together(x, processes // self.groups)
 
     def _factor(self) -> float:
-        """How much of the running statistics a batch replaces."""
+        """Returns the share of the running statistics that a batch replaces."""
         return 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
 
     def _apart(self, x: Tensor, groups: int) -> Tensor:
-        """This process holds so many whole groups."""
+        """Normalises so many whole groups that this process holds."""
         if len(x) % groups:
             raise ValueError(f"a batch of {len(x)} does not divide into {groups} BatchNorm groups")
         parts, means, variances = [], [], []
@@ -55,7 +55,7 @@ class _Grouped(_BatchNorm):
         return torch.cat(parts)
 
     def _together(self, x: Tensor, processes: int) -> Tensor:
-        """So many processes share a group."""
+        """Normalises this process's part of a group that so many processes share."""
         first = distributed.rank() // processes * processes
         y, mean, variance = _Synchronized.apply(x, self.eps, slice(first, first + processes))
         count = x.numel() // x.shape[1] * processes
@@ -128,27 +128,27 @@ def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
 
 
 def synchronize_batchnorm(module: nn.Module) -> None:
-    """With several processes: makes every BatchNorm that is in no groups yet one over all of them."""
+    """Makes, with several processes, every BatchNorm that is in no groups yet one over all of them."""
     for child in module.modules():
         if isinstance(child, _BatchNorm) and not isinstance(child, _Grouped):
             group_batchnorm(child, 1)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """The running means and variances inside a module."""
+    """Returns the running means and variances inside a module."""
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.running_mean is not None]
     return [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
 
 
 def separate_statistics(module: nn.Module) -> list[Tensor]:
-    """The running means and variances that a step with several processes leaves different in each."""
+    """Returns the running means and variances that a step with several processes leaves different in each."""
     norms = [child for child in module.modules() if isinstance(child, _Grouped) and child.training and child.groups > 1]
     return [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
 
 
 @contextlib.contextmanager
 def calibrating(module: nn.Module) -> Iterator[None]:
-    """Running means and variances begin anew and become the mean of the batches that pass meanwhile; where none do they stay.
+    """Begins running means and variances anew: they become the mean of the batches that pass meanwhile; where none do they stay.
 
     Those of untrained weights are 0 and 1 until then, which are the statistics of no images.
     """
@@ -169,5 +169,5 @@ def calibrating(module: nn.Module) -> Iterator[None]:
 
 
 def takes_batch_statistics(module: nn.Module) -> bool:
-    """Whether a BatchNorm inside normalises by the batch it is given, and not by its running statistics."""
+    """Says whether a BatchNorm inside normalises by the batch it is given, and not by its running statistics."""
     return any(isinstance(child, _BatchNorm) and child.training for child in module.modules())

@@ -19,7 +19,7 @@ def image_decoder(backbone: Backbone, in_dim: int, channels: int, image_size: in
 
 
 class MLPDecoder(nn.Module):
-    """The widths of an MLP backbone in reverse."""
+    """Maps features to pixels through the widths of an MLP backbone in reverse."""
 
     def __init__(self, network: MLP, in_dim: int, channels: int, image_size: int):
         super().__init__()

@@ -5,7 +5,7 @@ from sslctl.models.network import Network
 
 
 def layer_depths(network: Network) -> tuple[dict[str, int], int]:
-    """({parameter: depth}, depth of a classifier behind it): 0 for the first layer, then one more each.
+    """Returns {parameter: depth} and the depth of a classifier behind the network: 0 for the first layer, then one more each.
 
     A network says with `layer_names() -> [(name, …), …]` which of its modules and parameters make each layer, from its
     input on. What is in none of them (a final norm) is as deep as the classifier. Raises InputError for a network that
@@ -23,7 +23,7 @@ def layer_depths(network: Network) -> tuple[dict[str, int], int]:
 
 
 def decayed_groups(network: Network, layer_decay: float) -> list[dict]:
-    """Groups with lr_scale = layer_decay^(L + 1 - depth), where L + 1 is the classifier's depth, whose scale is 1.
+    """Returns groups with lr_scale = layer_decay^(L + 1 - depth), where L + 1 is the classifier's depth, whose scale is 1.
 
     Clark et al. 2020 (ELECTRA, arXiv:2003.10555); BEiT (arXiv:2106.08254); MAE's official code, util/lr_decay.py.
     """

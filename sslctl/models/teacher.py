@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sslctl.errors import InputError, first_line
 from sslctl.models.preprocess import Preprocess
 
-KEPT = "teacher.safetensors"
+TEACHER = "teacher.safetensors"  # in a run directory
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Teacher:
             self(torch.zeros(1, self.preprocess.channels, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
             own = self.preprocess.image_size
-            words = f", its own images had {own}" if own != size else ""
+            trained_on = f", its own images had {own}" if own != size else ""
             raise InputError(
-                f"method.teacher={where} cannot take views of {size} pixels{words}: {first_line(error)}"
+                f"method.teacher={where} cannot take views of {size} pixels{trained_on}: {first_line(error)}"
             ) from error

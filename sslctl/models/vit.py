@@ -18,7 +18,7 @@ def timm_if_imported() -> ModuleType | None:
 
 
 def require_vit(network: nn.Module) -> nn.Module:
-    """timm's VisionTransformer inside a network. Raises ValueError where there is none."""
+    """Returns timm's VisionTransformer inside a network. Raises ValueError where there is none."""
     from timm.models.vision_transformer import VisionTransformer
 
     model = getattr(network, "model", None)
@@ -30,18 +30,18 @@ def require_vit(network: nn.Module) -> nn.Module:
 def require_class_token(model: nn.Module) -> None:
     """Raises ValueError where a vision transformer's output is not its class token."""
     if model.cls_token is None or model.global_pool != "token":
-        found = "no class token" if model.cls_token is None else f"global_pool={model.global_pool}"
-        raise ValueError(f"this method learns by the class token, this backbone has {found}: backbone=small_vit")
+        pooling = "no class token" if model.cls_token is None else f"global_pool={model.global_pool}"
+        raise ValueError(f"this method learns by the class token, this backbone has {pooling}: backbone=small_vit")
 
 
 def patch_size_of(network: nn.Module) -> int:
-    """Side of a network's patches in pixels; 1 for networks without patches."""
+    """Returns the side of a network's patches in pixels; 1 for networks without patches."""
     size = getattr(getattr(getattr(network, "model", None), "patch_embed", None), "patch_size", None)
     return max(size) if isinstance(size, tuple) else size or 1
 
 
 def grid_of(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """(rows, columns) of patches in images (B, C, H, W)."""
+    """Returns how many (rows, columns) of patches images (B, C, H, W) have."""
     height, width = model.patch_embed.patch_size
     return images.shape[-2] // height, images.shape[-1] // width
 
@@ -76,7 +76,7 @@ def fix_positions_(backbone: nn.Module) -> None:
     """
     model = require_vit(backbone.network)
     model.pos_embed.requires_grad_(False)
-    if "network.model.pos_embed" in backbone.given:
+    if "network.model.pos_embed" in backbone.pretrained:
         return
     rows, columns = model.patch_embed.grid_size
     extra = model.pos_embed.shape[1] - rows * columns  # positions of prefix tokens stay zero
@@ -120,19 +120,19 @@ def blocks(dim: int, depth: int, heads: int) -> list[nn.Module]:
 
 
 def initialize_(*modules: nn.Module) -> None:
-    """MAE's initial weights: Xavier's for linear layers and for the patches' convolution seen as one, tokens of 0.02.
+    """Draws MAE's initial weights: Xavier's for linear layers and for the patches' convolution seen as one, tokens of 0.02.
 
-    Those that a backbone was given stay.
+    Those that a backbone has from a file stay.
     """
     for module in modules:
-        given = getattr(module, "given", ())
+        pretrained = getattr(module, "pretrained", ())
         for name, part in module.named_modules():
             if not isinstance(part, nn.Linear | nn.Conv2d):
                 continue
-            if f"{name}.weight" not in given:
+            if f"{name}.weight" not in pretrained:
                 nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
-            if part.bias is not None and f"{name}.bias" not in given:
+            if part.bias is not None and f"{name}.bias" not in pretrained:
                 nn.init.zeros_(part.bias)
         for name, token in module.named_parameters():
-            if name.endswith("cls_token") and name not in given:
+            if name.endswith("cls_token") and name not in pretrained:
                 nn.init.normal_(token, std=0.02)

@@ -25,9 +25,9 @@ _NESTED = ("state_dict", "model", "model_state_dict", "teacher")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file, or of a run's backbone: the one that was evaluated, before the end its student.
+    """Reads the named tensors of a file, or of a run's backbone: the one that was evaluated, before the end its student.
 
-    Never runs code from the file.
+    Never runs code from the file. Raises CheckpointError where there is no dictionary of tensors.
     """
     if is_run(path):
         return _run_backbone(path)
@@ -59,88 +59,92 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "ba
     the configuration has the backbone.
     """
     file = user_path(path)
-    found = read_weights(file)
-    expected = backbone.state_dict()
-    inner = {name.removeprefix("network."): name for name in expected if name.startswith("network.")}
-    renamed = max(
-        (_rename(found, prefix, inner, expected) for prefix in _PREFIXES), key=lambda r: len(r.keys() & expected.keys())
-    )
-    own = {"mean", "std"}  # the normalisation is sslctl's; foreign files have none
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # absent in old files, not used
-    matched = {n: t for n, t in renamed.items() if n in expected and t.shape == expected[n].shape}
-    unexpected = {n for n in renamed if n not in expected}
-    classifiers = {n for n in unexpected if n.removeprefix("network.").startswith(_CLASSIFIERS)}
-    needed = {n: t for n, t in expected.items() if n in matched or n not in own | counters}
-    differences = compare({n: t for n, t in renamed.items() if n not in classifiers}, needed)
+    theirs, ours = read_weights(file), backbone.state_dict()
+
+    # The file's names in the backbone's own terms, by the wrapper's prefix under which most of them fit.
+    inner = {name.removeprefix("network."): name for name in ours if name.startswith("network.")}
+    renamings = (_rename(theirs, prefix, inner, ours) for prefix in _PREFIXES)
+    tensors = max(renamings, key=lambda renamed: len(renamed.keys() & ours.keys()))
+
+    # What fits, what the backbone has no place for, and what it cannot do without.
+    matched = {name: t for name, t in tensors.items() if name in ours and t.shape == ours[name].shape}
+    unexpected = {name for name in tensors if name not in ours}
+    classifiers = {name for name in unexpected if name.removeprefix("network.").startswith(_CLASSIFIERS)}
+    normalisation = {"mean", "std"}  # sslctl's; foreign files have none
+    counters = {name for name in ours if name.endswith("num_batches_tracked")}  # absent in old files, not used
+    needed = {name: t for name, t in ours.items() if name in matched or name not in normalisation | counters}
+
+    differences = compare({name: t for name, t in tensors.items() if name not in classifiers}, needed)
     report = (
         f"weights {file}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing,"
         f" {len(unexpected)} unexpected" + (f" ({len(classifiers)} of a classifier, left out)" if classifiers else "")
     )
     report += _network_differences(file, backbone)
     if differences and not partial:
-        raise CheckpointError(report, *differences, _advice(renamed, backbone, key))
+        raise CheckpointError(report, *differences, _advice(tensors, backbone, key))
     if not matched:
         raise CheckpointError(f"{report}: not one tensor fits this backbone")
-    backbone.load_state_dict({**expected, **matched}, strict=True)
-    backbone.given = frozenset(matched)
+    backbone.load_state_dict({**ours, **matched}, strict=True)
+    backbone.pretrained = frozenset(matched)
     return report
 
 
-def _advice(found: dict[str, Tensor], backbone: Backbone, key: str) -> str:
-    """What may help where the tensors found do not fit those of the backbone at `key`."""
-    expected = backbone.state_dict()
-    words = "load what matches all the same with backbone.partial=true"
+def _rename(tensors: dict[str, Tensor], prefix: str, inner: dict[str, str], ours: dict) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with a prefix, under the backbone's own names where it has them.
+
+    inner: the network's names -> the backbone's. A bare timm name is looked for under `model.`, where a backbone keeps the model.
+    """
+    stripped = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return {
+        name if name in ours else inner.get(name, inner.get(f"model.{name}", name)): t for name, t in stripped.items()
+    }
+
+
+def _advice(tensors: dict[str, Tensor], backbone: Backbone, key: str) -> str:
+    """Returns what may help where the tensors of a file do not fit those of the backbone at `key`."""
+    ours = backbone.state_dict()
+    advice = "load what matches all the same with backbone.partial=true"
     if key != "backbone":
-        words = f"choose the network of these weights with backbone@{key}=…"
-    misfits = [n for n, t in found.items() if n in expected and t.shape != expected[n].shape]
-    if misfits == ["network.model.pos_embed"] and not backbone.network.fixed_size:  # by its number of places alone
-        places = found[misfits[0]].shape[1]
+        advice = f"choose the network of these weights with backbone@{key}=…"
+    misfits = [name for name, t in tensors.items() if name in ours and t.shape != ours[name].shape]
+    fixed_size = getattr(backbone.network, "fixed_size", False)
+    if misfits == ["network.model.pos_embed"] and not fixed_size:  # by its number of places alone
+        places = tensors[misfits[0]].shape[1]
         side = math.isqrt(places)  # the class token and registers are fewer than another row of patches
         pixels = side * patch_size_of(backbone.network)
-        words = (
+        advice = (
             f"for weights of images of {pixels} pixels, +{key}.kwargs.img_size={pixels} resamples the position embedding;"
-            f" else {words}"
+            f" else {advice}"
         )
-    return words
+    return advice
 
 
 def file_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing by files of other kinds."""
+    """Returns what a safetensors file says of itself; nothing for files of other kinds."""
     return metadata(file) if file.suffix == ".safetensors" else {}
 
 
 def _network_differences(file: Path, backbone: Backbone) -> str:
-    """In what a run's or an exported network is another one than its weights alone make."""
+    """Returns, for the report, in what a run's or an exported network is another one than its weights alone make."""
     if is_run(file) and not (file / BACKBONE).exists():
         return "; the run is not finished: of its student"
-    said = file_metadata(file / BACKBONE if is_run(file) else file)
-    words = "; its network saw the lightness of colours alone" if said.get("sees") == "lightness" else ""
-    kwargs = json.loads(said.get("backbone", "{}")).get("kwargs", {})
+    description = file_metadata(file / BACKBONE if is_run(file) else file)
+    report = "; its network saw the lightness of colours alone" if description.get("sees") == "lightness" else ""
+    kwargs = json.loads(description.get("backbone", "{}")).get("kwargs", {})
     model = getattr(backbone.network, "model", None)
     heads, pool = kwargs.get("num_heads"), kwargs.get("global_pool")
     attention = next((part for part in backbone.modules() if hasattr(part, "num_heads")), None)
     if heads and heads != getattr(attention, "num_heads", heads):
-        words += f"; its network had other heads: backbone.kwargs.num_heads={heads}"
+        report += f"; its network had other heads: backbone.kwargs.num_heads={heads}"
     if pool and pool != getattr(model, "global_pool", pool):
-        words += (
+        report += (
             f"; its features were pooled otherwise: +backbone.kwargs.global_pool={pool} +backbone.kwargs.fc_norm=false"
         )
-    return words
-
-
-def _rename(found: dict[str, Tensor], prefix: str, inner: dict[str, str], expected: dict) -> dict[str, Tensor]:
-    """Names without a prefix, in the backbone's own terms; names that do not begin with it are left out of the match."""
-    stripped = {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
-    return {name if name in expected else inner.get(name, _timm_name(name, inner)): t for name, t in stripped.items()}
-
-
-def _timm_name(name: str, inner: dict[str, str]) -> str:
-    """The place of a bare timm name in a backbone that keeps the model under `model.`."""
-    return inner.get(f"model.{name}", name)
+    return report
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """One digest of all tensors of a module, in the order of their names."""
+    """Returns one digest of all tensors of a module, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
