@@ -12,7 +12,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sslctl
 from sslctl.cli import main
@@ -20,7 +20,7 @@ from sslctl.evaluation.subjects import trained
 from sslctl.export.formats import FORMATS
 from sslctl.models.backbones import Backbone, ResNet
 from sslctl.models.weights import load_weights
-from sslctl.runs.checkpoint import newest_valid
+from sslctl.runs.checkpoint import metadata, newest_valid
 from tests.conftest import QUICK, write_images
 
 OTHER = tuple(word for word in QUICK if not word.startswith(("backbone", "method")))
@@ -333,8 +333,12 @@ def test_the_lines_of_the_description_run_as_they_are_from_image_files_to_featur
     exported, resnet_run, teacher_run, tmp_path, monkeypatch, format
 ):
     run = shutil.copytree(resnet_run if format == "torchvision" else teacher_run, tmp_path / "run", symlinks=True)
-    settings = json.loads((run / "preprocess.json").read_text())
-    (run / "preprocess.json").write_text(json.dumps(settings | {"resize": 20}))  # so that there is something to cut off
+    settings = json.loads((run / "preprocess.json").read_text()) | {
+        "resize": 20
+    }  # so that there is something to cut off
+    (run / "preprocess.json").write_text(json.dumps(settings))
+    backbone = run / "backbone.safetensors"  # which describes itself
+    save_file(load_file(backbone), backbone, metadata(backbone) | {"preprocess": json.dumps(settings)})
     out = tmp_path / f"file{FORMATS[format].suffix}"
     exported(run, f"format={format}", f"out={out}")
     monkeypatch.chdir(tmp_path)
