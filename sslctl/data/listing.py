@@ -10,7 +10,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
 
 
 def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
-    """The folder dataset.root names."""
+    """Returns the folder that dataset.root names; raises InputError where there is none."""
     if not root:
         raise InputError("dataset.root is not set: dataset.root=/path/to/images")
     path = user_path(root)
@@ -22,7 +22,7 @@ def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
 
 
 def scan(base: Path) -> list[str]:
-    """The images below a folder, as sorted relative POSIX paths."""
+    """Lists the images below a folder, as sorted relative POSIX paths."""
     names, others, seen = [], 0, set()
     for directory, below, entries in os.walk(base, followlinks=True):
         seen.add(os.path.realpath(directory))  # a link to a parent is not entered again
@@ -38,7 +38,7 @@ def scan(base: Path) -> list[str]:
 
 
 def held_out(name: str) -> bool:
-    """Whether a file is in the fixed fifth that is a test split where nobody made one."""
+    """Tells whether a file is in the fixed fifth that is a test split where nobody made one."""
     return (
         int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest(), "little") % 5
         == 0

@@ -90,9 +90,7 @@ def search(subject: Subject, task: Task, depth: int) -> tuple[Features, Features
     """
     bank, queries = task.read(subject, task.train), task.read(subject, task.test)
     depth = max(depth, _LEAST_DEPTH)
-    nearest = task.read.once(
-        subject, ("neighbours", depth), lambda: neighbours(queries.features, bank.features, depth, signals.check)
-    )
+    nearest = task.read.once(subject, ("neighbours", depth), lambda: neighbours(queries.features, bank.features, depth))
     return bank, queries, *nearest
 
 
