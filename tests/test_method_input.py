@@ -6,6 +6,7 @@ import pytest
 from small_benchmark_data import moving_shape, write_folder
 
 from sslctl.cli import main
+from sslctl.data.modality import IMAGES
 from sslctl.errors import InputError
 from sslctl.factory.from_config import refuse_other_views
 from tests.methods import DISTILLED, JOINT_EMBEDDING, SIDE, SMALL, SMALLER_VIT, built, words_of
@@ -17,7 +18,7 @@ from tests.sequences import COMMON
 
 @pytest.mark.parametrize("name", sorted({*JOINT_EMBEDDING, "simclr", "moco"} - {"cpc", "dcl-w", *DISTILLED}))
 def test_too_few_views_are_refused(name):
-    source, views = SimpleNamespace(gives="global"), SimpleNamespace(sizes=lambda: {"global": (1, SIDE)})
+    source, views = SimpleNamespace(modality=IMAGES), SimpleNamespace(sizes=lambda: {"global": (1, SIDE)})
     with pytest.raises(InputError, match=f"method={name} compares 2 global views"):
         refuse_other_views(built(name).method, source, views, SimpleNamespace(method=name))
 

@@ -97,7 +97,7 @@ def _taken(values: Tensor | tuple | None, rows: Tensor) -> Tensor | tuple | None
     return values[rows] if isinstance(values, Tensor) else values and tuple(values[row] for row in rows.tolist())
 
 
-def _in_memory(
+def from_tensors(
     name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...], image_size: int
 ) -> Source:
     digest = hashlib.blake2b(images.numpy().tobytes() + labels.numpy().tobytes(), digest_size=16).hexdigest()
@@ -114,7 +114,7 @@ def digits(split: str, image_size: int) -> Source:
     held_out = len(images) // 5
     rows = (order[:held_out] if split == "test" else order[held_out:]).sort().values
     labels = torch.from_numpy(table[:, -1])[rows].long()
-    return _in_memory("digits", split, images[rows], labels, tuple("0123456789"), image_size)
+    return from_tensors("digits", split, images[rows], labels, tuple("0123456789"), image_size)
 
 
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -140,7 +140,7 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
     labels = _idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
     if len(images) != len(labels):
         raise InputError(f"{folder} holds {len(images)} {stem} images and {len(labels)} labels")
-    return _in_memory("fashion_mnist", split, images, labels, _FASHION, image_size)
+    return from_tensors("fashion_mnist", split, images, labels, _FASHION, image_size)
 
 
 def _idx(path: Path, dimensions: int) -> Tensor:
@@ -185,7 +185,7 @@ def cifar10(split: str, image_size: int, root: str | None, download: bool, memor
         folder = base / "cifar-10-batches-bin"
     rows = np.concatenate([_cifar_rows(folder / name) for name in names])  # (N, 1 + 3072)
     images = torch.from_numpy(rows[:, 1:].copy()).view(-1, 3, 32, 32)
-    return _in_memory("cifar10", split, images, torch.from_numpy(rows[:, 0].astype(np.int64)), _CIFAR10, image_size)
+    return from_tensors("cifar10", split, images, torch.from_numpy(rows[:, 0].astype(np.int64)), _CIFAR10, image_size)
 
 
 def _cifar_rows(path: Path) -> np.ndarray:
