@@ -28,7 +28,7 @@ PRIVATE = {
         "one kernel for many tensors, as torch.optim's own: write a loop over the tensors where it is gone",
     ),
 }
-PUBLIC = {"_exit", "_target_"}  # os._exit is documented under this name; a key of ours
+PUBLIC = {"_exit", "_target_"}  # os._exit and a key of Hydra, documented under these names
 
 
 def is_private(name: str) -> bool:

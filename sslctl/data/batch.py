@@ -18,7 +18,7 @@ class Batch:
     targets: dict = field(default_factory=dict)
 
     def split(self, parts: int) -> list["Batch"]:
-        """So many equal parts of the images, in order; each image keeps its views and its random numbers."""
+        """Returns so many equal parts of the images, in order; each image keeps its views and its random numbers."""
         if parts == 1:
             return [self]
         size = len(self.index) // parts

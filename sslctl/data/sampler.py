@@ -8,14 +8,14 @@ _ROUNDS = 6
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser on uint64, which wraps."""
+    """Applies SplitMix64's finaliser to uint64, which wraps."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def permuted(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """The images at some positions of an epoch's order, without making the whole order.
+    """Returns the images at some positions of an epoch's order, without making the whole order.
 
     A Feistel network over the next even power of two, walked until it lands inside (Black & Rogaway 2002): a bijection
     on 0..size-1 keyed by (seed, epoch). positions: (n,) int64 below size. Returns (n,) int64.
@@ -40,6 +40,6 @@ def permuted(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndar
 
 
 def batch_indices(step: int, size: int, batch_size: int, seed: int) -> np.ndarray:
-    """The images of one step: block [kG, (k+1)G) of its epoch's order, the incomplete last block left out."""
+    """Returns the images of one step: block [kG, (k+1)G) of its epoch's order, the incomplete last block left out."""
     epoch, position = divmod(step, size // batch_size)
     return permuted(np.arange(position * batch_size, (position + 1) * batch_size), size, seed, epoch)
