@@ -27,9 +27,10 @@ def scan(base: Path) -> list[str]:
     for directory, below, entries in os.walk(base, followlinks=True):
         seen.add(os.path.realpath(directory))  # a link to a parent is not entered again
         below[:] = sorted(d for d in below if os.path.realpath(os.path.join(directory, d)) not in seen)
+        inside = os.path.relpath(directory, base).replace(os.sep, "/") + "/"
         for entry in entries:
             if entry.lower().endswith(EXTENSIONS):
-                names.append(os.path.relpath(os.path.join(directory, entry), base).replace(os.sep, "/"))
+                names.append(inside.removeprefix("./") + entry)
             else:
                 others += 1
     if not names:
