@@ -345,7 +345,7 @@ def test_version_without_torch_says_so(cli, monkeypatch):
         ("sslctl pretrain method=mo", {f"method={f.stem}" for f in (CONFIGS / "method").glob("mo*.yaml")}),
         ("sslctl pretrain trainer.ep", {"trainer.epochs="}),
         ("sslctl pretrain method=simclr trainer.ep", {"trainer.epochs="}),
-        ("sslctl linear-eval prot", {"protocol="}),
+        ("sslctl linear-eval prot", {"protocol=", "protocols="}),
         ("sslctl views augmentation=li", {"augmentation=linear"}),
     ],
 )
