@@ -1,6 +1,7 @@
 """Imports run one way: a package takes from the layers below its own, never from its own layer's neighbours or from above."""
 
 import ast
+import re
 from pathlib import Path
 
 import sslctl
@@ -49,3 +50,11 @@ def test_imports_run_down_the_layers():
         if own in FLOOR and own != name and FLOOR[name] >= FLOOR[own]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_architecture_page_names_files_that_exist():
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    names = set(re.findall(r"`((?:[a-z_]+/)*[a-z_0-9]+\.(?:py|yaml|md))`", page))
+    assert len(names) > 25
+    missing = [name for name in names if not any((folder / name).exists() for folder in (ROOT, ROOT.parent))]
+    assert not missing
