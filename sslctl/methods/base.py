@@ -69,7 +69,7 @@ class Method(nn.Module):
         return self.training_step(batch, schedules)
 
     def training_step(self, batch: Batch, schedules: dict[str, float]) -> dict:
-        """Returns {"loss": (), metrics: () each, "carry": detached tensors for `after_step`}. s: `schedules` of the step."""
+        """Returns {"loss": (), metrics: () each, "carry": detached tensors for `after_step`}. schedules: values of the step."""
         raise TypeError(f"{type(self).__name__} has no training_step")
 
     def schedules(self, step: int) -> dict[str, float]:
