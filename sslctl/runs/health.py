@@ -35,14 +35,14 @@ LOOK_STEPS = 1000  # a run is looked at after every epoch, and at least so often
 def read_run_facts(run: Path) -> RunFacts:
     """Reads them from config.yaml and environment.json. Raises InputError where these cannot be read."""
     config, environment = rundir.read_config(run), rundir.read_json(run / rundir.ENVIRONMENT)
-    facts, scheduler = environment["facts"], config["scheduler"]
-    warmup = scheduler.get("warmup_steps") or round((scheduler.get("warmup_epochs") or 0) * facts["steps_per_epoch"])
+    plan, scheduler = environment["facts"], config["scheduler"]
+    warmup = scheduler.get("warmup_steps") or round((scheduler.get("warmup_epochs") or 0) * plan["steps_per_epoch"])
     return RunFacts(
-        steps_per_epoch=facts["steps_per_epoch"],
-        total_steps=facts["total_steps"],
+        steps_per_epoch=plan["steps_per_epoch"],
+        total_steps=plan["total_steps"],
         warmup_steps=warmup,
         prototypes=config["method"].get("prototypes"),
-        **{"num_classes": facts["num_classes"], **environment.get("known", {})},
+        **{"num_classes": plan["num_classes"], **environment.get("known", {})},
     )
 
 
@@ -51,19 +51,19 @@ def findings(run: Path) -> list[Finding]:
 
     Raises InputError for a directory whose files cannot be read.
     """
-    found = judge(rundir.read_lines(run / rundir.METRICS), read_run_facts(run), read_results(run / rundir.RESULTS))
+    result = judge(rundir.read_lines(run / rundir.METRICS), read_run_facts(run), read_results(run / rundir.RESULTS))
     if (run / rundir.STOPPED).exists():
         reason = rundir.read_json(run / rundir.STOPPED)["reason"]
-        found = [
+        result = [
             Finding("bad", "not finite", f"training stopped: {reason}"),
-            *(f for f in found if f.level in ("warn", "bad")),
+            *(f for f in result if f.level in ("warn", "bad")),
         ]
-    return found
+    return result
 
 
-def verdict(found: list[Finding]) -> Finding:
+def verdict(result: list[Finding]) -> Finding:
     """Returns the worst of some findings."""
-    return max(found, key=lambda finding: LEVELS.index(finding.level))
+    return max(result, key=lambda finding: LEVELS.index(finding.level))
 
 
 def as_line(finding: Finding) -> str:
@@ -71,37 +71,37 @@ def as_line(finding: Finding) -> str:
     return f"{'health' if finding.level in ('ok', 'early') else finding.level}: {finding.sentence}"
 
 
-def judge(records: list[dict], known: RunFacts, results: Iterable[Result] = ()) -> list[Finding]:
+def judge(records: list[dict], facts: RunFacts, results: Iterable[Result] = ()) -> list[Finding]:
     """Lists the `findings` that the records of metrics.jsonl and results.jsonl show."""
-    logged = History(records, known)
-    found = [finding for rule in RULES if (finding := rule(logged))]
+    history = History(records, facts)
+    symptoms = [finding for rule in RULES if (finding := rule(history))]
     worse = _against_random(list(results))
-    if logged.past_warmup:
-        found += [
+    if history.past_warmup:
+        symptoms += [
             Finding("warn", "random", f"{what}: {ours:.1%}, random weights have {theirs:.1%}")
             for what, ours, theirs in worse
         ]
-        return _sorted(found) or [_healthy(logged)]
-    if not worse and (so_far := _online(logged)):
+        return _sorted(symptoms) or [_healthy(history)]
+    if not worse and (so_far := _online(history)):
         worse = [so_far]
-    return _sorted(found) + ([_early(logged, worse, not found)] if worse or not found else [])
+    return _sorted(symptoms) + ([_early(history, worse, not symptoms)] if worse or not symptoms else [])
 
 
-def _sorted(found: list[Finding]) -> list[Finding]:
-    return sorted(found, key=lambda finding: -LEVELS.index(finding.level))
+def _sorted(result: list[Finding]) -> list[Finding]:
+    return sorted(result, key=lambda finding: -LEVELS.index(finding.level))
 
 
 # --- Results: figures of evaluations ---
 
 
-def judge_features(results: list[Result], told: Iterable[Finding] = ()) -> list[Finding]:
+def judge_features(results: list[Result], already_said: Iterable[Finding] = ()) -> list[Finding]:
     """Lists what label-free results say of trained and of foreign weights, beside what is told of them already, the worst first.
 
     results: of one evaluation; those of random weights in it, if any, are what the others began with. One `ok` where
-    nothing is wrong. told: the findings of a run; a symptom that is among them is not said again.
+    nothing is wrong. already_said: the findings of a run; a symptom that is among them is not said again.
     """
     figures = {(r.subject, r.metric): r for r in results if r.protocol == "label-free"}
-    told, found = list(told), []
+    already_said, symptoms = list(already_said), []
     for subject in ("trained", "foreign"):
         std, rank = (figures.get((subject, metric)) for metric in ("feature_std", "rankme"))
         if std is None or rank is None:
@@ -111,12 +111,14 @@ def judge_features(results: list[Result], told: Iterable[Finding] = ()) -> list[
         untrained = figures.get(("random", "rankme"))
         collapsed = features_collapsed(spread, dim, before)
         few = few_directions(rank.value, dim, untrained and untrained.value)
-        found += [finding for finding in (collapsed, few) if finding]
-        if not told and not found:
-            words = f"feature std {std.value:.2g}, even would be {dim**-0.5:.2g}, RankMe {rank.value:.1f}"
-            found.append(Finding("ok", "ok", f"{words}: no sign of a collapse"))
-    wrong = [finding for finding in found if finding.level != "ok" and finding.rule not in {f.rule for f in told}]
-    return _sorted([*wrong, *(f for f in told if f.level != "ok" or not wrong)]) or found
+        symptoms += [finding for finding in (collapsed, few) if finding]
+        if not already_said and not symptoms:
+            sentence = f"feature std {std.value:.2g}, even would be {dim**-0.5:.2g}, RankMe {rank.value:.1f}"
+            symptoms.append(Finding("ok", "ok", f"{sentence}: no sign of a collapse"))
+    wrong = [
+        finding for finding in symptoms if finding.level != "ok" and finding.rule not in {f.rule for f in already_said}
+    ]
+    return _sorted([*wrong, *(f for f in already_said if f.level != "ok" or not wrong)]) or symptoms
 
 
 def _spread(std: Result | None, dim: int) -> float | None:
@@ -136,9 +138,9 @@ def _against_random(results: list[Result]) -> list[tuple[str, float, float]]:
     return worse
 
 
-def _online(logged: History) -> tuple[str, float, float] | None:
+def _online(history: History) -> tuple[str, float, float] | None:
     """Compares the run's own kNN among its training images with that of its first weights."""
-    values = logged.series("knn")
+    values = history.series("knn")
     if len(values) < 2 or values[0][0] != 0 or values[-1][1] >= values[0][1] - KNN_NOISE:
         return None
     return "kNN", values[-1][1], values[0][1]
@@ -155,30 +157,30 @@ def _is_compared(result: Result) -> bool:
     return result.metric == "top1" and result.labels == "all" and result.protocol in ("knn", "linear-cached")
 
 
-def _early(logged: History, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
+def _early(history: History, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
     """Writes the one sentence before anything is judged. worse: as `_against_random`, the first is said. sound: no rule fired."""
-    words = f"too early to tell: {logged.step:,} steps, {logged.needed:,} are needed"
-    if logged.past_settling and sound:
-        words += "; no collapse so far"
+    sentence = f"too early to tell: {history.step:,} steps, {history.needed:,} are needed"
+    if history.past_settling and sound:
+        sentence += "; no collapse so far"
     if worse:
         what, ours, theirs = worse[0]
-        words += f"; so far worse than untrained weights: {what} {ours:.1%} against {theirs:.1%}"
-    return Finding("early", "early", words)
+        sentence += f"; so far worse than untrained weights: {what} {ours:.1%} against {theirs:.1%}"
+    return Finding("early", "early", sentence)
 
 
-def _healthy(logged: History) -> Finding:
+def _healthy(history: History) -> Finding:
     """Writes the one sentence where nothing is wrong."""
-    words, losses = [], logged.epochs("loss")
+    parts, losses = [], history.epochs("loss")
     if losses:
-        words.append(f"loss {losses[0][1]:.4g} → {losses[-1][1]:.4g}")
+        parts.append(f"loss {losses[0][1]:.4g} → {losses[-1][1]:.4g}")
     for name, label, form in (
         ("feature_std", "feature std", ".2g"),
         ("rankme", "RankMe", ".1f"),
         ("knn", "kNN", ".1%"),
     ):
-        if logged.last(name, 1):
-            words.append(f"{label} {logged.last(name, 1)[0]:{form}}")
-    return Finding("ok", "ok", f"healthy: {', '.join(words)}")
+        if history.last(name, 1):
+            parts.append(f"{label} {history.last(name, 1)[0]:{form}}")
+    return Finding("ok", "ok", f"healthy: {', '.join(parts)}")
 
 
 # --- While a run trains ---
@@ -196,8 +198,8 @@ class Watch:
 
     def __init__(self, run: Path, on_collapse: str):
         self.run, self.on_collapse = run, on_collapse
-        self.known: RunFacts | None = None  # read when the run's directory is there
-        self.said: set[str] = set()
+        self.facts: RunFacts | None = None  # read when the run's directory is there
+        self.reported: set[str] = set()
         self.stopping, self.reason = 0, ""
 
     def is_time(self, step: int, steps_per_epoch: int) -> bool:
@@ -206,10 +208,10 @@ class Watch:
 
     def check(self) -> None:
         """Reads what is logged so far."""
-        self.known = self.known or read_run_facts(self.run)
-        for finding in judge(rundir.read_lines(self.run / rundir.METRICS), self.known):
-            if finding.level == "bad" and finding.rule not in self.said:
-                self.said.add(finding.rule)
+        self.facts = self.facts or read_run_facts(self.run)
+        for finding in judge(rundir.read_lines(self.run / rundir.METRICS), self.facts):
+            if finding.level == "bad" and finding.rule not in self.reported:
+                self.reported.add(finding.rule)
                 if self.on_collapse == "stop":
                     self.stopping, self.reason = UNHEALTHY, self.reason or finding.sentence
                 else:

@@ -55,13 +55,13 @@ def _of_unit_rows(spread: float, dim: int | None = None) -> str:
     return f"√D·std {spread:.2g}, healthy is about 1"
 
 
-def _low_spread(what: str, spread: float, bad: float, near: float, words: str) -> Finding | None:
-    """Finds what is spread less than it should be. words: how much that is."""
+def _low_spread(what: str, spread: float, bad: float, near: float, amount: str) -> Finding | None:
+    """Finds what is spread less than it should be. amount: how much that is."""
     if spread >= near:
         return None
     if spread < bad:
-        return Finding("bad", "collapse", f"{what} have collapsed: {words}")
-    return Finding("warn", "collapse", f"{what} lie close together: {words}")
+        return Finding("bad", "collapse", f"{what} have collapsed: {amount}")
+    return Finding("warn", "collapse", f"{what} lie close together: {amount}")
 
 
 def few_directions(rank: float, dim: int | None, untrained: float | None = None) -> Finding | None:
@@ -82,76 +82,76 @@ def few_directions(rank: float, dim: int | None, untrained: float | None = None)
 # --- Rules: each a function of what is logged ---
 
 
-def _collapse(logged: History) -> Finding | None:
+def _collapse(history: History) -> Finding | None:
     """Finds the worst of all spreads: of features as they are trained and as they are evaluated, of projections, predictions,
     embeddings."""
-    if not logged.past_settling:
+    if not history.past_settling:
         return None
-    dim, untrained, found = logged.known.feature_dim, logged.untrained("backbone_std"), []
-    trained, evaluated = logged.latest("feature_std", 3), logged.latest("backbone_std", 3)
+    dim, untrained, candidates = history.facts.feature_dim, history.untrained("backbone_std"), []
+    trained, evaluated = history.latest("feature_std", 3), history.latest("backbone_std", 3)
     if trained:
-        first = untrained and max(untrained, logged.series("feature_std")[0][1])  # batch statistics spread them more
-        found.append((max(trained) / FEATURES_BAD, features_collapsed(max(trained), dim, first)))
-    if logged.confirmed(evaluated):  # MAE's lie close together for an epoch or two
-        found.append((max(evaluated) / FEATURES_BAD, features_collapsed(max(evaluated), dim, untrained)))
+        first = untrained and max(untrained, history.series("feature_std")[0][1])  # batch statistics spread them more
+        candidates.append((max(trained) / FEATURES_BAD, features_collapsed(max(trained), dim, first)))
+    if history.confirmed(evaluated):  # MAE's lie close together for an epoch or two
+        candidates.append((max(evaluated) / FEATURES_BAD, features_collapsed(max(evaluated), dim, untrained)))
     for name, (what, bad, near) in HEADS.items():
-        if spreads := logged.latest(name, 3):
+        if spreads := history.latest(name, 3):
             most = max(spreads)
-            found.append((most / bad, _low_spread(what, most, bad, near, _of_unit_rows(most))))
-    if spreads := logged.latest("embedding_std", 3):
+            candidates.append((most / bad, _low_spread(what, most, bad, near, _of_unit_rows(most))))
+    if spreads := history.latest("embedding_std", 3):
         most, bad = max(spreads), EMBEDDINGS_BAD
-        words = f"std {most:.2g}, healthy is 0.2 to 1"
-        found.append((most / bad, _low_spread("embeddings", most, bad, EMBEDDINGS_NEAR, words)))
-    return _worst(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
+        amount = f"std {most:.2g}, healthy is 0.2 to 1"
+        candidates.append((most / bad, _low_spread("embeddings", most, bad, EMBEDDINGS_NEAR, amount)))
+    return _worst(finding for _, finding in sorted(candidates, key=lambda pair: pair[0]))
 
 
-def _worst(found: Iterable[Finding | None]) -> Finding | None:
+def _worst(candidates: Iterable[Finding | None]) -> Finding | None:
     """Returns the first bad one, else the first."""
-    found = [finding for finding in found if finding]
-    return next((finding for finding in found if finding.level == "bad"), found[0] if found else None)
+    candidates = [finding for finding in candidates if finding]
+    return next((finding for finding in candidates if finding.level == "bad"), candidates[0] if candidates else None)
 
 
-def _rank(logged: History) -> Finding | None:
+def _rank(history: History) -> Finding | None:
     """Applies `few_directions` where two evaluations in a row agree."""
-    ranks = logged.latest("rankme", 2)
-    if not logged.past_settling or not logged.confirmed(ranks):
+    ranks = history.latest("rankme", 2)
+    if not history.past_settling or not history.confirmed(ranks):
         return None
-    return few_directions(max(ranks), logged.known.feature_dim, logged.untrained("rankme"))
+    return few_directions(max(ranks), history.facts.feature_dim, history.untrained("rankme"))
 
 
-def _frozen_teacher(logged: History) -> Finding | None:
+def _frozen_teacher(history: History) -> Finding | None:
     """Finds a teacher that never moves: a random network to imitate (BYOL, arXiv:2006.07733, table 5a: 18.8 % against 72.5 %)."""
-    since, total = None, logged.known.total_steps
-    for step, momentum in reversed(logged.series("teacher_momentum")):
+    since, total = None, history.facts.total_steps
+    for step, momentum in reversed(history.series("teacher_momentum")):
         if momentum < 1:
             break
         since = step
     if since is None or since > LATE * total:
         return None
-    words = f"the teacher does not move: its momentum is 1 from step {since:,} of {total:,} on"
-    return Finding("bad", "teacher", f"{words}: lower method.teacher_momentum")
+    sentence = f"the teacher does not move: its momentum is 1 from step {since:,} of {total:,} on"
+    return Finding("bad", "teacher", f"{sentence}: lower method.teacher_momentum")
 
 
-def _loss_plateau(logged: History) -> Finding | None:
+def _loss_plateau(history: History) -> Finding | None:
     """Finds a loss at the value of outputs that say nothing, or where it began."""
-    losses, length = logged.series("loss"), logged.known.steps_per_epoch
-    recent = sum(step > logged.step - SETTLING_EPOCHS * length for step, _ in losses)
+    losses, length = history.series("loss"), history.facts.steps_per_epoch
+    recent = sum(step > history.step - SETTLING_EPOCHS * length for step, _ in losses)
     count = min(max(ENOUGH, recent), len(losses) // 3)  # of a window: the first, one in the middle, the latest
-    if not logged.past_warmup or count < 3:
+    if not history.past_warmup or count < 3:
         return None
     values = [loss for _, loss in losses]
     start = (len(values) - count) // 2
     first, middle, latest = values[:count], values[start : start + count], values[-count:]
     levels = [median(first), median(middle), median(latest)]
-    now, blind = fmean(latest), logged.known.uninformative_loss
+    now, blind = fmean(latest), history.facts.uninformative_loss
     if blind is not None and abs(now - blind) <= BLIND * max(1.0, abs(blind)):
         where = f"is {now:.4g}, at its blind value {blind:.4g}, that of outputs which say nothing about an image"
     elif _levels_agree(levels, count, _noise(values)) and abs(_trend(values)) < TREND:
         where = f"is {now:.4g} and has not moved from {levels[0]:.4g}, where it began"
     else:
         return None
-    level = "bad" if logged.progress >= SURE and len(values) >= 4 * ENOUGH and not _learns(logged) else "warn"
-    epochs = (logged.step - losses[-count][0]) / length
+    level = "bad" if history.progress >= SURE and len(values) >= 4 * ENOUGH and not _learns(history) else "warn"
+    epochs = (history.step - losses[-count][0]) / length
     sentence = f"the loss {where}, over {max(1, epochs):.0f} epochs now: learning rate, augmentation or temperature"
     return Finding(level, "stuck", sentence)
 
@@ -175,84 +175,84 @@ def _noise(values: list[float]) -> float:
     return median(abs(after - before) for before, after in pairwise(values)) / (0.6745 * 2**0.5)
 
 
-def _rising_loss(logged: History) -> Finding | None:
+def _rising_loss(history: History) -> Finding | None:
     """Finds a loss that has left its range, or had fallen and rises again: from where it has settled, queues are full by then."""
-    losses = logged.epochs("loss")
-    settled = [loss for epoch, loss in losses if epoch * logged.known.steps_per_epoch >= logged.needed]
+    losses = history.epochs("loss")
+    settled = [loss for epoch, loss in losses if epoch * history.facts.steps_per_epoch >= history.needed]
     if len(settled) < 2 * SETTLING_EPOCHS:
         return None
     now, least = median(settled[-SETTLING_EPOCHS:]), min(settled)
     first, before = fmean(settled[:SETTLING_EPOCHS]), fmean([loss for _, loss in losses[:SETTLING_EPOCHS]])
-    highest = max(before, logged.known.uninformative_loss or before)
+    highest = max(before, history.facts.uninformative_loss or before)
     if now > highest + (DIVERGED - 1) * max(1.0, abs(highest)):
-        words = f"the loss has risen from {before:.4g} to {now:.4g}: lower optimizer.base_lr"
-        return Finding("warn" if _learns(logged) else "bad", "diverging", words)
+        sentence = f"the loss has risen from {before:.4g} to {now:.4g}: lower optimizer.base_lr"
+        return Finding("warn" if _learns(history) else "bad", "diverging", sentence)
     first = max(first, before)
     sure = max(UNMOVED * max(1.0, abs(first)), CHANCE * _noise(settled))
     if now - least > max(sure, RISING * (first - least)):
-        words = f"the loss rises: {now:.4g} now, it had fallen from {first:.4g} to {least:.4g}"
-        return Finding("warn", "rising", words)
+        sentence = f"the loss rises: {now:.4g} now, it had fallen from {first:.4g} to {least:.4g}"
+        return Finding("warn", "rising", sentence)
     return None
 
 
-def _neighbours(logged: History) -> Finding | None:
+def _neighbours(history: History) -> Finding | None:
     """Finds kNN below that of untrained features, or well below its best."""
-    values = logged.series("knn")
-    if not logged.past_warmup or len(values) < 3 or not logged.known.num_classes:
+    values = history.series("knn")
+    if not history.past_warmup or len(values) < 3 or not history.facts.num_classes:
         return None
-    chance, now = logged.known.chance, max(value for _, value in values[-2:])  # one alone may be chance
+    chance, now = history.facts.chance, max(value for _, value in values[-2:])  # one alone may be chance
     best = max(value for _, value in values)
     if values[0][0] == 0:
         untrained = values[0][1]
         if now - chance < KNN_LOST * (untrained - chance):
-            words = f"kNN has fallen to {now:.1%}; untrained features had {untrained:.1%}, chance is {chance:.1%}"
-            return Finding("bad", "knn", words)
+            sentence = f"kNN has fallen to {now:.1%}; untrained features had {untrained:.1%}, chance is {chance:.1%}"
+            return Finding("bad", "knn", sentence)
         trained = max(value for _, value in values[1:])
-        if trained < untrained - KNN_NOISE and logged.progress >= SURE:
-            words = f"kNN was never better than {trained:.1%}, untrained features had {untrained:.1%}"
-            return Finding("warn", "knn", words)
+        if trained < untrained - KNN_NOISE and history.progress >= SURE:
+            sentence = f"kNN was never better than {trained:.1%}, untrained features had {untrained:.1%}"
+            return Finding("warn", "knn", sentence)
     if best - now > KNN_FALLEN * (best - chance):
         return Finding("warn", "knn", f"kNN has fallen to {now:.1%} from {best:.1%}")
     return None
 
 
-def _learns(logged: History) -> bool:
+def _learns(history: History) -> bool:
     """Tells whether kNN is clearly above that of untrained features: then no figure of the loss is bad beyond doubt."""
-    values, untrained = logged.latest("knn", 2), logged.untrained("knn")
+    values, untrained = history.latest("knn", 2), history.untrained("knn")
     return bool(values and untrained is not None) and (
         min(values) - untrained > min(KNN_CLEAR, KNN_ERRORS * (1 - untrained))
     )
 
 
-def _entropy(logged: History) -> Finding | None:
+def _entropy(history: History) -> Finding | None:
     """Finds a teacher that says the same of all images, or one prototype each (DINO, arXiv:2104.14294, section 5.3)."""
-    values, known = logged.last("teacher_entropy", 3), logged.known
-    if not logged.past_warmup or not values or not known.prototypes:
+    values, facts = history.last("teacher_entropy", 3), history.facts
+    if not history.past_warmup or not values or not facts.prototypes:
         return None
-    most, now = math.log(known.prototypes), fmean(values)
-    level = "bad" if logged.progress >= SURE and not _learns(logged) else "warn"
+    most, now = math.log(facts.prototypes), fmean(values)
+    level = "bad" if history.progress >= SURE and not _learns(history) else "warn"
     if now > (1 - EXTREME) * most:
-        words = f"the teacher's outputs are uniform: entropy {now:.4g} of {most:.4g} (ln {known.prototypes})"
-        return Finding(level, "teacher entropy", f"{words}: sharpen them with a lower teacher temperature")
+        sentence = f"the teacher's outputs are uniform: entropy {now:.4g} of {most:.4g} (ln {facts.prototypes})"
+        return Finding(level, "teacher entropy", f"{sentence}: sharpen them with a lower teacher temperature")
     if now < EXTREME * most:
-        words = f"the teacher is sure of everything: entropy {now:.2g} of {most:.4g} (ln {known.prototypes})"
-        return Finding("warn", "teacher entropy", words)
+        sentence = f"the teacher is sure of everything: entropy {now:.2g} of {most:.4g} (ln {facts.prototypes})"
+        return Finding("warn", "teacher entropy", sentence)
     return None
 
 
-def _skipped(logged: History) -> Finding | None:
+def _skipped(history: History) -> Finding | None:
     """Finds too many fp16 steps that overflowed."""
-    skipped = (logged.last("skipped_steps", 1) or [0])[0]
-    if skipped <= SKIPPED_STEPS + SKIPPED * logged.step:
+    skipped = (history.last("skipped_steps", 1) or [0])[0]
+    if skipped <= SKIPPED_STEPS + SKIPPED * history.step:
         return None
-    words = f"{skipped:.0f} of {logged.step:,} steps overflowed in fp16 and were skipped"
-    return Finding("warn", "skipped steps", f"{words}: trainer.precision=bf16")
+    sentence = f"{skipped:.0f} of {history.step:,} steps overflowed in fp16 and were skipped"
+    return Finding("warn", "skipped steps", f"{sentence}: trainer.precision=bf16")
 
 
-def _vanished_gradient(logged: History) -> Finding | None:
+def _vanished_gradient(history: History) -> Finding | None:
     """Finds a gradient that is nothing beside what it was."""
-    norms = [norm for _, norm in logged.series("grad_norm")]
-    if not logged.past_warmup or len(norms) < 6:
+    norms = [norm for _, norm in history.series("grad_norm")]
+    if not history.past_warmup or len(norms) < 6:
         return None
     first, now = median(norms[: len(norms) // 3]), max(norms[-3:])
     if now > VANISHED * first:

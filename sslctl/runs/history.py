@@ -46,11 +46,11 @@ class History:
     past_settling: whether it is old enough for a collapse to be one. past_warmup: whether it is for everything else.
     """
 
-    def __init__(self, records: list[dict], known: RunFacts):
-        self.records, self.known = records, known
+    def __init__(self, records: list[dict], facts: RunFacts):
+        self.records, self.facts = records, facts
         self.step = max((r["step"] for r in records), default=0)
-        self.earliest = max(SETTLING_STEPS, known.steps_per_epoch)  # steps, of what tells a collapse
-        self.needed = max(SETTLING_STEPS, known.warmup_steps + SETTLING_EPOCHS * known.steps_per_epoch)  # of the rest
+        self.earliest = max(SETTLING_STEPS, facts.steps_per_epoch)  # steps, of what tells a collapse
+        self.needed = max(SETTLING_STEPS, facts.warmup_steps + SETTLING_EPOCHS * facts.steps_per_epoch)  # of the rest
         self.past_settling, self.past_warmup = self.step >= self.earliest, self.step >= self.needed
 
     def series(self, name: str) -> list[tuple[int, float]]:
@@ -75,11 +75,11 @@ class History:
 
     def epochs(self, name: str) -> list[tuple[float, float]]:
         """Returns (epoch, mean) of each epoch that has a record; the unfinished last one is left out."""
-        length, values = self.known.steps_per_epoch, {}
+        length, values = self.facts.steps_per_epoch, {}
         for step, value in self.series(name):
             values.setdefault(math.ceil(step / length), []).append(value)
         return [(epoch, fmean(v)) for epoch, v in values.items() if epoch * length <= self.step]
 
     @property
     def progress(self) -> float:
-        return self.step / self.known.total_steps
+        return self.step / self.facts.total_steps
