@@ -34,7 +34,6 @@ from sslctl.factory.teacher import load_teacher, save_teacher
 from sslctl.methods.base import Method
 from sslctl.models.backbones import describe
 from sslctl.models.preprocess import Preprocess, preprocess_of
-from sslctl.models.vit import patch_size_of
 from sslctl.models.weights import weights_sha256
 from sslctl.runs import directory as rundir
 from sslctl.runs.atomic import write_text
@@ -119,7 +118,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     method = build_method(config.method, backbone, facts, teacher)
 
     # Views, and whether data, views, method and networks fit one another.
-    views = build_views(config, source.image_size, plan.dropped, patch_size_of(backbone.network))
+    views = build_views(config, source, backbone.network)
     refuse_other_views(method, source, views, config.names)
     refuse_sizes(backbone, views, source.image_size)
     if teacher is not None:

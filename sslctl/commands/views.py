@@ -3,11 +3,9 @@
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from sslctl.errors import InputError
-from sslctl.factory.from_config import build_source
-from sslctl.views.maker import ViewMaker, dropped_operations
+from sslctl.factory.from_config import build_source, build_views
 from sslctl.visuals.sheets import save, sheet_of_views, writable
 
 
@@ -17,11 +15,9 @@ def views(config: Any) -> None:
     source = build_source(config.dataset, "train")
     if not source.modality.visible:
         raise InputError(f"{source.name} has {source.summary()}: there is nothing to see")
-    augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
-    dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)
-    maker = ViewMaker(augmentation, source.image_size, tuple(dropped))
+    maker = build_views(config, source)
     rows = torch.arange(0, len(source), max(1, len(source) // config.images))[: config.images]
     save(sheet_of_views(source, maker, rows, seed=config.seed, draws=config.draws), out)
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in maker.sizes().items())
-    print(f"{source.name}: {sizes}; dropped: {', '.join(dropped) or 'no operation'}")
+    print(f"{source.name}: {sizes}; dropped: {', '.join(maker.dropped) or 'no operation'}")
     print(f"{out}: {len(rows)} images, each with {config.draws} draws; the original is the first of a row")

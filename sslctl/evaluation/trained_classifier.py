@@ -21,7 +21,6 @@ from sslctl.evaluation.task import Task
 from sslctl.factory.from_config import build_views, refuse_sizes
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
-from sslctl.models.vit import patch_size_of
 from sslctl.runs.claim import Lock, make
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.signals import Signals
@@ -61,7 +60,7 @@ def train_classifier(
     heading: lines to print before it begins.
     """
     method, plan = build_classifier(build, source, settings)
-    views = build_views(settings, source.image_size, plan.dropped, patch_size_of(method.backbone.network))
+    views = build_views(settings, source, method.backbone.network)
     refuse_sizes(method.backbone, views, source.image_size)
     setup = set_up(settings, plan, method, source, views, run_dir)
     print("\n".join(heading), flush=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from omegaconf import OmegaConf
+from torch import nn
 
 from sslctl.config.targets import bind, target_of
 from sslctl.data.modality import IMAGES, Modality
@@ -12,8 +13,10 @@ from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone
 from sslctl.models.network import Network
 from sslctl.models.preprocess import Preprocess, TextPreprocess
+from sslctl.models.vit import patch_size_of
 from sslctl.models.weights import load_weights
 from sslctl.views import ViewMaker
+from sslctl.views.maker import dropped_operations
 
 
 def build_source(node: Any, split: str) -> Source:
@@ -69,9 +72,15 @@ def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | Non
         raise InputError(f"method: {error}") from error
 
 
-def build_views(config: Any, image_size: int, dropped: tuple[str, ...], multiple: int = 1) -> ViewMaker:
-    """Builds what makes the views. multiple: of pixels that the views' sides are, for networks of patches."""
-    return ViewMaker(OmegaConf.to_container(config.augmentation, resolve=True), image_size, dropped, multiple)
+def build_views(config: Any, source: Source, network: nn.Module | None = None) -> ViewMaker:
+    """Builds what makes the views, without the operations that make no sense for these data.
+
+    network: where it takes patches, the sides of views are multiples of them.
+    """
+    augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
+    dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)
+    multiple = patch_size_of(network) if network is not None else 1
+    return ViewMaker(augmentation, source.image_size, tuple(dropped), multiple)
 
 
 def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: Any) -> None:

@@ -13,11 +13,9 @@ from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.teacher import TEACHER
-from sslctl.models.vit import patch_size_of
 from sslctl.runs import checkpoint
 from sslctl.runs.directory import ENVIRONMENT, PREPROCESS, TOKENIZER, find_runs, read_config, read_json
 from sslctl.views import ViewMaker
-from sslctl.views.maker import dropped_operations
 
 
 def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
@@ -89,6 +87,4 @@ def load_method(run: Path, backbone_node: Any | None = None) -> Method:
 
 def views_of(settings: Any, source: Source, method: Method) -> ViewMaker:
     """Builds what makes the views of a run, as its configuration says."""
-    augmentation = OmegaConf.to_container(settings.augmentation, resolve=True)
-    dropped = dropped_operations(augmentation, list(settings.dataset.get("drops") or []), source.channels)
-    return build_views(settings, source.image_size, tuple(dropped), patch_size_of(method.backbone.network))
+    return build_views(settings, source, method.backbone.network)
