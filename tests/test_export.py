@@ -132,6 +132,12 @@ def test_timm_loads_a_resnet(exported, resnet_run, batch):
         same(model.eval()((batch - MEAN) / STD), features(resnet_run, batch))
 
 
+@pytest.mark.parametrize("images", [3, 4])
+def test_few_images_are_enough_to_compare(exported, teacher_run, tmp_path, images):
+    printed = exported(teacher_run, f"out={tmp_path}/few.safetensors", f"images={images}").out
+    assert re.search(rf"largest difference \S+ of features up to .* on {images} images of ", printed)
+
+
 @pytest.mark.parametrize(("which", "pool"), [("mean", {"global_pool": "avg", "fc_norm": False}), ("backbone", {})])
 def test_timm_loads_a_vision_transformer_with_the_pooling_of_the_features(
     exported, vit_run, tmp_path, batch, which, pool

@@ -384,8 +384,8 @@ def test_means_of_settings_have_columns_of_their_own(sweep):
     one, two, same = (measured.measurement_of(Result.from_line(line, "a line")) for line in (found, other, changed))
     assert one != two
     assert one == same
-    assert measured.told_apart([one, two]) == {one: "epochs 2", two: "epochs 99"}
-    assert measured.told_apart([one]) == {one: ""}
+    assert measured.distinguishing_settings([one, two]) == {one: "epochs 2", two: "epochs 99"}
+    assert measured.distinguishing_settings([one]) == {one: ""}
 
 
 def test_main_results_come_first_and_the_rest_is_folded(page, sweep, workdir):

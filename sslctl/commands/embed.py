@@ -69,7 +69,7 @@ def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
 def _rows(one: NamedNetwork, source: Source, config: Any, device: torch.device) -> Iterator[Rows]:
     """Yields a split's rows, a batch at a time. A signal interrupts it between batches."""
     subject, everything, done = one.subject, torch.arange(len(source)), 0
-    (one.method or subject.backbone).to(device)
+    subject.module.to(device)
     settings = {"resize": subject.preprocess.resize, "batch_size": config.batch_size, "workers": config.workers}
     with contextlib.closing(clean_batches(source, everything, **settings)) as batches:
         for images in batches:  # of a folder read ahead, smaller ones than asked for
@@ -129,7 +129,7 @@ def _sources(config: Any, one: NamedNetwork) -> list[Source]:
 def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
     subject = one.subject
     width = subject.function(subject.preprocess.example(torch.device("cpu"))).shape[1]
-    said = {
+    origin = {
         "weights": one.title,
         "features": subject.features,
         "weights_sha256": subject.weights_sha256,
@@ -139,7 +139,7 @@ def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
         "versions": versions(),
         "time": now(),
     }
-    return About(sum(map(len, sources)), width, one.source.classes, json.dumps(said, ensure_ascii=False))
+    return About(sum(map(len, sources)), width, one.source.classes, json.dumps(origin, ensure_ascii=False))
 
 
 @contextlib.contextmanager

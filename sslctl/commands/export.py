@@ -35,8 +35,8 @@ def export(config: Any) -> None:
                     f" (tolerance={config.tolerance:g} of the largest)"
                 )
             Path(f"{file}.md").write_text(description(one, network, config.format, lines, file, parity))
-            for made in sorted(folder.iterdir()):
-                made.replace(out.with_name(made.name))
+            for checked in sorted(folder.iterdir()):
+                checked.replace(out.with_name(checked.name))
         size = out.stat().st_size / 2**20
         print(
             f"  {out}: {network.width} {network.features} features of {network.preprocess.summary()}, {size:,.2f} MiB"

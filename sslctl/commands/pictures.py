@@ -2,13 +2,9 @@
 
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sslctl.errors import InputError
 from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import load_method, resolve_runs, views_of, with_tokenizer
-from sslctl.runs import checkpoint
-from sslctl.runs.directory import read_config
+from sslctl.factory.from_run import open_run, resolve_runs, views_of, with_tokenizer
 from sslctl.visuals.method_pictures import draw, sheet
 from sslctl.visuals.sheets import save, writable
 
@@ -19,13 +15,12 @@ def pictures(config: Any) -> None:
         raise InputError("no run to show: sslctl pictures runs/latest")
     for run, path in resolve_runs(config.ckpt):
         out = writable(config.out or run / "pictures.png")
-        settings = OmegaConf.create(read_config(run))
-        source = build_source(with_tokenizer(settings.dataset, run), "train")
-        method = load_method(run)
-        step = checkpoint.load(path, method)["step"]
-        columns = draw(method, source, views_of(settings, source, method), seed=config.seed, images=config.images)
+        opened = open_run(run, path)
+        source = build_source(with_tokenizer(opened.config.dataset, run), "train")
+        views = views_of(opened.config, source, opened.method)
+        columns = draw(opened.method, source, views, seed=config.seed, images=config.images)
         if not columns:
-            raise InputError(f"{run}: method={settings.names.method} has no pictures to show")
+            raise InputError(f"{run}: method={opened.config.names.method} has no pictures to show")
         save(sheet(columns), out)
         what = "images" if source.modality.visible else "texts"
-        print(f"{out}: {len(next(iter(columns.values())))} {what} at step {step:,}: {', '.join(columns)}")
+        print(f"{out}: {len(next(iter(columns.values())))} {what} at step {opened.step:,}: {', '.join(columns)}")

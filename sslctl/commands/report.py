@@ -19,14 +19,14 @@ def report(config: Any) -> None:
     checkpoints = dict(resolve_runs(config.ckpt))
     common = Path(os.path.commonpath([run if len(checkpoints) == 1 else run.parent for run in checkpoints]))
     out = writable(user_path(config.out) if config.out else common / "report.html")
-    runs = [read_run(run, path, _shown(run, common, len(checkpoints))) for run, path in checkpoints.items()]
+    runs = [read_run(run, path, _label(run, common, len(checkpoints))) for run, path in checkpoints.items()]
     compare.refuse_other_datasets(runs)
     text = page(runs, common, config)
     write_text(out, text)
     print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
 
 
-def _shown(run: Path, common: Path, count: int) -> str:
+def _label(run: Path, common: Path, count: int) -> str:
     return run.name if count == 1 else str(run.relative_to(common))
 
 

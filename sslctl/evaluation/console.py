@@ -1,5 +1,6 @@
 """The tables of results on the terminal."""
 
+import re
 import sys
 
 from rich.console import Console
@@ -17,6 +18,12 @@ FIGURES = {
     "uniformity": "uniformity",
     "teacher_entropy": "teacher entropy",
 }
+_SHARE = re.compile(r"top\d+|acc|nmi|ari$|m?ap\b|map|recall|precision|purity|f1|hit", re.IGNORECASE)
+
+
+def is_share(metric: str) -> bool:
+    """Tells whether a metric is a fraction that reads better in percent."""
+    return bool(_SHARE.match(metric))
 
 
 def show_protocols(results: list[Result], title: str) -> None:
@@ -31,7 +38,7 @@ def show_protocols(results: list[Result], title: str) -> None:
     for section in dict.fromkeys(r.protocol for r in measured):
         cells: dict[tuple, dict[str, str]] = {}
         for r in (r for r in measured if r.protocol == section):
-            cells.setdefault((describe(r), r.labels, r.metric), {})[r.subject] = percent(r.value, r.std, r.ci95)
+            cells.setdefault((describe(r), r.labels, r.metric), {})[r.subject] = _value(r)
         for row, values in cells.items():
             table.add_row(*row, *(values.get(subject, "") for subject in subjects))
         table.add_section()
@@ -65,6 +72,11 @@ SPREAD = (
 )
 
 
+def _value(result: Result) -> str:
+    """Returns a cell of a table: in percent what is a share, else as it is."""
+    return percent(result.value, result.std, result.ci95) if is_share(result.metric) else f"{result.value:.4g}"
+
+
 def percent(value: float, std: float | None = None, ci95: list[float] | None = None) -> str:
     """Returns '91.24', '91.24 ± 0.31' or, of several draws, '91.24 ± 0.31 (90.9–91.6)', in percent."""
     words = f"{100 * value:.2f}"
@@ -89,7 +101,7 @@ def show(results: list[Result], title: str) -> None:
     """Prints a table: a row for each subject, a column for each protocol, label budget and metric."""
     columns = list(dict.fromkeys((describe(r), r.labels, r.metric) for r in results))
     rows = list(dict.fromkeys(r.subject for r in results))
-    cells = {(r.subject, describe(r), r.labels, r.metric): percent(r.value, r.std, r.ci95) for r in results}
+    cells = {(r.subject, describe(r), r.labels, r.metric): _value(r) for r in results}
     table = Table(caption=SPREAD, caption_justify="left")
     table.add_column("weights")
     for protocol, labels, metric in columns:

@@ -19,12 +19,12 @@ _GROUP = 64 * 2**20  # bytes of features in a row group of parquet
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of all its rows. said: where its features come from, as JSON."""
+    """What a file says of all its rows. origin: where its features come from, as JSON."""
 
     rows: int
     width: int
     classes: tuple[str, ...]
-    said: str
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ Writer = Callable[[Rows], None]
 
 @contextmanager
 def npz(path: Path, about: About) -> Iterator[Writer]:
-    """features (N, D), labels, index, split, names, classes, and about as JSON: numpy.load(path), without pickles.
+    """Writes features (N, D), labels, index, split, names, classes, and about as JSON: numpy.load(path), without pickles.
 
     The features go straight into the archive; what is kept until the end is a number and a reference for each row.
     """
@@ -71,20 +71,20 @@ def npz(path: Path, about: About) -> Iterator[Writer]:
                 _header(opened, (about.rows,), np.dtype(dtype))
                 for rows in kept:
                     opened.write(np.array(part(rows), dtype).tobytes())
-        for name, array in (("classes", np.array(about.classes, str)), ("about", np.array(about.said))):
+        for name, array in (("classes", np.array(about.classes, str)), ("about", np.array(about.origin))):
             packed = io.BytesIO()
             np.lib.format.write_array(packed, array, allow_pickle=False)
             archive.writestr(f"{name}.npy", packed.getvalue())
 
 
 def _header(opened: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
-    said = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-    np.lib.format.write_array_header_1_0(opened, said)
+    header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(opened, header)
 
 
 @contextmanager
 def comma_separated(path: Path, about: About) -> Iterator[Writer]:
-    """name, split, index, label, class, then f0, f1, … with the nine digits that give a float32 back."""
+    """Writes name, split, index, label, class, then f0, f1, … with the nine digits that give a float32 back."""
     with path.open("w", newline="", encoding="utf-8") as opened:
         lines = csv.writer(opened)
         lines.writerow(["name", "split", "index", "label", "class", *(f"f{i}" for i in range(about.width))])
@@ -103,7 +103,7 @@ def _class(about: About, label: int) -> str:
 
 @contextmanager
 def parquet(path: Path, about: About) -> Iterator[Writer]:
-    """name, split, index, label, class, and features as a list of D float32; classes and about in the schema's metadata."""
+    """Writes name, split, index, label, class, and features as lists of D float32; classes and about in the metadata."""
     arrow, files = _pyarrow()
     schema = arrow.schema(
         [
@@ -114,7 +114,7 @@ def parquet(path: Path, about: About) -> Iterator[Writer]:
             ("class", arrow.string()),
             ("features", arrow.list_(arrow.float32(), about.width)),
         ],
-        metadata={"classes": json.dumps(about.classes, ensure_ascii=False), "about": about.said},
+        metadata={"classes": json.dumps(about.classes, ensure_ascii=False), "about": about.origin},
     )
     waiting: list[Any] = []
 
@@ -144,7 +144,7 @@ def parquet(path: Path, about: About) -> Iterator[Writer]:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    """pyarrow, where it is installed."""
+    """Imports pyarrow, where it is installed."""
     try:
         import pyarrow
         import pyarrow.parquet

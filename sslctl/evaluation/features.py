@@ -39,7 +39,9 @@ def extract(
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """function: (B, C, S, S) float in [0, 1], or (B, L) int64 of texts, -> (B, D). Returns (len(rows), D) float32 on the CPU.
+    """Returns the features of the images at some rows, (len(rows), D) float32 on the CPU.
+
+    function: (B, C, S, S) float in [0, 1], or (B, L) int64 of texts, -> (B, D).
 
     A signal interrupts it between batches.
     """
@@ -55,7 +57,7 @@ def extract(
 
 
 def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float) -> Tensor:
-    """The tensor kept under a key, computed when it is not there. The oldest files make room; limit 0 keeps nothing."""
+    """Returns the tensor kept under a key, computed when it is not there. The oldest files make room; limit 0 keeps nothing."""
     if limit_gb <= 0:
         return compute()
     path = _place(key)
@@ -77,7 +79,7 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
 
 
 def is_cached(key: tuple[str, ...]) -> bool:
-    """Whether `cached` would find a tensor under a key."""
+    """Tells whether `cached` would find a tensor under a key."""
     return _place(key).exists()
 
 

@@ -36,7 +36,7 @@ from sslctl.models.batchnorm import group_batchnorm
 from sslctl.models.layer_decay import layer_depths
 from sslctl.runs import directory as rundir
 from sslctl.runs.atomic import replacing, write_text
-from sslctl.runs.checkpoint import load_tensors, save_tensors
+from sslctl.runs.checkpoint import CHECKPOINTS, LAST, load_tensors, save_tensors
 from sslctl.runs.results import Result
 from sslctl.training.plan import Plan, make_plan
 
@@ -179,8 +179,8 @@ def finetune_or_load(
     for path, module in ((backbone, method.backbone), (classifier, method.classifier)):
         with replacing(path) as temporary:
             save_tensors(temporary, module.state_dict(), facts)
-    (run_dir / "last").unlink(missing_ok=True)
-    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / LAST).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / CHECKPOINTS)
     return method, plan
 
 

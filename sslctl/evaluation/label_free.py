@@ -32,7 +32,7 @@ _FIRST, _LAST = 11, 100  # ranks of the eigenvalues that α-ReQ fits
 
 
 def rankme(z: Tensor) -> float:
-    """How many directions the features use: exp of the entropy of their singular values, not centred.
+    """Counts the directions that the features use: exp of the entropy of their singular values, not centred.
 
     z: (N, D); N of 25,600 in the paper. Between 1 and min(N, D); compare runs of one method.
     RankMe (Garrido et al. 2023, arXiv:2210.02885, eq. 1).
@@ -41,13 +41,13 @@ def rankme(z: Tensor) -> float:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp(-Σ p ln p) with p = values / their sum + 1e-7. values: (K,), none negative."""
+    """Returns exp(-Σ p ln p) with p = values / their sum + 1e-7. values: (K,), none negative."""
     p = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + 1e-7
     return torch.special.entr(p).sum().exp().item()
 
 
 def alpha_req(z: Tensor) -> float | None:
-    """The exponent α with which the eigenvalues of the covariance fall, λ_j ∝ j^-α. z: (N, D). Near 1 is good.
+    """Fits the exponent α with which the eigenvalues of the covariance fall, λ_j ∝ j^-α. z: (N, D). Near 1 is good.
 
     None where fewer than three of the fitted eigenvalues are more than rounding. α-ReQ (Agrawal et al. 2022).
     """
@@ -56,7 +56,7 @@ def alpha_req(z: Tensor) -> float | None:
 
 
 def decay_exponent(eigenvalues: Tensor) -> float | None:
-    """α of descending eigenvalues (D,): weighted least squares on log λ over log j, weights 1/j, j = 11 … 100."""
+    """Fits α to descending eigenvalues (D,) by weighted least squares on log λ over log j, weights 1/j, j = 11 … 100."""
     largest = eigenvalues[0]
     fitted = eigenvalues[_FIRST - 1 : _LAST]
     fitted = fitted[fitted > 1e-12 * largest]
@@ -69,7 +69,7 @@ def decay_exponent(eigenvalues: Tensor) -> float | None:
 
 
 def lidar(z: Tensor, delta: float = DELTA) -> float:
-    """How many directions tell images apart by more than their views vary. z: (n, q, D), q views of each of n images.
+    """Counts the directions that tell images apart by more than their views vary. z: (n, q, D), q views of each of n images.
 
     The effective rank of the eigenvalues of Σ_w^-½ Σ_b Σ_w^-½, Σ_w with delta on its diagonal; at most min(D, n - 1).
     LiDAR (Thilak et al. 2023, arXiv:2312.04000, section 4).
@@ -87,7 +87,7 @@ def lidar(z: Tensor, delta: float = DELTA) -> float:
 
 
 def feature_std(z: Tensor) -> float:
-    """Mean over dimensions of the standard deviation of unit rows. z: (N, D). 1/√D: spread evenly; 0: collapsed.
+    """Returns the mean over dimensions of the standard deviation of unit rows. z: (N, D). 1/√D: spread evenly; 0: collapsed.
 
     SimSiam, arXiv:2011.10566, section 4.1. What training logs under this name is √D times as much.
     """
@@ -95,13 +95,16 @@ def feature_std(z: Tensor) -> float:
 
 
 def alignment(x: Tensor, y: Tensor, power: float = 2) -> float:
-    """Mean ‖x̄ - ȳ‖^power of two views of the same images, unit rows (Wang & Isola 2020, arXiv:2005.10242). (N, D) each."""
+    """Returns the mean ‖x̄ - ȳ‖^power of two views of the same images, unit rows. x, y: (N, D).
+
+    Wang & Isola 2020, arXiv:2005.10242.
+    """
     x, y = F.normalize(x.double(), dim=1), F.normalize(y.double(), dim=1)
     return (x - y).norm(dim=1).pow(power).mean().item()
 
 
 def uniformity(z: Tensor, t: float = 2) -> float:
-    """log of the mean over pairs i < j of exp(-t ‖z̄_i - z̄_j‖²), unit rows (Wang & Isola 2020). z: (N, D), N ≥ 2.
+    """Returns the log of the mean over pairs i < j of exp(-t ‖z̄_i - z̄_j‖²), unit rows (Wang & Isola 2020). z: (N, D), N ≥ 2.
 
     0: all in one place; -2 t at the least for two points; near -4 on a sphere of many dimensions, t = 2.
     """
@@ -115,7 +118,7 @@ def uniformity(z: Tensor, t: float = 2) -> float:
 
 
 def _squared_singular_values(z: Tensor) -> Tensor:
-    """(min(N, D),) descending: the eigenvalues of the smaller of ZᵀZ and ZZᵀ."""
+    """Returns (min(N, D),) descending: the eigenvalues of the smaller of ZᵀZ and ZZᵀ."""
     gram = z.T @ z if z.shape[1] <= len(z) else z @ z.T
     return torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)
 

@@ -39,7 +39,7 @@ class ProbeGrid:
         return list(product(self.lr, self.weight_decay))
 
     def middle(self) -> tuple[float, float]:
-        """(lr, weight_decay) for labels that are too few to choose by; of an even number the lower one."""
+        """Returns (lr, weight_decay) for labels that are too few to choose by; of an even number the lower one."""
         lr, decay = sorted(self.lr), sorted(self.weight_decay)
         return lr[(len(lr) - 1) // 2], decay[(len(decay) - 1) // 2]
 
@@ -54,17 +54,17 @@ class Classifiers:
     std: Tensor  # (D,)
 
     def scores(self, features: Tensor) -> Tensor:
-        """(N, D) -> (G, N, C)."""
+        """Returns the scores of features: (N, D) -> (G, N, C)."""
         return (features - self.mean) / self.std @ self.weight + self.bias
 
 
 def steps_of(n: int, epochs: int, batch_size: int, most_steps: int | None = None) -> int:
-    """The steps that `epochs` of n rows are: more where they are too few to arrive, at most most_steps or ten epochs."""
+    """Returns the steps that `epochs` of n rows are: more where they are too few to arrive, at most most_steps or ten epochs."""
     per_epoch = n // min(batch_size, n)
-    wanted = epochs * per_epoch
+    total = epochs * per_epoch
     if most_steps is not None:
-        wanted = min(wanted, max(most_steps, _LEAST_EPOCHS * per_epoch))
-    return max(_LEAST_STEPS, wanted)
+        total = min(total, max(most_steps, _LEAST_EPOCHS * per_epoch))
+    return max(_LEAST_STEPS, total)
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def train_classifiers(
     seed: int,
     most_steps: int | None = None,
 ) -> Classifiers:
-    """Multinomial logistic regression by SGD (momentum 0.9, cosine), every (lr, weight_decay) in one matrix product.
+    """Trains multinomial logistic regression by SGD (momentum 0.9, cosine), every (lr, weight_decay) in one matrix product.
 
     Features are standardised with the training rows' statistics, so that one grid suits every feature scale.
     """
@@ -125,22 +125,22 @@ def fit_probe(data: Features, grid: ProbeGrid, seed: int) -> tuple[Classifiers, 
         lr, decay = grid.middle()
         picked = {"lr": lr, "weight_decay": decay, "validation_top1": None, "steps": steps}
         return train_classifiers(data, [(lr, decay)], *trained), picked
-    correct, loss, judged = torch.zeros(len(settings)), torch.zeros(len(settings)), 0
+    correct, loss, count = torch.zeros(len(settings)), torch.zeros(len(settings)), 0
     for held_out in folds(data, grid.validation, seed):
         rest = Features(data.features[~held_out], data.labels[~held_out], data.num_classes)
         classifiers = train_classifiers(rest, settings, *trained)
         scores, labels = classifiers.scores(data.features[held_out]), data.labels[held_out]
         correct += (scores.argmax(2) == labels).sum(1)
         loss += torch.stack([F.cross_entropy(s, labels, reduction="sum") for s in scores])
-        judged += len(labels)
+        count += len(labels)
     best = max(range(len(settings)), key=lambda g: (correct[g].item(), -loss[g].item()))  # equal hits: the surer one
     picked = dict(zip(("lr", "weight_decay"), settings[best], strict=True))
-    picked |= {"validation_top1": correct[best].item() / judged, "steps": steps}
+    picked |= {"validation_top1": correct[best].item() / count, "steps": steps}
     return train_classifiers(data, [settings[best]], *trained), picked
 
 
 def too_few(data: Features) -> bool:
-    """Whether no part of few labels can be held out: a class has one alone, and the rows are not enough for a share."""
+    """Tells whether no part of few labels can be held out: a class has one alone, and the rows are not enough for a share."""
     counts = torch.bincount(data.labels)
     return len(data.labels) <= _FOLDED * data.num_classes and int(counts[counts > 0].min()) < 2
 

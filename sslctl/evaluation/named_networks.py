@@ -1,4 +1,4 @@
-"""What ckpt=, or backbone= with weights, names: a network with its dataset, for the verbs that write files."""
+"""The network with its dataset that ckpt=, or backbone= with weights, names: for the verbs that write files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,19 +12,16 @@ from sslctl.errors import InputError, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.subjects import Subject
 from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import load_method, resolve_runs, run_preprocess, with_tokenizer
-from sslctl.methods.base import Method
+from sslctl.factory.from_run import resolve_runs, run_preprocess, with_tokenizer
 from sslctl.models.preprocess import preprocess_of
-from sslctl.runs import checkpoint
 from sslctl.runs.directory import read_config
 
 
 @dataclass(frozen=True)
 class NamedNetwork:
-    """One network. name: of its backbone; node: that backbone's configuration. method, run: None for foreign weights."""
+    """One network. name: of its backbone; node: that backbone's configuration. run: None for foreign weights."""
 
     subject: Subject
-    method: Method | None
     run: Path | None
     name: str
     node: dict
@@ -35,7 +32,7 @@ class NamedNetwork:
 
 
 def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[NamedNetwork]:
-    """The networks that a configuration names by ckpt, or by backbone and dataset, each with a split of its dataset.
+    """Yields the networks that a configuration names by ckpt, or by backbone and dataset, each with a split of its dataset.
 
     few: of a run's dataset only some images will be looked at, and none is kept in memory.
     Raises InputError where nothing is named, and for images that a network does not take.
@@ -45,26 +42,24 @@ def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[Na
         return
     if config.backbone is not None:
         raise InputError("a run brings its own backbone: ckpt=RUN, or backbone=… backbone.weights=FILE, not both")
-    found = resolve_runs(config.ckpt)
-    if config.out and len(found) > 1:
-        raise InputError(f"out={config.out} is one file, ckpt names {len(found)} runs: leave out= away")
-    for run, path in found:
-        saved = read_config(run)
-        node = with_tokenizer(config.dataset or OmegaConf.create(saved["dataset"]), run)
+    runs = resolve_runs(config.ckpt)
+    if config.out and len(runs) > 1:
+        raise InputError(f"out={config.out} is one file, ckpt names {len(runs)} runs: leave out= away")
+    for run, path in runs:
+        saved = OmegaConf.create(read_config(run))
+        node = with_tokenizer(config.dataset or saved.dataset, run)
         if few and "memory_gb" in node:
             node = OmegaConf.merge(node, {"memory_gb": 0})
-        preprocess = run_preprocess(run)
         source = build_source(node, split)
-        preprocess.refuse_other(str(run), source, "dataset")
-        method = load_method(run)
-        step = checkpoint.load(path, method)["step"]
-        subject = who.method_subject("trained", method, preprocess, config.features, step)
-        name, backbone = saved["names"]["backbone"], {**saved["backbone"], "weights": None}
+        run_preprocess(run).refuse_other(str(run), source, "dataset")
+        subject = who.trained(run, path, config.features)
+        name, backbone = saved.names.backbone, {**OmegaConf.to_container(saved.backbone), "weights": None}
         title = f"{run} at {path.name}"
-        yield NamedNetwork(subject, method, run, name, backbone, node, source, run, title)
+        yield NamedNetwork(subject, run, name, backbone, node, source, run, title)
 
 
 def _foreign_network(config: Any, split: str) -> NamedNetwork:
+    """Builds the network of backbone=… backbone.weights=FILE."""
     if config.backbone is None:
         raise InputError("nothing named: name a run (runs/latest), or backbone=… backbone.weights=FILE dataset=…")
     if not config.backbone.get("weights"):
@@ -80,4 +75,4 @@ def _foreign_network(config: Any, split: str) -> NamedNetwork:
     weights = user_path(config.backbone.weights)
     node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True)
     folder = Path("runs") / source.name / "foreign"
-    return NamedNetwork(subject, None, None, weights.stem, node, config.dataset, source, folder, str(weights))
+    return NamedNetwork(subject, None, weights.stem, node, config.dataset, source, folder, str(weights))

@@ -24,7 +24,7 @@ BATCH, CALIBRATING = 512, 8  # images that are embedded at a time, batches that 
 
 
 def online_rows(size: int) -> tuple[Tensor, Tensor]:
-    """(queries, bank): a fixed tenth of the training images, at most 5,000, and at most 20,000 others; of no seed."""
+    """Returns (queries, bank): a fixed tenth of the training images, at most 5,000, and at most 20,000 others; of no seed."""
     order = torch.from_numpy(permuted(np.arange(size), size, seed=0, epoch=-3))
     queries = min(MOST_QUERIES, max(1, size // 10))
     return order[:queries], order[queries : queries + MOST_BANK]
@@ -54,7 +54,7 @@ class Online:
     workers: int
 
     def __call__(self, method: Method) -> tuple[dict[str, float], EmbeddedImages]:
-        """Top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
+        """Measures top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
         queries, bank = online_rows(len(self.source))
         rows = torch.cat([queries, bank])
         both = extract(
@@ -67,8 +67,8 @@ class Online:
         )
         figures = {}
         if self.source.labelled:
-            held = Features(both[len(queries) :], self.source.labels[bank], len(self.source.classes))
-            votes = knn_votes(both[: len(queries)], held, **self.settings)
+            labelled = Features(both[len(queries) :], self.source.labels[bank], len(self.source.classes))
+            votes = knn_votes(both[: len(queries)], labelled, **self.settings)
             figures["knn"] = accuracy(votes, self.source.labels[queries])["top1"]
         figures |= {"rankme": rankme(both), "backbone_std": feature_std(both) * both.shape[1] ** 0.5}
         return figures, EmbeddedImages(rows, both, len(queries))

@@ -26,17 +26,17 @@ UNKNOWN = Origin()
 
 
 def origin_of(run: Path, ckpt: Any, subject: str) -> Origin:
-    """Of a run that ckpt= names. subject: pixels have a run, and no network."""
-    config, shown = read_config(run), as_named(run, ckpt)
+    """Returns the origin of a run that ckpt= names. subject: pixels have a run, and no network."""
+    config, named = read_config(run), as_named(run, ckpt)
     if subject == "pixels":
-        return Origin(shown)
+        return Origin(named)
     return Origin(
-        shown, config["names"]["method"], config_choice("backbone") or config["names"]["backbone"], config["seed"]
+        named, config["names"]["method"], config_choice("backbone") or config["names"]["backbone"], config["seed"]
     )
 
 
 def as_named(run: Path, ckpt: Any) -> str:
-    """A run's path as ckpt= has it: below the directory, or around the checkpoint, that the user named.
+    """Returns a run's path as ckpt= has it: below the directory, or around the checkpoint, that the user named.
 
     A link is followed: runs/latest is another run tomorrow.
     """
@@ -52,7 +52,7 @@ def as_named(run: Path, ckpt: Any) -> str:
 
 
 def config_choice(group: str) -> str | None:
-    """What this command chose for a part of its configuration, by name: backbone=small_resnet; None where nothing."""
+    """Returns what this command chose for a part of its configuration, by name: backbone=small_resnet; None where nothing."""
     from hydra.core.hydra_config import HydraConfig
 
     choice = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
@@ -60,14 +60,14 @@ def config_choice(group: str) -> str | None:
 
 
 def measured_by() -> dict[str, str | None]:
-    """The words of the running command, and the directory in which they were said."""
+    """Returns the words of the running command, and the directory in which they were said."""
     from hydra.core.hydra_config import HydraConfig
 
     return {"command": command_line() if HydraConfig.initialized() else None, "cwd": os.getcwd()}
 
 
 def settings(node: dict) -> dict:
-    """The settings of a part of a configuration as a result names them: its class by its name, and what is not null."""
+    """Returns the settings of a part of a configuration as a result names them: its class by its name, and what is not null."""
     plain = {key: settings(value) if isinstance(value, dict) else value for key, value in node.items()}
     name = plain.pop("_target_", None)
     named = {"name": name.rpartition(".")[2]} if name else {}
@@ -75,7 +75,7 @@ def settings(node: dict) -> dict:
 
 
 def flat_words(params: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """('optimizer.base_lr', '0.1') of every setting, in their order."""
+    """Returns ('optimizer.base_lr', '0.1') of every setting, in their order."""
     for key, value in params.items():
         if isinstance(value, dict):
             yield from flat_words(value, f"{prefix}{key}.")
@@ -84,7 +84,7 @@ def flat_words(params: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def words_of(value: Any) -> str:
-    """A value as a command line has it."""
+    """Returns a value as a command line has it."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(words_of, value))}]"
     return "null" if value is None else str(value)

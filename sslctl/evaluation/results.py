@@ -67,7 +67,7 @@ def make_result(
 
 
 def interval(each: Tensor, seed: int = 0) -> list[float]:
-    """[low, high]: 95 % of the means of resampled images lie there (percentile bootstrap, Efron 1979). each: (N,)."""
+    """Returns [low, high]: 95 % of the means of resampled images lie there (percentile bootstrap, Efron 1979). each: (N,)."""
     values, counts = np.unique(each.double().numpy(), return_counts=True)
     generator = np.random.default_rng(seed)
     if len(values) <= 64:  # drawing images is drawing how often each value comes
@@ -79,7 +79,7 @@ def interval(each: Tensor, seed: int = 0) -> list[float]:
 
 
 def interval_of_mean(values: list[float]) -> list[float]:
-    """[low, high]: the 95 % interval of the mean of a few values, by Student's t with one degree of freedom less."""
+    """Returns [low, high]: the 95 % interval of the mean of a few values, by Student's t with one degree of freedom less."""
     from scipy.stats import t
 
     half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5

@@ -17,7 +17,7 @@ from sslctl.evaluation.task import Protocol, Reader, Task
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import resolve_runs, run_preprocess, with_tokenizer
 from sslctl.models.preprocess import Preprocess, preprocess_of
-from sslctl.runs.directory import RESULTS, read_config
+from sslctl.runs.directory import PROBES, RESULTS, read_config
 from sslctl.runs.results import append_results
 from sslctl.training.plan import choose_device
 
@@ -81,7 +81,7 @@ def subjects_and_tasks(
         }
         print(f"{run} at {path.name}", flush=True)
         subjects = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
-        yield subjects, Task(train, test, read, seed, config, node, run / "probes", run), out or run / RESULTS
+        yield subjects, Task(train, test, read, seed, config, node, run / PROBES, run), out or run / RESULTS
 
 
 def _named_dataset(config: Any) -> Any | None:

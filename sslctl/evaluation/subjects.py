@@ -12,11 +12,10 @@ from sslctl.errors import InputError
 from sslctl.evaluation.provenance import UNKNOWN, Origin
 from sslctl.factory.exportable import feature_names
 from sslctl.factory.from_config import build_backbone
-from sslctl.factory.from_run import load_method, run_preprocess
+from sslctl.factory.from_run import load_method, open_run, run_preprocess
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.weights import weights_sha256
-from sslctl.runs import checkpoint
 
 
 @dataclass(frozen=True)
@@ -37,30 +36,29 @@ class Subject:
 
     @property
     def module(self) -> nn.Module | None:
-        """Whatever the function runs through: what a device must hold."""
+        """Returns what the function runs through: what a device must hold."""
         return self.method or self.backbone
 
 
 PARTLY = "backbone.partial=true: weights of which only some were loaded are no network to measure or to hand on"
 
 
-def trained(run: Path, path: Path, wanted: str | None, backbone_node: Any | None = None) -> Subject:
-    """The weights of a checkpoint, every tensor of which must match."""
-    method = load_method(run, backbone_node)
-    state = checkpoint.load(path, method)
-    return method_subject("trained", method, run_preprocess(run), wanted, state["step"])
+def trained(run: Path, path: Path, features: str | None, backbone_node: Any | None = None) -> Subject:
+    """Returns the network of a run with the weights of a checkpoint."""
+    opened = open_run(run, path, backbone_node)
+    return method_subject("trained", opened.method, opened.preprocess, features, opened.step)
 
 
-def random(run: Path, wanted: str | None, backbone_node: Any | None = None) -> Subject:
-    """The run's network with the weights it began with."""
-    return method_subject("random", load_method(run, backbone_node), run_preprocess(run), wanted, 0)
+def random(run: Path, features: str | None, backbone_node: Any | None = None) -> Subject:
+    """Returns the run's network with the weights it began with."""
+    return method_subject("random", load_method(run, backbone_node), run_preprocess(run), features, 0)
 
 
-def method_subject(name: str, method: Method, preprocess: Preprocess, wanted: str | None, step: int) -> Subject:
-    """Evaluates one of a method's features; the first unless named."""
+def method_subject(name: str, method: Method, preprocess: Preprocess, features: str | None, step: int) -> Subject:
+    """Returns one of a method's features as a subject; the first unless named. Raises InputError for one it lacks."""
     method = method.eval()
     names = feature_names(method, preprocess)
-    chosen = wanted or names[0]
+    chosen = features or names[0]
     if chosen not in names:
         raise InputError(f"features={chosen}: this method offers {', '.join(names)}")
     backbone = method.backbone
@@ -79,7 +77,7 @@ def method_subject(name: str, method: Method, preprocess: Preprocess, wanted: st
 
 
 def foreign(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject:
-    """A backbone that is no run's: backbone=… backbone.weights=FILE, or the same without its weights."""
+    """Builds a backbone that is no run's: backbone=… backbone.weights=FILE, or the same without its weights."""
     torch.manual_seed(0)
     backbone = build_backbone(node, preprocess, with_weights=with_weights).eval()
     name = "foreign" if with_weights else "random"
@@ -88,7 +86,7 @@ def foreign(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject
 
 
 def pixels(preprocess: Preprocess) -> Subject:
-    """The images themselves, flattened."""
+    """Returns the images themselves, flattened, as features."""
     if not preprocess.modality.visible:
         raise InputError("texts have no pixels: subjects=[trained,random]")
     return Subject("pixels", lambda images: images.flatten(1), preprocess, "pixels", "pixels", 0)

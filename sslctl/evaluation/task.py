@@ -81,7 +81,7 @@ class Task:
 
     @cached_property
     def pretraining_images(self) -> Source:
-        """The training images that label-free figures are of: a run's own, wherever it is evaluated; else the task's."""
+        """Returns the training images that label-free figures are of: a run's own, wherever it is evaluated; else the task's."""
         if self.run is None:
             return self.train
         node, source = dataset_of(self.run), self.train

@@ -56,9 +56,9 @@ def network_of(one: NamedNetwork) -> Network:
     with torch.no_grad():
         width = subject.function(preprocess.example(torch.device("cpu"))).shape[1]
     backbone, pool = subject.backbone, {}
-    if one.method is not None:
-        backbone, pool = find_backbone(one.method, subject.features, preprocess) or (None, {})
-    module = backbone or _Computed(one.method, subject.features).eval()
+    if subject.method is not None:
+        backbone, pool = find_backbone(subject.method, subject.features, preprocess) or (None, {})
+    module = backbone or _Computed(subject.method, subject.features).eval()
     return Network(module, backbone, pool, one.node, preprocess, subject.features, width)
 
 
@@ -84,7 +84,7 @@ def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, fi
             )
     rows = torch.arange(0, len(source), max(1, len(source) // count))[:count]
     difference, scale = 0.0, 0.0
-    for taken in (rows[:1], rows[1:3], *rows[3:].split(32)):  # any number of images goes in
+    for taken in filter(len, (rows[:1], rows[1:3], *rows[3:].split(32))):  # any number of images goes in
         settings = {"resize": network.preprocess.resize, "batch_size": 32, "workers": 0}
         for images in clean_batches(source, taken, **settings):
             images = clean(images) if images.dtype == torch.uint8 else images

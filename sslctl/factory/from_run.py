@@ -1,5 +1,6 @@
 """From a run directory to its configuration, data and method."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
                 f"ckpt={path} is a file, not a run directory; weights from elsewhere are evaluated with"
                 " backbone=… backbone.weights=FILE"
             )
-        if path.name.startswith("step-") and (path / "manifest.json").exists():
+        if path.name.startswith("step-") and (path / checkpoint.MANIFEST).exists():
             checkpoint.verify(path)
             resolved.append((path.resolve().parents[1], path))
             continue
@@ -72,6 +73,23 @@ def dataset_of(run: Path, key: str = "dataset") -> Any:
 def run_preprocess(run: Path) -> Preprocess | TextPreprocess:
     """Reads what a run's backbone expects of a sample."""
     return preprocess_from(read_json(run / PREPROCESS))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run at one of its checkpoints."""
+
+    config: Any
+    preprocess: Preprocess | TextPreprocess
+    method: Method
+    step: int
+
+
+def open_run(run: Path, path: Path, backbone_node: Any | None = None) -> TrainedRun:
+    """Opens a run at a checkpoint, every tensor of which must match. backbone_node: another backbone than the run's."""
+    method = load_method(run, backbone_node)
+    step = checkpoint.load(path, method)["step"]
+    return TrainedRun(OmegaConf.create(read_config(run)), run_preprocess(run), method, step)
 
 
 def load_method(run: Path, backbone_node: Any | None = None) -> Method:

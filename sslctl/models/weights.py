@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslctl.errors import user_path
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import patch_size_of
-from sslctl.runs.checkpoint import CheckpointError, compare, load_pickle, load_tensors, metadata, newest_valid
+from sslctl.runs.checkpoint import WEIGHTS, CheckpointError, compare, load_pickle, load_tensors, metadata, newest_valid
 from sslctl.runs.directory import BACKBONE, is_run
 
 # Wrappers that training codes leave around a backbone's names, and classifiers that a backbone has no place for.
@@ -48,7 +48,7 @@ def _run_backbone(run: Path) -> dict[str, Tensor]:
     newest = newest_valid(run)
     if newest is None:
         raise CheckpointError(f"{run} has no checkpoint yet")
-    tensors = load_tensors(newest / "weights.safetensors")
+    tensors = load_tensors(newest / WEIGHTS)
     return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
 
 

@@ -57,7 +57,7 @@ class Chart:
     alt: str
 
     def data(self) -> dict:
-        """What the page's script needs to say a value under the pointer."""
+        """Returns what the page's script needs to say a value under the pointer."""
         return {
             "x": self.x,
             "y": self.y,
@@ -66,24 +66,27 @@ class Chart:
 
 
 def curves(name: str, lines: list[tuple[str, int, list[tuple[float, float]]]]) -> Chart | None:
-    """A chart of one logged quantity. lines: (words, number of the colour, points). None where nothing finite was logged."""
+    """Draws a chart of one logged quantity; None where nothing finite was logged.
+
+    lines: (words, number of the colour, points).
+    """
     factor = 100 if name == "knn" else 1
-    made = []
+    drawn = []
     for words, colour, points in lines:
         finite = [(x, factor * y) for x, y in points if math.isfinite(y)]
         if finite:
-            made.append((words, colour % _COLOURS, [(round(x, 3), _rounded(y)) for x, y in thinned(finite)]))
-    if not made:
+            drawn.append((words, colour % _COLOURS, [(round(x, 3), _rounded(y)) for x, y in thinned(finite)]))
+    if not drawn:
         return None
-    xs = [x for _, _, points in made for x, _ in points]
-    ys = [y for _, _, points in made for _, y in points]
+    xs = [x for _, _, points in drawn for x, _ in points]
+    ys = [y for _, _, points in drawn for _, y in points]
     x_axis, y_axis = _axis(min(0, *xs), max(xs), tight=True), _axis(*_span(name, min(ys), max(ys)))
     title, note = TITLES.get(name, (name.replace("_", " ").capitalize(), "as the method logs it"))
-    first, last = made[0][2][0][1], made[0][2][-1][1]
+    first, last = drawn[0][2][0][1], drawn[0][2][-1][1]
     alt = f"{title} over epochs: " + (
-        f"from {first:g} to {last:g}" if len(made) == 1 else f"{len(made)} runs, between {min(ys):g} and {max(ys):g}"
+        f"from {first:g} to {last:g}" if len(drawn) == 1 else f"{len(drawn)} runs, between {min(ys):g} and {max(ys):g}"
     )
-    series = [Series(words, colour, points, _path(points, x_axis[:2], y_axis[:2])) for words, colour, points in made]
+    series = [Series(words, colour, points, _path(points, x_axis[:2], y_axis[:2])) for words, colour, points in drawn]
     return Chart(
         name,
         title,
@@ -98,7 +101,7 @@ def curves(name: str, lines: list[tuple[str, int, list[tuple[float, float]]]]) -
 
 
 def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Every k-th point and the last, so that at most about MOST_POINTS are drawn."""
+    """Returns every k-th point and the last, so that at most about MOST_POINTS are drawn."""
     step = max(1, math.ceil(len(points) / MOST_POINTS))
     return points[::step] + ([points[-1]] if (len(points) - 1) % step else [])
 
@@ -112,7 +115,7 @@ def _span(name: str, low: float, high: float) -> tuple[float, float]:
 
 
 def _axis(low: float, high: float, tight: bool = False) -> tuple[float, float, list[float]]:
-    """(low, high, round ticks) of an axis; tight: it ends where the data does."""
+    """Returns (low, high, round ticks) of an axis; tight: it ends where the data does."""
     if high <= low:
         low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
     raw = (high - low) / 4
@@ -125,7 +128,7 @@ def _axis(low: float, high: float, tight: bool = False) -> tuple[float, float, l
 
 
 def _tick(value: float, ticks: list[float]) -> str:
-    """With as many digits as tell it from the next tick."""
+    """Formats a tick with as many digits as tell it from the next tick."""
     largest = max(abs(t) for t in ticks)
     if largest and (largest >= 1e5 or largest < 1e-3):
         return f"{value:.2g}" if value else "0"
@@ -168,7 +171,7 @@ _SHAPES = ("round", "plus", "square", "cross")
 
 
 def embedding_map(places: np.ndarray, labels: list[int], classes: tuple[str, ...], words: str) -> Map:
-    """places: (n, 2). labels: −1 throughout where there are none."""
+    """Draws the map of images in two dimensions. places: (n, 2). labels: −1 throughout where there are none."""
     span = max(np.ptp(places, axis=0).max(), 1e-9)
     middle = (places.max(0) + places.min(0)) / 2
     points = ((places - middle) / span * 960 + 500).round().astype(int).tolist()
@@ -209,7 +212,7 @@ MOST_CLASSES = 40  # that a matrix is drawn for
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...], words: str) -> Confusion:
-    """labels, predicted: (n,) int."""
+    """Counts which class is taken for which. labels, predicted: (n,) int."""
     counts = np.zeros((len(classes), len(classes)), dtype=int)
     np.add.at(counts, (labels, predicted), 1)
     wrong = counts.copy()
@@ -224,5 +227,5 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
         (name, int(row.sum()), [(100 * int(c) / max(1, int(row.sum())), int(c)) for c in row])
         for name, row in zip(classes, counts, strict=True)
     ]
-    shown = rows if len(classes) <= MOST_CLASSES else []
-    return Confusion(classes, shown, pairs, int(np.trace(counts)), len(labels), words)
+    rows_on_page = rows if len(classes) <= MOST_CLASSES else []
+    return Confusion(classes, rows_on_page, pairs, int(np.trace(counts)), len(labels), words)

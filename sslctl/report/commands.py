@@ -18,12 +18,12 @@ LEAST_STEPS = 500  # of a run that is long enough to be judged
 
 
 def placed(cwd: str, words: Sequence[str]) -> str:
-    """A command where it was said."""
+    """Returns a command where it was said."""
     return f"cd {shlex.quote(cwd)} && {shlex.join(words)}"
 
 
 def words_in(command: str) -> list[str]:
-    """The words of a recorded command; paths without the quotes that Hydra's grammar asks for, where they need none."""
+    """Returns the words of a recorded command; paths without the quotes that Hydra's grammar asks for, where they need none."""
     words = (word.replace("dataset@eval_dataset=", "eval_dataset=") for word in shlex.split(command))
     return [_PLAIN.sub(r"\1=\2", word) for word in words]
 
@@ -33,7 +33,7 @@ def without(words: list[str], *keys: str) -> list[str]:
 
 
 def named(path: Path) -> str:
-    """A run as a word of a command line."""
+    """Returns a run as a word of a command line."""
     return f"ckpt={path}" if "=" in str(path) else str(path)
 
 
@@ -41,19 +41,19 @@ def named(path: Path) -> str:
 
 
 def started_with(run: Run) -> str:
-    """The command that started a run. Said again it continues the run."""
+    """Returns the command that started a run. Said again it continues the run."""
     return placed(run.environment["cwd"], words_in(run.environment["command"]))
 
 
 def repeat_with(run: Run) -> str:
-    """The command that trains a run anew, in another directory."""
+    """Returns the command that trains a run anew, in another directory."""
     words = without(words_in(run.environment["command"]), "run_dir")
     words += [] if run.config["trainer"]["threads"] else [f"trainer.threads={run.threads}"]
     return placed(run.environment["cwd"], [*words, f"run_dir=repeated/{run.path.name}"])
 
 
 def more_seeds(runs: Sequence[Run], count: int = 3) -> str:
-    """The command after which a setting has been trained with `count` seeds, by the words of its first run.
+    """Returns the command after which a setting has been trained with `count` seeds, by the words of its first run.
 
     Where runs have the directories that sslctl chooses, it finds those that are there and trains the others; where the
     user chose them, it names the others alone, and directories beside.
@@ -73,7 +73,7 @@ def more_seeds(runs: Sequence[Run], count: int = 3) -> str:
 
 
 def longer(runs: Sequence[Run]) -> str:
-    """The command that trains a setting, with the seeds of all its runs, for ten times its epochs, and LEAST_STEPS at
+    """Returns the command that trains a setting, with the seeds of all its runs, for ten times its epochs, and LEAST_STEPS at
     least, in other directories."""
     run = runs[0]
     epochs = run.facts["total_steps"] / run.facts["steps_per_epoch"]

@@ -18,16 +18,16 @@ _PIXELS = 16  # side of the images that neighbours by pixels are looked for with
 
 
 def features_at(subject: Subject, source: Source, rows: np.ndarray, read: Reader) -> Features:
-    """The features of some rows: cut from those of the whole source where they are kept, else extracted for these rows."""
+    """Returns the features of some rows: cut from those of the whole source where they are kept, else extracted."""
     if len(rows) == len(source) or is_cached(key_of(subject, source)):
-        found = read(subject, source)
+        whole = read(subject, source)
         chosen = torch.from_numpy(rows)
-        return Features(found.features[chosen], found.labels[chosen], found.num_classes)
+        return Features(whole.features[chosen], whole.labels[chosen], whole.num_classes)
     return read(subject, source.subset(torch.from_numpy(rows)))
 
 
 def most_rows(subject: Subject, source: Source, most: int) -> int:
-    """All rows of a source whose features are kept, else at most so many."""
+    """Returns all rows of a source whose features are kept, else at most so many."""
     return len(source) if is_cached(key_of(subject, source)) else min(len(source), most)
 
 
@@ -35,20 +35,23 @@ def most_rows(subject: Subject, source: Source, most: int) -> int:
 
 
 def nearest_rows(rows: Tensor, queries: Tensor, count: int) -> Tensor:
-    """The rows nearest to each query by cosine, the query itself left out. rows: (N, D); queries: (Q,). Returns (Q, count)."""
-    _, found = neighbours(rows[queries], rows, count + 1)
-    itself = (found == queries[:, None]).int()
-    return found.gather(1, itself.argsort(dim=1, stable=True))[:, : min(count, len(rows) - 1)]
+    """Returns the rows nearest to each query by cosine, the query itself left out: (Q, count).
+
+    rows: (N, D); queries: (Q,).
+    """
+    _, nearest = neighbours(rows[queries], rows, count + 1)
+    itself = (nearest == queries[:, None]).int()
+    return nearest.gather(1, itself.argsort(dim=1, stable=True))[:, : min(count, len(rows) - 1)]
 
 
 def same_class(rows: Tensor, labels: Tensor, count: int) -> float:
-    """How often one of an image's nearest is of its class. rows: (N, D); labels: (N,)."""
-    found = nearest_rows(rows, torch.arange(len(rows)), count)
-    return (labels[found] == labels[:, None]).float().mean().item()
+    """Returns how often one of an image's nearest is of its class. rows: (N, D); labels: (N,)."""
+    nearest = nearest_rows(rows, torch.arange(len(rows)), count)
+    return (labels[nearest] == labels[:, None]).float().mean().item()
 
 
 def pixel_rows(thumbnails: Tensor) -> Tensor:
-    """Small images as rows, their mean brightness taken away. (N, C, h, w) uint8 -> (N, D)."""
+    """Turns small images into rows, their mean brightness taken away. (N, C, h, w) uint8 -> (N, D)."""
     images = thumbnails.float()
     if images.shape[2] > _PIXELS:
         images = F.interpolate(images, (_PIXELS, _PIXELS), mode="area")
@@ -60,7 +63,7 @@ def pixel_rows(thumbnails: Tensor) -> Tensor:
 
 
 def in_two_dimensions(features: Tensor, seed: int) -> tuple[np.ndarray, str] | None:
-    """((n, 2), how it was made): UMAP where it is installed, else t-SNE. None for fewer than 10 images."""
+    """Returns ((n, 2), how it was made): UMAP where it is installed, else t-SNE. None for fewer than 10 images."""
     rows = F.normalize(features.float(), dim=1).numpy()
     if len(rows) < 10:
         return None
@@ -68,8 +71,8 @@ def in_two_dimensions(features: Tensor, seed: int) -> tuple[np.ndarray, str] | N
         import umap
 
         near = min(15, len(rows) - 1)
-        made = umap.UMAP(n_neighbors=near, metric="cosine", random_state=seed).fit_transform(rows)
-        return np.asarray(made, dtype=float), f"UMAP, {near} neighbours, cosine"
+        places = umap.UMAP(n_neighbors=near, metric="cosine", random_state=seed).fit_transform(rows)
+        return np.asarray(places, dtype=float), f"UMAP, {near} neighbours, cosine"
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -79,8 +82,8 @@ def in_two_dimensions(features: Tensor, seed: int) -> tuple[np.ndarray, str] | N
     start = (
         "pca" if reduced[:, 0].std() > 1e-6 and dims >= 2 else "random"
     )  # collapsed features have no principal components
-    made = TSNE(perplexity=perplexity, init=start, max_iter=500, random_state=seed).fit_transform(reduced)
-    return made.astype(float), f"t-SNE, perplexity {perplexity}, of unit features"
+    places = TSNE(perplexity=perplexity, init=start, max_iter=500, random_state=seed).fit_transform(reduced)
+    return places.astype(float), f"t-SNE, perplexity {perplexity}, of unit features"
 
 
 # --- Who is taken for whom ---
@@ -89,7 +92,7 @@ def in_two_dimensions(features: Tensor, seed: int) -> tuple[np.ndarray, str] | N
 def knn_predictions(
     subject: Subject, train: Source, test: Source, read: Reader, *, most: int, k: int, temperature: float
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """(labels, predicted, how) of test images by weighted kNN; all of them where features are kept, else a part."""
+    """Returns (labels, predicted, how) of test images by weighted kNN; all of them where features are kept, else a part."""
     bank_rows = spread(len(train), most_rows(subject, train, most), seed=0)
     rows = spread(len(test), most_rows(subject, test, most), seed=0)
     bank, queries = features_at(subject, train, bank_rows, read), features_at(subject, test, rows, read)

@@ -27,17 +27,17 @@ class Group:
 
 def refuse_other_datasets(runs: list[Run]) -> None:
     """Raises InputError with one run of each dataset when there are several."""
-    found: dict[tuple, Run] = {}
+    by_dataset: dict[tuple, Run] = {}
     for run in runs:
-        found.setdefault((run.names["dataset"], run.environment.get("hashes", {}).get("data")), run)
-    if len(found) > 1:
-        told = [f"{run.shown} on {_dataset(run)}" for run in list(found.values())[:3]]
-        more = "; …" if len(found) > 3 else ""
-        raise InputError(f"these runs were trained on different images and are not compared: {'; '.join(told)}{more}")
+        by_dataset.setdefault((run.names["dataset"], run.environment.get("hashes", {}).get("data")), run)
+    if len(by_dataset) > 1:
+        named = [f"{run.label} on {_dataset(run)}" for run in list(by_dataset.values())[:3]]
+        more = "; …" if len(by_dataset) > 3 else ""
+        raise InputError(f"these runs were trained on different images and are not compared: {'; '.join(named)}{more}")
 
 
 def _dataset(run: Run) -> str:
-    """'folder photos (1,600 of size 32)'."""
+    """Returns 'folder photos (1,600 of size 32)'."""
     root = run.config["dataset"].get("root")
     name = f"{run.names['dataset']} {root}" if root else run.names["dataset"]
     return f"{name} ({run.facts['num_images']:,} of size {run.facts['image_size']})"
@@ -48,37 +48,37 @@ def groups_of(runs: list[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(run.group, []).append(run)
-    sets = [tuple(sorted(found, key=lambda run: run.config["seed"])) for found in members.values()]
-    return [Group(name, found, i) for i, (name, found) in enumerate(zip(_names(sets), sets, strict=True))]
+    sets = [tuple(sorted(same, key=lambda run: run.config["seed"])) for same in members.values()]
+    return [Group(name, same, i) for i, (name, same) in enumerate(zip(_names(sets), sets, strict=True))]
 
 
 def _names(sets: list[tuple[Run, ...]]) -> list[str]:
-    """What tells each group from the others, in few words."""
-    first = [found[0] for found in sets]
-    names = [[run.names[key] for run in first] for key in ("method", "backbone")]
-    parts = [column for column in names if len(set(column)) > 1] or names[:1]
-    words = [" ".join(column[i] for column in parts) for i in range(len(first))]
-    if len(set(words)) == len(words):
-        return words
+    """Names each group by what tells it from the others, in few words."""
+    first = [runs[0] for runs in sets]
+    columns = [[run.names[key] for run in first] for key in ("method", "backbone")]
+    parts = [column for column in columns if len(set(column)) > 1] or columns[:1]
+    names = [" ".join(column[i] for column in parts) for i in range(len(first))]
+    if len(set(names)) == len(names):
+        return names
     keys = [key for key, values in differences(first) if not key.startswith("names.")]
-    told = [", ".join(f"{key}={_short(run.keys.get(key))}" for key in keys[:3]) for run in first]
-    words = [f"{word} {extra}" for word, extra in zip(words, told, strict=True)]
-    return [f"{word} ({run.group})" if words.count(word) > 1 else word for word, run in zip(words, first, strict=True)]
+    settings = [", ".join(f"{key}={_short(run.keys.get(key))}" for key in keys[:3]) for run in first]
+    names = [f"{name} {own}" for name, own in zip(names, settings, strict=True)]
+    return [f"{name} ({run.group})" if names.count(name) > 1 else name for name, run in zip(names, first, strict=True)]
 
 
 def differences(runs: Iterable[Run]) -> list[tuple[str, list]]:
-    """(key, its value in each run) of every key that decides weights and is not the same everywhere; methods aside, last."""
+    """Returns (key, its value in each run) of every key that decides weights and differs; those of a method last."""
     runs = list(runs)
     keys = dict.fromkeys(key for run in runs for key in ("names.method", "names.backbone", *run.fingerprint_keys))
     both = [(key, [{**run.fingerprint_keys, **run.keys}.get(key) for run in runs]) for key in keys]
-    found = [(key, values) for key, values in both if any(value != values[0] for value in values)]
-    return sorted(found, key=lambda pair: (not pair[0].startswith("names."), pair[0].startswith("method.")))
+    different = [(key, values) for key, values in both if any(value != values[0] for value in values)]
+    return sorted(different, key=lambda pair: (not pair[0].startswith("names."), pair[0].startswith("method.")))
 
 
 def difference_rows(groups: list[Group]) -> list[tuple[str, list[str]]]:
-    """(key, its words in each group) of what differs, at most MOST_DIFFERENCES."""
-    found = differences(group.runs[0] for group in groups)
-    return [(key, [_short(value) for value in values]) for key, values in found[:MOST_DIFFERENCES]]
+    """Returns (key, its words in each group) of what differs, at most MOST_DIFFERENCES."""
+    different = differences(group.runs[0] for group in groups)
+    return [(key, [_short(value) for value in values]) for key, values in different[:MOST_DIFFERENCES]]
 
 
 def _short(value: object) -> str:
@@ -99,7 +99,7 @@ class Mean:
         return number(metric, self.value, self.std)
 
     def interval(self, metric: str) -> str:
-        """'88.1–91.9 %': where the mean lies, to 95 %; '' of one seed."""
+        """Returns '88.1–91.9 %': where the mean lies, to 95 %; '' of one seed."""
         return span(metric, self.ci95)
 
 
@@ -112,18 +112,18 @@ def mean_of(values: list[float]) -> Mean | None:
 
 
 def columns_of(runs: list[Run]) -> list[Measurement]:
-    """Every measurement of trained weights, in the order in which they were first made."""
+    """Returns every measurement of trained weights, in the order in which they were first made."""
     return list(dict.fromkeys(m for run in runs for m in run.latest("trained")))
 
 
 def group_mean(group: Group, column: Measurement) -> Mean | None:
-    """Of trained weights, over the group's finished runs that have it."""
+    """Returns the mean of trained weights over the group's finished runs that have it."""
     results = [run.latest("trained").get(column) for run in group.finished]
     return mean_of([result.value for result in results if result])
 
 
 def random_mean(runs: list[Run], column: Measurement) -> Mean | None:
-    """Of random weights, each network and seed once: runs of several methods may begin with the same backbone."""
+    """Returns the mean of random weights, each network and seed once: several methods may begin with the same."""
     values = {}
     for run in runs:
         if result := run.untrained().get(column):

@@ -32,18 +32,18 @@ class Sheet:
     count: int
 
     def place(self, index: int) -> str:
-        """Where a tile lies, as a CSS background-position."""
+        """Returns where a tile lies, as a CSS background-position."""
         row, column = divmod(index, self.columns)
         return f"{100 * column / max(1, self.columns - 1):.4g}% {100 * row / max(1, self.rows - 1):.4g}%"
 
     @property
     def pixelated(self) -> bool:
-        """Whether its pixels are to be seen as squares when it is enlarged."""
+        """Tells whether its pixels are to be seen as squares when it is enlarged."""
         return self.side <= 32
 
 
 def sheet(name: str, tiles: Tensor) -> Sheet:
-    """tiles: (N, C, side, side) uint8."""
+    """Packs tiles into one picture. tiles: (N, C, side, side) uint8."""
     count, channels, side, _ = tiles.shape
     columns = min(count, max(1, 2000 // side))
     rows = math.ceil(count / columns)
@@ -54,23 +54,23 @@ def sheet(name: str, tiles: Tensor) -> Sheet:
 
 
 def address(image: Image.Image, quality: int) -> str:
-    """A data address: PNG, or JPEG where that is much smaller."""
-    made = []
+    """Returns a data address: PNG, or JPEG where that is much smaller."""
+    encoded = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": quality, "subsampling": 0})):
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
-        made.append((kind, buffer.getvalue()))
-    kind, data = made[0] if len(made[0][1]) <= 1.5 * len(made[1][1]) else made[1]
+        encoded.append((kind, buffer.getvalue()))
+    kind, data = encoded[0] if len(encoded[0][1]) <= 1.5 * len(encoded[1][1]) else encoded[1]
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def side_for(image_size: int, most: int) -> int:
-    """A tile's side for images of a size: their own where they are small, so that no pixel is invented."""
+    """Returns a tile's side for images of a size: their own where they are small, so that no pixel is invented."""
     return min(most, image_size)
 
 
 def tile(image: Tensor, side: int) -> Tensor:
-    """(C, h, w) float in [0, 1] -> (C, side, side) uint8: the whole image, grey around it where it is not square."""
+    """Makes a tile, (C, h, w) float in [0, 1] -> (C, side, side) uint8: the whole image, in a grey square."""
     height, width = image.shape[1:]
     scale = side / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -81,7 +81,7 @@ def tile(image: Tensor, side: int) -> Tensor:
 
 
 def thumbnails(source: Source, rows: Tensor, *, resize: int, side: int, workers: int) -> Tensor:
-    """The images at some rows as the backbone sees them, (n, C, side, side) uint8."""
+    """Returns the images at some rows as the backbone sees them, (n, C, side, side) uint8."""
     parts = []
     for images in clean_batches(source, rows, resize=resize, batch_size=256, workers=workers):
         parts += [tile(image.float() / 255, side) for image in images]
@@ -102,7 +102,7 @@ class ImageGrid:
 
 
 def grid(name: str, lines: Sequence[Sequence[Tensor]], heads: list[str], alts: list[list[str]]) -> ImageGrid:
-    """lines: rows of (C, h, w) in [0, 1], as many in each."""
+    """Packs images into a grid. lines: rows of (C, h, w) in [0, 1], as many in each."""
     largest = max(max(image.shape[1:]) for line in lines for image in line)
     channels = max(image.shape[0] for line in lines for image in line)
     side = side_for(largest, LARGE_SIDE)
@@ -111,5 +111,5 @@ def grid(name: str, lines: Sequence[Sequence[Tensor]], heads: list[str], alts: l
 
 
 def spread(size: int, most: int, seed: int) -> np.ndarray:
-    """At most so many rows of a dataset, the same for every run on it, ascending. (n,) int64."""
+    """Returns at most so many rows of a dataset, the same for every run on it, ascending. (n,) int64."""
     return np.sort(permuted(np.arange(min(size, most)), size, seed=seed, epoch=-4))

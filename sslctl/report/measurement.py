@@ -1,13 +1,12 @@
 """Results as the page compares them: which were measured alike, and their numbers in words."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sslctl.evaluation.console import is_share
 from sslctl.evaluation.provenance import flat_words
 from sslctl.runs.results import Result
 
-_SHARE = re.compile(r"top\d+|acc|nmi|ari$|m?ap\b|map|recall|precision|purity|f1|hit", re.IGNORECASE)
 _PREFERRED = ("linear-augmented", "linear-cached", "knn", "finetune")  # protocols, the one that matters most first
 _MOST_SETTINGS = 4  # named where results are told apart
 UNTRAINED = ("random", "scratch")  # what a trained network is compared with: as it began, fine-tuned from there
@@ -31,34 +30,34 @@ class Measurement:
 
     @property
     def main(self) -> bool:
-        """Whether it is among what a reader looks at first: top-1 of a classifier."""
+        """Tells whether it is among what a reader looks at first: top-1 of a classifier."""
         return self.metric == "top1" and self.protocol in _PREFERRED
 
     @property
     def k(self) -> str:
-        """Of nearest neighbours: ', k 20'."""
+        """Returns, of nearest neighbours: ', k 20'."""
         return "".join(f", k {value}" for name, value in self.settings if name == "k")
 
     @property
     def labels_words(self) -> str:
-        """'all labels', '5 labels a class', '10 % of the labels'; '' where none are used."""
+        """Returns 'all labels', '5 labels a class', '10 % of the labels'; '' where none are used."""
         if self.labels in ("all", "none"):
             return {"all": "all labels", "none": ""}[self.labels]
         number, _, per_class = self.labels.partition("/")
         return f"{number} labels a class" if per_class else f"{100 * float(number):g} % of the labels"
 
     @property
-    def told(self) -> tuple[tuple[str, str], ...]:
-        """What tells it from others of its protocol."""
+    def compared_settings(self) -> tuple[tuple[str, str], ...]:
+        """Returns what tells it from others of its protocol."""
         return (("features", self.features), *(pair for pair in self.settings if pair[0] != "k"))
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What measurements share that differ in their settings alone; k is always named."""
+        """Returns what measurements share that differ in their settings alone; k is always named."""
         return self.protocol + self.k, self.metric, self.labels, self.dataset, self.split
 
     def describe(self) -> str:
-        """'knn, k 20, top1, all labels, digits test split'."""
+        """Returns 'knn, k 20, top1, all labels, digits test split'."""
         parts = (self.protocol + self.k, self.metric, self.labels_words, f"{self.dataset} {self.split} split")
         return ", ".join(part for part in parts if part)
 
@@ -69,22 +68,22 @@ def measurement_of(r: Result) -> Measurement:
     return Measurement(r.protocol, r.metric, r.labels, r.dataset, r.split, r.features, settings)
 
 
-def told_apart(columns: Iterable[Measurement]) -> dict[Measurement, str]:
-    """In words, the settings in which each differs from others of its kind; '' where it is the only one."""
+def distinguishing_settings(columns: Iterable[Measurement]) -> dict[Measurement, str]:
+    """Returns, in words, the settings in which each differs from others of its kind; '' where it is the only one."""
     columns = list(columns)
-    words = {}
+    settings = {}
     for column in columns:
-        others = [dict(c.told) for c in columns if c.kind == column.kind and c != column]
-        mine = dict(column.told)
+        others = [dict(c.compared_settings) for c in columns if c.kind == column.kind and c != column]
+        mine = dict(column.compared_settings)
         keys = dict.fromkeys(key for other in others for key in (*mine, *other) if mine.get(key) != other.get(key))
         named = [f"{key} {mine.get(key, 'unknown')}" for key in keys]
         more = ", …" if len(named) > _MOST_SETTINGS else ""
-        words[column] = ", ".join(named[:_MOST_SETTINGS]) + more
-    return words
+        settings[column] = ", ".join(named[:_MOST_SETTINGS]) + more
+    return settings
 
 
 def by_importance(columns: Iterable[Measurement]) -> list[Measurement]:
-    """All labels before few, the preferred protocols first; those that are not main behind all of these, as they came."""
+    """Sorts measurements: all labels before few, the preferred protocols first; those that are not main last, as they came."""
 
     def rank(column: Measurement) -> tuple:
         if not column.main:
@@ -103,13 +102,8 @@ def _few(labels: str) -> tuple[bool, float]:
 # --- Numbers ---
 
 
-def is_share(metric: str) -> bool:
-    """Whether a metric is a fraction that reads better in percent."""
-    return bool(_SHARE.match(metric))
-
-
 def number(metric: str, value: float | None, spread: float | None = None) -> str:
-    """'91.24 %', '91.24 ± 0.31 %' or '45.3'."""
+    """Returns '91.24 %', '91.24 ± 0.31 %' or '45.3'."""
     if value is None:
         return "–"
     if is_share(metric):

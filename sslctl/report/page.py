@@ -17,11 +17,11 @@ from sslctl.training.plan import choose_device
 
 
 def page(runs: list[Run], common: Path, config: Any) -> str:
-    """The whole page as HTML."""
+    """Returns the whole page as HTML."""
     groups, columns = compare.groups_of(runs), compare.columns_of(runs)
-    shown = tables.parts_of(columns)
+    parts = tables.parts_of(columns)
     one = runs[0] if len(runs) == 1 else None
-    told = (
+    opening = (
         summary.summary_of_one(one, columns)
         if one
         else summary.summary_of_many(runs, groups, columns, _all_of(runs, common))
@@ -29,21 +29,21 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
     charts = charts_of(groups, one is not None)
     device = choose_device(config.device)
     read = reader_of(config)
-    data, found, sheets, map_names = details.data_of(runs[0], config), [], [], []
+    data, group_details, sheets, map_names = details.data_of(runs[0], config), [], [], []
     if not isinstance(data, str):
         for number, group in enumerate(groups[: config.detailed]):
-            print(f"{group.name}: features and pictures of {group.runs[0].shown}", flush=True)
-            found.append(details.detail_of(group, number, data, config, read, device))
+            print(f"{group.name}: features and pictures of {group.runs[0].label}", flush=True)
+            group_details.append(details.detail_of(group, number, data, config, read, device))
         map_sheet, map_names = details.map_sheet(data, config)
-        parts = [part.sheet for d in found for part in (d.views, d.pictures, d.neighbours) if part]
-        sheets = [s for s in (map_sheet, *parts) if s]
-    shown_of = {detail.number: detail for detail in found}
+        pictures = [part.sheet for d in group_details for part in (d.views, d.pictures, d.neighbours) if part]
+        sheets = [s for s in (map_sheet, *pictures) if s]
+    detail_by_number = {detail.number: detail for detail in group_details}
     script = {
         "charts": {chart.name: chart.data() for chart in charts},
         "box": [figures.LEFT, figures.RIGHT, figures.TOP, figures.BOTTOM, figures.WIDTH, figures.HEIGHT],
         "maps": {
             str(d.number): {"points": d.map.points, "labels": d.map.labels, "kinds": [k["name"] for k in d.map.kinds]}
-            for d in found
+            for d in group_details
             if d.map
         },
         "names": map_names,
@@ -60,20 +60,20 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
         title=summary.title_of(runs, common),
         made=rundir.now(),
         versions=rundir.versions(),
-        summary=told,
+        summary=opening,
         one=one,
         runs=runs,
         groups=groups,
         results=tables.results_of(one) if one else None,
         has_results=bool(one.results if one else columns),
-        parts=shown,
-        means=[] if one else [tables.means_of(groups, runs, part) for part in shown],
+        parts=parts,
+        means=[] if one else [tables.means_of(groups, runs, part) for part in parts],
         speeds=[tables.speed_of(group) for group in groups],
         label_free=tables.label_free_of(groups),
         differences=compare.difference_rows(groups),
-        setups=[(group, setup.lines_of(group.runs[0], data, shown_of.get(group.number))) for group in groups],
+        setups=[(group, setup.lines_of(group.runs[0], data, detail_by_number.get(group.number))) for group in groups],
         charts=charts,
-        details=found,
+        details=group_details,
         left_out=[group.name for group in groups[config.detailed :]],
         data=None if isinstance(data, str) else data,
         data_notes=[data] if isinstance(data, str) else data.notes,
@@ -86,13 +86,13 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
 
 
 def _all_of(runs: list[Run], common: Path) -> str:
-    """The words that name these runs and no others on a command line."""
+    """Returns the words that name these runs and no others on a command line."""
     paths = [run.path for run in runs]
     return shlex.join(map(str, [common] if rundir.find_runs(common) == sorted(paths) else paths))
 
 
 def charts_of(groups: list[compare.Group], alone: bool) -> list[figures.Chart]:
-    """The curves of everything that was logged: the telling ones first."""
+    """Returns the curves of everything that was logged: the telling ones first."""
     runs = [(run, group) for group in groups for run in group.runs]
     logged = dict.fromkeys(name for run, _ in runs for record in run.metrics for name in record)
     names = [n for n in figures.MAIN if n in logged]

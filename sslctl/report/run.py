@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sslctl.report.measurement import UNTRAINED, Measurement, measurement_of
 from sslctl.runs import directory as rundir
-from sslctl.runs.checkpoint import load_pickle, step_of
+from sslctl.runs.checkpoint import STATE, load_pickle, step_of
 from sslctl.runs.claim import is_held
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys, flat
 from sslctl.runs.health import Finding, findings, verdict
@@ -17,12 +17,12 @@ from sslctl.training.logger import duration
 
 @dataclass(frozen=True)
 class Run:
-    """One run at its newest checkpoint. findings: of its health. shown: how the page calls it; threads: what its
+    """One run at its newest checkpoint. findings: of its health. label: how the page calls it; threads: what its
     results depend on, on a CPU."""
 
     path: Path
     checkpoint: Path
-    shown: str
+    label: str
     config: dict
     environment: dict
     metrics: list[dict]
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """Trained so far."""
+        """Returns the epochs trained so far."""
         return self.step / self.facts["steps_per_epoch"]
 
     @property
@@ -59,39 +59,39 @@ class Run:
 
     @property
     def level(self) -> str:
-        """Of its health: ok, early, warn or bad."""
+        """Returns the level of its health: ok, early, warn or bad."""
         return verdict(self.findings).level
 
     @cached_property
     def group(self) -> str:
-        """The same for runs that differ in their seed alone."""
+        """Returns what is the same for runs that differ in their seed alone."""
         return fingerprint(self.fingerprint_keys)
 
     @property
     def fingerprint_keys(self) -> dict:
-        """The keys that can change a weight, with the names of the choices."""
+        """Returns the keys that can change a weight, with the names of the choices."""
         return fingerprint_keys(self.config, self.environment.get("hashes", {}))
 
     @property
     def keys(self) -> dict:
-        """Every key of the configuration, flat."""
+        """Returns every key of the configuration, flat."""
         return flat(self.config)
 
     def latest(self, subject: str) -> dict[Measurement, Result]:
-        """The last result of each measurement of a subject; of trained weights, at this checkpoint's step only."""
+        """Returns the last result of each measurement of a subject; of trained weights, at this checkpoint's step only."""
         step = {"trained": self.step}.get(subject)
         return {measurement_of(r): r for r in self.results if r.subject == subject and step in (None, r.step)}
 
     def untrained(self) -> dict[Measurement, Result]:
-        """The last result of each measurement of the network as it began, or fine-tuned from there."""
+        """Returns the last result of each measurement of the network as it began, or fine-tuned from there."""
         return {m: result for subject in UNTRAINED for m, result in self.latest(subject).items()}
 
     def series(self, name: str) -> list[tuple[float, float]]:
-        """(epoch, value) of what was logged under a name."""
+        """Returns (epoch, value) of what was logged under a name."""
         return [(m["epoch"], m[name]) for m in self.metrics if isinstance(m.get(name), int | float)]
 
     def training_time(self) -> str:
-        """What the steps took, by the logged speed; '' where none was logged."""
+        """Returns what the steps took, by the logged speed; '' where none was logged."""
         speeds = [value for _, value in self.series("images_per_second") if value > 0]
         if not speeds:
             return ""
@@ -99,20 +99,20 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """'digits', or 'folder photos' of images that lie somewhere."""
+        """Returns 'digits', or 'folder photos' of images that lie somewhere."""
         root = self.config["dataset"].get("root")
         return f"{self.names['dataset']} {Path(root).name}" if root else self.names["dataset"]
 
 
-def read_run(path: Path, checkpoint: Path, shown: str) -> Run:
+def read_run(path: Path, checkpoint: Path, label: str) -> Run:
     return Run(
         path,
         checkpoint,
-        shown,
+        label,
         rundir.read_config(path),
         rundir.read_json(path / rundir.ENVIRONMENT),
         rundir.read_lines(path / rundir.METRICS),
         read_results(path / rundir.RESULTS),
         findings(path),
-        load_pickle(checkpoint / "state.pt")["threads"],
+        load_pickle(checkpoint / STATE)["threads"],
     )

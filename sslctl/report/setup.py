@@ -13,7 +13,10 @@ from sslctl.training.plan import make_plan
 
 
 def lines_of(run: Run, data: Any, detail: Detail | None = None) -> list[tuple[str, str]]:
-    """(subject, words) of what a run was. data: its images, or why they cannot be read. detail: what the page shows of it."""
+    """Returns (subject, words) of what a run was.
+
+    data: its images, or why they cannot be read. detail: what the page shows of it.
+    """
     config, facts, environment = run.config, run.facts, run.environment
     trainer = config["trainer"]
     lines = [("dataset", f"{run.dataset}: {facts['num_images']:,} to train on")]
@@ -41,7 +44,7 @@ def lines_of(run: Run, data: Any, detail: Detail | None = None) -> list[tuple[st
 
 
 def _features(run: Run, detail: Detail | None) -> str:
-    """'results are of mean; neighbours and map of cls; the method offers cls, mean'. '' where nothing was measured."""
+    """Returns 'results are of mean; neighbours and map of cls; the method offers cls, mean'. '' where nothing was measured."""
     measured = dict.fromkeys(result.features for result in run.latest("trained").values())
     parts = [f"results are of {', '.join(measured)}"] if measured else []
     if detail and list(measured) != [detail.features]:
@@ -52,7 +55,7 @@ def _features(run: Run, detail: Detail | None) -> str:
 
 
 def _own(node: dict) -> str:
-    """' (key value, …)' of the plain values of a part of the configuration."""
+    """Returns ' (key value, …)' of the plain values of a part of the configuration."""
     plain = {k: v for k, v in node.items() if k != "_target_" and v is not None and not isinstance(v, dict)}
     return f" ({', '.join(f'{k}={v}' for k, v in plain.items())})" if plain else ""
 
@@ -65,7 +68,7 @@ def _steps(run: Run) -> str:
 
 
 def _planned(run: Run, data: Any) -> list[tuple[str, str]]:
-    """What the plan says of learning rate and augmentation; the base rate alone where the images are gone."""
+    """Returns what the plan says of learning rate and augmentation; the base rate alone where the images are gone."""
     settings = OmegaConf.create(run.config)
     settings.trainer.device = "cpu"  # the run's own may not be here, and none of these lines says it
     if isinstance(data, str):
@@ -81,7 +84,7 @@ def _planned(run: Run, data: Any) -> list[tuple[str, str]]:
 
 
 def repeat_rows(runs: list[Run], groups: list[Group]) -> list[dict]:
-    """For every run: how to train it again, and how to measure each of its results again."""
+    """Returns for every run how to train it again, and how to measure each of its results again."""
     names = {run.path: group.name for group in groups for run in group.runs}
     rows = []
     for run in runs:

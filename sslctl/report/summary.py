@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sslctl.report import commands
 from sslctl.report.groups import Group, Mean, group_mean, random_mean
-from sslctl.report.measurement import Measurement, by_importance, number, told_apart
+from sslctl.report.measurement import Measurement, by_importance, distinguishing_settings, number
 from sslctl.report.run import Run
 from sslctl.runs.health import verdict
 from sslctl.runs.results import Result
@@ -57,15 +57,15 @@ def summary_of_one(run: Run, columns: list[Measurement]) -> Summary:
         f" ({run.step:,} of {facts['total_steps']:,} steps); it is {_status(run)}."
     )
     sentences = [done, *_what_was_logged(run, columns)]
-    apart, best = told_apart(columns), _main(run, columns)[:2]
+    apart, best = distinguishing_settings(columns), _main(run, columns)[:2]
     figures = [_figure(run, column, apart[column]) for column in best]
-    worst, said = verdict(run.findings).sentence, _VERDICTS[run.level]
-    told = worst[len(said) :].lstrip(": ") if worst.lower().startswith(said.lower()) else worst
-    return Summary(run.level, f"{said}: {told}.", sentences, figures, _next_steps(run, columns))
+    worst, opening = verdict(run.findings).sentence, _VERDICTS[run.level]
+    reason = worst[len(opening) :].lstrip(": ") if worst.lower().startswith(opening.lower()) else worst
+    return Summary(run.level, f"{opening}: {reason}.", sentences, figures, _next_steps(run, columns))
 
 
 def _main(run: Run, columns: list[Measurement]) -> list[Measurement]:
-    """The main measurements, the one that matters most first; of nearest neighbours, the run's own k alone."""
+    """Returns the main measurements, the one that matters most first; of nearest neighbours, the run's own k alone."""
     own = f", k {run.config['evaluation']['knn']['k']}"
     main = [column for column in by_importance(columns) if column.main]
     return [c for c in main if c.k in ("", own)] or main
@@ -76,21 +76,21 @@ def _status(run: Run) -> str:
 
 
 def _what_was_logged(run: Run, columns: list[Measurement]) -> list[str]:
-    """What can be said without a test split."""
-    knn, loss, said = run.series("knn"), run.series("loss"), []
+    """Returns what can be said without a test split."""
+    knn, loss, sentences = run.series("knn"), run.series("loss"), []
     if not columns and knn:
-        said.append(
+        sentences.append(
             f"Its online kNN went from {knn[0][1]:.1%} to {knn[-1][1]:.1%} (top-1 among training images, which are"
             " pretrained on: good for following one run, not for comparing)."
         )
     if not columns and not knn and not run.facts.get("num_classes"):
-        said.append(
+        sentences.append(
             "There are no labels, so nothing here measures accuracy: the verdict rests on what was logged, and the"
             " neighbours and the map below show what the features hold to be alike."
         )
     if len(loss) > 1 and not columns:
-        said.append(f"Its loss went from {loss[0][1]:.4g} to {loss[-1][1]:.4g}.")
-    return said
+        sentences.append(f"Its loss went from {loss[0][1]:.4g} to {loss[-1][1]:.4g}.")
+    return sentences
 
 
 def _figure(run: Run, column: Measurement, apart: str) -> Figure:
@@ -104,7 +104,7 @@ def _figure(run: Run, column: Measurement, apart: str) -> Figure:
 
 
 def _beside(trained: Result, random: Result) -> str:
-    """What the same network with random weights reaches, and whether the difference is more than chance."""
+    """Says what the same network with random weights reaches, and whether the difference is more than chance."""
     gain = trained.value - random.value
     chance = 1.96 * math.sqrt(sum(r.value * (1 - r.value) / r.images for r in (trained, random)))
     untrained = "from scratch" if random.subject == "scratch" else "random weights"
@@ -149,7 +149,7 @@ def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
 
 
 def summary_of_many(runs: list[Run], groups: list[Group], columns: list[Measurement], where: str) -> Summary:
-    """where: the words that name all of them on a command line."""
+    """Summarises several runs. where: the words that name all of them on a command line."""
     unfinished = [run for run in runs if not run.finished]
     seeds = sorted({len(group.runs) for group in groups})
     each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
@@ -160,16 +160,16 @@ def summary_of_many(runs: list[Run], groups: list[Group], columns: list[Measurem
     if unfinished:
         sentences.append(
             f"{len(unfinished)} of them {'is' if len(unfinished) == 1 else 'are'} not finished and left out of every"
-            f" mean: {_listed([run.shown for run in unfinished])}."
+            f" mean: {_listed([run.label for run in unfinished])}."
         )
     for level, words in (("bad", "Something is wrong in"), ("warn", "Warnings in"), ("early", "Too early to tell of")):
-        found = [run.shown for run in runs if run.level == level]
-        if found:
-            sentences.append(f"{words} {len(found)} of {len(runs)} runs: {_listed(found)}.")
+        labels = [run.label for run in runs if run.level == level]
+        if labels:
+            sentences.append(f"{words} {len(labels)} of {len(runs)} runs: {_listed(labels)}.")
     figures, best = [], _most_telling(groups, columns)
     if best:
-        figures, said = _ranking(runs, groups, best, told_apart(columns)[best])
-        sentences += said
+        figures, ranking = _ranking(runs, groups, best, distinguishing_settings(columns)[best])
+        sentences += ranking
     level = next((level for level in _WORST_FIRST if any(run.level == level for run in runs)), "ok")
     steps = [Step("Continue what is not finished", commands.started_with(run)) for run in unfinished[:3]]
     early = [group for group in groups if any(run.finished and run.level == "early" for run in group.runs)]
@@ -190,13 +190,13 @@ def _listed(names: list[str], most: int = 4) -> str:
 
 
 def _most_telling(groups: list[Group], columns: list[Measurement]) -> Measurement | None:
-    """The main measurement that most settings have; of several, the one that matters most."""
+    """Returns the main measurement that most settings have; of several, the one that matters most."""
     main = _main(groups[0].runs[0], columns)
     return max(main, key=lambda column: sum(group_mean(g, column) is not None for g in groups), default=None)
 
 
 def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: str) -> tuple[list[Figure], list[str]]:
-    """The two best settings by a measurement, and whether their seeds tell them apart. apart: from others of its kind."""
+    """Returns the two best settings by a measurement, and whether their seeds tell them apart. apart: from others of its kind."""
     means = [(group, group_mean(group, column)) for group in groups]
     ranked = sorted(((g, m) for g, m in means if m), key=lambda pair: -pair[1].value)
     if not ranked:
@@ -211,7 +211,7 @@ def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: s
         )
         for group, mean in ranked[:2]
     ]
-    said = []
+    sentences = []
     random = random_mean(runs, column)
     if random:
         (first, best), untrained = (
@@ -219,25 +219,25 @@ def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: s
             "From scratch, networks" if column.protocol == "finetune" else "Random weights",
         )
         words = f"{untrained} reach {random.describe(column.metric)} by {where}"
-        said.append(f"{words}; {first.name} is {_apart(best, random)}.")
+        sentences.append(f"{words}; {first.name} is {_apart(best, random)}.")
     if len(ranked) > 1:
         (first, best), (second, next_) = ranked[:2]
-        said.append(f"By the same protocol {first.name} is, against {second.name}, {_apart(best, next_)}.")
-    lacking = [group.name for group, mean in means if mean is None and group.finished]
-    if lacking:
-        said.append(f"Not measured by it, and so not compared: {_listed(lacking)}.")
-    return figures, said
+        sentences.append(f"By the same protocol {first.name} is, against {second.name}, {_apart(best, next_)}.")
+    unmeasured = [group.name for group, mean in means if mean is None and group.finished]
+    if unmeasured:
+        sentences.append(f"Not measured by it, and so not compared: {_listed(unmeasured)}.")
+    return figures, sentences
 
 
 def _apart(mean: Mean, other: Mean) -> str:
-    """'2.3 points better, …': by how much one mean lies above another, and what that is worth."""
+    """Returns '2.3 points better, …': by how much one mean lies above another, and what that is worth."""
     gap = 100 * (mean.value - other.value)
     words = f"{abs(gap):.1f} points {'better' if gap >= 0 else 'worse'}"
     if mean.std is None or other.std is None:
         return f"{words} (one seed does not tell them apart)"
     error = 100 * math.sqrt(mean.std**2 / mean.count + other.std**2 / other.count)
-    told = "more" if abs(gap) > 2 * error else "no more"
-    return f"{words} ({told} than twice the standard error over seeds, {2 * error:.1f})"
+    certainty = "more" if abs(gap) > 2 * error else "no more"
+    return f"{words} ({certainty} than twice the standard error over seeds, {2 * error:.1f})"
 
 
 def _seeds(mean: Mean) -> str:
@@ -245,4 +245,4 @@ def _seeds(mean: Mean) -> str:
 
 
 def title_of(runs: list[Run], common: Path) -> str:
-    return runs[0].shown if len(runs) == 1 else f"{len(runs)} runs in {common.name or common}"
+    return runs[0].label if len(runs) == 1 else f"{len(runs)} runs in {common.name or common}"

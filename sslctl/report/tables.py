@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sslctl.evaluation.console import FIGURES
 from sslctl.report.groups import Group, Mean, group_mean, mean_of, random_mean
-from sslctl.report.measurement import UNTRAINED, Measurement, by_importance, number, told_apart
+from sslctl.report.measurement import UNTRAINED, Measurement, by_importance, distinguishing_settings, number
 from sslctl.report.run import Run
 from sslctl.runs.results import Result
 
@@ -23,7 +23,7 @@ class Head:
 
 
 def heads_of(columns: list[Measurement]) -> list[Head]:
-    apart = told_apart(columns)
+    apart = distinguishing_settings(columns)
     return [
         Head(
             c,
@@ -44,17 +44,17 @@ class Columns:
 
     @property
     def description(self) -> str:
-        """'linear-cached top5; cluster accuracy, nmi, ari'."""
+        """Returns 'linear-cached top5; cluster accuracy, nmi, ari'."""
         metrics: dict[str, dict[str, None]] = {}
         for head in self.heads:
             metrics.setdefault(head.column.protocol, {})[head.column.metric] = None
-        return "; ".join(f"{protocol} {', '.join(found)}" for protocol, found in metrics.items())
+        return "; ".join(f"{protocol} {', '.join(names)}" for protocol, names in metrics.items())
 
 
 def parts_of(columns: list[Measurement]) -> list[Columns]:
-    """The main columns, and those behind them. What needs no labels has a table of its own."""
-    shown = by_importance(c for c in columns if not c.label_free)
-    parts = [Columns(heads_of([c for c in shown if c.main is main]), not main) for main in (True, False)]
+    """Returns the main columns, and those behind them. What needs no labels has a table of its own."""
+    ordered = by_importance(c for c in columns if not c.label_free)
+    parts = [Columns(heads_of([c for c in ordered if c.main is main]), not main) for main in (True, False)]
     parts = [part for part in parts if part.heads]
     return parts if len(parts) > 1 else [Columns(part.heads, False) for part in parts]
 
@@ -63,7 +63,7 @@ def parts_of(columns: list[Measurement]) -> list[Columns]:
 
 
 def results_of(run: Run) -> dict:
-    """The rows of a run's own table: one a measurement, a column for each kind of weights."""
+    """Returns the rows of a run's own table: one a measurement, a column for each kind of weights."""
     measured = dict.fromkeys(r.subject for r in run.results if r.protocol != "label-free")
     others = [s for s in measured if s not in ("trained", *UNTRAINED)]
     latest = {"trained": run.latest("trained"), "random": run.untrained()} | {s: run.latest(s) for s in others}
@@ -85,7 +85,7 @@ def results_of(run: Run) -> dict:
 
 
 def means_of(groups: list[Group], runs: list[Run], part: Columns) -> dict:
-    """A row for each setting, and one of random weights: (words, interval, how many where not all) a column."""
+    """Returns a row for each setting, and one of random weights: (words, interval, how many where not all) a column."""
     columns = [head.column for head in part.heads]
     rows = [(group, [_cell(group_mean(group, c), c, len(group.runs)) for c in columns]) for group in groups]
     baseline = [_cell(random_mean(runs, c), c, None) for c in columns]
@@ -109,18 +109,18 @@ def speed_of(group: Group) -> str:
 
 
 def label_free_of(groups: list[Group]) -> dict | None:
-    """A row for each figure: its values in each setting as trained, as it began, and what is healthy.
+    """Returns a row for each figure: its values in each setting as trained, as it began, and what is healthy.
 
     Means over seeds, of finished runs where there are several; a lone run as it is.
     """
     alone = len(groups) == 1 and len(groups[0].runs) == 1
     chosen = [group.runs if alone else group.finished for group in groups]
-    runs = [run for found in chosen for run in found]
+    runs = [run for own in chosen for run in own]
     columns = dict.fromkeys(m for run in runs for s in ("trained", "random") for m in run.latest(s) if m.label_free)
-    apart = told_apart(columns)
+    apart = distinguishing_settings(columns)
     rows = []
     for column in sorted(columns, key=_place):
-        cells = [_figure([run.latest("trained").get(column) for run in found]) for found in chosen]
+        cells = [_figure([run.latest("trained").get(column) for run in own]) for own in chosen]
         random = _figure([run.latest("random").get(column) for run in runs])
         results = [r for run in runs for s in ("trained", "random") if (r := run.latest(s).get(column))]
         rows.append(
@@ -159,7 +159,7 @@ def _figure(results: list[Result | None]) -> str:
 
 
 def _images_of(column: Measurement) -> str:
-    """'1,438 images of digits, train'."""
+    """Returns '1,438 images of digits, train'."""
     settings = dict(column.settings)
     count = f"{int(settings['images']):,} images of " if "images" in settings else ""
     views = f", {settings['views']} views each" if "views" in settings else ""

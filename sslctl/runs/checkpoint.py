@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from sslctl.errors import InputError
 from sslctl.runs.atomic import point
 
-_WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+CHECKPOINTS, LAST = "checkpoints", "last"
+WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 _STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
 _GENERATORS = ("torch", "cuda", "numpy", "python")
 
@@ -49,7 +50,7 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
     state: "step", "optimizer" (a state_dict), "generators" (`generators()` of each process), "threads", "scaler" and
     "skipped" (of fp16).
     """
-    final = run_dir / "checkpoints" / f"step-{step}"
+    final = run_dir / CHECKPOINTS / f"step-{step}"
     if final.exists():
         try:
             verify(final)
@@ -60,13 +61,13 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        save_tensors(temporary / _WEIGHTS, module.state_dict())
+        save_tensors(temporary / WEIGHTS, module.state_dict())
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        (temporary / _STATE).write_bytes(buffer.getbuffer())
-        entries = {name: _digest(temporary / name) for name in (_WEIGHTS, _STATE)}
-        (temporary / _MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1))
-        for name in (_WEIGHTS, _STATE, _MANIFEST):
+        (temporary / STATE).write_bytes(buffer.getbuffer())
+        entries = {name: _digest(temporary / name) for name in (WEIGHTS, STATE)}
+        (temporary / MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1))
+        for name in (WEIGHTS, STATE, MANIFEST):
             _sync(temporary / name)
         _sync(temporary)
         temporary.rename(final)
@@ -76,7 +77,7 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
         raise OSError(
             error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)
         ) from error
-    point(run_dir / "last", Path("checkpoints") / final.name)
+    point(run_dir / LAST, Path(CHECKPOINTS) / final.name)
     older = [path for path in steps_on_disk(run_dir) if step_of(path) <= step]
     later = [path for path in steps_on_disk(run_dir) if step_of(path) > step]  # damaged: the run resumed before them
     for old in older[keep_last:] + later:
@@ -148,7 +149,7 @@ def _size(path: Path) -> int:
 
 def steps_on_disk(run_dir: Path) -> list[Path]:
     """Lists the checkpoints of a run, newest first, valid or not."""
-    directories = (run_dir / "checkpoints").glob("step-*")
+    directories = (run_dir / CHECKPOINTS).glob("step-*")
     return sorted((p for p in directories if p.name[5:].isdigit()), key=step_of, reverse=True)
 
 
@@ -159,12 +160,12 @@ def step_of(path: Path) -> int:
 
 def verify(path: Path) -> None:
     """Raises CheckpointError unless every file of the manifest is there with its size and SHA-256."""
-    manifest = path / _MANIFEST
+    manifest = path / MANIFEST
     try:
         files = dict(json.loads(manifest.read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{manifest} ({_size(manifest)} bytes) cannot be read: {error}") from error
-    for name in (_WEIGHTS, _STATE):
+    for name in (WEIGHTS, STATE):
         expected, file = files.get(name), path / name
         if not file.exists() or _digest(file) != expected:
             raise CheckpointError(f"{file} ({_size(file)} bytes) is not what was written there")
@@ -184,7 +185,7 @@ def newest_valid(run_dir: Path) -> Path | None:
 
 def remove_leftovers(run_dir: Path) -> None:
     """Deletes what a kill left half written or half removed. Only for the holder of the run's lock."""
-    for leftover in (run_dir / "checkpoints").glob(".step-*"):
+    for leftover in (run_dir / CHECKPOINTS).glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -196,18 +197,18 @@ def continue_from(run_dir: Path) -> Path | None:
 
 def load(path: Path, module: nn.Module) -> dict[str, Any]:
     """Copies a verified checkpoint into existing tensors, strictly, and returns the rest of the state."""
-    tensors = load_tensors(path / _WEIGHTS)
+    tensors = load_tensors(path / WEIGHTS)
     differences = compare(tensors, module.state_dict())
     if differences:
         raise CheckpointError(f"{path} is of another model:\n" + "\n".join(differences))
     module.load_state_dict(tensors, strict=True)
-    state = load_pickle(path / _STATE)
+    state = load_pickle(path / STATE)
     missing = [part for part in _STATE_PARTS if part not in state]
     for process in state.get("generators", []):
         missing += [f"generators.{part}" for part in _GENERATORS if part not in process]
     if missing:
         raise CheckpointError(
-            f"{path / _STATE} lacks {', '.join(missing)}: the run cannot continue exactly; to start a new one from its"
+            f"{path / STATE} lacks {', '.join(missing)}: the run cannot continue exactly; to start a new one from its"
             " weights alone, say backbone.weights="
         )
     return state
