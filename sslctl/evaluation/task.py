@@ -1,5 +1,6 @@
 """What every protocol has in common: what it measures on, the features it reads, and how it is found by its configuration."""
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class Task:
         return self.train if source.version == self.train.version else source
 
 
-class Protocol:
+class Protocol(abc.ABC):
     """A way to measure a subject. A subclass is a frozen dataclass; its fields are its settings.
 
     `sslctl evaluate` finds it by its configuration: configs/protocols/<name>.yaml names the class and its fields, and
@@ -110,9 +111,9 @@ class Protocol:
     subjects: ClassVar[tuple[str, ...]] = ("trained", "random", "pixels")  # that it can measure
     title: ClassVar[str] = "frozen {features} features"  # of its table
 
+    @abc.abstractmethod
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         """Measures a subject."""
-        raise NotImplementedError
 
     def plan(self, subject: Subject, task: Task) -> list[str]:
         """Returns the lines that plan_only=true prints of a subject."""
