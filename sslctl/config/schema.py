@@ -118,33 +118,61 @@ class PretrainConfig:
     probe: ProbeConfig = node(ProbeConfig, fingerprint=False)
 
 
+# --- What several verbs have in common ---
+
+
 @dataclass
-class _EvaluationConfig:
+class _OfNetworks:
+    """The networks: runs, or backbone= with weights and a dataset."""
+
     ckpt: Any = key(path=True)
     out: str | None = key(path=True)
-    features: str | None = MISSING
-    subjects: list[str] = MISSING
-    cache: bool = MISSING
-    cache_gb: float = key(low=0)
     dataset: dict[str, Any] | None = MISSING
     backbone: dict[str, Any] | None = MISSING
-    plan_only: bool = MISSING
+
+
+@dataclass
+class _OfFeatures:
+    """Features of images, extracted on a device."""
+
+    features: str | None = MISSING
     workers: int = key(low=0)
     device: str = key(choices=("auto", "cpu", "cuda", "mps"))
 
 
 @dataclass
-class LinearEvalConfig(_EvaluationConfig):
+class _OfCachedFeatures(_OfFeatures):
+    cache: bool = MISSING
+    cache_gb: float = key(low=0)
+
+
+@dataclass
+class _OfTraining:
+    """A classifier that is trained by fit()."""
+
     seed: int = key(low=0)
-    protocol: str = key(choices=("cached", "augmented"))
     labels: Any = MISSING
     draws: int = key(low=1)
-    probe: ProbeConfig = node(ProbeConfig)
     augmentation: dict[str, ViewGroupConfig] = MISSING
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] = MISSING
     trainer: TrainerConfig = node(TrainerConfig)
     recipe: dict[str, Any] = MISSING
+
+
+@dataclass
+class _EvaluationConfig(_OfNetworks, _OfCachedFeatures):
+    subjects: list[str] = MISSING
+    plan_only: bool = MISSING
+
+
+# --- The verbs ---
+
+
+@dataclass
+class LinearEvalConfig(_EvaluationConfig, _OfTraining):
+    protocol: str = key(choices=("cached", "augmented"))
+    probe: ProbeConfig = node(ProbeConfig)
 
 
 @dataclass
@@ -194,52 +222,29 @@ class EvaluateConfig(_EvaluationConfig):
 
 
 @dataclass
-class ExportConfig:
-    ckpt: Any = key(path=True)
+class ExportConfig(_OfNetworks):
     format: str = key(choices=("torchvision", "timm", "safetensors", "onnx", "torch_export"))
-    out: str | None = key(path=True)
     features: str | None = MISSING
-    dataset: dict[str, Any] | None = MISSING
-    backbone: dict[str, Any] | None = MISSING
     images: int = key(low=3)
     tolerance: float = key(above=0)
 
 
 @dataclass
-class EmbedConfig:
-    ckpt: Any = key(path=True)
+class EmbedConfig(_OfNetworks, _OfFeatures):
     split: str = key(choices=("train", "test", "all"))
     format: str | None = key(choices=("npz", "csv", "parquet"))
-    out: str | None = key(path=True)
-    features: str | None = MISSING
-    dataset: dict[str, Any] | None = MISSING
-    backbone: dict[str, Any] | None = MISSING
     batch_size: int = key(low=1)
-    workers: int = key(low=0)
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
 
 
 @dataclass
-class FinetuneConfig:
-    ckpt: Any = key(path=True)
-    out: str | None = key(path=True)
-    seed: int = key(low=0)
+class FinetuneConfig(_OfNetworks, _OfTraining):
     subjects: list[str] = MISSING
-    labels: Any = MISSING
-    draws: int = key(low=1)
     least_steps: int = key(low=1)
     layer_decay: float = key(above=0, high=1)
     classifier_lr_scale: float = key(above=0)
     network: str | None = key(choices=("backbone", "teacher"))
     pool: str | None = key(choices=("own", "mean"))
     plan_only: bool = MISSING
-    dataset: dict[str, Any] | None = MISSING
-    backbone: dict[str, Any] | None = MISSING
-    augmentation: dict[str, ViewGroupConfig] = MISSING
-    optimizer: dict[str, Any] = MISSING
-    scheduler: dict[str, Any] = MISSING
-    trainer: TrainerConfig = node(TrainerConfig)
-    recipe: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -261,7 +266,8 @@ class PicturesConfig:
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(_OfCachedFeatures):
+    seed: int = key(low=0)
     ckpt: Any = key(path=True)
     out: str | None = key(path=True)
     images: int = key(low=1, high=32)
@@ -269,12 +275,6 @@ class ReportConfig:
     map_images: int = key(low=10, high=5000)
     rows: int = key(low=10)
     detailed: int = key(low=1)
-    features: str | None = MISSING
-    seed: int = key(low=0)
-    cache: bool = MISSING
-    cache_gb: float = key(low=0)
-    workers: int = key(low=0)
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
 
 
 @dataclass
