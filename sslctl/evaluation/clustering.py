@@ -121,7 +121,6 @@ class Clustering(Protocol):
                 ci95=ci95,
                 labels="none",
                 seed=task.seed,
-                epoch_rule="no training",
                 params={**vars(self), "clusters": classes, "fitted_on": len(train.labels)},
                 details={"cosine": cosine},
             )

@@ -120,8 +120,6 @@ class Knn(Protocol):
                     values=[share(hits)],
                     each=hits,
                     labels="all",
-                    seed=None,
-                    epoch_rule="no training",
                     params={"k": k, "temperature": self.temperature, "bank": len(bank.labels)},
                 )
                 for metric, hits in hits_of(votes, queries.labels).items()

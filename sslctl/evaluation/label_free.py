@@ -1,7 +1,6 @@
 """Figures of features that need no labels: functions of a matrix Z (N, D), calculated in double precision."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,11 +144,18 @@ class LabelFree(Protocol):
         # Of features without views: the spectrum and the spread.
         z = self.sample(subject, task, source)
         pairs, dim, of_images = z[: self.pairs], z.shape[1], {"images": len(z)}
-        make = functools.partial(_make_figure, subject, source)
+
+        def make(
+            metric: str, value: float, healthy: str, params: dict, seed: int | None = None, **more: float
+        ) -> Result:
+            details = {"images": params["images"], "healthy": healthy, **more}
+            measured = {"metric": metric, "values": [value], "params": params, "details": details, "seed": seed}
+            return make_result(subject, source, protocol="label-free", labels="none", **measured)
+
         even = f"1/√D = {dim**-0.5:.3g}; 0: collapsed"
         results = [
             make("rankme", rankme(z), f"of at most {min(z.shape):,}; more is better, within one method", of_images),
-            make("feature_std", feature_std(z), even, of_images, {"dim": dim}),
+            make("feature_std", feature_std(z), even, of_images, dim=dim),
             make("uniformity", uniformity(pairs), "towards -4; 0: collapsed", {"images": len(pairs)}),
         ]
         alpha = alpha_req(z)
@@ -201,31 +207,6 @@ class LabelFree(Protocol):
         return cached((*key_of(subject, source), "views", pipeline), compute, task.read.cache_gb)
 
 
-def _make_figure(
-    subject: Subject,
-    source: Source,
-    metric: str,
-    value: float,
-    healthy: str,
-    params: dict,
-    more: dict | None = None,
-    seed: int | None = None,
-) -> Result:
-    """Returns the result of one figure. healthy: which values are, in words. seed: None for what is drawn from none."""
-    return make_result(
-        subject,
-        source,
-        protocol="label-free",
-        metric=metric,
-        values=[value],
-        labels="none",
-        seed=seed,
-        epoch_rule="no training",
-        params=params,
-        details={"images": params["images"], "healthy": healthy, **(more or {})},
-    )
-
-
 def _logged_entropy(subject: Subject, task: Task, make: Callable[..., Result]) -> list[Result]:
     """Returns the entropy of the teacher's prototypes that training logged last before these weights, if it logged any."""
     if subject.name != "trained":
@@ -236,8 +217,8 @@ def _logged_entropy(subject: Subject, task: Task, make: Callable[..., Result]) -
     config = read_config(task.run)
     prototypes, images = config["method"].get("prototypes"), {"images": config["trainer"]["batch_size"]}
     most = f"ln {prototypes} = {np.log(prototypes):.3g}" if prototypes else "its most"
-    healthy, step = f"0: collapsed; {most}: uniform", {"logged_at_step": logged[-1]["step"]}
-    return [make("teacher_entropy", logged[-1]["teacher_entropy"], healthy, images, step)]
+    value, healthy = logged[-1]["teacher_entropy"], f"0: collapsed; {most}: uniform"
+    return [make("teacher_entropy", value, healthy, images, logged_at_step=logged[-1]["step"])]
 
 
 def _choose_rows(count: int, size: int) -> Tensor:

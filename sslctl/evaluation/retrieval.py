@@ -55,8 +55,6 @@ class Retrieval(Protocol):
                 values=[values.double().mean().item()],
                 each=values,
                 labels="all",
-                seed=None,
-                epoch_rule="no training",
                 params={"bank": len(bank.labels), "similarity": "cosine"},
             )
             for metric, values in each.items()
