@@ -283,7 +283,7 @@ def test_check_passes(cli, workdir):
 
 
 def test_check_names_a_users_wrong_file(cli, own, monkeypatch):
-    monkeypatch.setattr("sslctl.commands.check.GROUPS", ("optimizer", "trainer"))
+    monkeypatch.setattr("sslctl.commands.check.GROUPS", {"pretrain": ("optimizer", "trainer")})
     own("optimizer/bent.yaml", (CONFIGS / "optimizer" / "sgd.yaml").read_text() + "momentun: 0.9\n")
     folder = own("trainer/endless.yaml", "defaults:\n- default\n- _self_\nepochs: many\n")
     result = cli("check", "--config-dir", str(folder))

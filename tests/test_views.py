@@ -1,25 +1,22 @@
 import math
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
-import yaml
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from sslctl.views import Key, ViewMaker, colour, dropped_operations
 from sslctl.views.blur import gaussian_blur, kernel_size
 from sslctl.views.maker import resize_and_crop
 from sslctl.views.resample import crop_boxes, resample
-
-AUGMENTATIONS = Path(__file__).parents[1] / "configs" / "augmentation"
+from tests.by_hand import view_settings
 
 
 def augmentation(name="simclr", **changes):
     """An augmentation of the configuration folder, with changes to its global group."""
-    settings = yaml.safe_load((AUGMENTATIONS / f"{name}.yaml").read_text())
+    settings = view_settings(name)
     settings["global"].update(changes)
     return settings
 
