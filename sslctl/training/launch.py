@@ -35,22 +35,24 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
         job.write_text(json.dumps({"config": config, "command": command, "allow": allowed_by_user(), "path": sys.path}))
         watched, kept_open = os.pipe()  # the processes end when the other end closes, that is when this one dies
         stack.callback(os.close, kept_open)
-        children = []
-        for rank in range(processes):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "SSLCTL_PARENT": watched}
-            place |= {"SSLCTL_RENDEZVOUS": f"file://{scratch}/rendezvous", "SSLCTL_FAILED": f"{scratch}/failed"}
-            errors = stack.enter_context((Path(scratch) / f"errors-{rank}").open("w+")) if rank else None
-            children.append(
-                subprocess.Popen(
+        children: list[subprocess.Popen] = []
+        # Signals are forwarded from before the first process is there; one that is being started then gets them below.
+        with _forwarded(children) as sent:
+            for rank in range(processes):
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "SSLCTL_PARENT": watched}
+                place |= {"SSLCTL_RENDEZVOUS": f"file://{scratch}/rendezvous", "SSLCTL_FAILED": f"{scratch}/failed"}
+                errors = stack.enter_context((Path(scratch) / f"errors-{rank}").open("w+")) if rank else None
+                child = subprocess.Popen(
                     [sys.executable, "-m", "sslctl.commands._pretrain_process", str(job)],
                     env=os.environ | {name: str(value) for name, value in place.items()},
                     pass_fds=(watched,),
                     stderr=errors,
                     start_new_session=True,  # Ctrl-C reaches them through this process, once
                 )
-            )
-        os.close(watched)
-        with _forwarded(children) as sent:
+                children.append(child)
+                if sent:
+                    child.send_signal(sent[0])
+            os.close(watched)
             first = _wait(children)
         if first is not None and sent and not (Path(scratch) / "failed").exists():  # before they could listen
             return 128 + sent[0]
