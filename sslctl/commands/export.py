@@ -12,6 +12,7 @@ from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.export.description import description
 from sslctl.export.formats import FORMATS, Format, Network
 from sslctl.export.verify import ParityError, _script, compared, network_of
+from sslctl.runs.atomic import make_folder_of
 from sslctl.runs.directory import TOKENIZER
 
 
@@ -55,10 +56,7 @@ def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path
     if out.suffix != kind.suffix or out.is_dir():
         found = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"
         raise InputError(f"out={out}: format={config.format} writes a {kind.suffix} file, {found}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+    make_folder_of(out)
     return out
 
 

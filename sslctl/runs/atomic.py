@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from sslctl.errors import InputError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -39,3 +41,11 @@ def why_unwritable(path: Path) -> str | None:
     if not existing.is_dir():
         return f"{existing} is not a directory"
     return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
+
+
+def make_folder_of(out: Path) -> None:
+    """Makes the folder that a file named by out= goes to. Raises InputError where it cannot be made."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror}") from error

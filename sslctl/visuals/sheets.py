@@ -10,6 +10,7 @@ from torch import Tensor
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
 from sslctl.random import Key
+from sslctl.runs.atomic import make_folder_of
 from sslctl.views.maker import ViewMaker
 
 _CELL, _GAP = 96, 4  # pixels
@@ -40,10 +41,7 @@ def writable(out: str | Path) -> Path:
     path = user_path(out)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"out={path}: expected a .png or .jpg file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={path} cannot be written: {error.strerror}") from error
+    make_folder_of(path)
     return path
 
 
