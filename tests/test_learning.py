@@ -41,7 +41,6 @@ METHODS = {
     ),
     "wmse": (*RESNET, "method.whitening_size=64"),  # decorrelation
     "seed": RESNET,  # distillation
-    "autoencoder": RESNET,  # reconstruction
 }
 
 

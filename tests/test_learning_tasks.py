@@ -71,16 +71,14 @@ def fine_tuned(folder, name, weights, seed):
 
 @pytest.mark.slow
 def test_fine_tuning_begins_better_from_masked_images_than_from_scratch(tmp_path):
-    words = (*VIT, "trainer.epochs=20", "optimizer.base_lr=2e-3", "trainer.log_every_steps=1")
-    trained, scratch = [], []
-    for seed in SEEDS[:2]:
-        run = train(tmp_path, "mae", *words, seed=seed)
-        losses = [record["loss"] for record in metrics(run) if "loss" in record]
-        assert statistics.fmean(losses[-10:]) < 0.9 * losses[0]
-        trained.append(fine_tuned(tmp_path, "mae", run, seed))
-        scratch.append(fine_tuned(tmp_path, "scratch", None, seed))
-    print(trained, scratch)
-    assert min(trained) >= max(scratch) + 0.03
+    words = (*VIT, "trainer.epochs=15", "optimizer.base_lr=2e-3", "trainer.log_every_steps=1")
+    run = train(tmp_path, "mae", *words)
+    losses = [record["loss"] for record in metrics(run) if "loss" in record]
+    assert statistics.fmean(losses[-10:]) < 0.9 * losses[0]
+    trained = min(fine_tuned(tmp_path, "mae", run, seed) for seed in SEEDS[:2])
+    scratch = max(fine_tuned(tmp_path, "scratch", None, seed) for seed in SEEDS[:2])
+    print(f"mae: worst trained {trained:.3f}, best from scratch {scratch:.3f}")
+    assert trained >= scratch + 0.03
 
 
 # --- Colours ---

@@ -242,7 +242,7 @@ def test_two_processes_give_the_loss_gradients_and_state_of_one_for_every_method
     (one,) = in_processes(steps_of, tmp_path / "one", words, count=1)
     two = in_processes(steps_of, tmp_path / "two", words)
     for its in two:
-        tolerance = 1e-2 if name == "wmse" else 1e-3  # an inverse of the covariance multiplies a rounding
+        tolerance = 5e-2 if name == "wmse" else 1e-3  # an inverse of the covariance multiplies a rounding
         for step in range(LOOKED_AT):
             assert distance(its[step]["values"], one[step]["values"]) < tolerance
             # Together: a bias in front of a BatchNorm has no gradient but rounding.

@@ -18,6 +18,7 @@ from tests.processes import (
     running,
     said_by_pretrain,
     start,
+    start_python,
     wait_until,
 )
 from tests.runs import MOCO, STEPS, command, differences, metrics, newest, slow, tensors
@@ -261,9 +262,8 @@ def test_a_failure_is_shown_and_ends_the_command(fault, rank, words, tmp_path):
 
 def torchrun(folder, *options, **environment):
     words = ["--nproc-per-node=2", "--standalone", *options, "-m", "sslctl"]
-    return call(
-        [*words, *command(folder / "run", *FAILING)], folder, environment=environment, module="torch.distributed.run"
-    )
+    words += command(folder / "run", *FAILING)
+    return start_python(words, folder, environment, module="torch.distributed.run").wait(timeout=120)
 
 
 @pytest.mark.slow

@@ -35,9 +35,9 @@ from tests.runs import (
     tensors,
 )
 
-LONG = (  # about 400 steps of a few milliseconds
+LONG = (  # about 200 steps of a few milliseconds
     *("method=moco", "method.queue_size=600", "method.batchnorm_groups=1", "backbone.widths=[8,16]"),
-    *("trainer.batch_size=64", "trainer.epochs=18", "trainer.save_every_steps=50", "evaluation.knn_every_epochs=2"),
+    *("trainer.batch_size=64", "trainer.epochs=9", "trainer.save_every_steps=25", "evaluation.knn_every_epochs=2"),
 )
 CLOSING = (*SIMCLR, "evaluation.closing=true", *PROBE)
 
@@ -176,13 +176,13 @@ def straight(tmp_path_factory):
 def test_a_signalled_process_saves_and_continues_exactly(number, status, straight, tmp_path):
     run, words = tmp_path / "run", command(tmp_path / "run", *LONG)
     with ended(start(words, tmp_path)) as process:
-        wait_until(lambda: logged_steps(run) >= 70, process)
+        wait_until(lambda: logged_steps(run) >= 35, process)
         process.send_signal(number)
         assert process.wait(timeout=20) == status
     assert "stopping after this step" in output(tmp_path)
     checkpoint.verify(newest(run))
     assert newest(run).name == f"step-{logged_steps(run)}"
-    assert 70 <= logged_steps(run) < 396
+    assert 35 <= logged_steps(run) < 198
     assert call(words, tmp_path) == 0
     same_run(run, straight)
     kept = contents(run, without=("lock",))
@@ -194,7 +194,7 @@ def test_a_signalled_process_saves_and_continues_exactly(number, status, straigh
 @pytest.mark.slow
 def test_a_process_killed_again_and_again_continues_exactly(straight, tmp_path):
     run, words = tmp_path / "run", command(tmp_path / "run", *LONG)
-    for step, delay in ((10, 0.003), (90, 0.017), (200, 0.041)):  # before the first checkpoint, and after some
+    for step, delay in ((10, 0.003), (45, 0.017), (100, 0.041)):  # before the first checkpoint, and after some
         with ended(start(words, tmp_path)) as process:
             wait_until(lambda step=step: logged_steps(run) >= step, process)
             time.sleep(delay)

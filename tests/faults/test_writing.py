@@ -3,13 +3,11 @@
 import contextlib
 import errno
 import functools
-import json
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,9 +21,9 @@ from sslctl.cli import main
 from sslctl.factory.from_run import resolve_runs
 from sslctl.runs import checkpoint, claim
 from tests.own_methods import FailingMoCo, own
+from tests.processes import ended_by
 from tests.runs import (
     MOCO,
-    REPOSITORY,
     SIMCLR,
     STEPS,
     command,
@@ -357,43 +355,22 @@ def test_evaluating_a_living_run_leaves_its_unfinished_checkpoint(tmp_path):
 # --- Whole runs that are killed ---
 
 
-def kill_all(cases):
-    """Runs each case in a forked process that dies as the case says; for a process that has never trained itself."""
-    for run_dir, words, how, value in cases:
+def run_and_die(run_dir, words, how, value):
+    """A run that dies as a case says."""
+    real = checkpoint.save
 
-        def run(run_dir=Path(run_dir), words=words, how=how, value=value):
-            real = checkpoint.save
+    def save_and_die(run_dir, step, *arguments, **keywords):
+        if step == 6 and how == "byte of a save":
+            die_at_byte(value)
+        if step == 6 and how == "operation of a save":
+            die_at_operation(value, run_dir)
+        return real(run_dir, step, *arguments, **keywords)
 
-            def save_and_die(run_dir, step, *arguments, **keywords):
-                if step == 6 and how == "byte of a save":
-                    die_at_byte(value)
-                if step == 6 and how == "operation of a save":
-                    die_at_operation(value, run_dir)
-                return real(run_dir, step, *arguments, **keywords)
-
-            checkpoint.save = save_and_die
-            if how == "operation":
-                die_at_operation(value, run_dir)
-            with signal_at(value if how == "step" else None, signal.SIGKILL):
-                main(command(run_dir, *words))
-
-        print(in_child(run))
-
-
-def killed_runs(cases):
-    """The signals that ended the cases' processes."""
-    script = "import json, sys; from tests.faults.test_writing import kill_all; kill_all(json.load(sys.stdin))"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps([(str(case[0]), *case[1:]) for case in cases]),
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    checkpoint.save = save_and_die
+    if how == "operation":
+        die_at_operation(value, run_dir)
+    with signal_at(value if how == "step" else None, signal.SIGKILL):
+        main(command(run_dir, *words))
 
 
 def continued_equals(run_dir, words, straight):
@@ -418,8 +395,7 @@ def test_a_killed_run_continues_exactly(how, tmp_path):
         "step": [1, 2, 4, 7, 10],
     }[how]
     cases = [(tmp_path / f"{how}-{value}", words, how, value) for value in values]
-    ended = killed_runs(cases)
-    assert len(ended) == len(cases)
+    ended = [ended_by(run_and_die, *case) for case in cases]
     assert set(ended) == {signal.SIGXFSZ if how == "byte of a save" else signal.SIGKILL}
     for run_dir, *_ in cases:
         run_dir.mkdir(exist_ok=True)  # killed before it made anything
@@ -542,7 +518,7 @@ def test_a_cut_off_event_record_is_tolerated(tmp_path):
 @pytest.mark.slow
 def test_tensorboard_shows_every_saved_step_once_after_a_kill(tmp_path):
     words = [*WITH_EVENTS, "trainer.save_every_steps=4"]
-    assert killed_runs([(tmp_path / "run", words, "step", 7)]) == [signal.SIGKILL]
+    assert ended_by(run_and_die, tmp_path / "run", words, "step", 7) == signal.SIGKILL
     assert [m["step"] for m in metrics(tmp_path / "run") if "loss" in m] == [1, 2, 3, 4, 5, 6]
     time.sleep(1.1)  # another process begins in another second: its event file comes later
     finish(tmp_path / "run", *words)
