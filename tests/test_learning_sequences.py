@@ -1,4 +1,4 @@
-"""Frame order and masked words are learnt: their own task far better than by chance, of frames in the worst of three seeds.
+"""Frame order and masked words are learnt: their own task far better than by chance, of frames in the worst of two seeds.
 
 Features of frames are judged by what the order of frames asks for: where a thing is that moves. What it is (a disc or a square)
 random features tell as well, in scripts/small_benchmark.py, which trains on whole orders too. Those of texts are judged
@@ -21,7 +21,7 @@ from tests.sequences import run
 from tests.test_learning import features_of, few_label
 from tests.test_learning_tasks import last
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 TRAIN, TEST = 192, 240  # videos
 
 
@@ -44,7 +44,7 @@ def knn(run_dir, *, untrained=False):
 @pytest.mark.slow
 def test_the_order_of_frames_is_learnt_and_its_features_say_where_a_thing_is(passing, tmp_path):
     """By chance 0.75 of the triples, as three quarters are wrong ones."""
-    more = ("trainer.epochs=20", "trainer.batch_size=32", "backbone.widths=[16,32]")
+    more = ("trainer.epochs=30", "trainer.batch_size=32", "backbone.widths=[16,32]")
     more += ("optimizer=adamw", "augmentation.global.flip=0")
     runs = [tmp_path / str(seed) for seed in SEEDS]
     for seed, folder in zip(SEEDS, runs, strict=True):
@@ -61,7 +61,7 @@ def licences(texts, tmp_path_factory):
     """A run on the texts of licences, which two tests look at."""
     folder = tmp_path_factory.mktemp("licences") / "run"
     more = ("backbone.embed_dim=64", "dataset.vocabulary=600", "dataset.length=32", "trainer.batch_size=64")
-    assert run("masked_language", texts, folder, *more, "trainer.epochs=25", "optimizer.base_lr=3e-3") == 0
+    assert run("masked_language", texts, folder, *more, "trainer.epochs=36", "optimizer.base_lr=3e-3") == 0
     return folder
 
 

@@ -71,7 +71,7 @@ def fine_tuned(folder, name, weights, seed):
 
 @pytest.mark.slow
 def test_fine_tuning_begins_better_from_masked_images_than_from_scratch(tmp_path):
-    words = (*VIT, "trainer.epochs=15", "optimizer.base_lr=2e-3", "trainer.log_every_steps=1")
+    words = (*VIT, "trainer.epochs=12", "optimizer.base_lr=2e-3", "trainer.log_every_steps=1")
     run = train(tmp_path, "mae", *words)
     losses = [record["loss"] for record in metrics(run) if "loss" in record]
     assert statistics.fmean(losses[-10:]) < 0.9 * losses[0]
