@@ -227,15 +227,35 @@ def test_the_student_takes_one_forward_for_each_size(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("dino", "head"), *((name, "projector") for name in ("swav", "deepcluster_v2", "lejepa", "msn"))]
+    ("name", "head"), [("dino", "head"), *((name, "projector") for name in ("swav", "deepcluster_v2", "lejepa"))]
 )
 def test_a_head_sees_all_crops_at_once(name, head):
     """BatchNorm in it takes its statistics over all of them, as in the official codes: a teacher's over its own crops."""
     its = built(name)
-    rows, crops = [], sum(len(views) for views in its.batch.views.values()) - (name == "msn")  # one is the teacher's
+    rows, crops = [], sum(len(views) for views in its.batch.views.values())
     its.method.get_submodule(head).register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     its.loss()
     assert rows == [crops * len(its.batch.index)]
+
+
+def test_msns_head_sees_one_size_at_a_time():
+    """As the official code's (deit.py, forward): a BatchNorm of masked anchors, and one of focal views."""
+    its = built("msn")
+    rows = []
+    its.method.projector.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    its.loss()
+    assert rows == [ROWS, len(its.batch.views["local"]) * ROWS]
+
+
+def test_msns_prototypes_begin_short_and_without_weight_decay():
+    """As the official code's (msn_train.py): uniform by 1/√D, in a group of their own."""
+    its = built("msn")
+    prototypes = its.method.prototypes.weight  # (K, D)
+    assert prototypes.abs().max() <= prototypes.shape[1] ** -0.5
+    assert prototypes.norm(dim=1).mean().item() == pytest.approx(3**-0.5, rel=0.02)
+    groups = {id(p): group for group in its.optimizer().param_groups for p in group["params"]}
+    assert groups[id(prototypes)]["decay_scale"] == groups[id(prototypes)]["weight_decay"] == 0
+    assert groups[id(its.method.projector[0].weight)]["decay_scale"] == 1
 
 
 # --- From weights ---

@@ -13,6 +13,8 @@ class LeJEPA(Method):
     """Algorithm 2. Every view, global or local, is drawn to the mean of the global ones; SIGReg keeps them from collapse.
 
     weight: of SIGReg against agreement, the paper's λ. slices: random directions of a step, the same in all processes.
+    The projector's BatchNorms see all views as one batch, as in the algorithm and in the authors' minimal code, whose views
+    have one size; lightly runs it once for each size.
     """
 
     global_views = 2, None

@@ -14,7 +14,6 @@ from sslctl.methods.base import (
     feature_std,
     gather,
     gather_views,
-    over_crops,
     teacher_of,
     two_views,
 )
@@ -29,6 +28,9 @@ class MSN(Method):
     drop_ratio: patches that the masked anchor lacks, the same ones for the whole batch (official code). sinkhorn_iterations:
     of the sharpened targets, 0 for none. entropy_weight: the paper's λ. For vision transformers. State: student,
     prototypes (K, out_dim), teacher. teacher_momentum goes linearly to 1 over momentum_stretch times the run.
+
+    Unlike the official code: trainer.clip_grad_norm counts the prototypes' gradient too, since there is one limit for all
+    that a run trains; the warm-up starts from 0, not from a fifth of the peak, as every schedule here does.
     """
 
     global_views = 2, 2
@@ -57,11 +59,16 @@ class MSN(Method):
             raise ValueError(f"drop_ratio={drop_ratio}: expected a share of the patches, from 0 to below 1")
         self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, 3, norm=True, activation="gelu", hidden_bias=True)
         self.prototypes = Prototypes(out_dim, prototypes)
+        nn.init.uniform_(self.prototypes.weight, -(out_dim**-0.5), out_dim**-0.5)  # rows of 0.58, which turn the faster
         self.teacher_backbone, self.teacher_projector = teacher_of(backbone), teacher_of(self.projector)
         self.drop_ratio, self.sinkhorn_iterations = drop_ratio, sinkhorn_iterations
         self.temperature, self.target_temperature = temperature, target_temperature
         self.entropy_weight = entropy_weight
         self.teacher_momentum, self.momentum_stretch = teacher_momentum, momentum_stretch
+
+    def parameter_groups(self) -> list[dict]:
+        networks = [*self.backbone.parameters(), *self.projector.parameters()]
+        return [{"params": networks}, {"params": [self.prototypes.weight], "weight_decay_scale": 0.0}]  # official code
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         tokens = self.teacher_backbone.tokens(images)  # (B, P + L, D)
@@ -79,11 +86,13 @@ class MSN(Method):
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         target, anchor = two_views(batch)  # (B, C, H, W) each
-        h = self.backbone.tokens(anchor, keep=self.kept(batch))[:, 0][None]  # (1, B, D)
+        h = self.backbone.tokens(anchor, keep=self.kept(batch))[:, 0]  # (B, D)
+        z = self.projector(h)[None]  # (1, B, out_dim)
         if "local" in batch.views:
             small = batch.views["local"]  # (V, B, C, h, w)
-            h = torch.cat([h, self.backbone(small.flatten(0, 1)).unflatten(0, small.shape[:2])])
-        z = gather_views(over_crops(self.projector, h))  # (V, G, D)
+            focal = self.projector(self.backbone(small.flatten(0, 1)))  # by BatchNorms of their own size alone
+            z = torch.cat([z, focal.unflatten(0, small.shape[:2])])
+        z = gather_views(z)  # (V, G, out_dim)
         with torch.no_grad():
             target = self.teacher_projector(self.teacher_backbone(target))
             p = self.targets(gather(target).float())  # (G, K)
@@ -92,7 +101,7 @@ class MSN(Method):
             "loss": msn(self.prototypes(z.float()), p, self.temperature, self.entropy_weight),
             "teacher_entropy": torch.special.entr(p).sum(1).mean(),
             "prototypes_used": used.mean(),
-            "feature_std": feature_std(h[0]),
+            "feature_std": feature_std(h),
         }
 
     def targets(self, z: Tensor) -> Tensor:
