@@ -247,6 +247,23 @@ def test_msns_head_sees_one_size_at_a_time():
     assert rows == [ROWS, len(its.batch.views["local"]) * ROWS]
 
 
+def test_swavs_prototypes_have_the_gradient_of_plain_weights():
+    """The official code's are an nn.Linear behind a normalisation of its input; of unit rows alone it would miss a part."""
+    its = built("swav", "method.freeze_epochs=0")
+    weight, codes, embeddings = its.method.prototypes.weight, [], []
+    its.method.codes = lambda scores, view, schedules: codes.append(scores.softmax(1)) or codes[-1]
+    its.method.projector.register_forward_hook(lambda module, args, out: embeddings.append(out.detach()))
+    its.loss().backward()
+
+    plain = weight.detach().clone().requires_grad_()
+    z = F.normalize(embeddings[0], dim=1).view(-1, ROWS, plain.shape[1])  # (V, B, out_dim)
+    pairs = [(t, v) for t in range(2) for v in range(len(z)) if t != v]
+    sum(F.cross_entropy(z[v] @ plain.T / 0.1, codes[t]) / len(pairs) for t, v in pairs).backward()
+    torch.testing.assert_close(weight.grad, plain.grad, atol=1e-6, rtol=1e-4)
+    radial = (weight.grad * weight.detach()).sum(1)  # (K,)
+    assert radial.norm() > 0.1 * weight.grad.norm()
+
+
 def test_msns_prototypes_begin_short_and_without_weight_decay():
     """As the official code's (msn_train.py): uniform by 1/√D, in a group of their own."""
     its = built("msn")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.losses import sinkhorn, swav
+from sslctl.losses.exact import exact, unit
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather_views, multi_crop, over_crops
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import Prototypes, mlp
@@ -60,7 +61,7 @@ class SwAV(Method):
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         h = multi_crop(self.backbone, batch)  # (V, B, D), the two global views first
         z = gather_views(over_crops(self.projector, h)).float()  # (V, G, out_dim)
-        scores = self.prototypes(z)  # (V, G, K)
+        scores = self.similarities(z)  # (V, G, K)
         codes = torch.stack([self.codes(scores[view].detach(), view, schedules) for view in range(2)])  # (2, G, K)
         used = codes.new_zeros(codes.shape[-1]).scatter_(0, codes.argmax(-1).flatten(), 1.0)  # (K,)
         keys = F.normalize(z[:2].detach(), dim=-1).transpose(0, 1)  # (G, 2, out_dim)
@@ -71,11 +72,17 @@ class SwAV(Method):
             "carry": {"keys": keys} if schedules["queue_used"] else {},
         }
 
+    @exact
+    def similarities(self, z: Tensor) -> Tensor:
+        """(…, out_dim) -> (…, K). The rows of the prototypes are of unit length, but their gradient is that of plain weights
+        (official code): LARS divides by its norm, to which the part along a row counts as well."""
+        return F.linear(unit(z), self.prototypes.weight)
+
     def codes(self, scores: Tensor, view: int, schedules: dict) -> Tensor:
         """(G, K) similarities -> (G, K) assignments, balanced over the batch and the full queue."""
         if not schedules["queue_used"]:
             return sinkhorn(scores, self.epsilon, self.iterations)
-        earlier = self.prototypes(self.queue[view]).detach()  # (queue, K), stored embeddings, today's prototypes
+        earlier = self.similarities(self.queue[view]).detach()  # (queue, K), stored embeddings, today's prototypes
         everything = sinkhorn(torch.cat([scores, earlier]), self.epsilon, self.iterations)[: len(scores)]
         full = self.queue_filled >= self.queue.shape[1]
         return torch.where(full, everything, sinkhorn(scores, self.epsilon, self.iterations))

@@ -62,8 +62,8 @@ def prototype_head(
 class Prototypes(nn.Module):
     """Cosine similarities to learnt directions: (…, D) -> (…, K) in fp32, whatever the precision around them.
 
-    Without bias. Both sides are of unit length; the weights' gradient is therefore along the sphere, where the official
-    codes of SwAV and DINO leave it a part that the next normalisation takes off again.
+    Without bias. Both sides are made of unit length, so the weights' gradient is along the sphere, as with DINO's weight
+    normalisation.
     """
 
     def __init__(self, dim: int, count: int):
