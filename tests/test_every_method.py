@@ -227,7 +227,8 @@ def test_the_student_takes_one_forward_for_each_size(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("dino", "head"), *((name, "projector") for name in ("swav", "deepcluster_v2", "lejepa"))]
+    ("name", "head"),
+    [("dino", "head"), *((name, "projector") for name in ("swav", "deepcluster_v2", "lejepa", "wmse"))],
 )
 def test_a_head_sees_all_crops_at_once(name, head):
     """BatchNorm in it takes its statistics over all of them, as in the official codes: a teacher's over its own crops."""
@@ -236,6 +237,15 @@ def test_a_head_sees_all_crops_at_once(name, head):
     its.method.get_submodule(head).register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     its.loss()
     assert rows == [crops * len(its.batch.index)]
+
+
+def test_wmses_backbone_sees_one_view_at_a_time():
+    """As the official code's (w_mse.py, forward), whose head then takes them together."""
+    its = built("wmse", "augmentation.global.count=3")
+    rows = []
+    its.method.backbone.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    its.loss()
+    assert rows == [ROWS] * 3
 
 
 def test_msns_head_sees_one_size_at_a_time():

@@ -142,7 +142,7 @@ def multi_crop(network: nn.Module, batch: Batch) -> Tensor:
 
 def over_crops(head: nn.Module, h: Tensor) -> Tensor:
     """A head on all crops' features (V, B, D) at once -> (V, B, K): its BatchNorms see all crops as one batch, as those of
-    the official codes of SwAV, DeepCluster-v2 and DINO do; MSN's sees one size at a time."""
+    the official codes of SwAV, DeepCluster-v2, DINO and W-MSE do; MSN's sees one size at a time."""
     return head(h.flatten(0, 1)).unflatten(0, h.shape[:2])
 
 

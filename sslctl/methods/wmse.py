@@ -1,9 +1,10 @@
 """W-MSE: views that are alike after whitening (Ermolov et al. 2021, arXiv:2007.06346)."""
 
+import torch
 from torch import Tensor
 
 from sslctl.losses import whitening_mse
-from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, gather_views
+from sslctl.methods.base import Batch, Facts, Method, feature_std, gather, gather_views, over_crops
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import mlp
 
@@ -35,11 +36,11 @@ class WMSE(Method):
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         views = batch.views["global"]  # (V, B, C, H, W)
-        h = self.backbone(views.flatten(0, 1))  # (V·B, D)
-        z = gather_views(self.projector(h).unflatten(0, views.shape[:2]))  # (V, G, out_dim)
+        h = torch.stack([self.backbone(x) for x in views])  # (V, B, D); BatchNorms see one view each (official code)
+        z = gather_views(over_crops(self.projector, h))  # (V, G, out_dim)
         bits = batch.key.of(gather(batch.index)).bits("wmse/parts", self.draws)  # (G, draws)
         parts = bits.argsort(dim=0).T.reshape(self.draws, -1, self.whitening_size)  # (draws, pieces, size)
-        return {"loss": whitening_mse(z, parts), "feature_std": feature_std(h)}
+        return {"loss": whitening_mse(z, parts), "feature_std": feature_std(h.flatten(0, 1))}
 
     def uninformative_loss(self) -> float:
         return 2.0  # right angles
