@@ -288,12 +288,20 @@ def test_msns_prototypes_begin_short_and_without_weight_decay():
 # --- From weights ---
 
 
-@pytest.mark.parametrize("name", choices("method"))
-def test_a_method_starts_from_the_weights_that_it_is_given(name, tmp_path):
+MOCO_V3_OF_A_VIT = ("method.projector_layers=3", "method.predictor_norm=true", "method.freeze_patches=true")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "network"),
+    [*((name, (), None) for name in choices("method")), ("moco_v3", MOCO_V3_OF_A_VIT, VIT)],
+    ids=[*choices("method"), "moco_v3, of a ViT"],
+)
+def test_a_method_starts_from_the_weights_that_it_is_given(name, words, network, tmp_path):
     """Some have initial weights of their own: those are for what no file gave."""
-    given = {n: t + 0.5 if t.is_floating_point() else t for n, t in built(name).method.backbone.state_dict().items()}
+    start = built(name, *words, network=network).method.backbone.state_dict()
+    given = {n: t + 0.5 if t.is_floating_point() else t for n, t in start.items()}
     torch.save(given, tmp_path / "weights.pth")
-    backbone = built(name, f"backbone.weights={tmp_path}/weights.pth").method.backbone
+    backbone = built(name, *words, f"backbone.weights={tmp_path}/weights.pth", network=network).method.backbone
     assert [n for n, t in backbone.named_parameters() if not torch.equal(t, given[n])] == []
 
 
@@ -313,8 +321,7 @@ def test_a_vision_transformer_takes_a_step_in_all_its_weights(name):
 
 
 def moco_v3_of_a_vit():
-    words = ("method.projector_layers=3", "method.predictor_norm=true", "method.freeze_patches=true")
-    return built("moco_v3", *words, "optimizer=adamw", "optimizer.weight_decay=0.1", network=VIT)
+    return built("moco_v3", *MOCO_V3_OF_A_VIT, "optimizer=adamw", network=VIT)
 
 
 @pytest.mark.parametrize("name", ["mae", "simmim", "ijepa", "ibot", "msn"])
@@ -338,6 +345,28 @@ def test_moco_v3_leaves_the_patches_and_positions_of_a_vit_alone():
         assert (parameter.grad is None) == (stays or key.startswith("teacher_")), key
     still = [key for key in start if key.startswith("backbone.") and any(part in key for part in fixed)]
     assert len(still) == 3  # the projection's weight and bias, the positions
+
+
+def test_moco_v3s_vit_begins_as_the_official_code_draws_it():
+    """vits.py: uniform by the root of 6 over the widths that a layer joins, queries, keys and values apart; biases of 0."""
+    model = moco_v3_of_a_vit().method.backbone.vision_transformer()
+    dim, (attention, hidden) = model.embed_dim, (model.blocks[0].attn, model.blocks[0].mlp)
+    patch = model.patch_embed.proj.weight[0].numel()
+    joined = {model.patch_embed.proj: patch + dim, attention.qkv: 2 * dim, attention.proj: 2 * dim, hidden.fc1: 5 * dim}
+    for layer, widths in (joined | {hidden.fc2: 5 * dim}).items():
+        bound = math.sqrt(6 / widths)
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+        assert not layer.bias.any()
+    assert model.cls_token.abs().max() < 1e-5
+
+
+def test_moco_v3s_adamw_decays_all_that_it_trains_and_lars_no_vectors():
+    decayed = moco_v3_of_a_vit().optimizer().param_groups
+    assert [group["weight_decay"] for group in decayed] == [0.1]
+    apart = {group["weight_decay"]: group["params"] for group in built("moco_v3").optimizer().param_groups}
+    assert sorted(apart) == [0, 1e-6]
+    assert all(p.ndim == 1 for p in apart[0])
 
 
 def test_moco_v3s_heads_on_a_vit_are_the_official_codes():

@@ -9,7 +9,7 @@ from sslctl.losses import nnclr as cross_view
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of, two_views
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import mlp
-from sslctl.models.vit import fix_positions_
+from sslctl.models.vit import fix_positions_, initialize_
 from sslctl.schedules import cosine_between
 
 
@@ -17,7 +17,8 @@ class MoCoV3(Method):
     """Algorithm 1. Negatives are the other images' keys of the other view; the loss is scaled by 2·temperature.
 
     projector_layers: 2 with ResNets, 3 with ViTs. predictor_norm: a BatchNorm at the predictor's end, as with ViTs.
-    freeze_patches: a ViT's patch projection stays random (section 4.2), and its positions are fixed sines (section 5).
+    freeze_patches: a ViT's patch projection stays random (section 4.2), its positions are fixed sines (section 5), and its
+    weights begin as the official code's: what the projection makes of an image stays in that proportion to the positions.
     """
 
     global_views = 2, 2
@@ -42,6 +43,7 @@ class MoCoV3(Method):
         if freeze_patches:
             backbone.vision_transformer().patch_embed.requires_grad_(False)
             fix_positions_(backbone)
+            initialize_(backbone, separate_qkv=True, token_std=1e-6)
         self.projector = mlp(width, hidden_dim, out_dim, projector_layers, norm=True, last_norm="plain")
         self.predictor = mlp(
             out_dim, hidden_dim, out_dim, 2, norm=True, last_norm="plain" if predictor_norm else "", last_bias=False

@@ -119,10 +119,10 @@ def blocks(dim: int, depth: int, heads: int) -> list[nn.Module]:
     return [Block(dim, heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)) for _ in range(depth)]
 
 
-def initialize_(*modules: nn.Module) -> None:
-    """Draws MAE's initial weights: Xavier's for linear layers and for the patches' convolution seen as one, tokens of 0.02.
+def initialize_(*modules: nn.Module, separate_qkv: bool = False, token_std: float = 0.02) -> None:
+    """Draws Xavier's uniform weights for linear layers and for the patches' convolution seen as one, as MAE and MoCo v3 do.
 
-    Those that a backbone has from a file stay.
+    separate_qkv: queries, keys and values are three layers, as in MoCo v3, not one. Weights that a backbone has from a file stay.
     """
     for module in modules:
         pretrained = getattr(module, "pretrained", ())
@@ -130,9 +130,11 @@ def initialize_(*modules: nn.Module) -> None:
             if not isinstance(part, nn.Linear | nn.Conv2d):
                 continue
             if f"{name}.weight" not in pretrained:
-                nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
+                layers = 3 if separate_qkv and name.endswith("qkv") else 1
+                for weight in part.weight.view(len(part.weight), -1).chunk(layers):
+                    nn.init.xavier_uniform_(weight)
             if part.bias is not None and f"{name}.bias" not in pretrained:
                 nn.init.zeros_(part.bias)
         for name, token in module.named_parameters():
             if name.endswith("cls_token") and name not in pretrained:
-                nn.init.normal_(token, std=0.02)
+                nn.init.normal_(token, std=token_std)
