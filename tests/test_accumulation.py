@@ -292,7 +292,7 @@ MEET = {  # method: where its images meet, in its own words
     "vicreg": "variance and covariance are taken over the batch",
     "wmse": "the covariance that is whitened is the batch's",
     "lejepa": "SIGReg compares the distribution of the batch with a Gaussian",
-    "ijepa": "the blocks have one size in the whole batch",
+    "ijepa": "blocks and contexts have one size in the whole batch",
     "inpainting": "one hole is drawn for the whole batch",
 }
 

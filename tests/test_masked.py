@@ -44,7 +44,7 @@ def mae(size=28, ratio=0.75, patch=4, channels=1):
 
 
 def ijepa(size=28, **changes):
-    arguments = {"targets": 4, "context": 0.3, "predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2}
+    arguments = {"targets": 4, "predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2}
     arguments |= {"teacher_momentum": 0.9, "teacher_momentum_end": 1.0} | changes
     return IJEPA(small_vit(size), facts(size=size), **arguments)
 
@@ -151,13 +151,38 @@ def test_only_hidden_pixels_have_a_loss_in_simmim():
 def test_context_and_targets_do_not_meet():
     method, batch = ijepa(), a_batch(size=28, count=64)
     keep, wanted = method.patches(batch, batch.views["global"][0])
-    assert keep.shape == (64, 15)
     assert wanted.shape[:2] == (64, 4)
     assert 0 <= wanted.min() <= wanted.max() < 49
     seen = torch.zeros(64, 49).scatter_(1, keep, 1.0)
     asked = torch.zeros(64, 49).scatter_(1, wanted.flatten(1), 1.0)
     assert (seen * asked).sum() == 0
-    assert len({tuple(row) for row in keep.sort(1).values.tolist()}) > 60
+    assert len({tuple(row) for row in keep.tolist()}) > 60
+
+
+def test_the_context_is_the_first_of_what_the_targets_leave_as_much_as_the_batch_has():
+    """multiblock.py of the official code, over a block that is the whole image; one image's targets cover more than another's."""
+    method, batch = ijepa(), a_batch(size=28, count=64)
+    method.block_size = lambda scale, aspect: (3, 3) if scale < 0.5 else (7, 7)
+    keep, wanted = method.patches(batch, batch.views["global"][0])
+    left = [[place for place in range(49) if place not in set(blocks.flatten().tolist())] for blocks in wanted]
+    counts = [len(places) for places in left]
+    assert min(counts) < max(counts)
+    assert keep.tolist() == [places[: min(counts)] for places in left]
+
+
+def test_the_context_lies_in_its_block_where_the_targets_leave_any_of_it():
+    method, batch = ijepa(), a_batch(size=28, count=64)
+    method.block_size = lambda scale, aspect: (4, 4) if scale < 0.5 else (2, 2)
+    keep, wanted = method.patches(batch, batch.views["global"][0])
+    block = rectangles(batch.key, "ijepa/block", 1, 7, 7, 2, 2)[:, 0]  # (B, 4)
+    inside = [set(row) <= set(places) for row, places in zip(keep.tolist(), block.tolist(), strict=True)]
+    covered = [
+        set(places) <= set(asked) for places, asked in zip(block.tolist(), wanted.flatten(1).tolist(), strict=True)
+    ]
+    assert any(covered)
+    assert not all(covered)
+    assert inside == [not whole for whole in covered]
+    assert keep.shape[1] >= 1
 
 
 def test_target_blocks_are_rectangles_of_15_to_20_percent():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
 from sslctl.models.backbones import Backbone
-from sslctl.models.vit import blocks, fix_positions_, gather_tokens, grid_of, sine_cosine
+from sslctl.models.vit import blocks, fix_positions_, gather_tokens, grid_of, initialize_, normal_by_depth, sine_cosine
 from sslctl.ops.masks import rectangles
 
 TARGET_SCALE, TARGET_ASPECT, CONTEXT_SCALE = (0.15, 0.2), (0.75, 1.5), (0.85, 1.0)
@@ -17,12 +17,13 @@ TARGET_SCALE, TARGET_ASPECT, CONTEXT_SCALE = (0.15, 0.2), (0.75, 1.5), (0.85, 1.
 class IJEPA(Method):
     """Section 3, for vision transformers: a predictor tells the teacher's normalised tokens of `targets` blocks from a context.
 
-    context: share of all patches that the student sees, drawn from a large block less the targets. The official code sees all
-    of them, cut to the batch's fewest, which makes an image's patches depend on its neighbours in the batch; here an image
-    with too few shows some twice. Blocks have one size a step, drawn for scale and aspect apart. State: student, teacher.
+    The context is a large block less the targets, cut row by row to as many patches as the image of the batch with the fewest
+    has (official code); all that the targets leave where they cover the block. Blocks have one size a step. Unlike the official
+    code's, their scale and their aspect are drawn apart, and they reach the last row and column; the class token stays in the
+    student and the teacher, as a prefix (backbone.kwargs.class_token=false leaves it out). State: student, teacher.
     """
 
-    batch_coupling = "the blocks have one size in the whole batch"
+    batch_coupling = "blocks and contexts have one size in the whole batch"
 
     def __init__(
         self,
@@ -30,7 +31,6 @@ class IJEPA(Method):
         facts: Facts,
         *,
         targets: int,
-        context: float,
         predictor_dim: int,
         predictor_depth: int,
         predictor_heads: int,
@@ -48,9 +48,6 @@ class IJEPA(Method):
                 f"{targets} target blocks of up to {largest} patches may cover all {patches}: fewer method.targets, or"
                 " smaller patches (dataset.scale.patch_size)"
             )
-        self.kept = round(context * patches)
-        if not 0 < self.kept < patches:
-            raise ValueError(f"method.context={context} shows {self.kept} of {patches} patches")
         self.targets = targets
         self.teacher_momentum, self.teacher_momentum_end = teacher_momentum, teacher_momentum_end
         self.embed = nn.Linear(backbone.embed_dim, predictor_dim)
@@ -61,6 +58,7 @@ class IJEPA(Method):
         )
         self.head = nn.Linear(predictor_dim, backbone.embed_dim)
         fix_positions_(backbone)
+        initialize_(backbone, self.embed, self.predictor, self.head, draw=normal_by_depth, token_std=1e-6)
         self.teacher_backbone = teacher_of(backbone)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -113,7 +111,7 @@ class IJEPA(Method):
         return tuple(max(1, min(round(side), limit)) for side, limit in zip(sides, self.grid, strict=True))
 
     def patches(self, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the context (B, kept), and of the target blocks (B, targets, T), row by row in each block."""
+        """Places of the context (B, kept), and of the target blocks (B, targets, T), row by row each."""
         if grid_of(self.backbone.vision_transformer(), x) != self.grid:
             raise ValueError(f"I-JEPA takes views of the image's own size, these have {x.shape[-1]} pixels")
         first = batch.key.of(gather(batch.index)[:1])  # one size for the batch, the same in all processes
@@ -129,10 +127,8 @@ class IJEPA(Method):
         free.scatter_(1, block, True).scatter_(1, wanted.flatten(1), False)
         outside = torch.ones_like(free).scatter_(1, wanted.flatten(1), False)
         free = torch.where(free.any(1, keepdim=True), free, outside)  # where the targets cover the whole block
-        order = batch.key.permutation("ijepa/order", free.shape[1])
-        order = order.gather(1, free.gather(1, order).logical_not().sort(dim=1, stable=True).indices)  # free ones first
-        turn = torch.arange(self.kept, device=x.device) % free.sum(1, keepdim=True)  # (B, kept)
-        return order.gather(1, turn), wanted
+        fewest = int(gather(free.sum(1)).min())  # of the global batch
+        return free.logical_not().sort(dim=1, stable=True).indices[:, :fewest], wanted
 
     def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sslctl.losses import masked_mse
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
-from sslctl.models.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify
+from sslctl.models.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify, xavier
 from sslctl.ops.masks import random_order
 
 
@@ -45,7 +45,7 @@ class MAE(Method):
         self.head = nn.Linear(decoder_dim, self.patch**2 * facts.channels)
         self.normalize_target = normalize_target
         fix_positions_(backbone)
-        initialize_(backbone, self.embed, self.decoder, self.head)
+        initialize_(backbone, self.embed, self.decoder, self.head, draw=xavier)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

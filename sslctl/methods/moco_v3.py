@@ -9,7 +9,7 @@ from sslctl.losses import nnclr as cross_view
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of, two_views
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import mlp
-from sslctl.models.vit import fix_positions_, initialize_
+from sslctl.models.vit import fix_positions_, initialize_, xavier_apart
 from sslctl.schedules import cosine_between
 
 
@@ -43,7 +43,7 @@ class MoCoV3(Method):
         if freeze_patches:
             backbone.vision_transformer().patch_embed.requires_grad_(False)
             fix_positions_(backbone)
-            initialize_(backbone, separate_qkv=True, token_std=1e-6)
+            initialize_(backbone, draw=xavier_apart, token_std=1e-6)
         self.projector = mlp(width, hidden_dim, out_dim, projector_layers, norm=True, last_norm="plain")
         self.predictor = mlp(
             out_dim, hidden_dim, out_dim, 2, norm=True, last_norm="plain" if predictor_norm else "", last_bias=False

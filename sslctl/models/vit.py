@@ -1,6 +1,8 @@
 """What masked methods ask of timm's vision transformers: hidden patches, tokens of some patches only, fixed positions."""
 
+import math
 import sys
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 
@@ -119,10 +121,10 @@ def blocks(dim: int, depth: int, heads: int) -> list[nn.Module]:
     return [Block(dim, heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)) for _ in range(depth)]
 
 
-def initialize_(*modules: nn.Module, separate_qkv: bool = False, token_std: float = 0.02) -> None:
-    """Draws Xavier's uniform weights for linear layers and for the patches' convolution seen as one, as MAE and MoCo v3 do.
+def initialize_(*modules: nn.Module, draw: Callable[[str, Tensor], None], token_std: float = 0.02) -> None:
+    """Draws initial weights of linear layers and of the patches' convolution, seen as one; their biases are 0.
 
-    separate_qkv: queries, keys and values are three layers, as in MoCo v3, not one. Weights that a backbone has from a file stay.
+    draw: fills a layer's weight (out, in), given its name: one of those below. What a backbone has from a file stays.
     """
     for module in modules:
         pretrained = getattr(module, "pretrained", ())
@@ -130,11 +132,28 @@ def initialize_(*modules: nn.Module, separate_qkv: bool = False, token_std: floa
             if not isinstance(part, nn.Linear | nn.Conv2d):
                 continue
             if f"{name}.weight" not in pretrained:
-                layers = 3 if separate_qkv and name.endswith("qkv") else 1
-                for weight in part.weight.view(len(part.weight), -1).chunk(layers):
-                    nn.init.xavier_uniform_(weight)
+                draw(name, part.weight.view(len(part.weight), -1))
             if part.bias is not None and f"{name}.bias" not in pretrained:
                 nn.init.zeros_(part.bias)
         for name, token in module.named_parameters():
             if name.endswith("cls_token") and name not in pretrained:
                 nn.init.normal_(token, std=token_std)
+
+
+def xavier(name: str, weight: Tensor) -> None:
+    """Xavier's uniform weights (MAE's official code)."""
+    nn.init.xavier_uniform_(weight)
+
+
+def xavier_apart(name: str, weight: Tensor) -> None:
+    """Xavier's uniform weights, where queries, keys and values are three layers (MoCo v3's official code)."""
+    for part in weight.chunk(3 if name.endswith("qkv") else 1):
+        nn.init.xavier_uniform_(part)
+
+
+def normal_by_depth(name: str, weight: Tensor) -> None:
+    """A standard deviation of 0.02, over √(2·n) in the two layers by which block n adds to its input (I-JEPA's official code)."""
+    shares = 1.0
+    if name.endswith(("attn.proj", "mlp.fc2")):
+        shares = math.sqrt(2 * (int(name.split(".")[-3]) + 1))
+    nn.init.trunc_normal_(weight, std=0.02 / shares)
