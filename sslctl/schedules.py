@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 
 def scaled_lr(base_lr: float, batch_size: int, scaling: str) -> float:
-    """Returns the learning rate of a global batch; base_lr is per 256 images (Goyal et al. 2017; sqrt: SimCLR, appendix B.1)."""
+    """Returns the learning rate of a global batch; base_lr is per 256 images, however it is scaled (Goyal et al. 2017).
+
+    sqrt: of SimCLR, appendix B.1, whose 0.075·√N is written as a base_lr of 0.075·√256 = 1.2.
+    """
     factors = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size / 256), "none": 1.0}
     return base_lr * factors[scaling]
 
@@ -50,6 +53,8 @@ SHAPES = {f.__name__: f for f in (constant, step, multistep, cosine, cosine_rest
 class Schedule:
     """Linear warm-up from peak / warmup_steps to the peak, then one of SHAPES with its arguments (in steps).
 
+    Step t of the warm-up has (t + 1) / warmup_steps of the peak: most official codes take t / warmup_steps, whose first step
+    moves nothing.
     stretch: the shape is laid out over so many times the run, which ends before it does (MSN's official code).
     """
 
@@ -71,7 +76,8 @@ class Schedule:
 
 
 def warmed_up(start: float, end: float, step: int, warmup_steps: int) -> float:
-    """Goes from start to end in equal steps, then stays: DINO's teacher temperature."""
+    """Goes from start to end in equal steps, then stays: DINO's teacher temperature, which rises once an epoch in the official
+    code, here at every step, so that it depends on how much was trained and not on the size of an epoch."""
     return end if step >= warmup_steps else start + (end - start) * step / warmup_steps
 
 

@@ -17,7 +17,9 @@ class Supervised(Method):
 
     frozen: the backbone is not trained and its BatchNorm statistics stay as they are: the linear probe of the papers
     (MoCo, arXiv:1911.05722, section 4.1).
-    pool: "own" as the backbone does; "mean" over a vision transformer's patches (MAE, arXiv:2111.06377, section 4).
+    pool: "own" as the backbone does; "mean" over a vision transformer's patches (MAE, arXiv:2111.06377, section 4), of the
+    normalised tokens, which are the features that evaluations and exported files give. MAE's official fine-tuning drops the
+    trained norm and puts a new one behind the mean.
     layer_decay: what the learning rate shrinks by from each layer to the one before it, see `sslctl.models.layer_decay`.
     classifier_lr_scale: the classifier's learning rate over that of the backbone's last layer (SwAV's official code).
     """

@@ -19,7 +19,8 @@ def block_mask(key: Key, name: str, rows: int, columns: int, hidden: Tensor, asp
     """Rectangles laid over one another until `hidden` (B,) patches are covered, exactly (BEiT, arXiv:2106.08254, algorithm 1).
 
     Each rectangle has a share of what is still to hide, at least a ninth of the smaller side squared, and a ratio of sides
-    log-uniform in (aspect, 1 / aspect). The last one is cut off, row by row, where it would hide too many.
+    log-uniform in (aspect, 1 / aspect). The last one is cut off, row by row, where it would hide too many: BEiT's and iBOT's
+    official codes stop there after ten attempts, about one patch short of what was asked for (17.7 of 19.6, 97.6 of 98).
     """
     rounds, length = 8, rows * columns
     device = hidden.device
