@@ -88,6 +88,8 @@ def disturbed(method: Method, seed: int = 0, **buffers: Tensor) -> Method:
     """
     generator = torch.Generator().manual_seed(seed)
     method.double().train()
+    if hasattr(method, "teacher"):
+        method.teacher.network.double()  # frozen, and no module
     with torch.no_grad():
         for parameter in method.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -119,11 +121,13 @@ def compare(
     *,
     networks: dict[str, Callable[[], nn.Module]] | None = None,
     first_step: int = 0,
+    features: Callable[[nn.Module, Tensor], dict[str, Tensor]] | None = None,
 ) -> nn.Module:
     """Takes the same steps by the training loop and by the reference, and compares everything after each of them.
 
     networks: the paper's own plain networks for some of the method's, whose weights must fit them; a network that is not
     given is copied. Those whose names begin with teacher_ or key_ are made as the student's, and take no gradient.
+    features: of its networks and of images, what the method evaluates after the last step, in its order.
     """
     its = _twin(method, networks or {})
     with float64():
@@ -141,7 +145,24 @@ def compare(
             _same(f"step {step}, figures", output, figures | {"loss": update.loss})
             _same(f"step {step}, gradients", setup.optimizer.gradients, update.gradients)
             _same(f"step {step}, state", method.state_dict(), its.state_dict())
+            if hasattr(method, "teacher"):
+                _same(f"step {step}, teacher", method.teacher.network.state_dict(), its.teacher.state_dict())
+        if features is not None:
+            images = batch.views["global"][0]
+            found, expected = method.eval().features(images), features(its.eval(), images)
+            assert list(found) == list(expected), "features"
+            _same("features", found, expected)
     return its
+
+
+def of_projector(its: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Features of most methods: of the backbone, and of the projector on it."""
+    return {"backbone": its.backbone(x), "projector": its.projector(its.backbone(x))}
+
+
+def of_projector_and_teacher(its: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Those, and of the teacher's backbone."""
+    return of_projector(its, x) | {"teacher": its.teacher_backbone(x)}
 
 
 class _Update:
@@ -220,8 +241,8 @@ def _twin(method: Method, networks: dict[str, Callable[[], nn.Module]]) -> nn.Mo
         its.register_parameter(name, copy.deepcopy(parameter))
     for name, buffer in method.named_buffers(recurse=False):
         its.register_buffer(name, buffer.clone(), persistent=name not in method._non_persistent_buffers_set)
-    if hasattr(method, "teacher"):  # frozen, and no module
-        its.teacher = copy.deepcopy(method.teacher.network)
+    if hasattr(method, "teacher"):
+        its.__dict__["teacher"] = copy.deepcopy(method.teacher.network)  # no part of its state either
     return its.train()
 
 
