@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sslctl.data.batch import Batch
 from sslctl.methods.base import Facts, Method
-from sslctl.models.backbones import Backbone, SmallResNet
+from sslctl.models.backbones import Backbone, SmallResNet, Timm
 from sslctl.ops.timing import Clock
 from sslctl.random import Key
 from sslctl.training.optim import parameter_groups
@@ -65,6 +65,13 @@ def backbone(widths: tuple[int, ...] = (4, 7), norm: str = "batch", seed: int = 
     """A small convolutional network whose BatchNorms tell one batch from another."""
     torch.manual_seed(seed)
     return Backbone(SmallResNet([*widths], 1, 1, norm, CHANNELS, SIDE), [0.5, 0.4, 0.6], [0.3, 0.2, 0.25])
+
+
+def transformer(seed: int = 0) -> Backbone:
+    """A vision transformer of one block of width 8, for 2×2 patches."""
+    torch.manual_seed(seed)
+    arguments = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    return Backbone(Timm("vit_tiny_patch16_224", CHANNELS, SIDE, arguments), [0.5, 0.4, 0.6], [0.3, 0.2, 0.25])
 
 
 def batch_of(step: int, *, views: int = 2, crops: int = 0, rows: int = ROWS, side: int = SIDE, seed: int = 0) -> Batch:

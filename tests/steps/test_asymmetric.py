@@ -50,7 +50,7 @@ def reference_byol(its, batch, step, update):
 def test_byol_steps_as_its_paper():
     settings = {"hidden_dim": 16, "out_dim": 5, "teacher_momentum": 0.7, "teacher_momentum_end": 0.9}
     method = disturbed(BYOL(backbone(), facts(), **settings))
-    networks = {"projector": lambda: byol_head(7), "predictor": lambda: byol_head(5)}
+    networks = {"backbone": backbone, "projector": lambda: byol_head(7), "predictor": lambda: byol_head(5)}
     batches = [batch_of(step) for step in (13, 14)]
     compare(method, reference_byol, batches, networks=networks, first_step=13, features=of_projector_and_teacher)
 
@@ -86,6 +86,10 @@ def test_simsiam_steps_as_its_paper(layers, hidden, constant):
 
     settings = {"projector_layers": layers, "hidden_dim": hidden, "out_dim": 5, "predictor_dim": 6}
     method = disturbed(SimSiam(backbone(), facts(), **settings, constant_predictor_lr=constant))
-    networks = {"projector": lambda: simsiam_projector(layers, hidden or 7), "predictor": simsiam_predictor}
+    networks = {
+        "backbone": backbone,
+        "projector": lambda: simsiam_projector(layers, hidden or 7),
+        "predictor": simsiam_predictor,
+    }
     batches = [batch_of(step) for step in (3, 4)]
     compare(method, reference, batches, networks=networks, first_step=3, features=of_projector)

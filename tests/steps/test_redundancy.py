@@ -33,7 +33,7 @@ def reference_barlow_twins(its, batch, step, update):
 def test_barlow_twins_steps_as_its_paper():
     settings = {"projector_layers": 3, "hidden_dim": 9, "out_dim": 5, "lambda_": 0.03, "scale": 0.4}
     method = disturbed(BarlowTwins(backbone(), facts(), **settings))
-    batches, networks = [batch_of(step) for step in (0, 1)], {"projector": barlow_projector}
+    batches, networks = [batch_of(step) for step in (0, 1)], {"backbone": backbone, "projector": barlow_projector}
     compare(method, reference_barlow_twins, batches, networks=networks, features=of_projector)
 
 
@@ -63,7 +63,7 @@ def reference_vicreg(its, batch, step, update):
 def test_vicreg_steps_as_its_paper():
     settings = {"hidden_dim": 9, "out_dim": 5, "invariance": 3.0, "variance": 11.0, "covariance": 0.7}
     method = disturbed(VICReg(backbone(), facts(), **settings))
-    batches, networks = [batch_of(step) for step in (0, 1)], {"projector": expander}
+    batches, networks = [batch_of(step) for step in (0, 1)], {"backbone": backbone, "projector": expander}
     compare(method, reference_vicreg, batches, networks=networks, features=of_projector)
 
 
@@ -97,5 +97,8 @@ def reference_wmse(its, batch, step, update):
 def test_wmse_steps_as_its_paper():
     settings = {"hidden_dim": 9, "out_dim": 3, "whitening_size": 6, "draws": 2}
     method = disturbed(WMSE(backbone(), facts(batch_size=12), **settings))
-    batches, networks = [batch_of(step, views=3, rows=12) for step in (0, 1)], {"projector": whitening_head}
+    batches, networks = (
+        [batch_of(step, views=3, rows=12) for step in (0, 1)],
+        {"backbone": backbone, "projector": whitening_head},
+    )
     compare(method, reference_wmse, batches, networks=networks, features=of_projector)
