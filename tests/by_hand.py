@@ -76,14 +76,6 @@ def simclr(**changes):
     return SimCLR(backbone, facts(), **{**values, **changes})
 
 
-def gradients(module):
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-
-
-def queue_of(method):
-    return {name: getattr(method, name).clone() for name in ("queue", "queue_index", "queue_pointer")}
-
-
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

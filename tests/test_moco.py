@@ -7,47 +7,20 @@ import yaml
 from torch import nn
 
 from sslctl.config.schema import CONFIGS
-from sslctl.losses import info_nce
 from sslctl.methods.base import ema_update, teacher_of
 from sslctl.models.backbones import MLP, Backbone, Timm
 from sslctl.models.batchnorm import GroupedBatchNorm2d, group_batchnorm
-from sslctl.training.optim import parameter_groups
 from tests.by_hand import (
-    BATCH,
     MEAN,
     SIDE,
     STD,
     assert_same,
-    gradients,
     make_batch,
     moco,
-    queue_of,
     tiny_backbone,
-    with_views,
 )
 
 # --- MoCo: the teacher ---
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_moco_teacher_gets_no_gradient_and_the_whole_student_does(symmetric):
-    method = moco(symmetric=symmetric)
-    method(make_batch(), {})["loss"].backward()
-    names = gradients(method)
-    trained = {name for name, _ in method.named_parameters() if not name.startswith("teacher")}
-    assert names.keys() == trained
-    assert all(gradient.abs().max() > 0 for gradient in names.values())
-    teacher = [p for name, p in method.named_parameters() if name.startswith("teacher")]
-    assert len(teacher) == len(trained)
-    assert not any(p.requires_grad for p in teacher)
-
-
-def test_moco_teacher_is_in_no_parameter_group():
-    method = moco()
-    groups = parameter_groups(method.parameter_groups(), 1e-4, exclude_bias_and_norm=True)
-    names = {p: name for name, p in method.named_parameters()}
-    found = sorted(names[p] for group in groups for p in group["params"])
-    assert found == sorted(name for name in names.values() if not name.startswith("teacher"))
 
 
 def test_moco_teacher_starts_as_the_student():
@@ -102,33 +75,6 @@ def test_ema_update_at_its_ends_keeps_or_copies(momentum, source):
     torch.testing.assert_close(teacher.weight, expected, atol=1e-7, rtol=0)
 
 
-def test_moco_teacher_keeps_batchnorm_statistics_of_its_own():
-    method = moco()
-    disturb(method)
-    before = {name: b.clone() for name, b in method.teacher_backbone.named_buffers()}
-    method.before_step({"teacher_momentum": 0.5})
-    assert_same(dict(method.teacher_backbone.named_buffers()), before)
-    method(make_batch(), {})
-    after = dict(method.teacher_backbone.named_buffers())
-    assert not torch.equal(after["network.bn1.running_mean"], before["network.bn1.running_mean"])
-
-
-def test_moco_moves_its_teacher_only_before_the_step():
-    method = moco()
-    disturb(method)
-    before = {name: p.clone() for name, p in method.named_parameters() if name.startswith("teacher")}
-    carry = method(make_batch(), {})["carry"]
-    method.after_step({}, carry)
-    assert_same({name: method.get_parameter(name) for name in before}, before)
-
-
-def test_moco_momentum_schedule_runs_from_start_to_end():
-    method = moco(teacher_momentum=0.99, teacher_momentum_end=0.999)
-    values = [method.schedules(step)["teacher_momentum"] for step in (0, 50, 100)]
-    assert values == pytest.approx([0.99, 0.9945, 0.999])
-    assert moco().schedules(37) == {"teacher_momentum": pytest.approx(0.9)}
-
-
 # --- MoCo: the queue ---
 
 
@@ -143,34 +89,6 @@ def test_moco_queue_starts_as_unit_rows_of_no_image():
 def keys_of(output):
     """(V·B, D), the halves one after the other, from the (B, V, D) that a step carries."""
     return output["carry"]["keys"].transpose(0, 1).flatten(0, 1)
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_moco_queue_is_written_only_after_the_step(symmetric):
-    method, batch = moco(symmetric=symmetric), make_batch()
-    before = queue_of(method)
-    output = method(batch, {})
-    assert_same(queue_of(method), before)
-    output["loss"].backward()
-    assert_same(queue_of(method), before)
-    assert not any(tensor.requires_grad for tensor in output["carry"].values())
-
-    method.after_step({}, output["carry"])
-    rows = BATCH * (2 if symmetric else 1)
-    torch.testing.assert_close(method.queue[:rows].norm(dim=1), torch.ones(rows))
-    assert torch.equal(method.queue[:rows], keys_of(output))
-    assert torch.equal(method.queue_index[:rows], batch.index.repeat(2 if symmetric else 1))
-    assert torch.equal(method.queue[rows:], before["queue"][rows:])
-    assert torch.equal(method.queue_index[rows:], before["queue_index"][rows:])
-    assert method.queue_pointer == rows
-
-
-def test_moco_queue_holds_the_keys_of_the_second_view_in_the_images_order():
-    method, batch = moco(), make_batch()
-    method.after_step({}, method(batch, {})["carry"])
-    with torch.no_grad():
-        keys = F.normalize(method.teacher_projector(method.teacher_backbone(batch.views["global"][1])), dim=1)
-    torch.testing.assert_close(method.queue[:BATCH], keys, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "batch"), [(8, 4), (8, 3), (7, 5), (8, 8), (4, 10), (1, 3)])
@@ -200,59 +118,6 @@ def test_moco_queue_holds_the_last_batch_when_the_pointer_is_back_at_the_start()
     assert method.queue_pointer == 0
     assert torch.equal(method.queue[6:], keys_of(output))
     assert torch.equal(method.queue_index, torch.cat([torch.arange(6), torch.arange(10, 16)]))
-
-
-def plant_own_keys(method, batch):
-    """Gives images 0 and 2 keys of their own in the queue, one of them two, and fills another row with a stranger's."""
-    for place, image in ((3, 0), (7, 2), (11, 0)):
-        method.queue_index[place] = batch.index[image]
-    method.queue_index[5] = 1000
-    with torch.no_grad():
-        own = F.normalize(method.projector(method.backbone(batch.views["global"][0])), dim=1)
-        method.queue[[3, 11]], method.queue[7] = own[0], own[2]
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_moco_query_never_meets_its_own_images_key(symmetric):
-    method, batch = moco(symmetric=symmetric), make_batch()
-    plant_own_keys(method, batch)
-    views = batch.views["global"]
-
-    def loss_without_own_keys(queries, keys):
-        """Each query alone against the rows of the queue that are not of its image."""
-        with torch.no_grad():
-            q = method.projector(method.backbone(queries))
-            k = method.teacher_projector(method.teacher_backbone(keys))
-        losses = []
-        for b in range(BATCH):
-            others = method.queue[method.queue_index != batch.index[b]]
-            losses.append(info_nce(q[b : b + 1], k[b : b + 1], others, 0.2))
-        return torch.stack(losses).mean()
-
-    expected = loss_without_own_keys(views[0], views[1])
-    if symmetric:
-        expected = (expected + loss_without_own_keys(views[1], views[0])) / 2
-    torch.testing.assert_close(method(batch, {})["loss"].detach(), expected, atol=1e-5, rtol=0)
-    method.queue_index.fill_(-1)  # the negative control: the same keys, but nobody's
-    assert abs(method(batch, {})["loss"].item() - expected.item()) > 0.05
-
-
-def test_moco_stranger_index_of_an_empty_place_excludes_nothing():
-    """The places that hold no image's key yet say -1, which is no image."""
-    method, batch = moco(), make_batch()
-    with torch.no_grad():
-        q = method.projector(method.backbone(batch.views["global"][0]))
-        k = method.teacher_projector(method.teacher_backbone(batch.views["global"][1]))
-    torch.testing.assert_close(method(batch, {})["loss"].detach(), info_nce(q, k, method.queue, 0.2), atol=1e-5, rtol=0)
-
-
-def test_moco_symmetric_loss_is_the_mean_of_both_directions():
-    batch = make_batch()
-    swapped = with_views(batch, batch.views["global"].flip(0))
-    one_way, other_way, both = moco()(batch, {}), moco()(swapped, {}), moco(symmetric=True)(batch, {})
-    expected = (one_way["loss"] + other_way["loss"]) / 2
-    torch.testing.assert_close(both["loss"], expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(keys_of(both), torch.cat([keys_of(one_way), keys_of(other_way)]), atol=1e-5, rtol=0)
 
 
 def test_moco_notes_a_queue_longer_than_the_data():
@@ -355,30 +220,6 @@ def test_moco_groups_the_batchnorm_of_a_network_of_linear_layers_too():
     torch.testing.assert_close(backbone(views), expected)
 
 
-def test_moco_undoes_the_shuffling_of_its_keys():
-    """With one group every image's key is what an unshuffled forward gives."""
-    method, batch = moco(), make_batch()
-    images = batch.views["global"][1]
-    keys = method.keys(images, batch)
-    with torch.no_grad():
-        expected = F.normalize(method.teacher_projector(method.teacher_backbone(images)), dim=1)
-    torch.testing.assert_close(keys, expected, atol=1e-5, rtol=0)
-    assert (expected[0] - expected[1]).abs().max() > 1e-3  # or any order would pass
-
-
-@pytest.mark.parametrize("epoch", range(4))
-def test_moco_keys_are_normalised_in_groups_of_the_keys_membership(epoch):
-    method, batch = moco(batchnorm_groups=3), make_batch(epoch=epoch)
-    images = batch.views["global"][1]
-    members = batch.key.bits("moco/shuffle").argsort().chunk(3)  # the images of each group
-    expected = torch.empty(BATCH, 5)
-    plain = group_batchnorm(teacher_of(method.teacher_backbone), 1)
-    with torch.no_grad():
-        for rows in members:
-            expected[rows] = F.normalize(method.teacher_projector(plain(images[rows])), dim=1)
-    torch.testing.assert_close(method.keys(images, batch), expected, atol=1e-5, rtol=0)
-
-
 def test_moco_membership_differs_from_the_queries_and_from_step_to_step():
     orders = [make_batch(24, epoch=epoch).key.bits("moco/shuffle").argsort() for epoch in range(5)]
     orders += [torch.arange(24)]  # the queries' groups are the batch's own
@@ -386,10 +227,3 @@ def test_moco_membership_differs_from_the_queries_and_from_step_to_step():
         for second in orders[:number]:
             same = [set(a.tolist()) == set(b.tolist()) for a, b in zip(first.chunk(4), second.chunk(4), strict=True)]
             assert not any(same)
-
-
-def test_moco_groups_the_students_batchnorm_in_the_batchs_own_order():
-    method, images = moco(batchnorm_groups=2), make_batch().views["global"][0]
-    plain = group_batchnorm(teacher_of(method.backbone), 1)
-    expected = torch.cat([plain(part) for part in images.chunk(2)])
-    torch.testing.assert_close(method.backbone(images), expected, atol=1e-5, rtol=0)

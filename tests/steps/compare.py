@@ -112,6 +112,22 @@ def disturbed(method: Method, seed: int = 0, **buffers: Tensor) -> Method:
     return method
 
 
+def begun(method: Method) -> Method:
+    """The method as it is made, once that is looked at: queues and memories of random unit rows that are written from the
+    first place on, slow networks that are the student."""
+    for name, buffer in method.named_buffers(recurse=False):
+        if name.endswith("pointer"):
+            assert buffer == 0, name
+        elif buffer.ndim == 2:
+            torch.testing.assert_close(buffer.norm(dim=1), torch.ones(len(buffer)))
+            assert buffer.std(0).min() > 0, name
+    for name, slow in method.named_children():
+        if name.startswith(("teacher_", "key_")):
+            student = method.get_submodule(name.removeprefix("teacher_").removeprefix("key_"))
+            _same(f"{name} at the start", slow.state_dict(), student.state_dict())
+    return method
+
+
 def units(rows: int, dim: int, seed: int = 0) -> Tensor:
     """Random rows of unit length, as queues and memories hold them."""
     rows = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -144,7 +160,7 @@ def compare(
             batch = _in_float64(batch)
             torch.manual_seed(step)
             _, _, output, _ = train_step(setup, step, batch)
-            output = {name: value for name, value in output.items() if name != "carry"}
+            assert not any(carried.requires_grad for carried in output.pop("carry", {}).values()), "carry is detached"
 
             torch.manual_seed(step)
             update = _Update(its, step)

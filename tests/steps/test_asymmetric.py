@@ -14,6 +14,7 @@ from tests.steps.compare import (
     TOTAL_STEPS,
     backbone,
     batch_of,
+    begun,
     compare,
     disturbed,
     facts,
@@ -49,7 +50,7 @@ def reference_byol(its, batch, step, update):
 
 def test_byol_steps_as_its_paper():
     settings = {"hidden_dim": 16, "out_dim": 5, "teacher_momentum": 0.7, "teacher_momentum_end": 0.9}
-    method = disturbed(BYOL(backbone(), facts(), **settings))
+    method = disturbed(begun(BYOL(backbone(), facts(), **settings)))
     networks = {"backbone": backbone, "projector": lambda: byol_head(7), "predictor": lambda: byol_head(5)}
     batches = [batch_of(step) for step in (13, 14)]
     compare(method, reference_byol, batches, networks=networks, first_step=13, features=of_projector_and_teacher)

@@ -18,6 +18,7 @@ from tests.steps.compare import (
     TOTAL_STEPS,
     backbone,
     batch_of,
+    begun,
     compare,
     disturbed,
     facts,
@@ -159,7 +160,7 @@ def test_nnclr_steps_as_its_paper(layers):
 
     settings = {"projector_layers": layers, "hidden_dim": 9, "out_dim": 5, "predictor_dim": 8, "queue_size": 10}
     method = NNCLR(backbone(), facts(), **settings, temperature=0.3)
-    disturbed(method, queue=units(10, 5), queue_pointer=torch.tensor(7))
+    disturbed(begun(method), queue=units(10, 5), queue_pointer=torch.tensor(7))
     networks = {"backbone": backbone, "projector": lambda: nnclr_projector(layers), "predictor": nnclr_predictor}
     compare(method, reference, [batch_of(0), batch_of(1)], networks=networks, features=of_projector)
 
@@ -198,7 +199,7 @@ MOMENTA = {"teacher_momentum": 0.7, "teacher_momentum_end": 0.9}
 
 def test_moco_v3_steps_as_its_paper():
     settings = {"projector_layers": 2, "hidden_dim": 9, "out_dim": 5, "predictor_norm": False, "freeze_patches": False}
-    method = disturbed(MoCoV3(backbone(), facts(), **settings, temperature=0.3, **MOMENTA))
+    method = disturbed(begun(MoCoV3(backbone(), facts(), **settings, temperature=0.3, **MOMENTA)))
     networks = {
         "backbone": backbone,
         "projector": lambda: moco_v3_head(7, 2, True),

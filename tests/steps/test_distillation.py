@@ -16,6 +16,7 @@ from tests.steps.compare import (
     SIDE,
     backbone,
     batch_of,
+    begun,
     compare,
     disturbed,
     facts,
@@ -66,7 +67,7 @@ def reference_seed(its, batch, step, update):
 def test_seed_steps_as_its_paper():
     settings = {"queue_size": 10, "student_temperature": 0.3, "teacher_temperature": 0.1}
     method = SEED(backbone(), facts(), teacher=a_teacher(9), **settings)
-    disturbed(method, queue=units(10, 9), queue_pointer=torch.tensor(7))
+    disturbed(begun(method), queue=units(10, 9), queue_pointer=torch.tensor(7))
 
     def features(its, x):
         h = its.backbone(x)
@@ -104,7 +105,7 @@ def test_compress_steps_as_its_paper(variant):
     method = CompRess(backbone(), facts(), teacher=a_teacher(width), **settings)
     memories = {"teacher_memory": units(10, width, seed=1), "student_memory": units(10, 7, seed=2)}
     memories = {name: rows for name, rows in memories.items() if hasattr(method, name)}
-    disturbed(method, memory_pointer=torch.tensor(7), **memories)
+    disturbed(begun(method), memory_pointer=torch.tensor(7), **memories)
     batches = [batch_of(step, views=views) for step, views in ((0, 1), (1, 2))]
     compare(
         method,

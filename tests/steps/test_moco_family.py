@@ -14,6 +14,7 @@ from tests.steps.compare import (
     TOTAL_STEPS,
     backbone,
     batch_of,
+    begun,
     compare,
     disturbed,
     facts,
@@ -110,10 +111,11 @@ def middle_of_training(method, batches):
     index = torch.arange(100, 117)
     index[[2, 9, 16]] = batches[0].index[[1, 4, 1]]
     index[5] = -1
-    return disturbed(method, queue=units(17, 5), queue_index=index, queue_pointer=torch.tensor(14))
+    assert (method.queue_index == -1).all()  # no image's
+    return disturbed(begun(method), queue=units(17, 5), queue_index=index, queue_pointer=torch.tensor(14))
 
 
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", [1, 2, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_moco_steps_as_its_paper(name, devices):
     layers, momentum, temperature, symmetric = CASES[name]
