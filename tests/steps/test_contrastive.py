@@ -261,7 +261,8 @@ TO_DOWNWARDS = {  # a grid (B, g, g, …) turned such that the rows that are pre
 
 
 @pytest.mark.parametrize(
-    ("directions", "skip", "reach", "blocks", "drop"), [(1, 1, 1, 1, 0.0), (2, 2, 2, 2, 1.0), (4, 1, 2, 2, 0.5)]
+    ("directions", "skip", "reach", "blocks", "drop"),
+    [(1, 1, 1, 1, 0.0), (2, 2, 2, 2, 1.0), (3, 1, 1, 1, 0.5), (4, 1, 2, 2, 0.5)],
 )
 def test_cpc_steps_as_its_paper(directions, skip, reach, blocks, drop):
     def one_channel(patches, batch):
@@ -313,5 +314,5 @@ def test_cpc_steps_as_its_paper(directions, skip, reach, blocks, drop):
             nn.ModuleList(nn.Linear(5, 5, bias=False) for _ in range(skip, reach + 1)) for _ in range(directions)
         ),
     }
-    batches = [batch_of(0, views=1), batch_of(1, views=1)]
+    batches = [batch_of(0, views=1), batch_of(1, views=2)]  # of two views the first
     compare(method, reference, batches, networks=networks, features=features)
