@@ -178,6 +178,52 @@ def test_loss_equals_the_formula_written_out(name):
     assert float(loss(*arguments)) == pytest.approx(reference(*arguments), rel=1e-6, abs=1e-9)
 
 
+DIFFERENTIABLE = {  # losses as functions of all that gets a gradient
+    "dcl": (lambda a, b: dcl(a, b, 0.2), (normal(3, 4), normal(3, 4, seed=1))),
+    "supcon": (lambda z: supcon(z, LABEL[:5], 0.1), (normal(5, 3),)),
+    "nnclr": (lambda p, n: nnclr(p, n, 0.2), (normal(3, 4), normal(3, 4, seed=1))),
+    "cpc": (lambda p, c: cpc(p, c, torch.tensor([2, 0])), (normal(2, 3), normal(4, 3, seed=1))),
+    "negative_cosine": (lambda p: negative_cosine(p, normal(3, 4, seed=1)), (normal(3, 4),)),
+    "dino": (lambda s: dino(s, normal(1, 2, 3, seed=1), normal(3), 0.1, 0.2), (normal(2, 2, 3),)),
+    "barlow_twins": (lambda a, b: barlow_twins(a, b, 0.1), (normal(4, 3), normal(4, 3, seed=1))),
+    "vicreg": (lambda a, b: vicreg(a, b, 25, 25, 1), (normal(4, 3) / 2, normal(4, 3, seed=1) / 2)),
+    "whitening_mse": (lambda v: whitening_mse(v, torch.tensor([[[3, 0, 1, 2]]])), (normal(2, 4, 2),)),
+    "sigreg": (lambda z: sigreg(z, normal(3, 2, seed=1)), (normal(4, 3),)),
+    "swav": (lambda s: swav(s, normal(1, 2, 3, seed=1).softmax(2), 0.5), (normal(2, 2, 3),)),
+    "msn": (lambda s: msn(s, normal(2, 3, seed=1).softmax(1), 0.5, 0.7), (normal(2, 2, 3),)),
+    "similarity_distillation": (
+        lambda s: similarity_distillation(s, normal(2, 3, seed=1), normal(4, 3, seed=2), 0.2, 0.1),
+        (normal(2, 3),),
+    ),
+    "memory_distillation": (
+        lambda s: memory_distillation(s, normal(2, 3, seed=1), normal(4, 3, seed=2), normal(4, 3, seed=3), 0.2),
+        (normal(2, 3),),
+    ),
+    "ibot": (
+        lambda s: ibot(s, normal(2, 2, 3, seed=1), normal(3), torch.eye(2, dtype=torch.bool), 0.2, 0.1),
+        (normal(2, 2, 3),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_reach_all_that_is_not_a_target(name):
+    loss, arguments = DIFFERENTIABLE[name]
+    assert torch.autograd.gradcheck(loss, [argument.requires_grad_() for argument in arguments])
+
+
+def test_the_weights_of_positives_in_dclw_have_no_gradient():
+    z1, z2 = normal(5, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_()
+    gradient = torch.autograd.grad(dcl(z1, z2, 0.2, 0.5), z1)[0]
+    own = F.cosine_similarity(z1, z2)
+    weight = 2 - (own / 0.5).exp() / (own / 0.5).exp().mean()
+    constant = (
+        dcl(z1, z2, 0.2) - ((weight.detach() - 1) * own / 0.2).mean()
+    )  # the weights of both directions are the same
+    assert dcl(z1, z2, 0.2, 0.5).item() == pytest.approx(constant.item())
+    torch.testing.assert_close(gradient, torch.autograd.grad(constant, z1)[0])
+
+
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_sinkhorn_equals_the_formula_written_out(iterations):
     scores = normal(12, 5) / 3
