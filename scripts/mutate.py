@@ -1,7 +1,7 @@
 """Do the tests notice a fault? One-line faults, each put into the code for one run of its tests: scripts/mutate [NAMES]
 
     scripts/mutate                                   # every list below scripts/mutations
-    scripts/mutate moco scripts/mutations/losses     # the lists of these names, or in these folders
+    scripts/mutate moco losses                       # the lists of these names, or in these folders
     scripts/mutate --jobs 4 --verbose                # with the test that notices each
 
 A list is a YAML file, of one document or several:
@@ -101,11 +101,12 @@ def chosen_lists(names: list[str], root: Path) -> list[Path]:
     Raises:
         WrongList: a name is of no list.
     """
-    every = sorted((root / "scripts" / "mutations").rglob("*.yaml"))
+    home = root.resolve() / "scripts" / "mutations"
+    every = sorted(home.rglob("*.yaml"))
     chosen = set()
     for name in names:
-        place = Path(name).resolve()
-        of_name = [path for path in every if path.stem == name or path == place or place in path.parents]
+        places = {Path(name).resolve(), home / name}
+        of_name = [path for path in every if path.stem == name or places & {path, *path.parents}]
         if not of_name:
             raise WrongList(f"{name} is no list: a name, file or folder below scripts/mutations")
         chosen.update(of_name)

@@ -87,6 +87,6 @@ def test_tests_must_pass_and_exist_without_a_fault(run):
 
 
 def test_lists_are_chosen_by_name(run):
-    assert run(KILLED, words=["disc"])[0] == 0
+    assert run(KILLED, words=["disc"])[0] == run(KILLED, words=["."])[0] == 0
     status, printed = run(KILLED, words=["ball"])
     assert (status, printed) == (2, "ball is no list: a name, file or folder below scripts/mutations\n")

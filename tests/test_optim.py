@@ -12,7 +12,7 @@ from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
 from sslctl.methods.base import Method, teacher_of
 from sslctl.schedules import Schedule, cosine_between, scaled_lr
-from sslctl.training.optim import LARS, parameter_groups
+from sslctl.training.optim import LARS, clip, parameter_groups
 from sslctl.training.plan import _schedule
 from sslctl.training.setup import build_optimizer
 from tests.by_hand import facts
@@ -163,6 +163,33 @@ def test_parameter_groups_without_exclusion_are_one_of_everything_trained():
     trained = {name for name, _ in network.named_parameters() if not name.startswith("teacher")}
     assert names_of(network, group) == trained
     assert (group["weight_decay"], group["adapt"]) == (0.1, True)
+
+
+@pytest.mark.parametrize("excluding", [True, False])
+def test_groups_keep_their_scales_of_learning_rate_and_weight_decay(excluding):
+    own = {"lr_scale": 0.5, "weight_decay_scale": 3.0, "scheduled": False}
+    layer, head = nn.Linear(3, 2), nn.Linear(2, 2)
+    groups = [{"params": list(layer.parameters()), **own}, {"params": list(head.parameters())}]
+    rows = [
+        (len(g["params"]), g["lr_scale"], g["weight_decay"], g["decay_scale"], g["adapt"], g["scheduled"])
+        for g in parameter_groups(groups, 0.1, excluding, vector_lr_scale=4.0)
+    ]
+    first = [(1, 0.5, pytest.approx(0.3), 3.0, True, False), (1, 2.0, 0.0, 0.0, False, False)]
+    second = [(1, 1.0, 0.1, 1.0, True, True), (1, 4.0, 0.0, 0.0, False, True)]
+    whole = [(2, 0.5, pytest.approx(0.3), 3.0, True, False), (2, 1.0, 0.1, 1.0, True, True)]
+    assert rows == (first + second if excluding else whole)
+
+
+@pytest.mark.parametrize("limit", [None, 1.0, 100.0])
+def test_gradients_are_clipped_together_by_their_global_norm(limit):
+    layer = nn.Linear(2, 2)
+    layer.weight.grad, layer.bias.grad = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([12.0, 0.0])
+    unused = nn.Linear(1, 1)
+    assert clip(nn.ModuleList([layer, unused]), limit).item() == pytest.approx(13)  # before clipping
+    factor = 1 / 13 if limit == 1.0 else 1.0
+    torch.testing.assert_close(layer.weight.grad, torch.tensor([[3.0, 0.0], [0.0, 4.0]]) * factor)
+    torch.testing.assert_close(layer.bias.grad, torch.tensor([12.0, 0.0]) * factor)
+    assert unused.weight.grad is None
 
 
 def test_parameter_groups_hold_no_empty_group():
