@@ -125,7 +125,7 @@ def read_faults(path: Path, root: Path) -> list[Fault]:
             raise WrongList(f"{path}: a list has the keys file, tests and faults")
         text = (root / entry["file"]).read_text()
         for fault in entry["faults"]:
-            texts = all(isinstance(value, str) and value for value in fault.values())
+            texts = all(isinstance(v, str) and (v or name == "new") for name, v in fault.items())
             if not texts or not {"old", "new"} <= set(fault) <= {"old", "new", "equivalent"}:
                 raise WrongList(f"{path}: a fault has old, new and perhaps equivalent, all of them texts: {fault}")
             old, new = fault["old"], fault["new"]
