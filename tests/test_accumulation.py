@@ -197,6 +197,58 @@ def test_the_teacher_moves_once_a_step():
     assert calls == ["before", COUNT]
 
 
+class Line(nn.Module):
+    """A method whose loss has the gradients 3 and 4, which notes what a step calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor(4.0))
+        self.calls = []
+
+    def schedules(self, step):
+        return {"momentum": float(step)}
+
+    def before_step(self, schedules):
+        self.calls.append(("before_step", schedules["momentum"]))
+
+    def forward(self, batch, schedules):
+        return {"loss": 3 * self.a + 4 * self.b, "carry": {"keys": batch.index}}
+
+    def after_backward(self, schedules):
+        self.calls.append(("after_backward", self.a.grad.item(), self.b.grad.item()))
+
+    def after_step(self, schedules, carry):
+        self.calls.append(("after_step", carry["keys"].tolist(), round(self.a.item(), 4)))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_sets_the_rates_of_groups_and_clips_what_the_method_leaves(parts):
+    method, device = Line(), torch.device("cpu")
+    groups = [
+        {"params": [method.a], "lr_scale": 0.5, "decay_scale": 2.0, "scheduled": True},
+        {"params": [method.b], "lr_scale": 1.0, "decay_scale": 0.0, "scheduled": False},
+    ]
+    plan = {"lr": 0.7, "lr_at": lambda step: step / 10, "weight_decay_at": lambda step: step / 100}
+    plan |= {"accumulate_steps": parts, "clip_grad_norm": 1.0}
+    setup = SimpleNamespace(
+        plan=SimpleNamespace(**plan),
+        method=method,
+        optimizer=torch.optim.SGD(groups, lr=0.0),
+        precision=Precision("fp32", device, method, str),
+        clock=Clock(device),
+    )
+    schedules, lr, _, norm = train_step(setup, 3, make_batch(4))
+    a, b = 3 - 0.15 * (3 / 5 + 0.06 * 3), 4 - 0.7 * 4 / 5  # gradients of norm 5, clipped to 1
+    assert (method.a.item(), method.b.item()) == pytest.approx((a, b))
+    assert (schedules, lr, norm.item()) == ({"momentum": 3.0}, pytest.approx(0.3), pytest.approx(5))
+    assert method.calls == [
+        ("before_step", 3.0),
+        ("after_backward", 3.0, 4.0),
+        ("after_step", [0, 1, 2, 3], round(a, 4)),
+    ]
+    assert method.a.grad is None
+
+
 # --- The parts of a batch ---
 
 

@@ -1,9 +1,11 @@
 """Fine-tuning: layer-wise learning rates by hand, the draws of the probes, exact resume, what is kept, bad input."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
@@ -13,9 +15,10 @@ from sslctl.data.text import text
 from sslctl.errors import InputError
 from sslctl.evaluation import subjects
 from sslctl.evaluation.features import extract
-from sslctl.evaluation.finetune import build_network, network_of
+from sslctl.evaluation.finetune import Finetune, build_network, network_of, settings_for
 from sslctl.evaluation.knn import accuracy
 from sslctl.evaluation.linear import draw_labels
+from sslctl.evaluation.task import Task
 from sslctl.factory.from_run import load_method
 from sslctl.methods.supervised import Supervised
 from sslctl.models.backbones import MLP, ResNet, SmallResNet, Timm
@@ -49,6 +52,7 @@ NETWORKS = {
     "small_vit": small_vit,
     "small_resnet": small_resnet,
     "mlp": lambda: MLP([8, 6], 1, 4),
+    "deep_mlp": lambda: MLP([8] * 5, 1, 4),
     "small_transformer": lambda: SmallTransformer(8, 2, 2, 0.0, 300, 6),
     "timm_resnet": lambda: Timm("resnet10t", 3, 32, {}),
     "convnext": lambda: Timm("convnext_atto", 3, 32, {"depths": [1, 1, 2, 1], "dims": [8, 8, 16, 16]}),
@@ -64,6 +68,7 @@ BY_HAND = {
     ],
     "small_resnet": [("conv1.", "bn1."), ("layers.0.",), ("layers.1.",), ("layers.2.",), ()],
     "mlp": [("layers.0.", "layers.1."), ("layers.3.", "layers.4."), ()],
+    "deep_mlp": [*((f"layers.{i}.", f"layers.{i + 1}.") for i in (0, 3, 6, 9, 12)), ()],  # layers.1 is not layers.10
     "small_transformer": [
         ("embedding.", "positions"),
         ("encoder.layers.0.",),
@@ -83,6 +88,7 @@ def test_the_scale_of_each_layer_is_the_one_calculated_by_hand(name):
     expected = {n: 0.5 ** (len(layers) - 1 - i) for i, p in enumerate(layers) for n in found if n.startswith(p)}
     assert found == expected
     first = {"resnet18": 0.5**9, "small_vit": 0.5**5, "small_resnet": 0.5**4, "mlp": 0.25, "small_transformer": 0.125}
+    first |= {"deep_mlp": 0.5**5}
     assert min(found.values()) == first[name]
 
 
@@ -211,6 +217,53 @@ def test_the_mean_over_patches_is_that_of_maes_features():
     images = torch.rand(2, 1, 16, 16)
     torch.testing.assert_close(method.pooled(images), backbone.tokens(images)[:, 1:].mean(1))
     assert list(method.features(images)) == ["mean"]
+
+
+def test_the_teacher_is_fine_tuned_where_it_is_asked_for_with_its_own_learning_rates():
+    method = built("ibot").method
+    nn.init.normal_(method.teacher_backbone.network.model.cls_token)
+    subject = subjects.method_subject("trained", method, subjects.Preprocess(1, SIDE, SIDE, [0.5], [0.3]), None, 1)
+    options = {"pool": "own", "layer_decay": 0.5, "classifier_lr_scale": 3.0}
+    for network, own in (("teacher", method.teacher_backbone), ("backbone", method.backbone)):
+        settings = type("Settings", (), options | {"network": network})
+        tuned = build_network(subject, settings, digits("train", SIDE), facts(num_classes=10)).train()
+        assert differences(tuned.backbone.state_dict(), own.state_dict()) == []
+        assert all(p.requires_grad for p in tuned.backbone.network.parameters())
+        assert tuned.backbone.training
+        scales = [group["lr_scale"] for group in tuned.parameter_groups()]
+        assert (min(scales), max(scales)) == (0.5 ** layer_depths(tuned.backbone.network)[1], 3.0)
+
+
+def task_of(source, **trainer):
+    config = {"trainer": trainer, "network": None, "pool": None, "layer_decay": 0.65, "classifier_lr_scale": 10.0}
+    return Task(source, None, config=OmegaConf.create(config | {"least_steps": 7, "dataset": None}), dataset={}, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "expected"), [(1, 20, (4, 20)), (9, 20, (9, 20)), (1, 64, (7, 50)), (1, 7, (1, 7))]
+)
+def test_few_labels_get_batches_no_larger_than_they_are_and_enough_steps(epochs, batch_size, expected):
+    source = digits("train", 8).subset(torch.arange(50))
+    task = task_of(source, epochs=epochs, batch_size=batch_size)
+    settings = settings_for(subject_of(moco()), task, source)
+    assert (settings.trainer.epochs, settings.trainer.batch_size) == expected
+    assert (settings.layer_decay, settings.classifier_lr_scale, settings.pool) == (0.65, 10.0, "own")
+    assert task.config.trainer.epochs == epochs
+
+
+def test_all_layers_learn_alike_from_scratch():
+    source = digits("train", 8).subset(torch.arange(50))
+    settings = settings_for(
+        replace(subject_of(moco()), name="scratch"), task_of(source, epochs=1, batch_size=9), source
+    )
+    assert (settings.layer_decay, settings.classifier_lr_scale) == (1.0, 1.0)
+
+
+def test_a_draw_of_labels_is_the_probes_draw_of_the_same_seed():
+    source = digits("train", 8)
+    task, rows = task_of(source), draw_labels(source.labels, 5, 3002)
+    assert torch.equal(Finetune(5).draw_source(task, 2).images, source.images[rows])
+    assert Finetune(None).draw_source(task, 0) is source
 
 
 # --- The verb ---

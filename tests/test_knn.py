@@ -7,8 +7,11 @@ import torch.nn.functional as F
 
 import sslctl.evaluation.knn
 from sslctl import signals
+from sslctl.data.sources import digits
 from sslctl.evaluation.features import Features
-from sslctl.evaluation.knn import accuracy, knn_votes
+from sslctl.evaluation.knn import Knn, accuracy, knn_votes
+from sslctl.evaluation.subjects import Preprocess, pixels
+from sslctl.evaluation.task import Reader, Task
 
 
 def clusters(rows=120, classes=4, dim=6, spread=0.1, seed=0):
@@ -88,3 +91,36 @@ def test_top1_and_top5_are_counted():
     assert accuracy(scores, torch.tensor([0, 0])) == {"top1": 0.5, "top5": 0.5}
     assert accuracy(scores, torch.tensor([4, 1])) == {"top1": 0.0, "top5": 1.0}
     assert accuracy(scores[:, :5], torch.tensor([0, 4])) == {"top1": 1.0}
+
+
+# --- The protocol ---
+
+
+class Given(Reader):
+    """Features that are there, whatever the subject."""
+
+    def __init__(self, **splits):
+        super().__init__(torch.device("cpu"), workers=0, cache_gb=0)
+        self.splits = splits
+
+    def __call__(self, subject, source):
+        return self.splits[source.split]
+
+
+def measured(protocol, train, test, **task):
+    """The results of a protocol on given features of a training and a test split, each a dict."""
+    sources = {split: digits(split, 8) for split in ("train", "test")}
+    task = Task(**sources, read=Given(train=train, test=test), **task)
+    return [vars(result) for result in protocol(pixels(Preprocess(1, 8, 8, [0.3], [0.3])), task)]
+
+
+def test_the_protocol_votes_with_each_k_of_the_training_images():
+    train, test = clusters(300, 8, spread=2), clusters(20, 8, spread=2, seed=1)
+    found = {(r["metric"], r["params"]["k"]): r for r in measured(Knn([1, 7, 250], 0.2), train, test)}
+    for k in (1, 7, 250):  # 250: more than are searched in any case
+        expected = accuracy(knn_by_hand(test.features, train, k, 0.2), test.labels)
+        assert {metric: found[metric, k]["value"] for metric in ("top1", "top5")} == pytest.approx(expected)
+        low, high = found["top1", k]["ci95"]
+        assert low <= expected["top1"] <= high
+        assert found["top1", k]["params"]["bank"] == 300
+    assert len({r["value"] for r in found.values()}) > 3

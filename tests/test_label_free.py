@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score
 
 from sslctl.evaluation import label_free
-from sslctl.evaluation.clustering import agreement, cluster, matched_hits, table_scores
+from sslctl.evaluation.clustering import Clustering, agreement, cluster, matched_hits, table_scores
 from sslctl.evaluation.console import percent
+from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import neighbours
-from sslctl.evaluation.results import interval
-from sslctl.evaluation.retrieval import average_precision, recall_hits
+from sslctl.evaluation.results import interval, interval_of_mean
+from sslctl.evaluation.retrieval import Retrieval, average_precision, recall_hits
 from sslctl.ops.kmeans import nearest, spherical_kmeans
+from tests.test_knn import clusters, measured
 
 
 def noise(*shape, seed=0):
@@ -151,6 +153,24 @@ def test_uniformity_equals_all_pairs(block, monkeypatch):
     assert label_free.uniformity(z) == pytest.approx((-2 * distances**2).exp().mean().log().item(), rel=1e-5)
 
 
+def test_the_protocol_without_labels_takes_as_many_images_as_it_is_given():
+    z = noise(1438, 12) * torch.linspace(0.2, 3, 1438)[:, None]
+    rows = label_free._choose_rows(60, 1438)
+    assert len(rows.unique()) == 60
+    assert rows.max() > 1000  # not the first ones
+    omitted = []
+    found = {
+        r["metric"]: r
+        for r in measured(label_free.LabelFree(60, 20, 5, 2), Features(z, torch.zeros(1438), 1), None, omitted=omitted)
+    }
+    assert found.keys() == {"rankme", "feature_std", "uniformity"}
+    for name, figure, count in (("rankme", label_free.rankme, 60), ("feature_std", label_free.feature_std, 60)):
+        assert found[name]["value"] == pytest.approx(figure(z[rows]))
+        assert found[name]["params"] == {"images": count}
+    assert found["uniformity"]["value"] == pytest.approx(label_free.uniformity(z[rows[:20]]))
+    assert [reason.partition(" of ")[0] for reason in omitted] == ["α-ReQ", "LiDAR and alignment"]
+
+
 # --- Retrieval ---
 
 
@@ -170,6 +190,22 @@ def test_average_precision_of_a_cut_list():
     assert found.tolist() == pytest.approx([(1 + 2 / 3) / 2, 0, 1, 0.25])
     assert recall_hits(relevant, 1).tolist() == [True, False, True, False]
     assert recall_hits(relevant, 4).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("depth", [10, 250])
+def test_the_retrieval_protocol_equals_a_slow_loop(depth):
+    train, test = clusters(300, 6, spread=2), clusters(40, 4, spread=2, seed=1)
+    similarity = F.normalize(test.features, dim=1) @ F.normalize(train.features, dim=1).T
+    precision, recall = [], {1: [], 3: []}
+    for row, label in zip(similarity, test.labels, strict=True):
+        ranked = (train.labels[row.argsort(descending=True)] == label).tolist()
+        at = [sum(ranked[: i + 1]) / (i + 1) for i in range(depth) if ranked[i]]
+        precision.append(sum(at) / min(sum(ranked), depth))
+        for k, hits in recall.items():
+            hits.append(any(ranked[:k]))
+    found = {r["metric"]: r["value"] for r in measured(Retrieval([1, 3], depth), train, test)}
+    expected = {f"map@{depth}": np.mean(precision)} | {f"recall@{k}": np.mean(hits) for k, hits in recall.items()}
+    assert found == pytest.approx(expected)
 
 
 # --- Clustering ---
@@ -234,6 +270,25 @@ def test_clusters_of_collapsed_features_do_no_harm():
     assert cosine == pytest.approx(1)
 
 
+def test_the_clustering_protocol_looks_at_training_images_and_judges_test_images():
+    """Test images of two of three clusters, a fifth of them of another class than their cluster's."""
+    axes = 5 * torch.eye(3, 6)
+    train = Features((axes[torch.arange(300) % 3]) + 0.3 * noise(300, 6), torch.zeros(300, dtype=torch.long), 3)
+    cluster_of, labels = torch.arange(50) % 2, torch.arange(50) % 2
+    labels[:10] = 2
+    test = Features(axes[cluster_of] + 0.3 * noise(50, 6, seed=1), labels, 3)
+    found = {r["metric"]: r for r in measured(Clustering(3, 20, 200), train, test, seed=1)}
+    expected = {"nmi": normalized_mutual_info_score(labels, cluster_of), "ari": adjusted_rand_score(labels, cluster_of)}
+    assert {name: r["value"] for name, r in found.items()} == pytest.approx({"accuracy": 0.8} | expected)
+
+
+def test_the_seed_decides_clusters_of_noise():
+    data = Features(noise(300, 6), torch.arange(300) % 6, 6)
+    cosines = [measured(Clustering(1, 5, 100), data, data, seed=s)[0]["details"]["cosine"] for s in (0, 1, 1)]
+    assert cosines[0] != cosines[1] == cosines[2]
+    assert cosines[1] == cluster(data.features, 6, restarts=1, iterations=5, images=100, seed=1)[1]
+
+
 def test_kmeans_that_ends_early_ends_where_more_iterations_would():
     z = F.normalize(noise(200, 4), dim=1)
     for found, expected in zip(spherical_kmeans(z, z[:5], 200), spherical_kmeans(z, z[:5], 500), strict=True):
@@ -263,6 +318,14 @@ def test_intervals_contain_the_truth_as_often_as_they_say():
         low, high = interval(torch.rand(300, generator=generator) < 0.7)
         inside += low <= 0.7 <= high
     assert 180 <= inside <= 199
+
+
+def test_an_interval_of_a_few_values_is_students():
+    from scipy.stats import t
+
+    values = [0.5, 0.7, 0.55, 0.8]
+    expected = t.interval(0.95, 3, np.mean(values), np.std(values, ddof=1) / 2)
+    assert interval_of_mean(values) == pytest.approx(expected)
 
 
 def test_half_an_interval_is_shown():

@@ -5,17 +5,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import sslctl.commands.pretrain
 from sslctl.data.sampler import permuted
-from sslctl.data.sources import digits
 from sslctl.errors import InputError
-from sslctl.evaluation import subjects
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import accuracy
-from sslctl.evaluation.linear import LinearProbe, ProbeGrid, draw_labels, fit_probe, folds, train_classifiers
-from sslctl.evaluation.task import Task, label_amount
+from sslctl.evaluation.linear import (
+    LinearProbe,
+    LinearProbes,
+    ProbeGrid,
+    draw_labels,
+    fit_probe,
+    folds,
+    steps_of,
+    train_classifiers,
+)
+from sslctl.evaluation.task import label_amount
 from tests.test_evaluation import pixels
-from tests.test_knn import clusters
+from tests.test_knn import clusters, measured
 
 GRID = ProbeGrid(lr=[0.01, 0.1], weight_decay=[0.0, 0.01], epochs=5, batch_size=32, validation=0.2)
 
@@ -100,29 +106,73 @@ def test_the_probe_agrees_with_scikit_learn_on_digits():
     assert found > 0.93
 
 
-def _records(data, test, amount=None, draws=1):
-    source = {"train": digits("train", 8), "test": digits("test", 8)}
-    subject = subjects.pixels(sslctl.commands.pretrain.Preprocess(1, 8, 8, [0.3], [0.3]))
-
-    def read(_, source):
-        return data if source.split == "train" else test
-
-    train, judged = source["train"], source["test"]
-    if amount is None:
-        shown = data.features[: len(train)]
-        assert len(shown) == len(train)
-    return [vars(result) for result in LinearProbe(GRID, amount, draws)(subject, Task(train, judged, read))]
-
-
 @pytest.mark.parametrize("amount", [None, 5])
 def test_the_picked_setting_does_not_depend_on_the_test_split(amount):
     data, test = pixels("train"), pixels("test")
     order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
     shuffled = Features(torch.zeros_like(test.features), test.labels[order], 10)
-    (honest, _), (other, _) = (_records(data, t, amount, draws=2 if amount else 1) for t in (test, shuffled))
+    probe = LinearProbe(GRID, amount, draws=2 if amount else 1)
+    (honest, _), (other, _) = (measured(probe, data, t) for t in (test, shuffled))
     assert honest["details"]["picked"] == other["details"]["picked"]
     assert honest["value"] > 0.6
     assert other["value"] < 0.2
+
+
+def test_each_draw_has_its_own_labels_and_all_draws_make_the_value():
+    data, test = clusters(80, 8, spread=2), clusters(60, 8, spread=2, seed=1)
+    grid = ProbeGrid(lr=[0.1], weight_decay=[0.0], epochs=5, batch_size=8, validation=0.2)
+    top1, top5 = measured(LinearProbe(grid, 3, draws=3), data, test, seed=2)
+    each = []
+    for number in (2000, 2001, 2002):
+        rows = draw_labels(data.labels, 3, number)
+        few = Features(data.features[rows], data.labels[rows], 8)
+        classifier = train_classifiers(few, [(0.1, 0.0)], 5, 8, seed=number)
+        each.append(accuracy(classifier.scores(test.features)[0], test.labels))
+    for result in (top1, top5):
+        values = [hits[result["metric"]] for hits in each]
+        assert len(set(values)) > 1
+        assert result["value"] == pytest.approx(np.mean(values))
+        assert result["std"] == pytest.approx(np.std(values, ddof=1))
+    assert (top1["labels"], top1["draws"], top1["details"]["images_with_labels"]) == ("3/class", 3, 24)
+
+
+def test_amounts_of_labels_that_a_class_lacks_are_left_out():
+    probes, omitted = LinearProbes(vars(ProbeGrid([0.1], [0.0], 1, 32, 0.2)), [5, 30], draws=2), []
+    found = measured(probes, clusters(80), clusters(40, seed=1), omitted=omitted)
+    assert [(r["labels"], r["draws"]) for r in found] == [("all", None), ("5/class", 2)]
+    assert omitted == ["few_labels=30: class 0 has only 20 images"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "most_steps", "expected"),
+    [
+        *((1000, 10, None, 300), (10_050, 50, None, 5000), (10_050, 50, 2000, 2000), (10_050, 50, 20, 1000)),
+        *((10_050, 50, 9000, 5000), (30, 400, None, 400), (30, 20, None, 300)),
+    ],
+)
+def test_steps_are_those_of_the_epochs_within_bounds(rows, epochs, most_steps, expected):
+    assert steps_of(rows, epochs, 100, most_steps) == expected
+
+
+def test_validation_is_of_rows_that_were_not_trained_on():
+    """More dimensions than rows: what a classifier was trained on it knows by heart, of others it knows nothing."""
+    generator = torch.Generator().manual_seed(0)
+    data = Features(torch.randn(80, 300, generator=generator), torch.arange(80) % 4, 4)
+    assert fit_probe(data, GRID, seed=0)[1]["validation_top1"] < 0.5
+
+
+def test_of_equal_hits_the_surer_setting_is_picked():
+    grid = ProbeGrid(lr=[0.1, 1e-4], weight_decay=[0.0], epochs=5, batch_size=32, validation=0.2)
+    for lr in (grid.lr, grid.lr[::-1]):
+        _, picked = fit_probe(clusters(spread=0.01), ProbeGrid(**vars(grid) | {"lr": lr}), seed=0)
+        assert (picked["validation_top1"], picked["lr"]) == (1.0, 0.1)
+
+
+def test_the_classifier_is_trained_on_all_rows_in_the_end():
+    data = clusters(spread=1)
+    classifier, picked = fit_probe(data, GRID, seed=0)
+    setting = [(picked["lr"], picked["weight_decay"])]
+    assert torch.equal(classifier.weight, train_classifiers(data, setting, 5, 32, seed=0).weight)
 
 
 def test_the_best_setting_of_a_grid_is_picked():

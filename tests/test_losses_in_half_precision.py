@@ -91,6 +91,12 @@ def test_without_its_guard_it_is_not(name, dtype):
     assert abs(found.float() - expected) > 1e-6
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_arguments_given_by_name_are_those_of_fp32_too(dtype):
+    z1, z2 = Z1.to(dtype), Z2.to(dtype)
+    assert torch.equal(losses.nt_xent(z1=z1, z2=z2, temperature=0.1), losses.nt_xent(z1, z2, 0.1))
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_doubles_stay_double(name):
     tensors, call = CALLS[name]

@@ -330,6 +330,12 @@ def test_whitening_mse_is_the_distance_of_views_whitened_in_parts():
     torch.testing.assert_close(torch.cov(whitened_by(views[0]).T), torch.eye(4, dtype=torch.float64))
 
 
+def test_whitening_mse_of_collapsed_rows_is_no_number():
+    views = normal(2, 8, 3)
+    views[1, :, 2] = 3.0
+    assert whitening_mse(views, torch.arange(8).view(1, 1, 8)).isnan()
+
+
 def test_whitening_mse_refuses_parts_that_cannot_be_whitened():
     with pytest.raises(ValueError, match="4 embeddings of 4 dimensions"):
         whitening_mse(normal(2, 8, 4), torch.arange(8).view(1, 2, 4))
@@ -344,6 +350,9 @@ def test_no_gradient_reaches_targets_queue_or_codes():
     student, teacher = normal(3, 4, 6).requires_grad_(), normal(2, 4, 6, seed=1).requires_grad_()
     (dino(student, teacher, torch.zeros(6), 0.1, 0.04) + swav(student, teacher.softmax(-1), 0.1)).backward()
     assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
+    assert not sinkhorn(teacher[0], 0.05, 3).requires_grad
+    msn(student, teacher[0].softmax(-1), 0.1, 1.0).backward()
     assert teacher.grad is None
 
 

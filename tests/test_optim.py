@@ -11,7 +11,7 @@ from sslctl.cli import main
 from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
 from sslctl.methods.base import Method, teacher_of
-from sslctl.schedules import Schedule, cosine_between, scaled_lr
+from sslctl.schedules import Schedule, cosine_between, scaled_lr, warmed_up
 from sslctl.training.optim import LARS, clip, parameter_groups
 from sslctl.training.plan import _schedule
 from sslctl.training.setup import build_optimizer
@@ -301,7 +301,20 @@ def test_milestones_that_mean_nothing_are_refused(word, said, capsys):
 
 def test_schedule_of_a_run_that_is_all_warm_up_ends_at_the_peak():
     schedule = Schedule("cosine", total_steps=10, warmup_steps=10, arguments={"end": 0.0})
-    assert schedule(9) == 1.0
+    assert [schedule(at) for at in (9, 10, 11)] == [1.0, 1.0, 0.0]
+
+
+def test_a_stretched_schedule_is_cut_off_where_the_run_ends():
+    stretched = Schedule("cosine", 100, 10, {"end": 0.0}, stretch=1.25)
+    longer = Schedule("cosine", 125, 10, {"end": 0.0})
+    assert [stretched(at) for at in range(100)] == [longer(at) for at in range(100)]
+    assert stretched(99) > 0.1
+
+
+@pytest.mark.parametrize(("at", "expected"), [(0, 0.04), (15, 0.055), (30, 0.07), (100, 0.07)])
+def test_temperatures_warm_up_in_equal_steps(at, expected):
+    assert warmed_up(0.04, 0.07, at, 30) == pytest.approx(expected)
+    assert warmed_up(0.04, 0.07, at, 0) == 0.07
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.99, 1.0), (0.04, 0.4), (0.996, 0.9)])

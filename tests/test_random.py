@@ -51,7 +51,7 @@ def test_key_gives_the_same_numbers_in_any_batch(sizes):
 
 
 def test_select_equals_the_rows_of_the_whole():
-    key = Key(1, 2, torch.arange(20))
+    key = Key(1, 2, torch.arange(100, 120))
     rows = torch.tensor([3, 19, 0])
     mask = torch.zeros(20, dtype=torch.bool)
     mask[rows] = True
@@ -138,3 +138,24 @@ def test_chance_and_between_keep_to_their_parameters():
     assert values.min() >= -1
     assert values.max() < 3
     assert abs(values.mean().item() - 1.0) < 0.03
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(0, 0.0), ((1 << 64) - 1, 1 - 2**-24), (1 << 39, 0.0), (1 << 63, 0.5)])
+def test_uniform_has_exactly_the_upper_24_bits_and_never_is_one(bits, expected, monkeypatch):
+    bits = torch.tensor([bits - (1 << 64) if bits >> 63 else bits])
+    monkeypatch.setattr(Key, "bits", lambda self, name, *shape: bits)
+    key = Key(0, 0, torch.arange(1))
+    assert key.uniform("a").item() == expected
+    assert not key.chance("a", 0.0)
+    assert key.chance("a", 1.0)
+
+
+def test_normal_is_normal():
+    from scipy.stats import kstest
+
+    key = Key(0, 0, torch.arange(20_000))
+    values = key.normal("a", 2)
+    assert values.shape == (20_000, 2)
+    assert kstest(values.flatten().numpy(), "norm").pvalue > 0.01
+    assert abs(torch.corrcoef(values.T)[0, 1].item()) < 5 / math.sqrt(20_000)
+    assert not torch.equal(values[:, 0], key.normal("b"))

@@ -40,6 +40,14 @@ def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum(name):
         torch.testing.assert_close(p, 0.9 * before[n] + 0.1 * students[n.removeprefix("teacher_")])
 
 
+def test_the_centre_of_dino_moves_towards_the_mean_of_all_processes():
+    method = built("dino", "method.center_momentum=0.75").method
+    method.center.copy_(torch.randn(method.center.shape))
+    before, logits = method.center.clone(), torch.randn(3, method.center.shape[1])  # of three processes
+    method.after_step(method.schedules(0), {"logits": logits})
+    torch.testing.assert_close(method.center, 0.75 * before + 0.25 * (logits[0] + logits[1] + logits[2])[None] / 3)
+
+
 @pytest.mark.parametrize("name", DISTILLED)
 def test_a_frozen_teacher_stays_as_it_is_and_is_no_part_of_the_state(name, tmp_path):
     run = finish(tmp_path / "run", *words_of(name))

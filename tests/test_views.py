@@ -120,7 +120,8 @@ def kolmogorov_smirnov(a, b):
 
 def box_statistics(boxes, height, width):
     top, left, h, w = boxes.double().unbind(1)
-    return {"area": h * w / (height * width), "ratio": w / h, "top": top, "left": left, "height": h, "width": w}
+    one = {"area": h * w / (height * width), "ratio": w / h, "top": top, "left": left, "height": h, "width": w}
+    return one | {"both places": top * left}
 
 
 def torchvision_boxes(height, width, scale, ratio, draws):
@@ -138,8 +139,14 @@ def our_boxes(height, width, scale, ratio, draws):
 
 @pytest.mark.parametrize(
     ("height", "width", "scale"),
-    [(32, 32, (0.2, 1.0)), (375, 500, (0.08, 1.0)), (40, 120, (0.3, 1.0)), (120, 48, (0.3, 1.0))],
-    ids=["square", "photograph", "panorama", "tall"],
+    [
+        (32, 32, (0.2, 1.0)),
+        (375, 500, (0.08, 1.0)),
+        (40, 120, (0.3, 1.0)),
+        (120, 48, (0.3, 1.0)),
+        (96, 96, (0.05, 0.4)),
+    ],
+    ids=["square", "photograph", "panorama", "tall", "small parts"],
 )
 def test_crop_boxes_are_distributed_as_torchvision(height, width, scale):
     """4,000 draws each: two samples of one distribution differ by more than 0.05 once in 50,000 times."""
@@ -318,7 +325,9 @@ MIXED = {
         blur={"probability": [1.0, 0.1], "sigma": [0.1, 2.0]},
         solarize={"probability": [0.0, 0.5], "threshold": 0.5},
     )["global"],
-    "local": augmentation("moco_v2", count=3, size=0.5, scale=[0.05, 0.2], interpolation="bicubic")["global"],
+    "local": augmentation("moco_v2", count=3, size=0.5, scale=[0.05, 0.2], ratio=[0.4, 2.5], interpolation="bicubic")[
+        "global"
+    ],
 }
 STRONG = augmentation("simclr", jitter={**augmentation("simclr")["global"]["jitter"], "strength": 2.0})
 RECIPES = {name: augmentation(name) for name in ("simclr", "moco_v1", "moco_v2", "linear")}
@@ -521,6 +530,16 @@ def test_views_stay_in_the_unit_interval():
 
 def test_sizes_are_relative_to_the_image_size():
     assert ViewMaker(MIXED, 64).sizes() == {"global": (2, 64), "local": (3, 32)}
+
+
+@pytest.mark.parametrize(
+    ("side", "multiple", "sizes"),
+    [(60, 16, (64, 32)), (50, 16, (48, 32)), (33, 4, (32, 16)), (3, 8, (8, 8)), (29, 1, (29, 14))],
+)
+def test_sizes_are_the_nearest_multiples(side, multiple, sizes):
+    maker = ViewMaker(MIXED, side, multiple=multiple)
+    assert maker.sizes() == {"global": (2, sizes[0]), "local": (3, sizes[1])}
+    assert maker(pixels(1, 3, 40, 40), Key(0, 0, torch.arange(1)))["local"].shape[-1] == sizes[1]
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60), (37, 37), (32, 32), (20, 25)])
