@@ -458,6 +458,21 @@ def test_spherical_kmeans_finds_directions_that_are_there():
     assert ((centroids * axes).sum(1) > 0.99).all()
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_spherical_kmeans_equals_lloyds_algorithm_in_loops(iterations):
+    z = F.normalize(normal(60, 3), dim=1)
+    centroids = z[:5].tolist()
+    for _ in range(iterations):
+        chosen = [max(range(5), key=lambda k: dot(row, centroids[k])) for row in z.tolist()]
+        groups = [[row for row, own in zip(z.tolist(), chosen, strict=True) if own == k] for k in range(5)]
+        sums = torch.tensor([[sum(column) for column in zip(*group, strict=True)] for group in groups])
+        centroids = unit(sums.double())
+    chosen = [max(range(5), key=lambda k: dot(row, centroids[k])) for row in z.tolist()]
+    found, nearest = spherical_kmeans(z, z[:5], iterations)
+    torch.testing.assert_close(found, torch.tensor(centroids, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert nearest.tolist() == chosen
+
+
 def test_a_centroid_that_nobody_chose_stays():
     z = F.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1]]), dim=1)
     lonely = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])

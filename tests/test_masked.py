@@ -1,5 +1,7 @@
 """MAE, SimMIM, I-JEPA: values at known predictions, exact numbers of hidden patches, contexts and targets that do not meet."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from sslctl.methods.ijepa import IJEPA
 from sslctl.methods.mae import MAE
 from sslctl.methods.simmim import SimMIM
 from sslctl.models.vit import gather_tokens, patchify
-from sslctl.ops.masks import random_order, rectangles
+from sslctl.ops.masks import block_mask, random_order, rectangles
 from sslctl.random import Key
 from tests.methods import (
     PATCH,
@@ -292,3 +294,55 @@ def test_the_targets_of_ijepa_are_the_teachers_normalised_tokens_in_their_order(
     assert told(lambda right: right) == pytest.approx(0, abs=1e-9)
     assert told(lambda right: right.flip(2)) > 0.01  # of a block's tokens
     assert told(lambda right: right.roll(1, 0)) > 0.01  # of the images
+
+
+# --- Masks ---
+
+
+def test_visible_positions_are_each_images_own_in_ascending_order():
+    keep, mask = random_order(Key(0, 0, torch.arange(300)), "a", 12, 5)
+    assert keep.shape == (300, 5)
+    assert (keep.diff(dim=1) > 0).all()
+    assert torch.equal(mask.sum(1), torch.full((300,), 7))
+    assert not mask.gather(1, keep).any()
+    assert (mask.float().mean(0) - 7 / 12).abs().max() < 5 * (7 * 5 / 144 / 300) ** 0.5  # every place alike
+    assert len({tuple(row) for row in keep.tolist()}) > 200
+
+
+def blocks_by_hand(key, rows, columns, hidden):
+    """BEiT, algorithm 1, patch by patch, with the numbers that the key of one image holds; then single patches."""
+
+    def number(name):
+        return key.uniform(name).item()
+
+    covered, least = [], (min(rows, columns) // 3) ** 2
+
+    def cover(patches):
+        covered.extend([p for p in patches if p not in covered][: hidden - len(covered)])
+
+    for turn in range(8):
+        area = least + number(f"a/{turn}/area") * max(0, hidden - len(covered) - least)
+        ratio = math.exp(math.log(0.3) * (1 - 2 * number(f"a/{turn}/ratio")))
+        height = min(max(round(math.sqrt(area * ratio)), 1), rows)
+        width = min(max(round(math.sqrt(area / ratio)), 1), columns)
+        top = int(number(f"a/{turn}/top") * (rows - height + 1))
+        left = int(number(f"a/{turn}/left") * (columns - width + 1))
+        cover([r * columns + c for r in range(top, top + height) for c in range(left, left + width)])
+    cover(key.permutation("a/rest", rows * columns)[0].tolist())
+    return covered
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(14, 14), (6, 9)])
+def test_blocks_cover_exactly_as_many_patches_as_they_should(rows, columns):
+    index = torch.arange(40)
+    hidden = (index * rows * columns) // 39  # none of them to all of them
+    masks = block_mask(Key(0, 0, index), "a", rows, columns, hidden)
+    assert torch.equal(masks.sum(1), hidden)
+    for b in range(40):
+        expected = blocks_by_hand(Key(0, 0, index[b : b + 1]), rows, columns, hidden[b].item())
+        assert masks[b].nonzero()[:, 0].tolist() == sorted(expected)
+
+
+def test_places_of_rectangles_are_drawn_for_rows_and_columns_apart():
+    corners = rectangles(Key(0, 0, torch.arange(2000)), "a", 1, 5, 6, 2, 2)[:, 0, 0]
+    assert (torch.bincount(corners, minlength=24).view(4, 6)[:, :5] > 50).all()  # 100 each

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sslctl.methods.jigsaw import Jigsaw, far_permutations
 from sslctl.methods.relative_patch import NEIGHBOURS, RelativePatch
 from sslctl.methods.rotation import Rotation, four_turns
-from sslctl.ops.tiles import cut_tiles, mosaic
+from sslctl.ops.tiles import cut_tiles, mosaic, refuse_small_tiles
 from tests.methods import ROWS, built, step_of
 from tests.one_view import a_batch, backbone, facts
 
@@ -47,6 +47,24 @@ def test_tiles_are_pieces_and_a_mosaic_of_them_is_the_image():
     tiles = cut_tiles(x, *corners, 3)
     assert torch.equal(tiles[:, 1], x[..., :3, 3:])
     assert torch.equal(mosaic(tiles, 2), x)
+
+
+def test_a_mosaic_may_be_wider_than_high():
+    x = torch.rand(2, 3, 4, 6)
+    corners = torch.tensor([0, 0, 0, 2, 2, 2]).expand(2, -1), torch.tensor([0, 2, 4, 0, 2, 4]).expand(2, -1)
+    tiles = cut_tiles(x, *corners, 2)
+    assert torch.equal(tiles[:, 2], x[..., :2, 4:])
+    assert torch.equal(mosaic(tiles, 3), x)
+
+
+def test_tiles_of_fewer_than_8_pixels_and_networks_of_one_size_are_refused():
+    refuse_small_tiles(torch.nn.Identity(), 8, 24)
+    with pytest.raises(ValueError, match="tiles of 7 pixels, from views of 21"):
+        refuse_small_tiles(torch.nn.Identity(), 7, 21)
+    whole = torch.nn.Identity()
+    whole.fixed_size = True
+    with pytest.raises(ValueError, match="whole images only"):
+        refuse_small_tiles(whole, 16, 48)
 
 
 # --- Relative patches ---

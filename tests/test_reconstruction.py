@@ -14,7 +14,7 @@ from sslctl.methods.inpainting import Inpainting
 from sslctl.methods.vae import VAE
 from sslctl.models.backbones import MLP, Backbone
 from sslctl.models.decoders import ConvDecoder, image_decoder
-from sslctl.ops.color_space import colour_bins, lab_to_rgb, rgb_to_lab
+from sslctl.ops.color_space import colour_bins, lab_to_rgb, lightness, rgb_to_lab
 from tests.methods import ROWS, SIDE, built, inputs_of, other_pixels, step_of, tell
 from tests.one_view import a_batch, backbone, facts
 
@@ -157,6 +157,17 @@ def test_the_gradient_reaches_both_heads_of_the_vae_and_beta_grows():
 def test_colours_known_in_lab(rgb, lab):
     found = rgb_to_lab(torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)).flatten()
     torch.testing.assert_close(found, torch.tensor(lab), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("level", [1, 5, 10, 11, 30])
+def test_lightness_of_dark_greys_is_cies(level):
+    """116 times the cube root less 16 of the luminance; 903.3 times it below 0.008856 (CIE 15:2004)."""
+    linear = level / 255 / 12.92 if level <= 10 else ((level / 255 + 0.055) / 1.055) ** 2.4
+    expected = 24389 / 27 * linear if linear <= 216 / 24389 else 116 * linear ** (1 / 3) - 16
+    images = torch.full((1, 3, 2, 2), level / 255)
+    torch.testing.assert_close(rgb_to_lab(images)[0, 0], torch.full((2, 2), expected), atol=1e-3, rtol=0)
+    torch.testing.assert_close(lightness(images), torch.full((1, 3, 2, 2), expected / 100), atol=1e-5, rtol=0)
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(images)), images, atol=1e-5, rtol=0)
 
 
 def test_lab_and_back():

@@ -9,6 +9,7 @@ from sslctl.cli import main
 from sslctl.errors import InputError
 from sslctl.factory.from_run import load_method
 from sslctl.factory.teacher import load_teacher, save_teacher
+from sslctl.methods.base import teacher_of
 from sslctl.models.backbones import ResNet
 from sslctl.models.preprocess import Preprocess
 from sslctl.runs.checkpoint import load_tensors
@@ -38,6 +39,16 @@ def test_the_teacher_takes_no_gradient_and_moves_by_one_minus_momentum(name):
     students = dict(method.named_parameters())
     for n, p in teachers.items():
         torch.testing.assert_close(p, 0.9 * before[n] + 0.1 * students[n.removeprefix("teacher_")])
+
+
+def test_a_teacher_drops_nothing_and_its_student_what_it_did():
+    from timm.layers import DropPath
+
+    student = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5), DropPath(0.4))
+    teacher = teacher_of(student)
+    assert (student[1].p, student[2].drop_prob, teacher[1].p, teacher[2].drop_prob) == (0.5, 0.4, 0.0, 0.0)
+    assert student[0].weight.requires_grad
+    assert not teacher[0].weight.requires_grad
 
 
 def test_the_centre_of_dino_moves_towards_the_mean_of_all_processes():

@@ -190,6 +190,25 @@ def test_crop_boxes_fall_back_to_torchvisions_central_crop(height, width, ratio)
     assert torch.equal(our_boxes(height, width, (0.99, 1.0), ratio, 20), expected)
 
 
+def test_the_first_of_ten_attempts_that_fits_is_taken():
+    """torchvision's loop with the numbers that each image's key holds."""
+    height, width, scale, ratio = 40, 60, (0.5, 1.0), (3 / 4, 4 / 3)
+    later = 0
+    for index in torch.arange(60).split(1):
+        key, box = Key(0, 0, index), None
+        shares, aspects = key.between("a/area", *scale, 10)[0], key.between("a/aspect", *map(math.log, ratio), 10)[0]
+        for attempt, (share, aspect) in enumerate(zip(shares.tolist(), aspects.exp().tolist(), strict=True)):
+            w, h = (round(math.sqrt(height * width * share * r)) for r in (aspect, 1 / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = key.uniform("a/place", 2)[0].tolist()
+                box = [int(top * (height - h + 1)), int(left * (width - w + 1)), h, w]
+                later += attempt > 0
+                break
+        sides = torch.tensor([height]), torch.tensor([width])
+        assert box is None or crop_boxes(key, "a", *sides, scale, ratio)[0].tolist() == box
+    assert 5 < later < 55
+
+
 def test_crop_boxes_of_mixed_sizes_equal_those_of_each_size():
     height, width, index = torch.tensor([32, 375, 10]), torch.tensor([32, 500, 200]), torch.arange(3)
     together = crop_boxes(Key(0, 0, index), "a", height, width, (0.08, 1.0), (3 / 4, 4 / 3))
