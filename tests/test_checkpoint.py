@@ -1,6 +1,7 @@
 """Checkpoints: what is written comes back, what is damaged is noticed, what is old goes only when something newer is there."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -137,6 +138,13 @@ def test_only_the_newest_are_kept(keep_last, tmp_path):
     assert checkpoint.newest_valid(tmp_path).name == "step-100"
 
 
+def test_what_is_later_than_the_step_that_is_saved_goes(tmp_path):
+    """It was damaged: the run went on from a checkpoint before it."""
+    for step in (5, 10, 8):
+        checkpoint.save(tmp_path, step, linear(), state_at(step), keep_last=3)
+    assert [p.name for p in checkpoint.steps_on_disk(tmp_path)] == ["step-8", "step-5"]
+
+
 def test_saving_a_damaged_step_again_replaces_it(tmp_path):
     path = checkpoint.save(tmp_path, 4, linear(seed=1), state_at(4), keep_last=2)
     (path / "weights.safetensors").write_bytes(b"damaged")
@@ -153,6 +161,33 @@ def test_nothing_but_the_checkpoint_is_left_behind(tmp_path):
     step = "checkpoints/step-1"
     files = [f"{step}/manifest.json", f"{step}/state.pt", f"{step}/weights.safetensors"]
     assert found == ["checkpoints", step, *files, "last"]
+
+
+class RunsCode:
+    """What would make a folder, were it unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_state_that_runs_code_is_refused_before_it_does(tmp_path):
+    torch.save({"step": 1, "optimizer": RunsCode(tmp_path / "made")}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt .* is not a file of tensors and plain values"):
+        checkpoint.load_pickle(tmp_path / "state.pt")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("lacking", ["optimizer", "scaler", "generators.numpy"])
+def test_a_state_that_lacks_something_is_refused(lacking, tmp_path):
+    state = state_at(1)
+    part, _, inner = lacking.partition(".")
+    del (state[part][0] if inner else state)[inner or part]
+    path = checkpoint.save(tmp_path, 1, linear(), state, keep_last=2)
+    with pytest.raises(CheckpointError, match=rf"lacks {lacking}: the run cannot continue exactly"):
+        checkpoint.load(path, linear())
 
 
 def test_a_state_that_is_not_plain_is_not_needed_to_read_it(tmp_path):
@@ -264,16 +299,17 @@ def draw():
 
 @pytest.mark.parametrize("drawn_before", range(3))
 def test_generators_come_back_through_a_file(drawn_before, tmp_path):
+    module = linear()  # made with a seed of its own: not while numbers are compared
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
     for _ in range(drawn_before):
         draw()
-    path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
+    path = checkpoint.save(tmp_path, 1, module, state_at(1), keep_last=2)
     expected = [draw(), draw()]
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
     draw()
-    checkpoint.restore_generators(checkpoint.load(path, linear())["generators"][0])
+    checkpoint.restore_generators(checkpoint.load(path, module)["generators"][0])
     assert [draw(), draw()] == expected

@@ -8,7 +8,8 @@ from torch import nn
 
 from sslctl.errors import InputError
 from sslctl.factory.from_run import load_method
-from sslctl.methods.base import clip_each_, enqueue, feature_std
+from sslctl.losses import nt_xent
+from sslctl.methods.base import clip_each_, embedding_std, enqueue, feature_std
 from sslctl.methods.supervised import Supervised
 from sslctl.models.heads import mlp
 from tests.by_hand import (
@@ -71,6 +72,12 @@ def test_feature_std_is_one_when_spread_and_zero_when_collapsed():
     assert feature_std(z * scales).item() == pytest.approx(1.0, abs=0.02)
     assert feature_std(z[:1] * scales).item() == pytest.approx(0.0, abs=1e-5)
     assert feature_std(torch.cat([z[:, :16], torch.zeros(4096, 48)], 1)).item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_embedding_std_is_that_of_rows_as_they_are():
+    z = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 6)
+    assert embedding_std(z).item() == pytest.approx(z.numpy().std(0, ddof=1).mean(), rel=1e-5)
+    assert embedding_std(z / 100).item() == pytest.approx(embedding_std(z).item() / 100, rel=1e-5)
 
 
 # --- What does not fit ---
