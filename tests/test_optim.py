@@ -10,10 +10,11 @@ from torch import nn
 from sslctl.cli import main
 from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
+from sslctl.data.sources import digits
 from sslctl.methods.base import Method, teacher_of
 from sslctl.schedules import Schedule, cosine_between, scaled_lr, warmed_up
 from sslctl.training.optim import LARS, clip, parameter_groups
-from sslctl.training.plan import _schedule
+from sslctl.training.plan import _schedule, make_plan
 from sslctl.training.setup import build_optimizer
 from tests.by_hand import facts
 
@@ -297,6 +298,32 @@ def test_milestones_are_steps_or_epochs_or_shares_of_the_run(words, milestones, 
 def test_milestones_that_mean_nothing_are_refused(word, said, capsys):
     assert main(["pretrain", "method=moco_v1", f"scheduler.{word}", "plan_only=true"]) == 2
     assert said in capsys.readouterr().err
+
+
+def plan_of(*words):
+    """Of 1,438 images in batches of 64: 22 steps an epoch."""
+    common = ["dataset=digits", "method=simclr", "optimizer=sgd", "trainer.batch_size=64", "trainer.epochs=10"]
+    common += ["optimizer.base_lr=0.2", "optimizer.weight_decay=0.04", "trainer.device=cpu"]
+    return make_plan(compose_choices("pretrain", Prepared(config_dirs=[]), [*common, *words]), digits("train", 16))
+
+
+def test_a_plan_counts_in_steps():
+    words = ("scheduler.warmup_epochs=2", "trainer.save_every_epochs=0.5", "evaluation.knn_every_epochs=3")
+    plan = plan_of("optimizer.lr_scaling=linear", *words, "trainer.save_every_steps=null")
+    assert (plan.steps_per_epoch, plan.total_steps, plan.num_images) == (22, 220, 1438)
+    assert (plan.save_every_steps, plan.knn_every_steps, plan.schedule.warmup_steps) == (11, 66, 44)
+    assert plan.lr == pytest.approx(0.05)
+    assert [plan.lr_at(step) for step in (0, 43, 44)] == pytest.approx([0.05 / 44, 0.05, 0.05])
+    assert plan.lr_at(132) == pytest.approx(0.025)  # half-way from 44 to 220
+    assert [step for step in range(1, 221) if plan.evaluates_online_after(step)] == [66, 132, 198, 220]
+
+
+def test_weight_decay_stays_or_goes_to_its_end_along_half_a_cosine():
+    assert [plan_of().weight_decay_at(step) for step in (0, 100, 219)] == [0.04] * 3
+    plan = plan_of("+optimizer.weight_decay_end=0.4", "scheduler.warmup_epochs=2")
+    for step in (0, 50, 110, 220):  # from the first step on: the warm-up is the learning rate's
+        expected = 0.04 + 0.36 * (1 - math.cos(math.pi * step / 220)) / 2
+        assert plan.weight_decay_at(step) == pytest.approx(expected)
 
 
 def test_schedule_of_a_run_that_is_all_warm_up_ends_at_the_peak():
