@@ -9,7 +9,7 @@ import sslctl.evaluation.knn
 from sslctl import signals
 from sslctl.data.sources import digits
 from sslctl.evaluation.features import Features
-from sslctl.evaluation.knn import Knn, accuracy, knn_votes
+from sslctl.evaluation.knn import Knn, accuracy, knn_votes, neighbours
 from sslctl.evaluation.subjects import Preprocess, pixels
 from sslctl.evaluation.task import Reader, Task
 
@@ -86,6 +86,14 @@ def test_knn_does_not_depend_on_the_size_of_a_block(rows, monkeypatch):
     assert len(blocks) == -(-40 // rows)
 
 
+def test_neighbours_are_all_of_a_bank_of_fewer():
+    bank, queries = clusters(rows=12, spread=2).features, clusters(rows=3, spread=2, seed=1).features
+    similarity, rows = neighbours(queries, bank, 500)
+    assert torch.equal(rows.sort(1).values, torch.arange(12).expand(3, 12))
+    torch.testing.assert_close(similarity, F.cosine_similarity(queries[:, None], bank[rows], dim=2))
+    assert (similarity.diff(dim=1) <= 0).all()
+
+
 def test_top1_and_top5_are_counted():
     scores = torch.tensor([[9.0, 8, 7, 6, 5, 4], [0, 1, 2, 3, 4, 5]])
     assert accuracy(scores, torch.tensor([0, 0])) == {"top1": 0.5, "top5": 0.5}
@@ -116,9 +124,9 @@ def measured(protocol, train, test, **task):
 
 def test_the_protocol_votes_with_each_k_of_the_training_images():
     train, test = clusters(300, 8, spread=2), clusters(20, 8, spread=2, seed=1)
-    found = {(r["metric"], r["params"]["k"]): r for r in measured(Knn([1, 7, 250], 0.2), train, test)}
+    found = {(r["metric"], r["params"]["k"]): r for r in measured(Knn([1, 7, 250], 5.0), train, test)}
     for k in (1, 7, 250):  # 250: more than are searched in any case
-        expected = accuracy(knn_by_hand(test.features, train, k, 0.2), test.labels)
+        expected = accuracy(knn_by_hand(test.features, train, k, 5.0), test.labels)
         assert {metric: found[metric, k]["value"] for metric in ("top1", "top5")} == pytest.approx(expected)
         low, high = found["top1", k]["ci95"]
         assert low <= expected["top1"] <= high

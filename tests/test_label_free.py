@@ -60,6 +60,8 @@ def test_the_exponent_of_a_power_law_is_found():
     eigenvalues = torch.arange(1, 513, dtype=torch.float64) ** -1.3
     assert label_free.decay_exponent(eigenvalues) == pytest.approx(1.3, abs=1e-9)
     assert label_free.decay_exponent(eigenvalues[:40] * 7) == pytest.approx(1.3, abs=1e-9)
+    rounding = torch.full((60,), 1e-15, dtype=torch.float64)
+    assert label_free.decay_exponent(torch.cat([eigenvalues[:40], rounding])) == pytest.approx(1.3, abs=1e-9)
 
 
 def test_the_exponent_equals_the_authors_solution():
@@ -125,6 +127,12 @@ def test_lidar_counts_what_views_do_not_change():
 def test_feature_std_on_a_sphere(dim):
     assert label_free.feature_std(noise(5000, dim)) == pytest.approx(dim**-0.5, rel=0.01)
     assert label_free.feature_std(torch.ones(50, dim)) == 0
+
+
+def test_feature_std_is_that_of_each_dimension_over_images():
+    z = noise(30, 5) * torch.linspace(0.1, 2, 5) + torch.arange(5.0)
+    rows = np.array([row / np.linalg.norm(row) for row in z.double().numpy()])
+    assert label_free.feature_std(z) == pytest.approx(rows.std(0, ddof=1).mean())
 
 
 def test_alignment():
@@ -240,6 +248,19 @@ def test_random_clusters_agree_with_nothing():
     assert low < value < high < 0.01
 
 
+def test_an_interval_of_agreement_is_that_of_resampled_images():
+    generator = torch.Generator().manual_seed(0)
+    clusters, labels = torch.arange(200) % 4, torch.arange(200) % 4
+    labels[:60] = torch.randint(0, 4, (60,), generator=generator)
+    value, (low, high) = agreement(clusters, labels)["ari"]
+    scores = []
+    for _ in range(300):
+        rows = torch.randint(0, 200, (200,), generator=generator)
+        scores.append(adjusted_rand_score(labels[rows], clusters[rows]))
+    expected = np.quantile(scores, [0.025, 0.975]) - np.mean(scores) + value
+    assert (low, high) == pytest.approx(expected, abs=0.2 * (high - low))
+
+
 def test_clusters_are_matched_with_classes_in_the_best_way():
     generator = torch.Generator().manual_seed(0)
     clusters, labels = (torch.randint(0, 5, (100,), generator=generator) for _ in range(2))
@@ -256,6 +277,23 @@ def test_separate_clusters_are_found_and_the_test_images_do_not_matter():
     assert cosine > 0.95
     again, _ = cluster(z, 8, restarts=5, iterations=50, images=100, seed=0)
     assert torch.equal(again, centroids)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_start_of_kmeans_takes_rows_far_from_those_it_has(seed):
+    labels = torch.arange(400) % 8
+    z = 5 * F.one_hot(labels, 8).float() + 0.1 * noise(400, 8)
+    centroids, _ = cluster(z, 8, restarts=1, iterations=1, images=400, seed=seed)
+    assert matched_hits(nearest(F.normalize(z, dim=1), centroids), labels, 8).all()
+
+
+def test_clusters_of_a_sample_are_refined_on_all_rows():
+    z = noise(400, 5)
+    centroids, cosine = cluster(z, 10, restarts=2, iterations=200, images=60, seed=0)
+    unit = F.normalize(z, dim=1)
+    again, chosen = spherical_kmeans(unit, centroids, 1)
+    torch.testing.assert_close(again, centroids)  # where Lloyd's algorithm on all rows stays
+    assert cosine == pytest.approx((unit * centroids[chosen]).sum(1).mean().item())
 
 
 def test_more_restarts_are_not_worse():

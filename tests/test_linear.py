@@ -83,6 +83,13 @@ def test_a_probe_does_not_depend_on_the_scale_of_features():
     assert torch.allclose(*scores, atol=1e-2)
 
 
+def test_an_images_score_does_not_depend_on_the_images_beside_it():
+    data, test = clusters(spread=1), clusters(rows=20, spread=1, seed=1)
+    classifiers = train_classifiers(data, [(0.1, 0.0)], epochs=1, batch_size=32, seed=0)
+    each = [classifiers.scores(row[None]) for row in test.features]
+    assert torch.allclose(torch.cat(each, 1), classifiers.scores(test.features), atol=1e-4)
+
+
 def test_a_constant_feature_does_no_harm():
     data = clusters()
     padded = Features(torch.cat([data.features, torch.full((120, 1), 3.0)], 1), data.labels, 4)
