@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError
+from sslctl.evaluation import linear
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import accuracy
 from sslctl.evaluation.linear import (
@@ -125,10 +126,13 @@ def test_the_picked_setting_does_not_depend_on_the_test_split(amount):
     assert other["value"] < 0.2
 
 
-def test_each_draw_has_its_own_labels_and_all_draws_make_the_value():
+def test_each_draw_has_its_own_labels_and_all_draws_make_the_value(monkeypatch):
+    seeds, fit = [], linear.fit_probe
+    monkeypatch.setattr(linear, "fit_probe", lambda *data, seed: seeds.append(seed) or fit(*data, seed=seed))
     data, test = clusters(80, 8, spread=2), clusters(60, 8, spread=2, seed=1)
     grid = ProbeGrid(lr=[0.1], weight_decay=[0.0], epochs=5, batch_size=8, validation=0.2)
     top1, top5 = measured(LinearProbe(grid, 3, draws=3), data, test, seed=2)
+    assert seeds == [2000, 2001, 2002]
     each = []
     for number in (2000, 2001, 2002):
         rows = draw_labels(data.labels, 3, number)
