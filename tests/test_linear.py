@@ -269,7 +269,7 @@ def test_label_amounts_are_understood(labels, amount):
     assert label_amount(labels) == amount
 
 
-@pytest.mark.parametrize("labels", [0, -1, -0.1, 2.5, "few", "", True, None, [5], float("inf"), float("nan")])
+@pytest.mark.parametrize("labels", [0, -1, -0.1, 1.5, 2.5, "few", "", True, None, [5], float("inf"), float("nan")])
 def test_label_amounts_that_mean_nothing_are_refused(labels):
     with pytest.raises(InputError, match="labels="):
         label_amount(labels)
