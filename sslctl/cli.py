@@ -163,7 +163,7 @@ def _do_job(verb: str, config: Any) -> None:
         raise InputError(explain.located(error)) from error
     if problems:
         raise InputError(*problems)
-    overrides.refuse_unpinned_method(config)
+    overrides.refuse_other_choices(config)
     keep_freed_memory()  # before tensors are made: a step asks for the same blocks again and again
     try:
         getattr(importlib.import_module(f"sslctl.commands.{name}"), name)(config)

@@ -130,16 +130,16 @@ def command_line() -> str:
     return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *words, *task_overrides()])
 
 
-def refuse_unpinned_method(config: Any) -> None:
-    """An experiment that sets method.* is for one method: another method= with it is refused."""
+def refuse_other_choices(config: Any) -> None:
+    """An experiment that sets values of a method, an augmentation or a backbone is for that one: another with it is refused."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     choices = HydraConfig.get().runtime.choices
-    experiment, method = choices.get("experiment"), choices.get("method")
-    if experiment in (None, "null") or method is None:
+    experiment = choices.get("experiment")
+    if experiment in (None, "null"):
         return
     sources = [s.path for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
     for directory in sources:
@@ -148,9 +148,13 @@ def refuse_unpinned_method(config: Any) -> None:
         if loaded is None:
             continue
         raw = OmegaConf.to_container(loaded.config)
-        pinned = [d.value for d in loaded.defaults_list or [] if getattr(d, "group", "").strip("/") == "method"]
-        if raw.get("method") and pinned and pinned[0] != method:
-            raise InputError(
-                f"experiment={experiment} sets values of method={pinned[0]}: method={method} cannot go with it"
-            )
+        pinned = {
+            getattr(d, "group", "").strip("/"): d.value for d in loaded.defaults_list or [] if hasattr(d, "value")
+        }
+        for group in ("method", "augmentation", "backbone"):
+            if raw.get(group) and group in pinned and choices.get(group) != pinned[group]:
+                raise InputError(
+                    f"experiment={experiment} sets values of {group}={pinned[group]}:"
+                    f" {group}={choices.get(group)} cannot go with it"
+                )
         return
