@@ -169,15 +169,6 @@ def test_every_value_of_a_recipe_is_read_by_a_file(method):
             assert any(f"${{oc.select:recipe.{key}," in text for text in texts.values()), key
 
 
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_an_experiment_composes_and_its_values_arrive(experiment):
-    config = composed(f"experiment={experiment}")
-    own = own_values("experiment", experiment)
-    for group in ("method", "trainer", "dataset", "backbone"):
-        for key, value in own.get(group, {}).items():
-            assert config[group][key] == value, f"{group}.{key}"
-
-
 SMALL = "backbone=small_resnet backbone.widths=[4,8]"
 EXTRA = {  # what a choice needs to be small
     "backbone=timm": ("backbone.model=vit_tiny_patch16_224", "+backbone.kwargs.depth=1"),

@@ -1,0 +1,32 @@
+"""What every configuration resolves to is committed: a default that changes a recipe shows in a difference."""
+
+import pytest
+from resolved_values import FOLDER, tables, text
+
+COMMAND = "python scripts/resolved_values.py"
+
+
+@pytest.fixture(scope="module")
+def now():
+    return tables()
+
+
+def lines(table: str) -> list[str]:
+    """A file's lines, each with the configuration that it is of."""
+    name, result = "", []
+    for line in table.splitlines():
+        name = line if line[:1] != " " else name
+        result.append(f"{name} {line.strip()}")
+    return result
+
+
+@pytest.mark.parametrize("file", ["experiments", "methods", "augmentations"])
+def test_every_value_is_the_committed_one(now, file):
+    committed, found = lines((FOLDER / f"{file}.yaml").read_text()), lines(text(now[file]))
+    before, after = sorted(set(committed) - set(found)), sorted(set(found) - set(committed))
+    assert (before, after) == ([], []), f"as intended? {COMMAND} writes the new values"
+    assert committed == found, f"other values' order: {COMMAND}"
+
+
+def test_no_other_file_is_committed(now):
+    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(now), COMMAND
