@@ -8,7 +8,6 @@ from torch import nn
 
 from sslctl.errors import InputError
 from sslctl.factory.from_run import load_method
-from sslctl.losses import nt_xent
 from sslctl.methods.base import clip_each_, embedding_std, enqueue, feature_std
 from sslctl.methods.supervised import Supervised
 from sslctl.models.heads import mlp
