@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from sslctl.errors import InputError
-from sslctl.runs import atomic, claim
+from sslctl.runs import atomic, checkpoint, claim
 from sslctl.runs import directory as rundir
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 
@@ -150,6 +150,23 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         atomic.write_text(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old"
+
+
+def test_two_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
+    with atomic.replacing(tmp_path / "f") as temporary:
+        temporary.write_text("first, done last")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        atomic.write_text(tmp_path / "f", "second")
+        assert (tmp_path / "f").read_text() == "second"
+    assert (tmp_path / "f").read_text() == "first, done last"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_what_a_kill_left_unfinished_is_removed_before_training_goes_on(tmp_path):
+    (tmp_path / ".config.yaml.123.writing").write_text("half")
+    (tmp_path / ".mine").write_text("kept")
+    checkpoint.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine"]
 
 
 # --- Lines ---

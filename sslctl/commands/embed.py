@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.feature_files import WRITERS, About, Rows, refuse_missing
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
-from sslctl.runs.atomic import replacing
+from sslctl.runs.atomic import make_folder_of, replacing
 from sslctl.runs.directory import now, versions
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.logger import duration
@@ -109,12 +108,7 @@ def _out(config: Any, one: NamedNetwork, kind: str) -> Path:
     out = user_path(config.out) if config.out else one.folder / "embeddings" / name
     if out.is_dir():
         raise InputError(f"out={out} is a directory: name a file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+    make_folder_of(out)
     return out
 
 

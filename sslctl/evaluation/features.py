@@ -15,6 +15,7 @@ from sslctl import signals
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
+from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import load_tensors, save_tensors
 from sslctl.views.maker import clean
 
@@ -71,9 +72,8 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
             path.unlink()  # cut short by a kill: made anew below
     features = compute()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_tensors(temporary, {"features": features})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_tensors(temporary, {"features": features})
     _make_room(folder, limit_gb, keep=path)
     return features
 

@@ -7,11 +7,16 @@ from pathlib import Path
 
 from sslctl.errors import InputError
 
+_UNFINISHED = ".writing"  # ends the names of files that are not whole yet
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a sibling to write to; it takes the place of `path` when the block ends, and is removed when that raises."""
-    temporary = path.with_name(f".{path.name}.writing")
+    """Yields a sibling to write to; it takes the place of `path` when the block ends, and is removed when that raises.
+
+    Its name has the process's number, so that two may write the same path: the last one's file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         yield temporary
         with temporary.open("rb") as opened:
@@ -19,6 +24,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes the files that a kill has left unfinished. Only for whoever alone writes into the folder."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        if path.is_file():
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,9 +55,17 @@ def why_unwritable(path: Path) -> str | None:
     return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and tries whether it takes files. Raises OSError where it does not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".writable-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+
+
 def make_folder_of(out: Path) -> None:
-    """Makes the folder that a file named by out= goes to. Raises InputError where it cannot be made."""
+    """Makes the folder that a file named by out= goes to. Raises InputError where no file can be written there."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error.strerror}") from error

@@ -25,7 +25,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sslctl.errors import InputError
-from sslctl.runs.atomic import point
+from sslctl.runs.atomic import point, remove_unfinished
 
 CHECKPOINTS, LAST = "checkpoints", "last"
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
@@ -187,6 +187,7 @@ def remove_leftovers(run_dir: Path) -> None:
     """Deletes what a kill left half written or half removed. Only for the holder of the run's lock."""
     for leftover in (run_dir / CHECKPOINTS).glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    remove_unfinished(run_dir)
 
 
 def continue_from(run_dir: Path) -> Path | None:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sslctl.errors import InputError
-from sslctl.runs.atomic import point, why_unwritable, write_text
+from sslctl.runs.atomic import make_folder, point, why_unwritable, write_text
 from sslctl.runs.directory import CONFIG, ENVIRONMENT, PREPROCESS, environment, is_run, read_config, read_json
 from sslctl.runs.fingerprint import fingerprint_keys, value_of
 
@@ -130,9 +130,6 @@ def refuse_unwritable(path: Path) -> None:
 def make(run_dir: Path) -> None:
     """Creates a run directory, or raises InputError with the path that cannot be written."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        make_folder(run_dir)
     except OSError as error:
         raise InputError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
