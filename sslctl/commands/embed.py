@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from sslctl.factory.from_config import build_source
 from sslctl.runs.atomic import make_folder_of, replacing
 from sslctl.runs.directory import now, versions
 from sslctl.signals import Interrupted, Signals
-from sslctl.training.logger import duration
 from sslctl.training.plan import choose_device
+from sslctl.training.progress import Progress
 from sslctl.views.maker import clean
 
 
@@ -55,12 +53,12 @@ def embed(config: Any) -> None:
 def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
     """Writes the file and returns how many rows hold features that are not finite."""
     odd = done = 0
-    with WRITERS[kind](path, about) as write, _progress(about.rows) as show:
+    with WRITERS[kind](path, about) as write, Progress(about.rows, transient=True) as progress:
         for rows in feed:
             write(rows)
             odd += int((~np.isfinite(rows.features).all(1)).sum())
             done += len(rows.names)
-            show(done)
+            progress.update(done, f"{done:,} of {about.rows:,} rows")
     return odd
 
 
@@ -134,25 +132,3 @@ def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
         "time": now(),
     }
     return About(sum(map(len, sources)), width, one.source.classes, json.dumps(origin, ensure_ascii=False))
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many rows are done: a bar with the time left, or a line every ten seconds."""
-    if sys.stdout.isatty():
-        from rich.progress import Progress
-
-        with Progress(*Progress.get_default_columns(), transient=True) as bar:
-            task = bar.add_task("embedding", total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    began = last = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal last
-        if done < total and time.monotonic() - last >= 10:
-            last = time.monotonic()
-            left = (last - began) / done * (total - done)
-            print(f"  {done:,} of {total:,} rows  {duration(left)} left", flush=True)
-
-    yield show

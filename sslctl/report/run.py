@@ -12,7 +12,7 @@ from sslctl.runs.claim import is_held
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys, flat
 from sslctl.runs.health import Finding, findings, verdict
 from sslctl.runs.results import Result, read_results
-from sslctl.training.logger import duration
+from sslctl.training.progress import duration
 
 
 @dataclass(frozen=True)

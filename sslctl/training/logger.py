@@ -1,12 +1,13 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard events, and lines for whoever is watching."""
 
-import sys
+import contextlib
 import time
 from pathlib import Path
 
 from sslctl.distributed import rank
 from sslctl.runs.directory import METRICS, append_line
 from sslctl.training.plan import Plan
+from sslctl.training.progress import Progress
 
 
 class Log:
@@ -17,7 +18,6 @@ class Log:
 
     def __init__(self, run_dir: Path, plan: Plan, first_step: int, tensorboard: bool):
         self.path, self.plan, self.first_step = run_dir / METRICS, plan, first_step
-        self.began = self.last_line = time.monotonic()
         self.last_record: tuple[float, int] | None = None
         self.latest: dict[str, float] = {}  # of the online evaluation
         self.writer = None
@@ -26,16 +26,14 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(run_dir), purge_step=first_step and first_step + 1)
-        self.bar = _bar(plan.total_steps, first_step) if self.writes and sys.stdout.isatty() else None
+        self.progress = Progress(plan.total_steps, first_step) if self.writes else contextlib.nullcontext()
 
     def __enter__(self) -> "Log":
-        if self.bar:
-            self.bar.start()
+        self.progress.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
-        if self.bar:
-            self.bar.stop()
+        self.progress.__exit__(None, None, None)
         if self.writer:
             self.writer.close()
 
@@ -54,20 +52,15 @@ class Log:
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=step, words=self._words(values))
-        elif now - self.last_line >= 10 or "rankme" in values or step == self.plan.total_steps:
-            self.last_line = now
-            print(
-                f"  epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}  {self._words(values)}{self._eta(step)}",
-                flush=True,
-            )
+        place = f"epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}"
+        telling = "rankme" in values or step == self.plan.total_steps
+        self.progress.update(step, place, self._figures(values), line_now=telling)
 
     def flush(self) -> None:
         if self.writer:
             self.writer.flush()
 
-    def _words(self, values: dict[str, float]) -> str:
+    def _figures(self, values: dict[str, float]) -> str:
         parts = []
         for name, label, form in (
             ("loss", "loss", ".3f"),
@@ -81,39 +74,3 @@ class Log:
         elif "rankme" in self.latest:
             parts.append(f"RankMe {self.latest['rankme']:.1f}")
         return "  ".join(parts)
-
-    def _eta(self, step: int) -> str:
-        done = step - self.first_step
-        if not done or step == self.plan.total_steps:
-            return ""
-        left = (time.monotonic() - self.began) / done * (self.plan.total_steps - step)
-        return f"  {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """Formats a time: 93 -> '1:33'; 7384 -> '2:03:04'."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
-
-
-def _bar(total: int, completed: int):
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
-    )
-    bar.add_task("training", total=total, completed=completed, words="")
-    return bar
