@@ -159,7 +159,7 @@ def results(path: Path) -> list[dict]:
 
 def blank_result(**values: Any) -> Result:
     """A result of which nothing is said but these values."""
-    fields = {f.name: None for f in dataclasses.fields(Result)} | {"params": {}, "details": {}}
+    fields = {f.name: None for f in dataclasses.fields(Result)} | {"params": {}, "details": {}, "share": True}
     return Result(**fields | values)
 
 

@@ -26,6 +26,14 @@ def test_results_are_read_back_as_they_were_written(tmp_path):
     assert read_results(tmp_path / "none.jsonl") == []
 
 
+def test_only_a_figure_of_an_unusual_protocol_says_that_it_is_no_share():
+    figure = dataclasses.replace(RESULT, share=False)
+    free, own = (dataclasses.replace(figure, protocol=protocol) for protocol in ("label-free", "mine"))
+    lines = [json.loads(result.to_json()) for result in (RESULT, free, own)]
+    assert ["share" in line for line in lines] == [False, False, True]
+    assert [Result.from_line(line, "a line") for line in lines] == [RESULT, free, own]
+
+
 def test_a_line_that_a_kill_cut_off_is_overwritten(tmp_path):
     path = tmp_path / "results.jsonl"
     append_results(path, [RESULT])

@@ -25,24 +25,24 @@ def cluster(z: Tensor, count: int, *, restarts: int, iterations: int, images: in
     z = F.normalize(z, dim=1)
     few = z[torch.from_numpy(permuted(np.arange(min(images, len(z))), len(z), seed, epoch=-4))]
     generator = torch.Generator().manual_seed(seed)
-    tried = []
+    starts = []
     for _ in range(restarts):
         centroids, chosen = spherical_kmeans(few, _spread_out(few, count, generator), iterations)
-        tried.append(((few * centroids[chosen]).sum(1).mean().item(), centroids))
-    begin = max(tried, key=lambda pair: pair[0])[1]
+        starts.append(((few * centroids[chosen]).sum(1).mean().item(), centroids))
+    begin = max(starts, key=lambda pair: pair[0])[1]
     centroids, chosen = (begin, nearest(z, begin)) if len(few) == len(z) else spherical_kmeans(z, begin, iterations)
     return centroids, (z * centroids[chosen]).sum(1).mean().item()
 
 
 def _spread_out(z: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draws centroids (count, D) by k-means++: each is a row, drawn by its squared distance to the nearest one so far."""
-    picked = [int(torch.randint(len(z), (1,), generator=generator))]
+    rows = [int(torch.randint(len(z), (1,), generator=generator))]
     distance = torch.full((len(z),), torch.inf)
     for _ in range(count - 1):
-        distance = torch.minimum(distance, 1 - z @ z[picked[-1]])
+        distance = torch.minimum(distance, 1 - z @ z[rows[-1]])
         weight = distance.clamp(min=1e-12)  # where all rows are alike, any will do
-        picked.append(int(torch.multinomial(weight, 1, generator=generator)))
-    return z[picked].clone()
+        rows.append(int(torch.multinomial(weight, 1, generator=generator)))
+    return z[rows].clone()
 
 
 def matched_hits(clusters: Tensor, labels: Tensor, count: int) -> Tensor:

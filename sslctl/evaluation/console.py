@@ -1,6 +1,5 @@
 """The tables of results on the terminal."""
 
-import re
 import sys
 
 from rich.console import Console
@@ -18,12 +17,6 @@ FIGURES = {
     "uniformity": "uniformity",
     "teacher_entropy": "teacher entropy",
 }
-_SHARE = re.compile(r"top\d+|acc|nmi|ari$|m?ap\b|map|recall|precision|purity|f1|hit", re.IGNORECASE)
-
-
-def is_share(metric: str) -> bool:
-    """Tells whether a metric is a fraction that reads better in percent."""
-    return bool(_SHARE.match(metric))
 
 
 def show_protocols(results: list[Result], title: str) -> None:
@@ -35,6 +28,7 @@ def show_protocols(results: list[Result], title: str) -> None:
     table = Table(caption=SPREAD, caption_justify="left")
     for name in ("protocol", "labels", "metric", *subjects):
         table.add_column(name, justify="right" if name in subjects else "left")
+    # A section a protocol, so that its rows stay together in whatever order the subjects were measured.
     for section in dict.fromkeys(r.protocol for r in measured):
         cells: dict[tuple, dict[str, str]] = {}
         for r in (r for r in measured if r.protocol == section):
@@ -56,6 +50,7 @@ def show_figures(results: list[Result]) -> None:
     table = Table()
     for name in ("figure", *subjects, "healthy"):
         table.add_column(name, justify="right" if name in subjects else "left")
+    # Those with a name of their own in its order, then what else was measured without labels.
     metrics = {**FIGURES, **{r.metric: r.metric for r in figures if r.metric not in FIGURES}}
     for metric, name in metrics.items():
         own = {r.subject: r for r in figures if r.metric == metric}
@@ -74,17 +69,17 @@ SPREAD = (
 
 def _value(result: Result) -> str:
     """Returns a cell of a table: in percent what is a share, else as it is."""
-    return percent(result.value, result.std, result.ci95) if is_share(result.metric) else f"{result.value:.4g}"
+    return percent(result.value, result.std, result.ci95) if result.share else f"{result.value:.4g}"
 
 
 def percent(value: float, std: float | None = None, ci95: list[float] | None = None) -> str:
     """Returns '91.24', '91.24 ± 0.31' or, of several draws, '91.24 ± 0.31 (90.9–91.6)', in percent."""
-    words = f"{100 * value:.2f}"
+    number = f"{100 * value:.2f}"
     low, high = ci95 or (0, 0)
     if std is not None:
         mean = f" ({100 * max(low, 0):.1f}–{100 * min(high, 1):.1f})" if high > low else ""  # few draws: t is wide
-        return f"{words} ± {100 * std:.2f}{mean}"
-    return f"{words} ± {50 * (high - low):.2f}" if high > low else words
+        return f"{number} ± {100 * std:.2f}{mean}"
+    return f"{number} ± {50 * (high - low):.2f}" if high > low else number
 
 
 def describe(result: Result) -> str:
@@ -99,6 +94,7 @@ def tested_on(test: Source) -> str:
 
 def show(results: list[Result], title: str) -> None:
     """Prints a table: a row for each subject, a column for each protocol, label budget and metric."""
+    # A result of each subject in the order in which they were measured; what one of them lacks stays empty.
     columns = list(dict.fromkeys((describe(r), r.labels, r.metric) for r in results))
     rows = list(dict.fromkeys(r.subject for r in results))
     cells = {(r.subject, describe(r), r.labels, r.metric): _value(r) for r in results}

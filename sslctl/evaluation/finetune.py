@@ -13,9 +13,8 @@ import torch
 from sslctl.data.modality import VIDEOS
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
-from sslctl.evaluation.knn import share
+from sslctl.evaluation.knn import classifier_results, share
 from sslctl.evaluation.linear import draw_labels
-from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number
 from sslctl.evaluation.trained_classifier import (
@@ -53,7 +52,7 @@ class Finetune(Protocol):
     amount: float | None  # of labels, None for all
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
-        hits, kept, draws = [], [], 1 if self.amount is None else task.config.draws
+        hits, run_dirs, draws = [], [], 1 if self.amount is None else task.config.draws
         for draw in range(draws):
             # The same labels as the linear probes' draw of this number, in a directory of their own.
             source = self.draw_source(task, draw)
@@ -66,7 +65,7 @@ class Finetune(Protocol):
             with lock_directory(run_dir):
                 method, plan = finetune_or_load(subject, source, settings, run_dir, heading)
             hits.append(test_hits(method, subject, task.test, settings.trainer.workers, plan.device))
-            kept.append(str(run_dir))
+            run_dirs.append(str(run_dir))
             top1 = share(hits[-1]["top1"])
             print(f"  top1 {top1:.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}", flush=True)
         asked_for = {key: task.config[key] for key in ("layer_decay", "classifier_lr_scale", "least_steps")}
@@ -74,24 +73,19 @@ class Finetune(Protocol):
         params |= {"draws": draws, "training_images": len(task.train)}
         details = {
             **{key: settings[key] for key in ("layer_decay", "classifier_lr_scale")},  # as applied: 1 from scratch
-            **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": kept},
+            **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": run_dirs},
         }
-        return [
-            make_result(
-                subject,
-                task.test,
-                protocol="finetune",
-                metric=metric,
-                values=[share(h[metric]) for h in hits],
-                each=hits[0][metric],
-                labels=amount_in_words(self.amount),
-                seed=task.seed,
-                epoch_rule=f"last of {plan.epochs}",
-                params=params,
-                details=details,
-            )
-            for metric in hits[0]
-        ]
+        return classifier_results(
+            subject,
+            task.test,
+            hits,
+            protocol="finetune",
+            labels=amount_in_words(self.amount),
+            seed=task.seed,
+            epoch_rule=f"last of {plan.epochs}",
+            params=params,
+            details=details,
+        )
 
     def plan(self, subject: Subject, task: Task) -> list[str]:
         source = self.draw_source(task, 0)

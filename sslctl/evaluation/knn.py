@@ -1,12 +1,14 @@
 """Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv:1805.01978, section 3.4)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl import signals
+from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.results import make_result
@@ -78,6 +80,23 @@ def share(hits: Tensor) -> float:
     return hits.float().mean().item()
 
 
+def classifier_results(
+    subject: Subject, source: Source, hits: list[dict[str, Tensor]], **settings: Any
+) -> list[Result]:
+    """Returns one result a metric. hits: of each draw of labels, as `hits_of` returns them; settings: of `make_result`."""
+    return [
+        make_result(
+            subject,
+            source,
+            metric=metric,
+            values=[share(of_draw[metric]) for of_draw in hits],
+            each=hits[0][metric],
+            **settings,
+        )
+        for metric in hits[0]
+    ]
+
+
 # --- The protocol ---
 
 _LEAST_DEPTH = 200  # neighbours that are searched at the least, so that kNN and retrieval share one search
@@ -111,17 +130,7 @@ class Knn(Protocol):
         for k in self.k:
             near = bank.labels[rows[:, :k]]  # (N, k)
             votes = votes_of(similarity[:, :k], near, bank.num_classes, temperature=self.temperature)
-            results += [
-                make_result(
-                    subject,
-                    task.test,
-                    protocol="knn",
-                    metric=metric,
-                    values=[share(hits)],
-                    each=hits,
-                    labels="all",
-                    params={"k": k, "temperature": self.temperature, "bank": len(bank.labels)},
-                )
-                for metric, hits in hits_of(votes, queries.labels).items()
-            ]
+            params = {"k": k, "temperature": self.temperature, "bank": len(bank.labels)}
+            hits = [hits_of(votes, queries.labels)]
+            results += classifier_results(subject, task.test, hits, protocol="knn", labels="all", params=params)
         return results

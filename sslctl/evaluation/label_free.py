@@ -150,7 +150,7 @@ class LabelFree(Protocol):
         ) -> Result:
             details = {"images": params["images"], "healthy": healthy, **more}
             measured = {"metric": metric, "values": [value], "params": params, "details": details, "seed": seed}
-            return make_result(subject, source, protocol="label-free", labels="none", **measured)
+            return make_result(subject, source, protocol="label-free", share=False, labels="none", **measured)
 
         even = f"1/√D = {dim**-0.5:.3g}; 0: collapsed"
         results = [

@@ -13,8 +13,7 @@ from sslctl import signals
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
-from sslctl.evaluation.knn import hits_of, share
-from sslctl.evaluation.results import make_result
+from sslctl.evaluation.knn import classifier_results, hits_of
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number, label_amount
 from sslctl.runs.results import Result
@@ -146,7 +145,7 @@ def too_few(data: Features) -> bool:
 
 
 def folds(data: Features, share: float, seed: int) -> list[Tensor]:
-    """Masks (N,) of held-out rows: five stratified folds for few labels, else one part of the given share."""
+    """Returns masks (N,) of held-out rows: five stratified folds for few labels, else one part of the given share."""
     n = len(data.labels)
     order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch=-1))
     counts = torch.bincount(data.labels, minlength=data.num_classes)
@@ -165,7 +164,7 @@ def folds(data: Features, share: float, seed: int) -> list[Tensor]:
 
 
 def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
-    """Rows (n,) of a stratified draw: `amount` a class when it is 1 or more, else that share of each class."""
+    """Returns the rows (n,) of a stratified draw: `amount` a class when it is 1 or more, else that share of each class."""
     n = len(labels)
     order = torch.from_numpy(permuted(np.arange(n), n, draw, epoch=-2))
     rows = []
@@ -217,22 +216,17 @@ class LinearProbe(Protocol):
             rule = f", {fixed}"
         elif choices > 1:
             rule = ", lr and weight decay picked on held-out training images"
-        return [
-            make_result(
-                subject,
-                task.test,
-                protocol="linear-cached",
-                metric=metric,
-                values=[share(h[metric]) for h in hits],
-                each=hits[0][metric],
-                labels=amount_in_words(self.amount),
-                seed=task.seed,
-                epoch_rule=f"last of {picks[0]['steps']} steps{rule}",
-                params=params,
-                details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
-            )
-            for metric in hits[0]
-        ]
+        return classifier_results(
+            subject,
+            task.test,
+            hits,
+            protocol="linear-cached",
+            labels=amount_in_words(self.amount),
+            seed=task.seed,
+            epoch_rule=f"last of {picks[0]['steps']} steps{rule}",
+            params=params,
+            details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
+        )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from sslctl.data.modality import IMAGES
 from sslctl.errors import InputError
-from sslctl.evaluation.knn import share
-from sslctl.evaluation.results import make_result
+from sslctl.evaluation.knn import classifier_results
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task
 from sslctl.evaluation.trained_classifier import (
@@ -46,19 +45,14 @@ class LinearAugmented(Protocol):
         heading = [f"linear classifier on {subject.name} weights", *make_plan(settings, train).lines()]
         with lock_directory(run_dir):
             method, plan = train_classifier(build, train, settings, run_dir, heading)
-        return [
-            make_result(
-                subject,
-                task.test,
-                protocol="linear-augmented",
-                metric=metric,
-                values=[share(hits)],
-                each=hits,
-                labels="all",
-                seed=task.seed,
-                epoch_rule=f"last of {plan.epochs}",
-                params=training_params(settings, plan) | {"training_images": len(train)},
-                details={"lr": plan.lr, "steps": plan.total_steps},
-            )
-            for metric, hits in test_hits(method, subject, task.test, settings.workers, plan.device).items()
-        ]
+        return classifier_results(
+            subject,
+            task.test,
+            [test_hits(method, subject, task.test, settings.workers, plan.device)],
+            protocol="linear-augmented",
+            labels="all",
+            seed=task.seed,
+            epoch_rule=f"last of {plan.epochs}",
+            params=training_params(settings, plan) | {"training_images": len(train)},
+            details={"lr": plan.lr, "steps": plan.total_steps},
+        )

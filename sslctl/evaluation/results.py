@@ -21,6 +21,7 @@ def make_result(
     protocol: str,
     metric: str,
     values: list[float],
+    share: bool = True,
     labels: str,
     params: dict,
     seed: int | None = None,
@@ -32,8 +33,9 @@ def make_result(
     """Returns the result of a protocol on a subject and the images of a source.
 
     values: one a draw of labels. Their mean is the value; of several, their standard deviation is kept and a 95 % interval
-    of their mean. each: (N,) what the single value is the mean of, one a test image: gives its 95 % interval. ci95: the
-    interval itself. seed: of the evaluation; None where it draws nothing. params and details: see `Result`.
+    of their mean. share: whether they are parts of 1, to be shown in percent. each: (N,) what the single value is the mean
+    of, one a test image: gives its 95 % interval. ci95: the interval itself. seed: of the evaluation; None where it draws
+    nothing. params and details: see `Result`.
     """
     if len(values) > 1:
         spread = {"std": statistics.stdev(values), "draws": len(values), "ci95": interval_of_mean(values)}
@@ -43,6 +45,7 @@ def make_result(
         protocol=protocol,
         metric=metric,
         value=statistics.fmean(values),
+        share=share,
         **spread,
         subject=subject.name,
         **vars(subject.origin),

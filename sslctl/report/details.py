@@ -131,7 +131,7 @@ def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, 
 
 
 def _draw(detail: Detail, run: Run, method: Method, data: Data, config: Any) -> None:
-    """Views of the training images, and what the method makes of them."""
+    """Draws views of the training images, and what the method makes of them."""
     settings = OmegaConf.create(run.config)
     source = data.trained
     maker = views_of(settings, source, method)

@@ -82,8 +82,8 @@ def difference_rows(groups: list[Group]) -> list[tuple[str, list[str]]]:
 
 
 def _short(value: object) -> str:
-    words = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return words if len(words) <= 60 else f"{words[:57]}…"
+    text = "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class Mean:
     count: int
     ci95: list[float] | None = None
 
-    def describe(self, metric: str) -> str:
-        return number(metric, self.value, self.std)
+    def describe(self, column: Measurement) -> str:
+        return number(column.share, self.value, self.std)
 
-    def interval(self, metric: str) -> str:
+    def interval(self, column: Measurement) -> str:
         """Returns '88.1–91.9 %': where the mean lies, to 95 %; '' of one seed."""
-        return span(metric, self.ci95)
+        return span(column, self.ci95)
 
 
 def mean_of(values: list[float]) -> Mean | None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sslctl.evaluation.console import is_share
 from sslctl.evaluation.provenance import flat_words
 from sslctl.runs.results import Result
 
@@ -18,6 +17,7 @@ class Measurement:
 
     protocol: str
     metric: str
+    share: bool
     labels: str
     dataset: str
     split: str
@@ -65,7 +65,7 @@ class Measurement:
 def measurement_of(r: Result) -> Measurement:
     """Returns what a result must share with another to be compared with it."""
     settings = tuple(flat_words(r.params))
-    return Measurement(r.protocol, r.metric, r.labels, r.dataset, r.split, r.features, settings)
+    return Measurement(r.protocol, r.metric, r.share, r.labels, r.dataset, r.split, r.features, settings)
 
 
 def distinguishing_settings(columns: Iterable[Measurement]) -> dict[Measurement, str]:
@@ -102,30 +102,30 @@ def _few(labels: str) -> tuple[bool, float]:
 # --- Numbers ---
 
 
-def number(metric: str, value: float | None, spread: float | None = None) -> str:
-    """Returns '91.24 %', '91.24 ± 0.31 %' or '45.3'."""
+def number(share: bool, value: float | None, spread: float | None = None) -> str:
+    """Returns '91.24 %', '91.24 ± 0.31 %' or, of what is no share, '45.3'."""
     if value is None:
         return "–"
-    if is_share(metric):
+    if share:
         return f"{100 * value:.2f}{'' if spread is None else f' ± {100 * spread:.2f}'} %"
     return f"{value:.4g}{'' if spread is None else f' ± {spread:.2g}'}"
 
 
 def value_in_words(result: Result) -> str:
     """Returns a result's value with its spread over draws of labels, where it has one."""
-    return number(result.metric, result.value, result.std)
+    return number(result.share, result.value, result.std)
 
 
 def interval(result: Result) -> str:
     """Returns '88.1–91.9 %': the 95 % interval of a result that has one, over its draws or its test images, else ''."""
-    return span(result.metric, result.ci95)
+    return span(result, result.ci95)
 
 
-def span(metric: str, ci95: list[float] | None) -> str:
+def span(measured: Measurement | Result, ci95: list[float] | None) -> str:
     if not ci95:
         return ""
     low, high = ci95
-    if is_share(metric):  # an interval of few seeds may reach beyond what there is
-        low, high = max(low, -1.0 if metric == "ari" else 0.0), min(high, 1.0)
+    if measured.share:  # an interval of few seeds may reach beyond what there is
+        low, high = max(low, -1.0 if measured.metric == "ari" else 0.0), min(high, 1.0)
         return f"{100 * low:.1f}–{100 * high:.1f} %"
     return f"{low:.4g}–{high:.4g}"

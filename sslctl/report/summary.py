@@ -97,7 +97,7 @@ def _figure(run: Run, column: Measurement, apart: str) -> Figure:
     trained, random = run.latest("trained")[column], run.untrained().get(column)
     where = f"{column.describe()} ({trained.images:,} images)"
     return Figure(
-        number(column.metric, trained.value, trained.std),
+        number(column.share, trained.value, trained.std),
         f"{where}, {apart}" if apart else where,
         "" if random is None else _beside(trained, random),
     )
@@ -108,7 +108,7 @@ def _beside(trained: Result, random: Result) -> str:
     gain = trained.value - random.value
     chance = 1.96 * math.sqrt(sum(r.value * (1 - r.value) / r.images for r in (trained, random)))
     untrained = "from scratch" if random.subject == "scratch" else "random weights"
-    words = f"{untrained}: {number(trained.metric, random.value)}, {100 * gain:+.1f} points"
+    words = f"{untrained}: {number(trained.share, random.value)}, {100 * gain:+.1f} points"
     if abs(gain) <= chance:
         words += f"; {trained.images:,} test images cannot tell less than {100 * chance:.1f} points from chance"
     return words
@@ -204,10 +204,10 @@ def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: s
     where = ", ".join(part for part in (column.describe(), apart) if part)
     figures = [
         Figure(
-            mean.describe(column.metric),
+            mean.describe(column),
             f"{group.name}: {where}",
             f"mean{' ± std' if mean.std else ''} over {_seeds(mean)}"
-            + (f"; 95 % interval of the mean {mean.interval(column.metric)}" if mean.ci95 else ""),
+            + (f"; 95 % interval of the mean {mean.interval(column)}" if mean.ci95 else ""),
         )
         for group, mean in ranked[:2]
     ]
@@ -218,7 +218,7 @@ def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: s
             ranked[0],
             "From scratch, networks" if column.protocol == "finetune" else "Random weights",
         )
-        words = f"{untrained} reach {random.describe(column.metric)} by {where}"
+        words = f"{untrained} reach {random.describe(column)} by {where}"
         sentences.append(f"{words}; {first.name} is {_apart(best, random)}.")
     if len(ranked) > 1:
         (first, best), (second, next_) = ranked[:2]

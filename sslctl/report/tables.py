@@ -96,11 +96,11 @@ def _cell(mean: Mean | None, column: Measurement, expected: int | None) -> dict:
     if mean is None:
         return {"words": "", "interval": "", "count": None}
     count = mean.count if expected is not None and mean.count != expected else None
-    return {"words": mean.describe(column.metric), "interval": mean.interval(column.metric), "count": count}
+    return {"words": mean.describe(column), "interval": mean.interval(column), "count": count}
 
 
 def speed_of(group: Group) -> str:
-    """Images a second while training, the median of what was logged."""
+    """Returns images a second while training, the median of what was logged."""
     speeds = [value for run in group.runs for _, value in run.series("images_per_second")]
     return f"{statistics.median(speeds):,.0f}" if speeds else ""
 
@@ -155,7 +155,7 @@ def _healthy(result: Result) -> str:
 def _figure(results: list[Result | None]) -> str:
     """Returns the mean over seeds, with its deviation."""
     mean = mean_of([_in_unit(r) for r in results if r])
-    return number("figure", mean.value, mean.std) if mean else ""
+    return number(False, mean.value, mean.std) if mean else ""
 
 
 def _images_of(column: Measurement) -> str:

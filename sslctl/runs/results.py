@@ -16,14 +16,16 @@ FORMAT = 1
 class Result:
     """One measured value: by which protocol, of which weights, on which images.
 
-    std, draws: of several draws of labels. ci95: [low, high]. params: every setting of the protocol that decides the value,
-    so that results with equal params can be compared; details: what came out beside the value. seed: of the evaluation;
-    pretrain_seed: of the run. run, method and pretrain_seed are None of foreign weights, step and epoch of what is no run's.
+    share: whether the value is a part of 1, which is shown in percent. std, draws: of several draws of labels. ci95:
+    [low, high]. params: every setting of the protocol that decides the value, so that results with equal params can be
+    compared; details: what came out beside the value. seed: of the evaluation; pretrain_seed: of the run. run, method and
+    pretrain_seed are None of foreign weights, step and epoch of what is no run's.
     """
 
     protocol: str
     metric: str
     value: float
+    share: bool = True
     std: float | None = None
     draws: int | None = None
     ci95: list[float] | None
@@ -52,8 +54,9 @@ class Result:
     time: str
 
     def to_json(self) -> str:
-        """Returns its line of results.jsonl; std and draws are there where several labels were drawn."""
-        values = {key: value for key, value in vars(self).items() if key not in ("std", "draws") or value is not None}
+        """Returns its line of results.jsonl: std and draws only of several draws, share only where it is not the usual one."""
+        left_out = {"std": None, "draws": None, "share": _gives_shares(self.protocol)}
+        values = {key: value for key, value in vars(self).items() if key not in left_out or value != left_out[key]}
         return json.dumps({"format": FORMAT, **values})
 
     @classmethod
@@ -62,7 +65,7 @@ class Result:
 
         A line without a format was written before there was one, with the keys of format 1.
         """
-        values = dict(line)
+        values = {"share": _gives_shares(line.get("protocol"))} | line
         if (format_ := values.pop("format", FORMAT)) != FORMAT:
             raise InputError(f"{where}: results of format {format_} are not known, only of format {FORMAT}")
         fields = dataclasses.fields(cls)
@@ -73,6 +76,11 @@ class Result:
             parts = [f"{words} {', '.join(sorted(keys))}" for words, keys in lists if keys]
             raise InputError(f"{where}: no result of format {FORMAT}: {' and '.join(parts)}")
         return cls(**values)
+
+
+def _gives_shares(protocol: str | None) -> bool:
+    """Tells whether a line of this protocol is of a share unless it says otherwise."""
+    return protocol != "label-free"
 
 
 def read_results(path: Path) -> list[Result]:
