@@ -16,12 +16,9 @@ from sslctl import distributed
 from sslctl.config.command_line import command_line
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
-from sslctl.evaluation.closing import closing_results, has_closing_results
-from sslctl.evaluation.console import show, tested_on
+from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online
 from sslctl.evaluation.runner import labelled_sources
-from sslctl.factory.backbone_file import save_backbone
-from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
 from sslctl.factory.from_config import (
     build_backbone,
     build_method,
@@ -40,8 +37,7 @@ from sslctl.runs.atomic import write_text
 from sslctl.runs.checkpoint import newest_valid
 from sslctl.runs.claim import claim, refuse_unwritable
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
-from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch, as_line, findings
-from sslctl.runs.results import append_results
+from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.dry_run import time_steps
 from sslctl.training.launch import launch
@@ -247,7 +243,7 @@ def print_plan(config: Any, plan: Plan, method: Method, source: Source, views: V
     print("\n".join(lines), flush=True)
 
 
-# --- Training and after ---
+# --- Training ---
 
 
 def evaluate_online(measure: Online, board: Board, method: Method, log: Log, step: int) -> None:
@@ -277,41 +273,3 @@ def train(setup: Setup, signals: Signals) -> Outcome:
             " with trainer.on_collapse=warn)"
         )
     return outcome
-
-
-def is_finished(run_dir: Path, plan: Plan, test: Source | None) -> bool:
-    """Tells whether the weights of the last step and the closing results are there."""
-    return (run_dir / rundir.BACKBONE).exists() and (test is None or has_closing_results(run_dir, plan, test))
-
-
-def finish(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Source, Source] | None) -> None:
-    """Does the closing evaluation and, last of all, writes the backbone's weights: with them the run is finished."""
-    run_dir, method = setup.run_dir, setup.method.eval()
-    if judges and config.evaluation.closing and not has_closing_results(run_dir, setup.plan, judges[1]):
-        print("  evaluating", flush=True)
-        results = closing_results(config, run_dir, method, preprocess, setup.plan, *judges)
-        append_results(run_dir / rundir.RESULTS, results)
-        show(
-            results,
-            f"{tested_on(judges[1])}, {preprocess.summary()}, frozen features after {setup.plan.epochs} epochs",
-        )
-    elif not judges:
-        print(
-            "  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval"
-        )
-    save_evaluated_backbone(config, setup, preprocess)
-    for finding in findings(run_dir):
-        print(f"  {as_line(finding)}")
-    print(f"done: {run_dir}")
-
-
-def save_evaluated_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
-    """Writes backbone.safetensors: the network, alone, that gives the features which evaluation measures."""
-    method, node = setup.method, OmegaConf.to_container(config.backbone, resolve=True)
-    # Eager: a compiled network would be compiled again for these few images.
-    with torch.compiler.set_stance("force_eager") if config.trainer.compile else contextlib.nullcontext():
-        features = feature_names(method, preprocess)[0]
-        found = find_backbone(method, features, preprocess)
-    backbone, pool = found or (method.backbone, {})
-    metadata = {"step": str(setup.plan.total_steps)} | ({} if found else {"evaluated": features})
-    save_backbone(setup.run_dir / rundir.BACKBONE, backbone, with_pooling(node, pool), preprocess, **metadata)

@@ -1,22 +1,29 @@
-"""The evaluation at the end of pretraining: kNN and linear, of the trained weights beside the random ones they began as."""
+"""The end of pretraining: kNN and a linear probe of the trained weights beside the random ones, then the backbone's file."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from sslctl.data.sources import Source
 from sslctl.evaluation import subjects as who
+from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.knn import Knn
 from sslctl.evaluation.linear import LinearProbe, ProbeGrid
 from sslctl.evaluation.provenance import origin_of
 from sslctl.evaluation.task import Reader, Task
+from sslctl.factory.backbone_file import save_backbone
+from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
-from sslctl.runs.directory import RESULTS
-from sslctl.runs.results import Result, read_results
+from sslctl.runs.directory import BACKBONE, RESULTS
+from sslctl.runs.health import as_line, findings
+from sslctl.runs.results import Result, append_results, read_results
 from sslctl.training.plan import Plan
+from sslctl.training.setup import Setup
 
 
 def has_closing_results(run_dir: Path, plan: Plan, test: Source) -> bool:
@@ -44,3 +51,43 @@ def closing_results(
     task = Task(train, test, Reader(plan.device, config.trainer.workers, config.evaluation.cache_gb))
     results = [result for subject in subjects for protocol in protocols for result in protocol(subject, task)]
     return [replace(result, details=result.details | {"closing": True}) for result in results]
+
+
+def is_finished(run_dir: Path, plan: Plan, test: Source | None) -> bool:
+    """Tells whether the weights of the last step and the closing results, where there are to be any, are on disk."""
+    return (run_dir / BACKBONE).exists() and (test is None or has_closing_results(run_dir, plan, test))
+
+
+def finish(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Source, Source] | None) -> None:
+    """Does the closing evaluation and, last of all, writes the backbone's weights: with them the run is finished.
+
+    judges: the labelled (train, test) that the run is judged on.
+    """
+    run_dir, method = setup.run_dir, setup.method.eval()
+    if judges and config.evaluation.closing and not has_closing_results(run_dir, setup.plan, judges[1]):
+        print("  evaluating", flush=True)
+        results = closing_results(config, run_dir, method, preprocess, setup.plan, *judges)
+        append_results(run_dir / RESULTS, results)
+        features = f"frozen features after {setup.plan.epochs} epochs"
+        show(results, f"{tested_on(judges[1])}, {preprocess.summary()}, {features}")
+    elif not judges:
+        print(
+            "  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval"
+        )
+    save_evaluated_backbone(config, setup, preprocess)
+    for finding in findings(run_dir):
+        print(f"  {as_line(finding)}")
+    print(f"done: {run_dir}")
+
+
+def save_evaluated_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
+    """Writes backbone.safetensors: the network, alone, that gives the features which evaluation measures."""
+    method, node = setup.method, OmegaConf.to_container(config.backbone, resolve=True)
+    # Eager: a compiled network would be compiled again for these few images.
+    with torch.compiler.set_stance("force_eager") if config.trainer.compile else contextlib.nullcontext():
+        features = feature_names(method, preprocess)[0]
+        evaluated = find_backbone(method, features, preprocess)
+    # Where no backbone alone gives these features, its own output is kept, and the file says that it is not what was measured.
+    backbone, pool = evaluated or (method.backbone, {})
+    metadata = {"step": str(setup.plan.total_steps)} | ({} if evaluated else {"evaluated": features})
+    save_backbone(setup.run_dir / BACKBONE, backbone, with_pooling(node, pool), preprocess, **metadata)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sslctl.commands.pretrain
+import sslctl.evaluation.closing
 from sslctl.data.loader import clean_batches
 from sslctl.factory.from_config import build_source
 from sslctl.runs import checkpoint, claim
@@ -112,14 +113,14 @@ def test_a_run_in_another_thread_leaves_the_signals_alone():
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_a_signal_in_the_closing_evaluation_leaves_only_that_to_do(number, status, tmp_path, monkeypatch, capsys):
-    run, real = tmp_path / "run", sslctl.commands.pretrain.closing_results
+    run, real = tmp_path / "run", sslctl.evaluation.closing.closing_results
 
     def closing_results(*arguments, **keywords):
         os.kill(os.getpid(), number)
         return real(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sslctl.commands.pretrain, "closing_results", closing_results)
+        patch.setattr(sslctl.evaluation.closing, "closing_results", closing_results)
         assert pretrain(run, *CLOSING) == status
     assert newest(run).name == f"step-{STEPS}"
     assert not (run / "results.jsonl").exists()
