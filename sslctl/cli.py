@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     if "-sc" in arguments or "--shell-completion" in arguments:
         return _complete(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:<12} {words}" for verb, words in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {verb:<12} {purpose}" for verb, purpose in VERBS.items())))
         return 0
     if arguments[0] == "--version":
         print(_describe_version())
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     verb = arguments[0]
     if verb not in VERBS:
         return _refuse(InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"))
-    return guarded(lambda: _verb(verb, arguments[1:]))
+    return guarded(lambda: _run_verb(verb, arguments[1:]))
 
 
 def _describe_version() -> str:
@@ -93,12 +93,13 @@ def _describe_version() -> str:
     return f"{own} (torch {torch.__version__}, device {device})"
 
 
-def _verb(verb: str, words: list[str]) -> int:
-    prepared = overrides.prepare(words)
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    """Prepares one verb's command line, refuses what cannot be meant, and runs it."""
+    prepared = overrides.prepare(arguments)
     allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
     keys = {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}
-    if prepared.words and "ckpt" not in keys:
-        raise InputError(f"{' '.join(prepared.words)}: {verb} takes key=value words only")
+    if prepared.runs and "ckpt" not in keys:
+        raise InputError(f"{' '.join(prepared.runs)}: {verb} takes key=value words only")
     explain.refuse_new_keys(verb, prepared)
     if "augmentation" in keys and (scale := choose_scale(prepared)):
         prepared.overrides.append(f"{overrides.PLACED['scale']}={scale}")
@@ -186,15 +187,15 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
         nonlocal started
         started = True
         sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-        words = " ".join(overrides.task_overrides())
+        choices = " ".join(overrides.task_overrides())
         if sweeping:
-            print(f"── job {HydraConfig.get().job.num}: {words}", flush=True)
+            print(f"── job {HydraConfig.get().job.num}: {choices}", flush=True)
         try:
             _do_job(verb, config)
         except Exception as error:
-            failures.append((words, error))
+            failures.append((choices, error))
             if sweeping:
-                _report(error, prefix=f"job failed ({words}): ")
+                _report(error, prefix=f"job failed ({choices}): ")
                 raise error from None  # Hydra goes on with the other jobs
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
@@ -218,8 +219,8 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
     if not prepared.sweeps:
         raise failures[0][1]
     print(f"\nsslctl: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
-    for words, error in failures:
-        print(f"  {words}: {first_line(error)}", file=sys.stderr)
+    for choices, error in failures:
+        print(f"  {choices}: {first_line(error)}", file=sys.stderr)
     return 1
 
 
@@ -236,8 +237,9 @@ def _complete(arguments: list[str]) -> int:
         return 0
     verb = words[1] if len(words) > 1 else "pretrain"
     rest = line[len(line.rstrip()) :]
-    kept = [w for i, w in enumerate(words) if i == 0 or "=" in w or (1 < i == len(words) - 1 and not rest)]
-    os.environ["COMP_LINE"] = " ".join(kept) + rest
+    # Hydra completes the last word; before it, it reads nothing but overrides.
+    for_hydra = [w for i, w in enumerate(words) if i == 0 or "=" in w or (1 < i == len(words) - 1 and not rest)]
+    os.environ["COMP_LINE"] = " ".join(for_hydra) + rest
     try:
         return _run(verb, overrides.Prepared(options=[flag, *arguments[arguments.index(flag) + 1 :]]))
     except InputError:

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from sslctl.config.keys import UNTYPED, KeyFacts, key, node
-from sslctl.config.schema import SCHEMAS, PretrainConfig, TrainerConfig
+from sslctl.config.nodes import TrainerConfig
+from sslctl.config.schema import SCHEMAS, PretrainConfig
 from sslctl.errors import InputError
 from sslctl.runs.claim import refuse_another_config
 from sslctl.runs.directory import find_runs

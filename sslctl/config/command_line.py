@@ -27,7 +27,7 @@ class Prepared:
     options: list[str] = field(default_factory=list)  # with their values, but --config-dir
     allow: list[str] = field(default_factory=list)
     config_dirs: list[Path] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)  # without "=", taken for ckpt
+    runs: list[str] = field(default_factory=list)  # words without "=", taken for ckpt
 
     @property
     def sweeps(self) -> bool:
@@ -35,13 +35,13 @@ class Prepared:
 
     @property
     def search_path(self) -> list[str]:
-        """The override that makes Hydra look into the user's own directories too."""
+        """Returns the override that makes Hydra look into the user's own directories too."""
         directories = ",".join(quote(f"file://{directory}") for directory in self.config_dirs)
         return [f"hydra.searchpath=[{directories}]"] if directories else []
 
     @property
     def is_plain(self) -> bool:
-        """Whether the command is one job, without a setting of Hydra's own."""
+        """Tells whether the command is one job, without a setting of Hydra's own."""
         return not self.options and not any(o.lstrip("+~").startswith("hydra") for o in self.overrides)
 
 
@@ -65,9 +65,9 @@ def prepare(arguments: list[str]) -> Prepared:
         elif "=" in argument or argument.startswith(("~", "+")):
             prepared.overrides.append(_for_hydra(argument, sweeps))
         else:
-            prepared.words.append(argument)
-    if prepared.words:
-        prepared.overrides.append(f"ckpt=[{','.join(quote(os.path.expanduser(w)) for w in prepared.words)}]")
+            prepared.runs.append(argument)
+    if prepared.runs:
+        prepared.overrides.append(f"ckpt=[{','.join(quote(os.path.expanduser(run)) for run in prepared.runs)}]")
     for directory in prepared.config_dirs:
         if not directory.is_dir():
             raise InputError(f"--config-dir {directory}: no such directory")
@@ -75,7 +75,7 @@ def prepare(arguments: list[str]) -> Prepared:
 
 
 def _for_hydra(argument: str, sweeps: bool) -> str:
-    """One override as Hydra's grammar wants it."""
+    """Writes one override as Hydra's grammar wants it."""
     key, _, value = argument.partition("=")
     if key.lstrip("+") in _PATHS:
         return f"{key}={_path_value(key, value, sweeps)}"
@@ -83,13 +83,13 @@ def _for_hydra(argument: str, sweeps: bool) -> str:
 
 
 def as_typed(override: str) -> str:
-    """An override as the user writes it: scale=tiny for scale@dataset.scale=tiny."""
+    """Writes an override as the user does: scale=tiny for scale@dataset.scale=tiny."""
     place, _, value = override.partition("=")
     return f"{next((name for name, placed in PLACED.items() if placed == place), place)}={value}"
 
 
 def quote(value: str) -> str:
-    """A string that Hydra's grammar and OmegaConf's interpolation read back as it is."""
+    """Quotes a string so that Hydra's grammar and OmegaConf's interpolation read it back as it is."""
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
     escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", escaped)
@@ -109,7 +109,7 @@ def _path_value(key: str, value: str, sweeps: bool) -> str:
 
 
 def task_overrides() -> list[str]:
-    """The overrides of the running job, as they were written."""
+    """Returns the overrides of the running job, as they were written."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -117,21 +117,21 @@ def task_overrides() -> list[str]:
 
 
 def command_line() -> str:
-    """The command that makes the running job again, also when it is one of a sweep."""
+    """Returns the command that does the running job again, also when it is one of a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
     from sslctl.config.targets import allowed_by_user
 
     hydra = HydraConfig.get()
     sources = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
-    words = [f"--config-dir={s}" for s in sources if s != CONFIGS]
+    options = [f"--config-dir={s}" for s in sources if s != CONFIGS]
     allow = allowed_by_user()
-    words += [f"allow=[{','.join(allow)}]"] if allow else []
-    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *words, *task_overrides()])
+    options += [f"allow=[{','.join(allow)}]"] if allow else []
+    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *options, *task_overrides()])
 
 
 def refuse_other_choices(config: Any) -> None:
-    """An experiment that sets values of a method, an augmentation or a backbone is for that one: another with it is refused."""
+    """Raises InputError where an experiment sets values of one method, augmentation or backbone and another is chosen."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
     from hydra.core.hydra_config import HydraConfig

@@ -1,4 +1,4 @@
-"""What is wrong with the overrides of a command, in sslctl's words and all at once."""
+"""Explains what is wrong with the overrides of a command, in sslctl's words and all at once."""
 
 import difflib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 from sslctl.config.command_line import PLACED, Prepared, as_typed
 from sslctl.config.keys import NOTHING_KNOWN, UNTYPED
-from sslctl.config.schema import SCHEMAS
+from sslctl.config.schema import CONFIGS, SCHEMAS, register_schemas
 from sslctl.config.validation import mistakes
 from sslctl.errors import InputError, first_line, nearest
 
@@ -14,7 +14,7 @@ _FREE = tuple(f"{path}." for path, facts in UNTYPED.items() if facts.free)
 
 
 def refuse_new_keys(verb: str, prepared: Prepared) -> None:
-    """`+`, `++` and `~` would let Hydra take a typo for a new key: refused outside free dictionaries and hydra itself."""
+    """Raises InputError for `+`, `++` and `~` outside free dictionaries and hydra itself: they would make a key of a typo."""
     marked = [o for o in prepared.overrides if o.startswith(("+", "~"))]
     wrong = [o for o in marked if not o.lstrip("+~").startswith((*_FREE, "hydra."))]
     if not wrong:
@@ -23,78 +23,81 @@ def refuse_new_keys(verb: str, prepared: Prepared) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        known = list(_keys(compose_choices(verb, prepared, [])))
+        keys = list(_keys(compose_choices(verb, prepared, [])))
     except (HydraException, OmegaConfBaseException):  # whatever else is wrong will be said once these are gone
-        known = []
+        keys = []
     messages = []
     for override in wrong:
         key = override.lstrip("+~").partition("=")[0]
-        if key in known:
+        if key in keys:
             messages.append(f"{override}: {key} is a key already; write {key}=… without the mark")
         else:
             group, _, leaf = key.rpartition(".")
-            near = _nearest_key(group, leaf, known)
+            near = _nearest_key(group, leaf, keys)
             messages.append(f"{override}: {key} is not a key of {verb}, and none can be added{near}")
     raise InputError(*messages)
 
 
 def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
-    """All that is wrong with the overrides of a command that Hydra refused, in one report."""
+    """Lists all that is wrong with the overrides of a command that Hydra refused, in one error."""
     from omegaconf.errors import OmegaConfBaseException
 
-    found, choices, values = _read_overrides(prepared)
+    # Choices of files first: without them there are no keys to compare the other words with.
+    messages, choices, values = _read_overrides(prepared)
     try:
         config = compose_choices(verb, prepared, choices)
     except Exception as again:
-        if not found and PLACED["scale"] in str(again):
-            found = [
+        if not messages and PLACED["scale"] in str(again):
+            messages = [
                 "scale=…: this dataset has no scale; one of your own gets it by `- /scale@scale: imagenet` in its defaults"
             ]
-        return InputError(*(found or [first_line(again)]))
-    known = list(_keys(config))
+        return InputError(*(messages or [first_line(again)]))
+    # Then each value on its own, against the configuration that the sound choices make.
+    keys = list(_keys(config))
     for text, override in values:
-        if override.key_or_group not in known:
-            found.append(_unknown_key(verb, override.key_or_group, known, config))
+        if override.key_or_group not in keys:
+            messages.append(_unknown_key(verb, override.key_or_group, keys, config))
         elif not override.is_sweep_override():
-            found += _wrong_value(text, override, config)
-    if not found:
+            messages += _wrong_value(text, override, config)
+    # Ranges and contradictions last: words that cannot be read would only be named twice.
+    if not messages:
         try:
-            found = mistakes(SCHEMAS[verb.replace("-", "_")], config)
+            messages = mistakes(SCHEMAS[verb.replace("-", "_")], config)
         except OmegaConfBaseException as problem:
-            found = [located(problem)]
-    return InputError(*(found or [first_line(error)]))
+            messages = [located(problem)]
+    return InputError(*(messages or [first_line(error)]))
 
 
 def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tuple[str, Any]]]:
-    """(what is wrong with choices of files, the sound choices, the other overrides as (text, parsed))."""
+    """Returns what is wrong with choices of files, the sound choices, and the other overrides as (text, parsed)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    found, choices, values, parser = [], [], [], OverridesParser.create()
+    messages, choices, values, parser = [], [], [], OverridesParser.create()
     for text in prepared.overrides:
         try:
             override = parser.parse_override(text)
         except HydraException:
-            found.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
+            messages.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
             continue
         group, options = override.key_or_group, _options(prepared, override.key_or_group)
         place = text.partition("=")[0]  # group, or group@package
         sweep = override.is_sweep_override()
         if sweep and not prepared.sweeps:
-            found.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
+            messages.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
         elif options:
             value = list(override.sweep_string_iterator()) if sweep else override.value()
             names = value if isinstance(value, list) else [value]  # protocols=[knn,…] chooses several
             allowed = [*options, None] if UNTYPED.get(place, NOTHING_KNOWN).optional else options
             wrong = [n for n in names if n not in allowed]
-            found += [
+            messages += [
                 f"{as_typed(text)}: no such {group}{nearest(str(n), options)}; there are {', '.join(options)}"
                 for n in wrong
             ]
             choices += [] if wrong or sweep else [text]
         elif not override.is_hydra_override() and not text.startswith(("+", "~")):
             values.append((text, override))
-    return found, choices, values
+    return messages, choices, values
 
 
 def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
@@ -113,17 +116,15 @@ def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
 
 
 def located(error: Any) -> str:
-    """An OmegaConf error with the key it is about."""
+    """Returns an OmegaConf error in one line, with the key it is about."""
     key = getattr(error, "full_key", None)
     return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
 def compose_choices(verb: str, prepared: Prepared, choices: list[str], with_hydra: bool = False):
-    """The configuration with choices of files applied, or any overrides. with_hydra: Hydra's own node is part of it."""
+    """Composes a verb's configuration with choices of files, or any overrides. with_hydra: Hydra's own node is part of it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-
-    from sslctl.config.schema import CONFIGS, register_schemas
 
     register_schemas()
     GlobalHydra.instance().clear()
@@ -132,16 +133,14 @@ def compose_choices(verb: str, prepared: Prepared, choices: list[str], with_hydr
 
 
 def _options(prepared: Prepared, group: str) -> list[str]:
-    """The files one may choose from for a group, in sslctl's configs and the user's own."""
-    from sslctl.config.schema import CONFIGS
-
+    """Lists the files one may choose from for a group, in sslctl's configs and the user's own."""
     group = group.partition("@")[0]
     files = [f for d in (CONFIGS, *prepared.config_dirs) for f in sorted((d / group).glob("*.yaml"))]
     return list(dict.fromkeys(f.stem for f in files))
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Every path of a composed configuration, inner ones too, without resolving anything."""
+    """Yields every path of a composed configuration, inner ones too, without resolving anything."""
     from omegaconf import DictConfig
 
     for key in config:
@@ -151,7 +150,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(node, f"{prefix}{key}.")
 
 
-def _unknown_key(verb: str, key: str, known: list[str], config: Any) -> str:
+def _unknown_key(verb: str, key: str, keys: list[str], config: Any) -> str:
     from omegaconf import OmegaConf
 
     group, _, leaf = key.rpartition(".")
@@ -160,23 +159,22 @@ def _unknown_key(verb: str, key: str, known: list[str], config: Any) -> str:
             "this dataset has no dataset.root: for a folder of your own images say dataset=folder (no labels) or"
             " dataset=imagefolder (one folder a class) as well"
         )
-    near = _nearest_key(group, leaf, known) or nearest(key, known)
-    if group in known:
+    near = _nearest_key(group, leaf, keys) or nearest(key, keys)
+    if group in keys:
         target = OmegaConf.select(config, f"{group}._target_") if group else None
         if target:
             return f"{key} is not an argument of {target.rpartition('.')[2]}{near}"
     return f"{key} is not a key of {verb}{near}"
 
 
-def _nearest_key(group: str, leaf: str, known: list[str]) -> str:
-    """' (nearest: …)' of a key whose last part may be half right (lrr for base_lr) or in the wrong place."""
-    here = [k for k in known if k.rpartition(".")[0] == group]
-    elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
+def _nearest_key(group: str, leaf: str, keys: list[str]) -> str:
+    """Returns ' (nearest: …)' for a key whose last part is half right (lrr for base_lr) or in the wrong place, else ''."""
+    here = [k for k in keys if k.rpartition(".")[0] == group]
+    elsewhere = [k for k in keys if k.rpartition(".")[2] == leaf]
 
     def likeness(key: str) -> float:
         own = key.rpartition(".")[2]
-        words = [own, *own.split("_")]
-        return max(difflib.SequenceMatcher(None, leaf, word).ratio() for word in words)
+        return max(difflib.SequenceMatcher(None, leaf, part).ratio() for part in (own, *own.split("_")))
 
     near = sorted((k for k in here if likeness(k) >= 0.6), key=likeness, reverse=True)[:2] or elsewhere[:1]
     return f" (nearest: {', '.join(near)})" if near else ""
@@ -192,7 +190,7 @@ def _kind(value: Any) -> str:
 
 
 def _other_kind(before: Any, value: Any) -> bool:
-    """Whether a value is of another kind than the one it replaces; null may be replaced by anything, and by nothing."""
+    """Tells whether a value is of another kind than the one it replaces; null goes with every kind."""
     if before is None or value is None:
         return False
     if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -60,22 +60,22 @@ NOTHING_KNOWN = KeyFacts()
 
 
 def key(**facts: Any) -> Any:
-    """A typed key of which these KeyFacts are known; its value comes from configs/*.yaml."""
+    """Declares a typed key with these KeyFacts; its value comes from configs/*.yaml."""
     return field(default=MISSING, metadata={"facts": KeyFacts(**facts)})
 
 
 def node(schema: type, **facts: Any) -> Any:
-    """A typed node of which these KeyFacts are known."""
+    """Declares a typed node with these KeyFacts."""
     return field(default_factory=schema, metadata={"facts": KeyFacts(**facts)})
 
 
 def facts_in(typed: Field) -> KeyFacts:
-    """The facts that a schema's field carries."""
+    """Returns the facts that a schema's field carries."""
     return typed.metadata.get("facts", NOTHING_KNOWN)
 
 
 def facts_along(schema: type, path: str) -> list[KeyFacts]:
-    """The facts of a dotted path below a schema, of its outermost node first and of the key itself last."""
+    """Returns the facts of a dotted path below a schema, of its outermost node first and of the key itself last."""
     parts, level, facts = path.split("."), schema, []
     for depth, name in enumerate(parts, start=1):
         typed = {f.name: f for f in fields(level)} if is_dataclass(level) else {}
@@ -92,6 +92,6 @@ _hints = functools.cache(typing.get_type_hints)
 
 
 def own_keys(name: str) -> tuple[str, ...]:
-    """The keys of a node that are not arguments of its _target_."""
+    """Returns the keys of a node that are not arguments of its _target_."""
     below = f"{name}."
     return tuple(path.removeprefix(below) for path, facts in UNTYPED.items() if facts.own and path.startswith(below))

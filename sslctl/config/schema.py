@@ -7,118 +7,20 @@ from typing import Any
 from omegaconf import MISSING
 
 from sslctl.config.keys import key, node
+from sslctl.config.nodes import (
+    DEVICES,
+    ClusteringConfig,
+    KnnConfig,
+    LabelFreeConfig,
+    NeighboursConfig,
+    OnlineConfig,
+    ProbeConfig,
+    RetrievalConfig,
+    TrainerConfig,
+    ViewGroupConfig,
+)
 
-
-@dataclass
-class JitterConfig:
-    probability: Any = MISSING  # a number, or a list with one entry a view
-    strength: float = key(low=0)
-    brightness: float = key(low=0)
-    contrast: float = key(low=0)
-    saturation: float = key(low=0)
-    hue: float = key(low=0, high=0.5)
-
-
-@dataclass
-class BlurConfig:
-    probability: Any = MISSING
-    sigma: list[float] = MISSING
-
-
-@dataclass
-class SolarizeConfig:
-    probability: Any = MISSING
-    threshold: float = key(low=0, high=1)
-
-
-@dataclass
-class ViewGroupConfig:
-    count: int = key(low=1)
-    size: float = key(above=0)
-    scale: list[float] = MISSING
-    ratio: list[float] = MISSING
-    interpolation: str = key(choices=("bilinear", "bicubic"))
-    flip: float = key(low=0, high=1)
-    jitter: JitterConfig = node(JitterConfig)
-    grayscale: float = key(low=0, high=1)
-    grayscale_first: bool = MISSING
-    blur: BlurConfig = node(BlurConfig)
-    solarize: SolarizeConfig = node(SolarizeConfig)
-
-
-@dataclass
-class TrainerConfig:
-    epochs: int = key(low=1)
-    batch_size: int = key(low=2)
-    precision: str = key(choices=("fp32", "bf16", "fp16"))
-    tf32: bool = MISSING
-    accumulate_steps: int = key(low=1)
-    accumulate_approximately: bool = MISSING
-    processes: int = key(low=1, fingerprint=False)
-    compile: bool = MISSING
-    deterministic: bool = MISSING
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"), fingerprint=False)
-    channels_last: bool = MISSING
-    clip_grad_norm: float | None = key(above=0)
-    workers: int = key(low=0, fingerprint=False)
-    threads: int | None = key(low=1, fingerprint=False)
-    log_every_steps: int = key(low=1, fingerprint=False)
-    save_every_epochs: float | None = key(above=0, fingerprint=False)
-    save_every_steps: int | None = key(low=1, fingerprint=False)
-    keep_last: int = key(low=2, fingerprint=False)
-    resume: str = key(choices=("auto", "must"), fingerprint=False)
-    tensorboard: bool = key(fingerprint=False)
-    on_collapse: str = key(choices=("warn", "stop"), fingerprint=False)
-
-
-@dataclass
-class KnnConfig:
-    k: int = key(low=1)
-    temperature: float = key(above=0)
-
-
-@dataclass
-class OnlineConfig:
-    """Evaluation during and at the end of pretraining."""
-
-    knn_every_epochs: float | None = key(above=0)
-    knn: KnnConfig = node(KnnConfig)
-    closing: bool = MISSING
-    cache_gb: float = key(low=0)
-
-
-@dataclass
-class ProbeConfig:
-    """The grid of a cached linear probe."""
-
-    epochs: int = key(low=1)
-    most_steps: int | None = key(low=1)
-    batch_size: int = key(low=1)
-    lr: list[float] = MISSING
-    weight_decay: list[float] = MISSING
-    validation: float = key(above=0, high=0.5)
-
-
-@dataclass
-class PretrainConfig:
-    seed: int = key(low=0, fingerprint=False)  # stands in the directory's name itself
-    run_dir: str | None = key(path=True, fingerprint=False)
-    plan_only: bool = key(fingerprint=False)
-    names: dict[str, str | None] = key(fingerprint=False)
-    dataset: dict[str, Any] = MISSING
-    eval_dataset: dict[str, Any] | None = key(fingerprint=False)
-    augmentation: dict[str, ViewGroupConfig] = MISSING
-    backbone: dict[str, Any] = MISSING
-    optimizer: dict[str, Any] = MISSING
-    scheduler: dict[str, Any] = MISSING
-    trainer: TrainerConfig = node(TrainerConfig)
-    method: dict[str, Any] = MISSING
-    recipe: dict[str, Any] = key(fingerprint=False)
-    evaluation: OnlineConfig = node(OnlineConfig, fingerprint=False)
-    probe: ProbeConfig = node(ProbeConfig, fingerprint=False)
-
-
-# --- What several verbs have in common ---
+# --- What several verbs have in common: a key has the same meaning and range wherever it stands ---
 
 
 @dataclass
@@ -137,7 +39,7 @@ class _OfFeatures:
 
     features: str | None = MISSING
     workers: int = key(low=0)
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
+    device: str = key(choices=DEVICES)
 
 
 @dataclass
@@ -166,7 +68,26 @@ class _EvaluationConfig(_OfNetworks, _OfCachedFeatures):
     plan_only: bool = MISSING
 
 
-# --- The verbs ---
+# --- The verbs: what each adds. Values and comments of the keys are in configs/VERB.yaml ---
+
+
+@dataclass
+class PretrainConfig:
+    seed: int = key(low=0, fingerprint=False)  # stands in the directory's name itself
+    run_dir: str | None = key(path=True, fingerprint=False)
+    plan_only: bool = key(fingerprint=False)
+    names: dict[str, str | None] = key(fingerprint=False)
+    dataset: dict[str, Any] = MISSING
+    eval_dataset: dict[str, Any] | None = key(fingerprint=False)
+    augmentation: dict[str, ViewGroupConfig] = MISSING
+    backbone: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = MISSING
+    trainer: TrainerConfig = node(TrainerConfig)
+    method: dict[str, Any] = MISSING
+    recipe: dict[str, Any] = key(fingerprint=False)
+    evaluation: OnlineConfig = node(OnlineConfig, fingerprint=False)
+    probe: ProbeConfig = node(ProbeConfig, fingerprint=False)
 
 
 @dataclass
@@ -178,33 +99,6 @@ class LinearEvalConfig(_EvaluationConfig, _OfTraining):
 @dataclass
 class KnnEvalConfig(_EvaluationConfig):
     knn: KnnConfig = node(KnnConfig)
-
-
-@dataclass
-class NeighboursConfig:
-    k: list[int] = key(low=1)
-    temperature: float = key(above=0)
-
-
-@dataclass
-class ClusteringConfig:
-    restarts: int = key(low=1)
-    iterations: int = key(low=1)
-    images: int = key(low=1)
-
-
-@dataclass
-class RetrievalConfig:
-    recall: list[int] = key(low=1)
-    depth: int = key(low=1)
-
-
-@dataclass
-class LabelFreeConfig:
-    images: int = key(low=2)
-    pairs: int = key(low=2)
-    lidar_images: int = key(low=2)
-    lidar_views: int = key(low=2)
 
 
 @dataclass
@@ -287,6 +181,8 @@ class CheckConfig:
     seed: int = key(low=0)
 
 
+# --- Where they are found: by verb, and by the defaults lists of configs/ ---
+
 SCHEMAS = {
     "pretrain": PretrainConfig,
     "linear_eval": LinearEvalConfig,
@@ -301,8 +197,7 @@ SCHEMAS = {
     "runs": RunsConfig,
     "check": CheckConfig,
 }
-
-
+# Inside the package of a wheel, beside it in a checkout.
 CONFIGS = next(
     (d for d in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs") if d.is_dir()),
     Path(__file__).parents[1] / "configs",

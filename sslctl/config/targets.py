@@ -24,12 +24,12 @@ def allow(packages: list[str], directories: list[Path]) -> None:
 
 
 def allowed_by_user() -> list[str]:
-    """The packages that the command line allowed."""
+    """Returns the packages that the command line allowed."""
     return _allowed[len(_OWN) :]
 
 
 def target_of(node: DictConfig, path: str) -> Any:
-    """The class or function a node's `_target_` names, if it lies in an allowed package."""
+    """Imports the class or function that a node's `_target_` names. Raises InputError outside the allowed packages."""
     name = node.get("_target_")
     if not name:
         raise InputError(f"{path} has no _target_")
@@ -46,7 +46,7 @@ def target_of(node: DictConfig, path: str) -> Any:
 
 
 def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = ()) -> tuple[Any, dict]:
-    """A node's target and its arguments, checked against the signature before anything is built.
+    """Returns a node's target and its arguments, checked against the signature before anything is built.
 
     Keys that sslctl reads itself are left out. given: arguments that the caller adds. Raises InputError with every mismatch:
     unknown names with the nearest one, missing arguments, wrong types.
@@ -60,28 +60,28 @@ def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = ()) -> tuple[A
     parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    found = []
+    messages = []
     for key, value in arguments.items():
         if key not in parameters and not takes_any:
-            found.append(
+            messages.append(
                 f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}"
             )
         elif key in hints and not _fits(value, hints[key]):
-            found.append(f"{path}.{key}={value}: {target.__name__} expects {_words(hints[key])}")
+            messages.append(f"{path}.{key}={value}: {target.__name__} expects {_describe(hints[key])}")
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
         )
         if required and name not in arguments and name not in given:
-            found.append(f"{path}.{name} is missing: {target.__name__} needs it")
-    if found:
-        raise InputError(*found)
+            messages.append(f"{path}.{name} is missing: {target.__name__} needs it")
+    if messages:
+        raise InputError(*messages)
     return target, arguments
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value may be given where a parameter has this annotation; what is not plain is not judged."""
+    """Tells whether a YAML value may be given where a parameter has this annotation; what is not plain is not judged."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return any(_fits(value, option) for option in typing.get_args(hint))
     if hint is None or hint is type(None):
@@ -97,5 +97,5 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _words(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
