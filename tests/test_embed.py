@@ -15,8 +15,8 @@ from PIL import Image
 
 import sslctl
 from sslctl.cli import main
-from sslctl.commands import embed as module
 from sslctl.evaluation import feature_files as tables
+from sslctl.evaluation import features
 from sslctl.evaluation.subjects import trained
 from sslctl.models.backbones import SmallResNet
 from sslctl.runs.checkpoint import load_tensors, newest_valid, save_tensors
@@ -190,14 +190,14 @@ def test_a_bad_image_leaves_no_file(embedded, finished_run, tmp_path):
 
 
 def test_a_signal_leaves_no_file(embedded, finished_run, tmp_path, monkeypatch):
-    real = module.clean_batches
+    real = features.clean_batches
 
     def batches(*words, **keywords):
         for batch in real(*words, **keywords):
             os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(module, "clean_batches", batches)
+    monkeypatch.setattr(features, "clean_batches", batches)
     embedded(finished_run, f"out={tmp_path}/x.npz", status=143)
     assert list(tmp_path.iterdir()) == []
 

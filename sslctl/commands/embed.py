@@ -1,6 +1,5 @@
 """sslctl embed: features, labels and file names of a dataset to disk, a batch at a time."""
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslctl import signals
-from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.feature_files import WRITERS, About, Rows, refuse_missing
+from sslctl.evaluation.features import extract_batches
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
 from sslctl.runs.atomic import make_folder_of, replacing
@@ -22,11 +20,11 @@ from sslctl.runs.directory import now, versions
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.plan import choose_device
 from sslctl.training.progress import Progress
-from sslctl.views.maker import clean
 
 
 def embed(config: Any) -> None:
     """Writes one file a run: a row for each image, in the order of the dataset."""
+    # What can be refused by the command alone is refused before a network is read.
     kind = _format(config)
     refuse_missing(kind)
     device = choose_device(config.device)
@@ -38,6 +36,7 @@ def embed(config: Any) -> None:
             f"{one.title}: {about.rows:,} {one.source.modality.plural} of {one.source.name}, {config.split} split",
             flush=True,
         )
+        # A batch at a time from images to disk, since features of a large dataset do not fit in memory; a signal leaves no file.
         rows = (rows for source in sources for rows in _rows(one, source, config, device))
         try:
             with Signals() as handler, replacing(out) as temporary:
@@ -62,25 +61,20 @@ def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
     return odd
 
 
-@torch.no_grad()
 def _rows(one: NamedNetwork, source: Source, config: Any, device: torch.device) -> Iterator[Rows]:
     """Yields a split's rows, a batch at a time. A signal interrupts it between batches."""
     subject, everything, done = one.subject, torch.arange(len(source)), 0
     subject.module.to(device)
-    settings = {"resize": subject.preprocess.resize, "batch_size": config.batch_size, "workers": config.workers}
-    with contextlib.closing(clean_batches(source, everything, **settings)) as batches:
-        for images in batches:  # of a folder read ahead, smaller ones than asked for
-            signals.check()
-            index = everything[done : done + len(images)]
-            done += len(images)
-            images = images.to(device)
-            features = subject.function(clean(images) if images.dtype == torch.uint8 else images).float().cpu()
-            names = [_name(source, row) for row in index.tolist()]
-            yield Rows(features.numpy(), index.numpy(), source.labels[index].numpy(), names, source.split)
+    reading = {"resize": subject.preprocess.resize, "batch_size": config.batch_size, "workers": config.workers}
+    for features in extract_batches(subject.function, source, everything, **reading, device=device):
+        index = everything[done : done + len(features)]
+        done += len(features)
+        names = [_name(source, row) for row in index.tolist()]
+        yield Rows(features.numpy(), index.numpy(), source.labels[index].numpy(), names, source.split)
 
 
 def _name(source: Source, row: int) -> str:
-    """A path, or a number where there is none. What is no UTF-8 in a file's name is escaped."""
+    """Names an image by its path, or its number where it has none. What is no UTF-8 in a file's name is escaped."""
     name = source.describe(row)
     try:
         name.encode()
@@ -90,7 +84,7 @@ def _name(source: Source, row: int) -> str:
 
 
 def _format(config: Any) -> str:
-    """npz, csv or parquet, as format= or the suffix of out= says; both must agree."""
+    """Returns npz, csv or parquet, as format= or the suffix of out= says; both must agree."""
     suffix = user_path(config.out).suffix.removeprefix(".").lower() if config.out else ""
     if config.out and suffix not in WRITERS:
         raise InputError(f"out={config.out}: expected a file ending in {', '.join(f'.{name}' for name in WRITERS)}")
@@ -100,7 +94,7 @@ def _format(config: Any) -> str:
 
 
 def _out(config: Any, one: NamedNetwork, kind: str) -> Path:
-    """Where the file goes. Raises InputError where none can be written."""
+    """Returns where the file goes. Raises InputError where none can be written."""
     features = "" if config.features is None else f"-{config.features}"
     name = f"{one.source.name}-{config.split}{features}.{kind}"
     out = user_path(config.out) if config.out else one.folder / "embeddings" / name
@@ -111,16 +105,14 @@ def _out(config: Any, one: NamedNetwork, kind: str) -> Path:
 
 
 def _sources(config: Any, one: NamedNetwork) -> list[Source]:
-    """The splits that are asked for. Of a dataset without labels, the training split is everything."""
+    """Returns the splits that are asked for. Of a dataset without labels, the training split is everything."""
     if config.split != "all" or not one.source.classes:
         return [one.source]
     return [one.source, build_source(one.dataset, "test")]
 
 
-@torch.no_grad()
 def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
     subject = one.subject
-    width = subject.function(subject.preprocess.example(torch.device("cpu"))).shape[1]
     origin = {
         "weights": one.title,
         "features": subject.features,
@@ -131,4 +123,4 @@ def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
         "versions": versions(),
         "time": now(),
     }
-    return About(sum(map(len, sources)), width, one.source.classes, json.dumps(origin, ensure_ascii=False))
+    return About(sum(map(len, sources)), subject.width(), one.source.classes, json.dumps(origin, ensure_ascii=False))

@@ -47,18 +47,20 @@ def npz(path: Path, about: About) -> Iterator[Writer]:
 
     The features go straight into the archive; what is kept until the end is a number and a reference for each row.
     """
-    kept: list[Rows] = []
+    written: list[Rows] = []
     nothing = np.empty((0, about.width), np.float32)  # a slice of a batch's features would keep them all
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        # The header says the shape, so that rows can follow one batch after the other.
         with archive.open("features.npy", "w", force_zip64=True) as opened:
             _header(opened, (about.rows, about.width), np.dtype("<f4"))
 
             def write(rows: Rows) -> None:
                 opened.write(np.ascontiguousarray(rows.features, "<f4"))
-                kept.append(Rows(nothing, rows.index, rows.labels, rows.names, rows.split))
+                written.append(Rows(nothing, rows.index, rows.labels, rows.names, rows.split))
 
             yield write
-        longest = max(len(name) for rows in kept for name in rows.names)
+        # Text columns have one width, that of the longest name, which is known only now.
+        longest = max(len(name) for rows in written for name in rows.names)
         for name, dtype, part in (
             ("labels", "<i8", lambda rows: rows.labels),
             ("index", "<i8", lambda rows: rows.index),
@@ -69,12 +71,12 @@ def npz(path: Path, about: About) -> Iterator[Writer]:
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w", force_zip64=True) as opened:
                 _header(opened, (about.rows,), np.dtype(dtype))
-                for rows in kept:
+                for rows in written:
                     opened.write(np.array(part(rows), dtype).tobytes())
         for name, array in (("classes", np.array(about.classes, str)), ("about", np.array(about.origin))):
-            packed = io.BytesIO()
-            np.lib.format.write_array(packed, array, allow_pickle=False)
-            archive.writestr(f"{name}.npy", packed.getvalue())
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, array, allow_pickle=False)
+            archive.writestr(f"{name}.npy", entry.getvalue())
 
 
 def _header(opened: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -116,6 +118,7 @@ def parquet(path: Path, about: About) -> Iterator[Writer]:
         ],
         metadata={"classes": json.dumps(about.classes, ensure_ascii=False), "about": about.origin},
     )
+    # Batches wait until they fill a row group: readers take a group at a time, and a group a batch would be many small ones.
     waiting: list[Any] = []
 
     with files.ParquetWriter(path, schema) as writer:

@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Features:
 
 
 @torch.no_grad()
-def extract(
+def extract_batches(
     function: Callable[[Tensor], Tensor],
     source: Source,
     rows: np.ndarray | Tensor,
@@ -39,22 +40,25 @@ def extract(
     batch_size: int = 512,
     workers: int = 0,
     device: torch.device | str = "cpu",
-) -> Tensor:
-    """Returns the features of the images at some rows, (len(rows), D) float32 on the CPU.
+) -> Iterator[Tensor]:
+    """Yields the features of the images at some rows, in order, (B, D) float32 on the CPU each.
 
-    function: (B, C, S, S) float in [0, 1], or (B, L) int64 of texts, -> (B, D).
-
-    A signal interrupts it between batches.
+    function: (B, C, S, S) float in [0, 1], or (B, L) int64 of texts, -> (B, D). Batches of a folder that is read ahead are
+    smaller than asked for. A signal interrupts it between batches.
     """
-    parts = []
-    with contextlib.closing(
-        clean_batches(source, rows, resize=resize, batch_size=batch_size, workers=workers)
-    ) as batches:
+    reading = {"resize": resize, "batch_size": batch_size, "workers": workers}
+    with contextlib.closing(clean_batches(source, rows, **reading)) as batches:
         for images in batches:
             signals.check()
             images = images.to(device)
-            parts.append(function(clean(images) if images.dtype == torch.uint8 else images).float().cpu())
-    return torch.cat(parts)
+            yield function(clean(images) if images.dtype == torch.uint8 else images).float().cpu()
+
+
+def extract(
+    function: Callable[[Tensor], Tensor], source: Source, rows: np.ndarray | Tensor, *, resize: int, **reading: Any
+) -> Tensor:
+    """Returns all that `extract_batches` yields by these arguments, (len(rows), D) float32 on the CPU."""
+    return torch.cat(list(extract_batches(function, source, rows, resize=resize, **reading)))
 
 
 def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float) -> Tensor:

@@ -28,6 +28,7 @@ def evaluate_all(config: Any, protocol: Protocol) -> None:
         if config.plan_only:
             print_plan([protocol], subjects, task)
             continue
+        # What is measured is on disk before anything is printed.
         results = [result for subject in subjects for result in protocol(subject, task)]
         if out:
             append_results(out, results)
@@ -61,6 +62,7 @@ def subjects_and_tasks(
     # Fine-tuning and augmented views train on images: their configuration has no cache of features.
     read, seed = reader_of(config) if "cache" in config else None, config.get("seed", 0)
     out, named = user_path(config.out) if config.out else None, _named_dataset(config)
+    # Foreign weights: the dataset that is named decides what they see.
     if not config.ckpt:
         node = _dataset_of_foreign(config, named)
         train, test = sources(node)
@@ -69,6 +71,7 @@ def subjects_and_tasks(
         work = out.parent if out else Path("runs") / train.name / "foreign"
         yield subjects, Task(train, test, read, seed, config, node, work), out
         return
+    # Runs: each on its own dataset unless another is named, whose images it must take as they are.
     for run, path in resolve_runs(config.ckpt):
         node = with_tokenizer(named or _dataset_of_run(run), run)
         train, test = sources(node)
@@ -79,6 +82,7 @@ def subjects_and_tasks(
             "scratch": lambda run=run: replace(who.random(run, None, config.backbone), name="scratch"),
             "pixels": lambda run=run: who.pixels(run_preprocess(run)),
         }
+        # Built one after the other, only those that are asked for: each is a network in memory.
         print(f"{run} at {path.name}", flush=True)
         subjects = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
         yield subjects, Task(train, test, read, seed, config, node, run / PROBES, run), out or run / RESULTS

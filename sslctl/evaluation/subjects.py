@@ -39,6 +39,11 @@ class Subject:
         """Returns what the function runs through: what a device must hold."""
         return self.method or self.backbone
 
+    @torch.no_grad()
+    def width(self) -> int:
+        """Returns D, found by one look at an example on the CPU, where its networks still are."""
+        return self.function(self.preprocess.example(torch.device("cpu"))).shape[1]
+
 
 PARTLY = "backbone.partial=true: weights of which only some were loaded are no network to measure or to hand on"
 
