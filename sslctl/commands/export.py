@@ -10,7 +10,8 @@ from typing import Any
 from sslctl.errors import InputError, user_path
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.export.description import description
-from sslctl.export.formats import FORMATS, Format, Network
+from sslctl.export.format import Format, Network
+from sslctl.export.formats import FORMATS
 from sslctl.export.verify import ParityError, _script, compared, network_of
 from sslctl.runs.atomic import make_folder_of
 from sslctl.runs.directory import TOKENIZER
@@ -48,21 +49,21 @@ def export(config: Any) -> None:
 
 
 def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path:
-    """Where the file goes. Raises InputError for another suffix than the format's, and for folders that cannot be made."""
+    """Returns where the file goes. Raises InputError for another suffix than the format's, or a folder that cannot be made."""
     features = "" if network.features == "backbone" else f"-{network.features}"
     taker = f"-{config.format}" if config.format in ("torchvision", "timm") else ""
     name = f"{one.name}{features}{taker}{kind.suffix}"
     out = user_path(config.out) if config.out else one.folder / "export" / name
     if out.suffix != kind.suffix or out.is_dir():
-        found = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"
-        raise InputError(f"out={out}: format={config.format} writes a {kind.suffix} file, {found}")
+        given = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"
+        raise InputError(f"out={out}: format={config.format} writes a {kind.suffix} file, {given}")
     make_folder_of(out)
     return out
 
 
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder for files that are not checked yet; gone afterwards."""
+    """Yields a folder for files that are not checked yet; it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=".export-", dir=out.parent))
     try:
         yield folder

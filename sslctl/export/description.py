@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslctl.data.modality import TEXTS
 from sslctl.evaluation.named_networks import NamedNetwork
-from sslctl.export.formats import Lines, Network
+from sslctl.export.format import Lines, Network
 from sslctl.export.verify import Parity, _script
 from sslctl.runs.directory import TOKENIZER, now, versions
 

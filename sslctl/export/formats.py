@@ -3,9 +3,7 @@
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,56 +12,12 @@ from torch import Tensor, nn
 
 from sslctl.data.modality import TEXTS
 from sslctl.errors import InputError
+from sslctl.export.format import FILE, Format, Lines, Network
 from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.exportable import with_pooling
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone, ResNet, Timm
-from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.runs.checkpoint import compare
-
-FILE = "FILE"  # stands in the lines for the file's path, quoted
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is exported.
-
-    module: the features' whole calculation, normalisation inside: (B, C, S, S) in [0, 1], or (B, L) int64, -> (B, width).
-    backbone: the one whose own output these features are, or None where a method makes more of them. pool: arguments of
-    timm.create_model by which its output differs from that of the configuration `node`.
-    """
-
-    module: nn.Module
-    backbone: Backbone | None
-    pool: dict[str, Any]
-    node: dict
-    preprocess: Preprocess | TextPreprocess
-    features: str
-    width: int
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Python that loads a file and applies what it holds to `images`; printed for the user, and run by the check."""
-
-    load: list[str]
-    use: str
-    arrays: bool = False  # images are numpy's
-
-
-@dataclass(frozen=True)
-class Format:
-    """lines: of a network, raises InputError where the format does not apply. write: the file, all of it.
-
-    tensors: what the loaded `model` must hold to the bit; None where a format keeps no names.
-    """
-
-    suffix: str
-    loader: str
-    lines: Callable[[Network], Lines]
-    write: Callable[[Network, Path], None]
-    tensors: Callable[[Network], dict[str, Tensor]] | None
-
 
 # --- torchvision and timm: weights under their names, the normalisation outside ---
 
@@ -76,7 +30,8 @@ def _torchvision_lines(network: Network) -> Lines:
             f"format=torchvision takes resnet18, resnet34 and resnet50, this backbone is a {_kind(resnet)}: format={near}"
         )
     layer = "norm_layer=functools.partial(torch.nn.GroupNorm, 1)" if _norm_of(resnet) else ""
-    return Lines(
+    return _with_normalization(
+        network,
         [
             *(["import functools", ""] if layer else []),
             "import torch",
@@ -87,20 +42,18 @@ def _torchvision_lines(network: Network) -> Lines:
             "model.fc = torch.nn.Identity()  # the file has no classifier: the model gives features",
             f"model.load_state_dict(torch.load({FILE}, weights_only=True))",
             "model.eval()",
-            *_normalization_lines(network),
         ],
-        "features = model((images - mean) / std)",
     )
 
 
 def _write_torchvision(network: Network, path: Path) -> None:
-    """A state_dict, of which torchvision's own model misses nothing but its classifier."""
+    """Writes a state_dict, of which torchvision's own model misses nothing but its classifier."""
     import torchvision
 
     resnet, tensors = network.backbone.network, _own_tensors(network)
     model = getattr(torchvision.models, f"resnet{resnet.depth}")(norm_layer=_norm_of(resnet))
-    found, classifier = tensors.keys(), {"fc.weight", "fc.bias"}
-    if model.state_dict().keys() - found != classifier or found - model.state_dict().keys():
+    names, classifier = model.state_dict().keys(), {"fc.weight", "fc.bias"}
+    if names - tensors.keys() != classifier or tensors.keys() - names:
         raise RuntimeError(f"torchvision's resnet{resnet.depth} has other names than this backbone")
     torch.save(tensors, path)
 
@@ -109,28 +62,27 @@ def _timm_lines(network: Network) -> Lines:
     inner = _own(network, "timm").network
     if isinstance(inner, Timm):
         arguments = inner.arguments | network.pool
-        made = ", ".join([repr(inner.model_name), *(f"{key}={value!r}" for key, value in arguments.items())])
+        call = ", ".join([repr(inner.model_name), *(f"{key}={value!r}" for key, value in arguments.items())])
         after = []
     elif isinstance(inner, ResNet):
         layer = ", norm_layer='groupnorm1'" if _norm_of(inner) else ""
-        made = f"'resnet{inner.depth}', num_classes=0, in_chans={inner.conv1.in_channels}{layer}"
+        call = f"'resnet{inner.depth}', num_classes=0, in_chans={inner.conv1.in_channels}{layer}"
         after = _stem_lines(inner, timm=True)
     else:
         raise InputError(
             f"format=timm takes backbone=timm, small_vit and resnets, this backbone is a {_kind(inner)}: format=onnx"
         )
-    return Lines(
+    return _with_normalization(
+        network,
         [
             "import timm",
             "import torch",
             "",
-            f"model = timm.create_model({made})",
+            f"model = timm.create_model({call})",
             *after,
             f"timm.models.load_checkpoint(model, {FILE}, strict=True)",
             "model.eval()",
-            *_normalization_lines(network),
         ],
-        "features = model((images - mean) / std)",
     )
 
 
@@ -139,7 +91,7 @@ def _write_timm(network: Network, path: Path) -> None:
 
 
 def _own_tensors(network: Network) -> dict[str, Tensor]:
-    """The weights under torchvision's or timm's names."""
+    """Returns the weights under torchvision's or timm's names."""
     inner = network.backbone.network
     return _contiguous(inner.model if isinstance(inner, Timm) else inner)
 
@@ -153,7 +105,7 @@ def _norm_of(resnet: ResNet) -> Callable[[int], nn.Module] | None:
 
 
 def _stem_lines(resnet: ResNet, timm: bool = False) -> list[str]:
-    """What makes the first layers of torchvision's or timm's model those of the backbone; both have ImageNet's stem."""
+    """Returns the lines that make the first layers of torchvision's or timm's model, which are ImageNet's, the backbone's."""
     conv, lines = resnet.conv1, []
     small = isinstance(resnet.pool, nn.Identity)
     if small or (conv.in_channels != 3 and not timm):
@@ -165,14 +117,16 @@ def _stem_lines(resnet: ResNet, timm: bool = False) -> list[str]:
     return lines
 
 
-def _normalization_lines(network: Network) -> list[str]:
+def _with_normalization(network: Network, load: list[str]) -> Lines:
+    """Adds the normalisation to lines that load a bare model."""
     backbone = network.backbone
     mean, std = ([float(str(np.float32(v))) for v in t.flatten().tolist()] for t in (backbone.mean, backbone.std))
-    return [f"mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)"]
+    values = f"mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)"
+    return Lines([*load, values], "features = model((images - mean) / std)")
 
 
 def _own(network: Network, name: str) -> Backbone:
-    """The backbone whose weights alone make the features."""
+    """Returns the backbone whose weights alone make the features. Raises InputError where there is none."""
     if network.preprocess.modality == TEXTS:
         raise InputError(f"format={name} has no networks for texts: format=safetensors, onnx or torch_export")
     if network.backbone is not None and network.backbone.sees_lightness:
@@ -273,7 +227,7 @@ def _program(module: nn.Module, network: Network) -> torch.export.ExportedProgra
 
 
 def _used_part(program: torch.export.ExportedProgram) -> nn.Module:
-    """The graph of a program without the tensors that it does not look at: those of a method's heads."""
+    """Returns the graph of a program without the tensors that it does not look at: those of a method's heads."""
     graph = program.module(check_guards=False)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -296,7 +250,7 @@ def _example(network: Network) -> Tensor:
 
 @contextlib.contextmanager
 def _traceable() -> Iterator[None]:
-    """Without gradient, and without the fused attention of torch's encoder layers, which other programs do not have."""
+    """Switches off gradients, and the fused attention of torch's encoder layers, which other programs do not have."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslctl.data.loader import clean_batches
 from sslctl.evaluation.named_networks import NamedNetwork
-from sslctl.export.formats import FILE, Format, Lines, Network
+from sslctl.export.format import FILE, Format, Lines, Network
 from sslctl.factory.exportable import find_backbone
 from sslctl.methods.base import Method
 from sslctl.views.maker import clean
@@ -53,13 +53,11 @@ class _Computed(nn.Module):
 def network_of(one: NamedNetwork) -> Network:
     """Returns the network behind a subject's features: a backbone where they are its own output, else all of the method."""
     subject, preprocess = one.subject, one.subject.preprocess
-    with torch.no_grad():
-        width = subject.function(preprocess.example(torch.device("cpu"))).shape[1]
     backbone, pool = subject.backbone, {}
     if subject.method is not None:
         backbone, pool = find_backbone(subject.method, subject.features, preprocess) or (None, {})
     module = backbone or _Computed(subject.method, subject.features).eval()
-    return Network(module, backbone, pool, one.node, preprocess, subject.features, width)
+    return Network(module, backbone, pool, one.node, preprocess, subject.features, subject.width())
 
 
 # --- The check ---
@@ -67,7 +65,7 @@ def network_of(one: NamedNetwork) -> Network:
 
 @torch.no_grad()
 def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, file: Path, count: int) -> Parity:
-    """The features of real images by the run and by a file, which the lines for the user load.
+    """Compares the features of real images by the run with those by a file, which the lines for the user load.
 
     Raises ParityError for features of another shape, and for weights that are not the network's.
     """
@@ -84,9 +82,9 @@ def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, fi
             )
     rows = torch.arange(0, len(source), max(1, len(source) // count))[:count]
     difference, scale = 0.0, 0.0
-    for taken in filter(len, (rows[:1], rows[1:3], *rows[3:].split(32))):  # any number of images goes in
+    for part in filter(len, (rows[:1], rows[1:3], *rows[3:].split(32))):  # any number of images goes in
         settings = {"resize": network.preprocess.resize, "batch_size": 32, "workers": 0}
-        for images in clean_batches(source, taken, **settings):
+        for images in clean_batches(source, part, **settings):
             images = clean(images) if images.dtype == torch.uint8 else images
             ours, theirs = one.subject.function(images).float(), _applied(lines, scope, images)
             if theirs.shape != ours.shape:
@@ -94,16 +92,16 @@ def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, fi
             worst = float((theirs - ours).abs().max())
             difference = worst if worst != worst else max(difference, worst)
             scale = max(scale, float(ours.abs().max()))
-    words = f"{len(rows)} {network.preprocess.modality.plural} of {source.name} ({source.split})"
-    return Parity(difference, scale, words, None if tensors is None else len(tensors))
+    where = f"{len(rows)} {network.preprocess.modality.plural} of {source.name} ({source.split})"
+    return Parity(difference, scale, where, None if tensors is None else len(tensors))
 
 
-def _same(found: Tensor | None, wanted: Tensor | None) -> bool:
-    return found is not None and wanted is not None and torch.equal(found, wanted)
+def _same(loaded: Tensor | None, expected: Tensor | None) -> bool:
+    return loaded is not None and expected is not None and torch.equal(loaded, expected)
 
 
 def _applied(lines: Lines, scope: dict[str, Any], images: Tensor) -> Tensor:
-    """(B, D) by the line that a user is given."""
+    """Returns the features (B, D) by the line that a user is given."""
     scope["images"] = scope["tokens"] = images.numpy() if lines.arrays else images
     exec(lines.use, scope)
     return torch.as_tensor(scope["features"]).float()
