@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from sslctl.ops.allocator import keep_freed_memory
-from sslctl.training.accumulation import explain_out_of_memory
-from sslctl.training.memory import OutOfMemory
+from sslctl.training.memory import OutOfMemory, explain_out_of_memory
 from tests.by_hand import moco
 from tests.own_methods import own
 from tests.processes import call

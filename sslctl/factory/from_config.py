@@ -78,9 +78,14 @@ def build_views(config: Any, source: Source, network: nn.Module | None = None) -
     network: where it takes patches, the sides of views are multiples of them.
     """
     augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
-    dropped = dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels)
     multiple = patch_size_of(network) if network is not None else 1
-    return ViewMaker(augmentation, source.image_size, tuple(dropped), multiple)
+    return ViewMaker(augmentation, source.image_size, unused_operations(config, source), multiple)
+
+
+def unused_operations(config: Any, source: Source) -> tuple[str, ...]:
+    """Returns the operations of a configuration's augmentation that are left out for these data."""
+    augmentation = OmegaConf.to_container(config.augmentation, resolve=True)
+    return tuple(dropped_operations(augmentation, list(config.dataset.get("drops") or []), source.channels))
 
 
 def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: Any) -> None:

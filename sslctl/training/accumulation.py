@@ -1,6 +1,5 @@
 """A batch in parts, one after the other: where they add up to the batch, and the output of the whole from theirs."""
 
-import contextlib
 from typing import Any
 
 import torch
@@ -8,7 +7,6 @@ import torch
 from sslctl.errors import InputError
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import takes_batch_statistics
-from sslctl.training.memory import out_of_memory_message
 from sslctl.training.plan import Plan
 
 
@@ -16,13 +14,6 @@ def accumulation_blockers(method: Method) -> list[str]:
     """Returns the reasons why the parts of a batch, one after the other, are not the batch; empty where they are."""
     batchnorm = "BatchNorm takes its statistics over the batch" if takes_batch_statistics(method) else None
     return [reason for reason in (method.batch_coupling, batchnorm) if reason]
-
-
-def explain_out_of_memory(plan: Plan, method: Method) -> contextlib.AbstractContextManager:
-    """Turns, while it lasts, torch's errors about memory into one line that says what would fit."""
-    return out_of_memory_message(
-        plan.batch_size, plan.processes, plan.accumulate_steps, not accumulation_blockers(method)
-    )
 
 
 def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool) -> None:

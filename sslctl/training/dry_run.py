@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslctl.methods.base import Method
 from sslctl.ops.timing import format_shares
-from sslctl.training.accumulation import explain_out_of_memory
+from sslctl.training.memory import explain_out_of_memory
 from sslctl.training.progress import duration
 from sslctl.training.setup import Setup
 from sslctl.training.train import train_step

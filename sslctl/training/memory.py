@@ -3,17 +3,18 @@
 import contextlib
 from collections.abc import Iterator
 
+from sslctl.methods.base import Method
+from sslctl.training.accumulation import accumulation_blockers
+from sslctl.training.plan import Plan
+
 
 class OutOfMemory(RuntimeError):
     """The machine's or the GPU's memory does not hold a step."""
 
 
 @contextlib.contextmanager
-def out_of_memory_message(batch_size: int, processes: int, accumulate_steps: int, adds_up: bool) -> Iterator[None]:
-    """Turns torch's errors about memory into one line that says what would fit.
-
-    adds_up: whether the parts of a batch, one after the other, are the batch for the method that is trained.
-    """
+def explain_out_of_memory(plan: Plan, method: Method) -> Iterator[None]:
+    """Turns, while it lasts, torch's errors about memory into one line that says what would fit."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -24,15 +25,15 @@ def out_of_memory_message(batch_size: int, processes: int, accumulate_steps: int
             and "can't allocate memory" not in message
         ):
             raise
-        each = batch_size // processes
-        parts = [n for n in range(2 * accumulate_steps, each + 1) if each % n == 0][:1]
+        each = plan.batch_size // plan.processes
+        parts = [n for n in range(2 * plan.accumulate_steps, each + 1) if each % n == 0][:1]
         way = "".join(f"trainer.accumulate_steps={n}, " for n in parts)
-        if parts and not adds_up:
+        if parts and accumulation_blockers(method):
             way = (
                 way[:-2] + " trainer.accumulate_approximately=true (its batches are then other ones for this method), "
             )
         first_line = (message.splitlines() or [type(error).__name__])[0][:120]  # Python's own error has no words
         raise OutOfMemory(
-            f"out of memory with trainer.batch_size={batch_size}: try {way}a smaller trainer.batch_size, or"
+            f"out of memory with trainer.batch_size={plan.batch_size}: try {way}a smaller trainer.batch_size, or"
             f" trainer.precision=bf16. The checkpoints are whole. ({first_line})"
         ) from error

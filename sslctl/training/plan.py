@@ -8,9 +8,9 @@ import torch
 from sslctl import distributed
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
+from sslctl.factory.from_config import unused_operations
 from sslctl.methods.base import Facts
 from sslctl.schedules import SHAPES, Schedule, cosine_between, scaled_lr
-from sslctl.views.maker import dropped_operations
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,7 @@ def make_plan(config: Any, source: Source) -> Plan:
         lr_words=f"{lr:.4g} = base_lr {config.optimizer.base_lr:g}{factor[scaling]} ({scaling} scaling)",
         schedule=_schedule(config.scheduler, steps_per_epoch, total),
         weight_decay=(config.optimizer.weight_decay, config.optimizer.get("weight_decay_end")),
-        dropped=tuple(
-            dropped_operations(_plain(config.augmentation), list(config.dataset.get("drops") or []), source.channels)
-        ),
+        dropped=unused_operations(config, source),
         device=choose_device(trainer.device),
         precision=trainer.precision,
         accumulate_steps=trainer.accumulate_steps,

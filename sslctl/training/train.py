@@ -16,8 +16,9 @@ from sslctl.runs import checkpoint
 from sslctl.runs.directory import cut_metrics
 from sslctl.runs.health import UNHEALTHY
 from sslctl.signals import Interrupted, Signals
-from sslctl.training.accumulation import explain_out_of_memory, merge_outputs
+from sslctl.training.accumulation import merge_outputs
 from sslctl.training.logger import Log
+from sslctl.training.memory import explain_out_of_memory
 from sslctl.training.optim import clip
 from sslctl.training.setup import Setup
 
