@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: sslctl in this process or another one, small folders of images, one tiny finished run."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from small_benchmark_data import write_texts, write_videos
 
 from sslctl.cli import main
 from sslctl.config import targets as binding
+from tests.methods import words_of
+from tests.runs import finish
 from tests.sequences import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -128,6 +131,12 @@ def finished_run(labelled_images: Path, tmp_path_factory: pytest.TempPathFactory
     words = ["pretrain", *QUICK, "dataset=imagefolder", f"dataset.root={labelled_images}", f"run_dir={run}"]
     assert main(words) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def run_of_method(tmp_path_factory):
+    """run_of_method(name): the finished tiny run of a method, trained once. To be read only."""
+    return functools.cache(lambda name: finish(tmp_path_factory.mktemp(name) / "run", *words_of(name)))
 
 
 @pytest.fixture(scope="session")

@@ -11,19 +11,6 @@ from sslctl.runs import checkpoint
 from tests.methods import words_of
 from tests.runs import differences, finish, metrics, pretrain, tensors
 
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    made = {}
-
-    def run(name):
-        if name not in made:
-            made[name] = finish(tmp_path_factory.mktemp("straight") / "run", *words_of(name))
-        return made[name]
-
-    return run
-
-
 # --- What does not fit ---
 
 
@@ -47,7 +34,7 @@ def test_deepcluster_assigns_every_image_and_keeps_unit_centroids(tmp_path):
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_a_signal_while_the_clusters_are_made_is_heeded(epoch, straight, tmp_path, monkeypatch):
+def test_a_signal_while_the_clusters_are_made_is_heeded(epoch, run_of_method, tmp_path, monkeypatch):
     """Before the first step of an epoch; the clusters are made anew when the run goes on, and are the same."""
     real = sslctl.methods.deepcluster_v2.spherical_kmeans
 
@@ -63,5 +50,5 @@ def test_a_signal_while_the_clusters_are_made_is_heeded(epoch, straight, tmp_pat
         assert pretrain(tmp_path / "run", *words_of("deepcluster_v2")) == 143
     assert [path.name for path in checkpoint.steps_on_disk(tmp_path / "run")] == (["step-5"] if epoch else [])
     run = finish(tmp_path / "run", *words_of("deepcluster_v2"))
-    assert differences(tensors(run), tensors(straight("deepcluster_v2"))) == []
-    assert metrics(run) == metrics(straight("deepcluster_v2"))
+    assert differences(tensors(run), tensors(run_of_method("deepcluster_v2"))) == []
+    assert metrics(run) == metrics(run_of_method("deepcluster_v2"))

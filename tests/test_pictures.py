@@ -18,18 +18,6 @@ from tests.runs import differences, finish, slow, tensors
 from tests.sequences import finished, language, numbered
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    made = {}
-
-    def run(name):
-        if name not in made:
-            made[name] = finish(tmp_path_factory.mktemp("straight") / "run", *words_of(name))
-        return made[name]
-
-    return run
-
-
 def pictures(its, rows, seed=0):
     """A method's pictures of some rows of a batch, in eval mode; seed: of its views and of what is asked of them."""
     batch, rows = noise(its.config, its.method, 8, seed), torch.tensor(rows)
@@ -62,9 +50,9 @@ def test_pictures_are_images_beside_each_other(name):
 
 
 @pytest.mark.parametrize("name", ["mae", slow("inpainting"), slow("vae")])
-def test_one_command_saves_the_pictures(name, straight, tmp_path, capsys):
+def test_one_command_saves_the_pictures(name, run_of_method, tmp_path, capsys):
     out = tmp_path / "shown.png"
-    assert main(["pictures", str(straight(name)), "images=3", f"out={out}"]) == 0
+    assert main(["pictures", str(run_of_method(name)), "images=3", f"out={out}"]) == 0
     assert out.stat().st_size > 1000
     assert "3 images at step 10" in capsys.readouterr().out
 
@@ -77,14 +65,14 @@ def test_a_method_without_pictures_says_so(tmp_path, capsys):
     assert "no run to show" in capsys.readouterr().err
 
 
-def test_tensorboard_gets_pictures_and_changes_nothing(straight, tmp_path):
+def test_tensorboard_gets_pictures_and_changes_nothing(run_of_method, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     words = (*words_of("mae"), "trainer.tensorboard=true", "evaluation.knn_every_epochs=1")
     run = finish(tmp_path / "run", *words)
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("pictures")] == [0, 5, 10]
-    assert differences(tensors(run), tensors(straight("mae"))) == []
+    assert differences(tensors(run), tensors(run_of_method("mae"))) == []
 
 
 def shades(picture):
