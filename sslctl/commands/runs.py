@@ -42,7 +42,7 @@ def runs(config: Any) -> None:
 
 
 def _state(run: Path) -> tuple[str, str, str]:
-    """(status, epoch of epochs, latest kNN) of a run."""
+    """Returns (status, epoch of epochs, latest kNN) of a run."""
     facts = rundir.read_json(run / rundir.ENVIRONMENT)["facts"]
     metrics = rundir.read_lines(run / rundir.METRICS)
     saved = steps_on_disk(run)

@@ -37,7 +37,7 @@ class Videos(Source):
 
     @property
     def all_of_one_size(self) -> bool:
-        """Whether the first video's frames have the backbone's size; others are cropped to it."""
+        """Tells whether the first video's frames have the backbone's size; others are cropped to it."""
         return self.read(0).shape[1:] == (self.image_size, self.image_size)
 
     def read(self, index: int) -> Tensor:

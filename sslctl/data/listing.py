@@ -23,10 +23,10 @@ def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
 
 def scan(base: Path) -> list[str]:
     """Lists the images below a folder, as sorted relative POSIX paths."""
-    names, others, seen = [], 0, set()
+    names, others, visited = [], 0, set()
     for directory, below, entries in os.walk(base, followlinks=True):
-        seen.add(os.path.realpath(directory))  # a link to a parent is not entered again
-        below[:] = sorted(d for d in below if os.path.realpath(os.path.join(directory, d)) not in seen)
+        visited.add(os.path.realpath(directory))  # a link to a parent is not entered again
+        below[:] = sorted(d for d in below if os.path.realpath(os.path.join(directory, d)) not in visited)
         inside = os.path.relpath(directory, base).replace(os.sep, "/") + "/"
         for entry in entries:
             if entry.lower().endswith(EXTENSIONS):

@@ -38,7 +38,7 @@ def _scale_of(dataset: Any, root: Any) -> str | None:
 
 
 def _read_values(overrides: list[str]) -> dict[str, list]:
-    """The values of every override that can be read, several where it is a sweep; the last of a key counts."""
+    """Returns the values of every override that can be read, several where it is a sweep; the last of a key counts."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import QuotedString, Transformer
     from hydra.errors import HydraException

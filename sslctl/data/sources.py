@@ -58,12 +58,12 @@ class Source:
 
     @property
     def in_memory(self) -> Tensor | None:
-        """All samples (N, …) where they are held in memory: images (N, C, H, W) uint8."""
+        """Returns all samples (N, …) where they are held in memory: images (N, C, H, W) uint8."""
         return self.images
 
     @property
     def all_of_one_size(self) -> bool:
-        """Whether every image is known to have the backbone's size."""
+        """Tells whether every image is known to have the backbone's size."""
         return self.images is not None and self.images.shape[2:] == (self.image_size, self.image_size)
 
     def read(self, index: int) -> Tensor:
@@ -144,14 +144,14 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
 
 
 def _idx(path: Path, dimensions: int) -> Tensor:
-    """An idx file of bytes: two zeros, type 8, the number of dimensions, big-endian sizes, then the data."""
-    packed = path.with_name(path.name + ".gz")
-    if not path.exists() and not packed.exists():
+    """Reads an idx file of bytes: two zeros, type 8, the number of dimensions, big-endian sizes, then the data."""
+    compressed = path.with_name(path.name + ".gz")
+    if not path.exists() and not compressed.exists():
         raise InputError(f"no {path.name}[.gz] in {path.parent}")
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        data = path.read_bytes() if path.exists() else gzip.decompress(compressed.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{packed} is not a whole gzip file: {error}") from error
+        raise InputError(f"{compressed} is not a whole gzip file: {error}") from error
     header = 4 + 4 * dimensions
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < header:
         raise InputError(f"{path} is not an idx file of bytes with {dimensions} dimensions")

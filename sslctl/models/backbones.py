@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         return (images - self.mean) / self.std if self.normalized else images
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """The inverse of `normalize`."""
+        """Undoes `normalize`."""
         return x * self.std + self.mean
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         return vit.tokens(self.vision_transformer(), self.normalize(images), mask, mask_token, keep)
 
     def vision_transformer(self) -> nn.Module:
-        """timm's VisionTransformer inside. Raises ValueError where the network is none."""
+        """Returns timm's VisionTransformer inside. Raises ValueError where the network is none."""
         return vit.require_vit(self.network)
 
 
@@ -266,7 +266,7 @@ class Timm(nn.Module):
         return features  # (B, D, h, w)
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """timm's own division into blocks; final norms go with the classifier (MAE's official code, lr_decay.py)."""
+        """Returns timm's own division into blocks; final norms go with the classifier (MAE's official code, lr_decay.py)."""
         from timm.models import group_parameters
 
         groups = group_parameters(self.model, self.model.group_matcher(coarse=False))

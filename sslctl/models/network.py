@@ -39,4 +39,4 @@ class NetworkOptions(Protocol):
         """(B, C, H, W) -> (B, D, h, w), the features before pooling, for methods that ask what is where."""
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """The layers for layer_decay, which finetune uses."""
+        """Returns the layers for layer_decay, which finetune uses."""

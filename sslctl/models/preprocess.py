@@ -61,7 +61,7 @@ class Preprocess:
         return torch.rand(count, self.channels, self.image_size, self.image_size, generator=generator)
 
     def refuse_other(self, what: str, source: Source, key: str) -> None:
-        """The backbone sees images as in pretraining: others are refused, not converted silently."""
+        """Raises InputError for images of another size than in pretraining: they are refused, not converted silently."""
         _refuse_other_modality(what, self, source)
         if (source.channels, source.image_size) != (self.channels, self.image_size):
             size = f"{source.channels}×{source.image_size}×{source.image_size}"
@@ -107,7 +107,7 @@ class TextPreprocess:
         return torch.randint(1, self.vocabulary, (count, self.length), generator=generator)
 
     def refuse_other(self, what: str, source: Source, key: str) -> None:
-        """The backbone knows the ids of one tokenizer."""
+        """Raises InputError for texts of another tokenizer, whose ids the backbone does not know."""
         _refuse_other_modality(what, self, source)
         if (source.vocabulary, source.image_size) != (self.vocabulary, self.length):
             raise InputError(

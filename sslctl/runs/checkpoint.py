@@ -93,14 +93,14 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file with each tensor contiguous and each storage once; its metadata list the aliases."""
-    seen: dict[tuple, str] = {}
+    stored_as: dict[tuple, str] = {}
     stored, aliases = {}, {}
     for name, tensor in tensors.items():
         place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-        if tensor.numel() and place in seen:
-            aliases[name] = seen[place]
+        if tensor.numel() and place in stored_as:
+            aliases[name] = stored_as[place]
         else:
-            seen[place] = name
+            stored_as[place] = name
             stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     # Written by Python, not by the library: its own errors do not say what the system said.
     path.write_bytes(serialize(stored, metadata={**(metadata or {}), "aliases": json.dumps(aliases)}))

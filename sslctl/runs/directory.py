@@ -103,5 +103,5 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def total_size(path: Path) -> int:
-    """Bytes below a directory."""
+    """Counts the bytes below a directory."""
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file() and not f.is_symlink())

@@ -9,7 +9,7 @@ from sslctl.config.schema import SCHEMAS
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    """Flattens a configuration, {"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
     result = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -20,7 +20,7 @@ def flat(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint_keys(config: dict, hashes: dict[str, str]) -> dict[str, Any]:
-    """The flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads.
+    """Returns the flat keys of a resolved configuration that can change a weight, and the hashes of the files it reads.
 
     A key that has the value of its old behaviour is left out: before there was the key, every run did that.
     """
@@ -34,11 +34,11 @@ def _counts(key: str, value: Any) -> bool:
 
 
 def value_of(keys: dict[str, Any], key: str) -> Any:
-    """A key's value among fingerprint keys; of one that is left out, that of its old behaviour, or None."""
+    """Returns a key's value among fingerprint keys; of one that is left out, that of its old behaviour, or None."""
     unstated = facts_along(SCHEMAS["pretrain"], key)[-1].old_behaviour
     return keys.get(key, None if unstated is ALWAYS_COUNTS else unstated)
 
 
 def fingerprint(keys: dict[str, Any]) -> str:
-    """Eight hex digits of the keys that count."""
+    """Returns eight hex digits of the keys that count."""
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]

@@ -12,21 +12,6 @@ from sslctl.runs.health_rules import KNN_NOISE, RULES, features_collapsed, few_d
 from sslctl.runs.history import Finding, History, RunFacts
 from sslctl.runs.results import Result, read_results
 
-__all__ = [
-    *(
-        "Finding",
-        "RunFacts",
-        "Unhealthy",
-        "Watch",
-        "as_line",
-        "findings",
-        "judge",
-        "judge_features",
-        "read_run_facts",
-        "verdict",
-    ),
-]
-
 LEVELS = ("ok", "early", "warn", "bad")  # early: too early to tell
 UNHEALTHY = 1  # the exit status of a run that trainer.on_collapse=stop ends
 LOOK_STEPS = 1000  # a run is looked at after every epoch, and at least so often

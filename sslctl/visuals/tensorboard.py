@@ -18,10 +18,10 @@ from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
 from sslctl.views import ViewMaker
 from sslctl.visuals.method_pictures import sheet_of
-from sslctl.visuals.neighbours import NEIGHBOURS, sheet_of_neighbours
-from sslctl.visuals.sheets import sheet_of_views
+from sslctl.visuals.sheets import cell, sheet_of_views
 
 PICTURED = 8  # images of a picture
+NEIGHBOURS = 5  # of each
 DRAWS = 2  # of each image's views
 MAPPED, MAP_DIM = 2_000, 64  # images and dimensions of the embedding projector: what a browser turns smoothly
 THUMBNAIL = 32  # pixels
@@ -84,6 +84,16 @@ class Board:
 
     def _reading(self, workers: int) -> dict[str, int]:
         return {"resize": self.preprocess.resize, "batch_size": 256, "workers": workers}
+
+
+def sheet_of_neighbours(images: Tensor) -> Tensor:
+    """images: (N, 1 + k, C, H, W) uint8, an image and those nearest to it. Returns (3, H, W) in [0, 1]: a row a query,
+    which stands apart from the rest."""
+    lines = []
+    for row in images.float() / 255:
+        query, *others = [cell(image) for image in row]
+        lines.append(torch.cat([query, torch.ones_like(query)[:, :, : query.shape[2] // 4], *others], 2))
+    return torch.cat(lines, 1)
 
 
 def mapped(features: Tensor) -> Tensor:
