@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from sslctl import distributed
 from sslctl.data.sources import Source
@@ -150,15 +151,9 @@ def _fitting(images: int) -> int:
     return max(1, 1 << max(0, (images // 4).bit_length() - 1))
 
 
-def _plain(node: Any) -> dict:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
 def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     """Converts every duration to steps, once: <name>_steps, else <name>_epochs, else <name>_share, of the run."""
-    settings = _plain(scheduler)
+    settings = OmegaConf.to_container(scheduler, resolve=True)
     shape = settings.pop("shape")
     if shape not in SHAPES:
         raise InputError(f"scheduler.shape={shape}: expected one of {', '.join(SHAPES)}")
