@@ -2,21 +2,30 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import sslctl.commands.pretrain
 from sslctl.cli import main
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
 from sslctl.data.sources import digits
-from sslctl.evaluation import subjects
+from sslctl.errors import InputError
+from sslctl.evaluation import linear_augmented, subjects
 from sslctl.evaluation.console import percent
 from sslctl.evaluation.features import Features, extract
 from sslctl.evaluation.knn import accuracy, knn_votes
+from sslctl.evaluation.linear_augmented import LinearAugmented
 from sslctl.evaluation.online import online_rows
+from sslctl.evaluation.subjects import Preprocess
+from sslctl.evaluation.task import Task
 from sslctl.factory.from_run import resolve_runs
 from sslctl.models.weights import weights_sha256
 from sslctl.runs import checkpoint
+from tests.by_hand import facts, tiny_backbone
 from tests.runs import PROBE, SIMCLR, STEPS, differences, finish, metrics, newest, results, signal_at, slow
 from tests.test_knn import knn_by_hand
 
@@ -224,6 +233,46 @@ def test_the_augmented_probe_resumes_exactly(run, tmp_path):
     assert again["value"] == straight["value"]
     both = (checkpoint.load_tensors(newest(w) / "weights.safetensors") for w in (work, tmp_path / "straight"))
     assert differences(*both) == []
+
+
+@pytest.fixture
+def probed(monkeypatch, tmp_path):
+    """probed(backbone, …) -> (directory, method) of a probe on augmented views that is not trained; …: of its subject."""
+
+    class NotTrained(Exception):
+        pass
+
+    def instead(build, source, settings, run_dir, heading):
+        raise NotTrained(run_dir, build(facts(num_classes=10)))
+
+    def of(backbone, **changes):
+        words = ["protocol=augmented", "trainer.epochs=1", "trainer.threads=1", "trainer.device=cpu"]
+        config = compose_choices("linear-eval", Prepared(config_dirs=[]), words)
+        source = digits("train", image_size=8)
+        task = Task(source, None, config=config, dataset=OmegaConf.create({"_target_": "digits"}), work=tmp_path)
+        subject = subjects.pixels(Preprocess(1, 8, 8, [0.3], [0.3]))
+        own = {"backbone": backbone, "features": "backbone", "weights_sha256": weights_sha256(backbone)}
+        with pytest.raises(NotTrained) as caught:
+            LinearAugmented()(replace(subject, **own | changes), task)
+        return caught.value.args
+
+    monkeypatch.setattr(linear_augmented, "train_classifier", instead)
+    return of
+
+
+def test_the_augmented_probe_is_frozen_and_other_weights_have_another_directory(probed):
+    backbone = tiny_backbone()
+    (first, method), (again, _) = probed(backbone), probed(backbone)
+    assert first == again
+    assert not any(p.requires_grad for p in method.backbone.parameters())
+    assert all(p.requires_grad for p in backbone.network.parameters())  # a copy is frozen
+    backbone.network.conv1.weight.data.add_(1)
+    assert probed(backbone)[0] != first
+
+
+def test_the_augmented_probe_takes_a_backbones_output_only(probed):
+    with pytest.raises(InputError, match="probes a backbone's output, not pixels projection"):
+        probed(tiny_backbone(), features="projection")
 
 
 # --- Foreign weights ---

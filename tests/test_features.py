@@ -107,6 +107,7 @@ def test_the_oldest_files_make_room(folder):
 def test_features_larger_than_the_limit_are_returned_all_the_same(folder):
     compute, _ = counted(rows=1000)
     assert cached(("a",), compute, 1e-9).shape == (1000, 4)
+    assert len(list(folder.glob("*.safetensors"))) == 1  # the newest stays
 
 
 def test_an_abandoned_extraction_keeps_nothing(folder):

@@ -159,3 +159,7 @@ def test_normal_is_normal():
     assert kstest(values.flatten().numpy(), "norm").pvalue > 0.01
     assert abs(torch.corrcoef(values.T)[0, 1].item()) < 5 / math.sqrt(20_000)
     assert not torch.equal(values[:, 0], key.normal("b"))
+    radius, angle = (key.uniform(f"a/{part}", 2)[:20].flatten().tolist() for part in ("radius", "angle"))
+    pairs = zip(radius, angle, strict=True)
+    by_hand = [math.sqrt(-2 * math.log(1 - r)) * math.cos(2 * math.pi * a) for r, a in pairs]
+    torch.testing.assert_close(values[:20].flatten(), torch.tensor(by_hand), atol=1e-5, rtol=1e-4)
