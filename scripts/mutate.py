@@ -21,6 +21,7 @@ that should not, or is killed though it is marked; 2: a list is wrong, or its te
 import argparse
 import ast
 import contextlib
+import functools
 import gc
 import importlib
 import multiprocessing.connection
@@ -96,21 +97,26 @@ class Outcome:
 
 
 def chosen_lists(names: list[str], root: Path) -> list[Path]:
-    """The lists in order of their paths; names: stems, files or folders.
-
-    Raises:
-        WrongList: a name is of no list.
-    """
+    """The lists in order of their paths; names: stems, files or folders."""
     home = root.resolve() / "scripts" / "mutations"
     every = sorted(home.rglob("*.yaml"))
     chosen = set()
     for name in names:
         places = {Path(name).resolve(), home / name}
         of_name = [path for path in every if path.stem == name or places & {path, *path.parents}]
-        if not of_name:
-            raise WrongList(f"{name} is no list: a name, file or folder below scripts/mutations")
-        chosen.update(of_name)
+        chosen.update(of_name or [home / f"{name}.yaml"])  # the last is not there, which reading it says
     return sorted(chosen) if names else every
+
+
+def read_lists(names: list[str], root: Path) -> tuple[list[Fault], list[str]]:
+    """The faults of the lists of these names, and what is wrong with them."""
+    faults, wrong = [], []
+    for path in chosen_lists(names, root):
+        try:
+            faults += read_faults(path, root)
+        except (WrongList, OSError, yaml.YAMLError) as error:
+            wrong.append(str(error))
+    return faults, wrong
 
 
 def read_faults(path: Path, root: Path) -> list[Fault]:
@@ -139,12 +145,15 @@ def read_faults(path: Path, root: Path) -> list[Fault]:
     return faults
 
 
+@functools.lru_cache(2)
+def _meaning(file: str, text: str) -> object:
+    return yaml.safe_load(text) if file.endswith(".yaml") else ast.dump(ast.parse(text))
+
+
 def _differs(file: str, text: str, changed: str) -> bool:
     """Whether it is a fault at all: other code or values, not only other comments."""
     try:
-        if file.endswith(".yaml"):
-            return yaml.safe_load(text) != yaml.safe_load(changed)
-        return ast.dump(ast.parse(text)) != ast.dump(ast.parse(changed))
+        return _meaning(file, text) != _meaning(file, changed)
     except (SyntaxError, yaml.YAMLError):
         return False
 
@@ -242,10 +251,9 @@ def main(words: list[str], root: Path = ROOT, heavy: Sequence[str] = HEAVY) -> i
     parser.add_argument("--verbose", action="store_true", help="name the test that notices each fault")
     args = parser.parse_args(words)
     begin = time.monotonic()
-    try:
-        faults = [fault for path in chosen_lists(args.names, root) for fault in read_faults(path, root)]
-    except (WrongList, OSError, yaml.YAMLError) as error:
-        print(error)
+    faults, wrong = read_lists(args.names, root)
+    if wrong:
+        print(*wrong, sep="\n")
         return 2
     for name in heavy:
         with contextlib.suppress(ImportError):  # an extra that is not installed

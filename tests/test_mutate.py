@@ -1,7 +1,7 @@
 """scripts/mutate.py in a tree of its own: a fault that its test notices, one that it does not, lists that are wrong."""
 
 import pytest
-from mutate import main
+from mutate import ROOT, main, read_lists
 
 CODE = "import math\n\n\ndef area(radius):\n    return math.pi * radius**2  # of a disc\n\n\ndef waits():\n    return False\n"
 TEST = """
@@ -81,6 +81,13 @@ def test_a_wrong_list_is_named(run, fault, wrong):
     assert wrong in printed
 
 
+def test_what_every_list_replaces_stands_once_in_the_code(monkeypatch):
+    monkeypatch.setattr("mutate._differs", lambda *texts: True)  # which takes time
+    faults, wrong = read_lists([], ROOT)
+    assert wrong == []
+    assert len(faults) > 500
+
+
 def test_tests_must_pass_and_exist_without_a_fault(run):
     assert run(KILLED, tests="tests/test_disc.py, -k, sphere")[0] == 2
     assert run(KILLED, tests="tests/test_ball.py")[0] == 2
@@ -89,4 +96,6 @@ def test_tests_must_pass_and_exist_without_a_fault(run):
 def test_lists_are_chosen_by_name(run):
     assert run(KILLED, words=["disc"])[0] == run(KILLED, words=["."])[0] == 0
     status, printed = run(KILLED, words=["ball"])
-    assert (status, printed) == (2, "ball is no list: a name, file or folder below scripts/mutations\n")
+    assert status == 2
+    assert "No such file" in printed
+    assert "ball.yaml" in printed
