@@ -6,11 +6,8 @@ begins better. scripts/small_benchmark.py trains every method of every kind.
 
 import statistics
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from sslctl.data.sources import fashion_mnist
 from sslctl.errors import InputError
@@ -84,24 +81,10 @@ def test_fine_tuning_begins_better_from_masked_images_than_from_scratch(tmp_path
 # --- Colours ---
 
 
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """Tiles of two photographs, a folder each."""
-    root = tmp_path_factory.mktemp("photographs")
-    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
-        (root / "train" / name).mkdir(parents=True)
-        (root / "test" / name).mkdir(parents=True)
-        tiles = np.lib.stride_tricks.sliding_window_view(photograph, (32, 32), axis=(0, 1))[::32, ::32]
-        for number, tile in enumerate(tiles.reshape(-1, 3, 32, 32)):
-            split = "train" if number % 5 else "test"
-            Image.fromarray(tile.transpose(1, 2, 0)).save(root / split / name / f"{number:03d}.png")
-    return root
-
-
 @pytest.mark.slow
-def test_colours_of_photographs_are_told_from_their_greys(photographs, tmp_path):
-    words = ("dataset=cifar10", f"dataset.root={photographs}", "backbone=small_resnet")
-    words += ("backbone.widths=[16,32]", "trainer.epochs=12", "trainer.log_every_steps=1")
+def test_colours_of_photographs_are_told_from_their_greys(tmp_path):
+    words = ("dataset=photos", "backbone=small_resnet")
+    words += ("backbone.widths=[16,32]", "trainer.epochs=4", "trainer.log_every_steps=1")
     run = train(tmp_path, "colorization", *words, "dataset.scale.colour_dim=32")
     losses = [record["loss"] for record in metrics(run) if "loss" in record]
     assert statistics.fmean(losses[-10:]) < 0.7 * losses[0]

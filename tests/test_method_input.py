@@ -87,7 +87,6 @@ def test_labels_are_asked_for_where_they_are_needed(tmp_path, capsys):
         (("method=jigsaw", "dataset.scale.tiled_view=1"), "are too small: enlarge dataset.image_size"),
         (("method=relative_patch", "method.gap=0.1"), "only with gap > 2·jitter"),
         (("method=relative_patch", "dataset.scale.paired_view=1"), "are too small: enlarge dataset.image_size"),
-        (("method=colorization",), "needs colour images, these are grey"),
         (("method=inpainting", "method.hole=round"), "expected centre or blobs"),
         (("method=autoencoder", "method.hidden=1.5"), "hidden=1.5"),
     ],

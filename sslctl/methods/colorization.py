@@ -40,7 +40,7 @@ class Colorization(Method):
     ):
         super().__init__(backbone, facts)
         if facts.channels != 3:
-            raise ValueError("colorization needs colour images, these are grey: dataset=cifar10 or dataset=folder")
+            raise ValueError("colorization needs colour images, these are grey: dataset=photos, cifar10 or folder")
         if form not in ("classification", "regression"):
             raise ValueError(f"method.form={form}: expected classification or regression")
         backbone.sees_lightness = True
