@@ -1,4 +1,4 @@
-"""Methods learn: on digits, the worst of three seeds of one method a family beats the best of three random networks.
+"""Methods learn: on digits, the worst of two seeds of one method a family beats the best of two random networks.
 
 By logistic regression on five labels a class: with all labels, digits are too easy to tell networks apart. The settings were
 chosen with the online kNN, among training images. scripts/small_benchmark.py trains every method and variant, on 60,000 images
@@ -23,7 +23,7 @@ from sslctl.runs import checkpoint
 from sslctl.runs.directory import read_config
 from tests.runs import slow
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 COMMON = (
     *("dataset=digits", "trainer.batch_size=64", "trainer.epochs=4", "trainer.threads=1", "trainer.device=cpu"),
     *("trainer.tensorboard=false", "trainer.log_every_steps=1000", "evaluation.closing=false"),
@@ -90,7 +90,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture
 def learns(tmp_path_factory, request):
-    """(worst of three trained, best of three untrained) of a method."""
+    """(worst trained, best untrained) of a method."""
 
     def measure(name, *more):
         taught = (f"method.teacher={request.getfixturevalue('teacher')}",) if name == "seed" else ()
@@ -102,7 +102,7 @@ def learns(tmp_path_factory, request):
 
 
 @pytest.mark.parametrize("name", [name if name == "wmse" else slow(name) for name in METHODS])
-def test_the_worst_of_three_seeds_beats_the_best_of_three_random_networks(name, learns):
+def test_the_worst_seed_beats_the_best_random_network(name, learns):
     worst, best_random = learns(name)
     print(f"{name}: worst trained {worst:.3f}, best random {best_random:.3f}")
     assert worst >= best_random + 0.01

@@ -15,7 +15,7 @@ from tests.runs import metrics
 from tests.test_data import idx
 from tests.test_learning import features_of, few_label, train
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 SGD = ("optimizer=sgd", "optimizer.base_lr=0.1", "optimizer.lr_scaling=linear", "backbone=small_resnet")
 VIT = ("backbone=small_vit", "backbone.kwargs.embed_dim=64", "backbone.kwargs.depth=2", "backbone.kwargs.num_heads=2")
 
@@ -72,8 +72,8 @@ def test_fine_tuning_begins_better_from_masked_images_than_from_scratch(tmp_path
     run = train(tmp_path, "mae", *words)
     losses = [record["loss"] for record in metrics(run) if "loss" in record]
     assert statistics.fmean(losses[-10:]) < 0.9 * losses[0]
-    trained = min(fine_tuned(tmp_path, "mae", run, seed) for seed in SEEDS[:2])
-    scratch = max(fine_tuned(tmp_path, "scratch", None, seed) for seed in SEEDS[:2])
+    trained = min(fine_tuned(tmp_path, "mae", run, seed) for seed in SEEDS)
+    scratch = max(fine_tuned(tmp_path, "scratch", None, seed) for seed in SEEDS)
     print(f"mae: worst trained {trained:.3f}, best from scratch {scratch:.3f}")
     assert trained >= scratch + 0.03
 
