@@ -4,7 +4,7 @@ import atexit
 import functools
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from sslctl.factory.from_config import build_backbone, build_method
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.teacher import Teacher
-from sslctl.models.vit import patch_size_of, unpatchify
+from sslctl.models.vit import patch_size_of
 from sslctl.training.setup import build_optimizer
 from sslctl.views import Key, ViewMaker
 from tests.runs import SIMCLR, finish, image_folder
@@ -228,7 +228,7 @@ def silence(module: nn.Module) -> None:
             parameter.zero_()
 
 
-PATCH, PREFIX = 4, 1  # of built's vision transformers
+PREFIX = 1  # of built's vision transformers
 
 
 def entrance(method: Method) -> nn.Module:
@@ -246,28 +246,5 @@ def inputs_of(module: nn.Module) -> list[Tensor]:
     return seen
 
 
-def outputs_of(module: nn.Module) -> list[Tensor]:
-    """Fills with a module's outputs, one a forward; they keep their gradients."""
-    outputs = []
-
-    def keep(module, args, out):
-        out.retain_grad()
-        outputs.append(out)
-
-    module.register_forward_hook(keep)
-    return outputs
-
-
 def step_of(method: Method, batch: Batch) -> dict:
     return method(batch, method.schedules(0))
-
-
-def other_pixels(batch: Batch, where: Tensor) -> Batch:
-    """where: (S, S) or (B, 1, S, S) bool, pixels that become other ones."""
-    x = batch.views["global"]
-    return replace(batch, views={"global": torch.where(where, (x + 0.37) % 1, x)})
-
-
-def pixels_of(patches: Tensor) -> Tensor:
-    """(B, L) bool -> (B, 1, S, S) bool."""
-    return unpatchify(patches[..., None].expand(-1, -1, PATCH**2).float(), PATCH, SIDE // PATCH) > 0

@@ -1,7 +1,5 @@
 """Videos: frames in their order, keyed draws of them, and what the prediction of their order asks."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -124,26 +122,6 @@ def test_twelve_orders_and_a_film_backwards_is_the_film():
     assert len({tuple(p.sort().values.tolist()) for p in places}) > 5  # any four of six
 
 
-@pytest.mark.parametrize(("task", "blind"), [("verification", math.log(2)), ("order", math.log(12))])
-def test_a_classifier_that_knows_nothing(task, blind):
-    method, batch = numbered(task, rows=16)
-    last = method.classifier[-1] if task == "verification" else method.classifier
-    with torch.no_grad():
-        last.weight.zero_()
-        last.bias.zero_()
-    assert method(batch, {})["loss"].item() == pytest.approx(blind, rel=1e-5)
-
-
-def test_each_frame_keeps_one_channel():
-    method, batch = numbered("order", rows=64, channels=3)
-    x = batch.views["frames"] + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-    shown, _ = method.question(Batch({"frames": x}, batch.label, batch.index, batch.key))
-    assert torch.equal(shown[:, :, :1].expand_as(shown), shown)
-    kept = ((shown[:, :, 0, 0, 0] * 10).round() % 10).int()
-    assert set(kept.flatten().tolist()) == {1, 2, 3}
-    assert (kept != kept[:, :1]).any()  # not the same one for a whole film
-
-
 def ramps(rows=300):
     """A batch in which every pixel of every frame says where it is: its row, and its column divided by 100."""
     place = torch.arange(32.0)
@@ -177,17 +155,3 @@ def test_a_frames_move_depends_on_seed_epoch_and_video_only():
     whole = shown(range(20))
     assert torch.equal(shown([7, 3]), whole[[7, 3]])
     assert not torch.equal(shown(range(20), epoch=1), whole)
-
-
-def test_dropout_is_of_what_pairs_say_and_not_in_evaluation():
-    method, batch = numbered("order", rows=16, hidden_dim=64)
-    seen = []
-    method.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    method(batch, {})
-    method.eval()(batch, {})
-    method.dropout.p = 0.0
-    method.train()(batch, {})
-    dropped, calm, none = ((x == 0).float().mean().item() for x in seen)
-    assert dropped == pytest.approx(0.5 + 0.5 * none, abs=0.05)
-    assert calm < 0.95
-    assert not hasattr(numbered("verification")[0], "dropout")

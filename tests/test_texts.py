@@ -1,21 +1,17 @@
 """Texts: pieces and vocabularies, masked tokens, runs and their evaluation with their own tokenizer."""
 
 import json
-import math
-from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import sslctl
 from sslctl.cli import main
-from sslctl.data.text import CLS, MASK, SPECIAL, text
+from sslctl.data.text import CLS, MASK, text
 from sslctl.errors import InputError
 from sslctl.factory.from_run import load_method
 from sslctl.models.text_transformer import SmallTransformer
 from sslctl.runs import checkpoint
-from tests.methods import VOCABULARY, built, entrance, inputs_of, step_of
 from tests.runs import newest
 from tests.sequences import finished, language, run
 
@@ -52,29 +48,6 @@ def test_masking_hides_80_percent_leaves_10_and_changes_10():
     other = there[(there != MASK) & (there != was)]
     assert other.min() >= 4
     assert len(other.unique()) > 100
-
-
-def test_the_loss_ignores_positions_that_were_not_hidden():
-    method, batch = language(rows=8)
-    method.eval()
-    seen = []
-    method.transform.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
-    method(batch, {})
-    assert seen == [(8, 9, 16)]
-    with torch.no_grad():
-        method.backbone.network.embedding.weight.zero_()
-    assert method(batch, {})["loss"].item() == pytest.approx(math.log(300), rel=1e-5)  # nothing is known
-    assert math.log(30522) == pytest.approx(10.326, abs=1e-3)
-
-
-def test_the_output_layer_is_the_embeddings_own_table():
-    method, _ = language(rows=8)
-    assert [tuple(p.shape) for p in method.parameters()].count((300, 16)) == 1
-    tokens = torch.randn(2, 3, 16)
-    before = method.said(tokens)
-    with torch.no_grad():
-        method.backbone.network.embedding.weight[7] += 1.0
-    assert (method.said(tokens) != before).any((0, 1)).nonzero().flatten().tolist() == [7]
 
 
 def test_padding_changes_nothing():
@@ -151,35 +124,3 @@ def test_texts_may_come_in_train_and_test_folders(tmp_path, capsys):
     (tmp_path / "train" / "README.txt").unlink()
     with pytest.raises(InputError, match="class folder c does not exist"):
         text("test", str(tmp_path), 8, 300, None)
-
-
-# --- Hidden parts do not go in ---
-
-
-def test_a_text_is_read_without_its_hidden_tokens():
-    its = built("masked_language", rows=32)
-    seen = inputs_of(entrance(its.method))
-    step_of(its.method, its.batch)
-    ids = its.batch.views["tokens"]
-    hidden = seen[0] != ids[0]
-    asked = 32 * its.method.hidden
-    assert 0.8 * asked < hidden.sum() < asked  # a tenth stays as it is
-    assert 0.7 * asked < (seen[0] == MASK).sum() < 0.9 * asked
-    assert not hidden[:, 0].any()
-    ordinary = VOCABULARY - len(SPECIAL)
-    others = len(SPECIAL) + (ids - len(SPECIAL) + 7) % ordinary
-    step_of(its.method, replace(its.batch, views={"tokens": torch.where(hidden, others, ids)}))
-    assert torch.equal(seen[1], seen[0])
-
-
-# --- Targets ---
-
-
-def test_the_targets_of_masked_language_are_the_true_tokens():
-    its = built("masked_language")
-    ids = its.batch.views["tokens"][0]
-    its.method.backbone.network.tokens = lambda shown: 50 * F.one_hot(ids, VOCABULARY).float()  # knows them all
-    its.method.said = lambda tokens: tokens
-    out = step_of(its.method, its.batch)
-    assert out["loss"].item() == pytest.approx(0, abs=1e-6)
-    assert out["accuracy"] == 1
