@@ -93,7 +93,7 @@ def reference_swav(its, batch, step, update):
 def test_swav_steps_as_its_paper(size, crops):
     """Of the steps the queue of 9 takes no part in the first, is filled in the second, and used in the others."""
     settings = {"hidden_dim": 9, "out_dim": 5, "prototypes": 8, "temperature": 0.2, "epsilon": 0.08}
-    settings |= {"sinkhorn_iterations": 2, "queue_size": size, "queue_epochs": 1.2, "freeze_epochs": 1.3}
+    settings |= {"sinkhorn_iterations": 2, "queue_size": size, "queue_epochs": 1.17, "freeze_epochs": 1.26}
     state = {"queue": units(2 * size, 5).view(2, size, 5), "queue_filled": torch.tensor(3)}
     method = disturbed(SwAV(backbone(), facts(), **settings), **state)
     networks = {"projector": projector, "prototypes": lambda: nn.Linear(5, 8, bias=False)}

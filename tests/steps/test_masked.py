@@ -9,7 +9,17 @@ from sslctl.methods.ijepa import IJEPA
 from sslctl.methods.mae import MAE
 from sslctl.methods.simmim import SimMIM
 from tests.steps.compare import ROWS, TOTAL_STEPS, batch_of, compare, disturbed, facts, spread
-from tests.steps.transformers import MEAN, PREFIX, STD, embedded, encoded, pixels, sines, vision_transformer
+from tests.steps.transformers import (
+    MEAN,
+    PREFIX,
+    STD,
+    embedded,
+    encoded,
+    pixels,
+    sines,
+    transformer,
+    vision_transformer,
+)
 
 
 def of_mean(its, x):
@@ -58,12 +68,13 @@ def reference_mae(its, batch, step, update, normalize):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_mae_steps_as_its_paper(normalize):
-    settings = {"mask_ratio": 0.7, "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+    settings = {"mask_ratio": 0.7, "decoder_dim": 8, "decoder_depth": 2, "decoder_heads": 4}
     method = MAE(vision_transformer(8), facts(), normalize_target=normalize, **settings)
     positions_are_fixed(method.backbone, 4)
     batches = [batch_of(step, views=1) for step in (3, 4)]
     reference = partial(reference_mae, normalize=normalize)
-    compare(disturbed(method), reference, batches, first_step=3, features=of_mean)
+    networks = {"decoder": transformer}
+    compare(disturbed(method), reference, batches, networks=networks, first_step=3, features=of_mean)
 
 
 # --- SimMIM ---
@@ -141,18 +152,19 @@ def means_of_patches(its, x):
 
 
 def test_ijepa_steps_as_its_paper():
-    settings = {"targets": 4, "predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2}
+    settings = {"targets": 4, "predictor_dim": 8, "predictor_depth": 2, "predictor_heads": 4}
     settings |= {"teacher_momentum": 0.6, "teacher_momentum_end": 0.9}
     method = IJEPA(vision_transformer(16), facts(image_size=16), **settings)
     positions_are_fixed(method.backbone, 8)
     positions_are_fixed(method.teacher_backbone, 8)
     batches = [batch_of(step, views=1, side=16) for step in (13, 14, 15)]
-    compare(disturbed(method), reference_ijepa, batches, first_step=13, features=means_of_patches)
+    networks = {"predictor": transformer}
+    compare(disturbed(method), reference_ijepa, batches, networks=networks, first_step=13, features=means_of_patches)
 
 
 def test_ijepa_draws_blocks_as_its_paper():
     """In a finer grid, where roundings hide less."""
-    sizes = {"targets": 4, "predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2}
+    sizes = {"targets": 4, "predictor_dim": 8, "predictor_depth": 2, "predictor_heads": 4}
     method = IJEPA(
         vision_transformer(32), facts(image_size=32), teacher_momentum=1.0, teacher_momentum_end=1.0, **sizes
     )

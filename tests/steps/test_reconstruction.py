@@ -230,12 +230,14 @@ def reference_vae(its, batch, step, update):
 
 
 def test_vae_steps_as_its_paper():
-    settings = {"code_dim": 6, "likelihood_std": 9.0, "beta": 0.8, "beta_warmup_epochs": 0.4}
+    settings = {"code_dim": 6, "likelihood_std": 9.0, "beta": 0.8, "beta_warmup_epochs": 0.36}
     method = disturbed(VAE(backbone((2, 5)), facts(image_size=16), **settings))
     with torch.no_grad():
         for head in (method.mean_head, method.log_variance_head):
-            head.weight[:2] *= 1e-4  # codes that nearly nobody uses …
-            head.bias[:2] = torch.tensor([0.0, 0.2])  # … and one that is used a little
+            head.weight[:2] *= 1e-4  # a code that nearly nobody uses, and one that is used a little …
+            head.bias[:2] = torch.tensor([0.0, 0.2])
+        method.log_variance_head.weight[2] *= 1e-4  # … and one for some images more than for others
+        method.mean_head.bias[2], method.log_variance_head.bias[2] = 0.12, 0.0
 
     def features(its, x):
         return {"backbone": its.backbone(x), "mean": its.mean_head(its.backbone(x))}

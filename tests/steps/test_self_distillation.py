@@ -47,18 +47,18 @@ def head(*dims, norm=False):
     return nn.Sequential(nn.Sequential(*layers), UnitPrototypes(dims[-1], 8))
 
 
-TEACHING = {  # 10 steps an epoch: the prototypes are free from step 14 on, the temperature has grown at step 15
+TEACHING = {  # 10 steps an epoch: the prototypes are free from step 14 on, the temperature has risen at step 15
     "hidden_dim": 9,
     "bottleneck_dim": 5,
     "prototypes": 8,
     "student_temperature": 0.2,
     "teacher_temperature_start": 0.05,
     "teacher_temperature": 0.08,
-    "teacher_temperature_warmup_epochs": 1.5,
+    "teacher_temperature_warmup_epochs": 1.46,
     "center_momentum": 0.7,
     "teacher_momentum": 0.6,
     "teacher_momentum_end": 0.9,
-    "freeze_epochs": 1.4,
+    "freeze_epochs": 1.36,
     "clip_grad": 1.0,
 }
 STEPS = (13, 14, 15)

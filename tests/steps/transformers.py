@@ -1,6 +1,7 @@
 """A small vision transformer for reference steps, and what they make of its parts."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl.models.backbones import Backbone, Timm
@@ -15,6 +16,28 @@ def vision_transformer(side: int) -> Backbone:
     torch.manual_seed(0)
     sizes = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "num_heads": 2, "reg_tokens": 1}
     return Backbone(Timm("vit_tiny_patch16_224", 3, side, sizes), MEAN.flatten().tolist(), STD.flatten().tolist())
+
+
+class Block(nn.Module):
+    """Self-attention and two layers, each behind a norm and added to what came in (ViT, eq. 2 and 3), by timm's names."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads, self.attn, self.mlp = heads, nn.Module(), nn.Module()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, 1e-6), nn.LayerNorm(dim, 1e-6)
+        self.attn.qkv, self.attn.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.attn.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        z = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v  # (B, heads, L, D / heads)
+        x = x + self.attn.proj(z.transpose(1, 2).flatten(2))
+        return x + self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+
+
+def transformer() -> nn.Sequential:
+    """MAE's decoder and I-JEPA's predictor: two blocks of width 8 and a norm."""
+    return nn.Sequential(Block(8, 4), Block(8, 4), nn.LayerNorm(8, 1e-6))
 
 
 def embedded(backbone: nn.Module, images: Tensor) -> Tensor:
