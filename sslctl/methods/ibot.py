@@ -61,7 +61,7 @@ class IBOT(Method):
         require_class_token(backbone.vision_transformer())
         self.prefix = backbone.vision_transformer().num_prefix_tokens
         self.head = prototype_head(backbone.embed_dim, hidden_dim, bottleneck_dim, prototypes, norm=False)
-        self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim))  # a row: decays as a weight (official code)
         self.teacher_backbone, self.teacher_head = teacher_of(backbone), teacher_of(self.head)
         self.register_buffer("centers", torch.zeros(2, prototypes))
         self.mask_chance, self.mask_ratio = mask_chance, (mask_ratio_low, mask_ratio_high)

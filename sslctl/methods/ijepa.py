@@ -51,7 +51,7 @@ class IJEPA(Method):
         self.targets = targets
         self.teacher_momentum, self.teacher_momentum_end = teacher_momentum, teacher_momentum_end
         self.embed = nn.Linear(backbone.embed_dim, predictor_dim)
-        self.mask_token = nn.Parameter(torch.empty(predictor_dim))
+        self.mask_token = nn.Parameter(torch.empty(1, predictor_dim))  # a row: decays as a weight (official code)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.predictor = nn.Sequential(
             *blocks(predictor_dim, predictor_depth, predictor_heads), nn.LayerNorm(predictor_dim, 1e-6)

@@ -38,7 +38,7 @@ class MAE(Method):
         if not 0 < self.kept < self.patches:
             raise ValueError(f"method.mask_ratio={mask_ratio} leaves {self.kept} of {self.patches} patches visible")
         self.embed = nn.Linear(backbone.embed_dim, decoder_dim)
-        self.mask_token = nn.Parameter(torch.empty(decoder_dim))
+        self.mask_token = nn.Parameter(torch.empty(1, decoder_dim))  # a row: decays as a weight (official code)
         self.decoder = nn.Sequential(
             *blocks(decoder_dim, decoder_depth, decoder_heads), nn.LayerNorm(decoder_dim, 1e-6)
         )

@@ -34,9 +34,15 @@ class SimMIM(Method):
         self.hidden = math.ceil(mask_ratio * self.squares)
         if not 0 < self.hidden < self.squares:
             raise ValueError(f"method.mask_ratio={mask_ratio} hides {self.hidden} of {self.squares} squares")
-        self.mask_token = nn.Parameter(torch.empty(backbone.embed_dim))
+        self.mask_token = nn.Parameter(torch.empty(1, backbone.embed_dim))  # a row: decays as a weight (official code)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Linear(backbone.embed_dim, self.patch**2 * facts.channels)
+
+    def parameter_groups(self) -> list[dict]:
+        model = self.backbone.vision_transformer()
+        plain = [p for p in (model.cls_token, model.pos_embed) if p is not None]  # without weight decay (official code)
+        rest = [p for p in self.parameters() if all(p is not other for other in plain)]
+        return [{"params": rest}, {"params": plain, "weight_decay_scale": 0.0}]
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         tokens = self.backbone.tokens(images)  # (B, P + L, D), nothing hidden

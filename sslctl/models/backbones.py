@@ -64,7 +64,7 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """(B, C, H, W) -> (B, P + L, D), the tokens of a vision transformer, its P prefix tokens first.
 
-        mask: (B, L) bool, True where mask_token (D,) takes a patch's place. keep: (B, K) or (K,), the patches that go in.
+        mask: (B, L) bool, True where mask_token (1, D) takes a patch's place. keep: (B, K) or (K,), the patches that go in.
         """
         return vit.tokens(self.vision_transformer(), self.normalize(images), mask, mask_token, keep)
 

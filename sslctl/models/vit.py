@@ -51,7 +51,7 @@ def grid_of(model: nn.Module, images: Tensor) -> tuple[int, int]:
 def tokens(model: nn.Module, x: Tensor, mask: Tensor | None, mask_token: Tensor | None, keep: Tensor | None) -> Tensor:
     """`VisionTransformer.forward_features` on normalised (B, C, H, W) -> (B, P + L, D), the P prefix tokens first.
 
-    mask: (B, L) bool, True where mask_token (D,) stands in for the patch's embedding. keep: (B, K) or (K,) int64, the only
+    mask: (B, L) bool, True where mask_token (1, D) stands in for the patch's embedding. keep: (B, K) or (K,) int64, the only
     patches that go in; then L is K, in their order.
     """
     x = model.patch_embed(x)  # (B, rows, columns, D), or (B, L, D)
