@@ -202,7 +202,7 @@ DISTILLED = [
     ),
     Comparison(
         "DINO, positions of a local crop", "dino", "`interpolate_pos_encoding`, 6×6 of 14×14", positions, 0,
-        reason="timm's bicubic resampling has an antialiasing filter, theirs has none; most on positions that are noise, as these are",
+        reason="timm's bicubic resampling has an antialiasing filter, theirs has none (these positions are noise)",
     ),
     Comparison(
         "iBOT", "ibot", "`VisionTransformer`, `iBOTHead`, `iBOTLoss`, `train_one_epoch`", ibot, 6,

@@ -14,6 +14,8 @@ from sslctl.methods.mae import MAE
 from sslctl.methods.simmim import SimMIM
 from sslctl.ops.masks import block_mask, random_order, rectangles
 from sslctl.random import Key
+from sslctl.training.optim import parameter_groups
+from tests.methods import built
 from tests.one_view import a_batch, facts
 
 
@@ -201,3 +203,18 @@ def test_blocks_cover_exactly_as_many_patches_as_they_should(rows, columns):
 def test_places_of_rectangles_are_drawn_for_rows_and_columns_apart():
     corners = rectangles(Key(0, 0, torch.arange(2000)), "a", 1, 5, 6, 2, 2)[:, 0, 0]
     assert (torch.bincount(corners, minlength=24).view(4, 6)[:, :5] > 50).all()  # 100 each
+
+
+# --- Weight decay ---
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim", "ijepa", "ibot"])
+def test_mask_tokens_decay_as_weights(name):
+    method = built(name).method
+    groups = parameter_groups(method.parameter_groups(), 0.05, exclude_bias_and_norm=True)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    network = method.backbone.network.model
+    assert decay[id(method.mask_token)] == 0.05
+    assert decay[id(network.cls_token)] == (0.0 if name == "simmim" else 0.05)
+    assert decay.get(id(network.pos_embed)) == {"simmim": 0.0, "ibot": 0.05}.get(name)  # fixed elsewhere
+    assert len(decay) == sum(p.requires_grad for p in method.parameters())
