@@ -87,7 +87,7 @@ def reference_simmim(its, batch, step, update):
     hidden = torch.stack([squares[:, row // 2 * 4 + column // 2] for row in range(8) for column in range(8)], 1)
     h = encoded(its.backbone, torch.where(hidden[..., None], its.mask_token, embedded(its.backbone, x)))[:, PREFIX:]
     error = (h @ its.head.weight.T + its.head.bias - pixels((x - MEAN) / STD)).abs()
-    plain = ("backbone.network.model.cls_token", "backbone.network.model.pos_embed")  # without weight decay: official code
+    plain = ("backbone.network.model.cls_token", "backbone.network.model.pos_embed")  # no weight decay: official code
     update(error[hidden].sum() / hidden.sum() / 12, decays=dict.fromkeys(plain, 0.0))
     return {"feature_std": spread(h.mean(1))}
 
