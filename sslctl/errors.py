@@ -28,6 +28,11 @@ def user_path(text: Any) -> Path:
     return Path(os.path.expanduser(str(text)))
 
 
+def shown(text: Any) -> str:
+    """Returns a text as one line of what can be seen: control characters, which a terminal would obey, as escapes (\\x1b)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
 def first_line(error: BaseException) -> str:
     """Returns what an error says first, or its kind where it says nothing."""
     lines = [line for line in str(error).splitlines() if line.strip()]

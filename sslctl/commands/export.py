@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, shown, user_path
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.export.description import description
 from sslctl.export.format import Format, Network
 from sslctl.export.formats import FORMATS
-from sslctl.export.verify import ParityError, _script, compared, network_of
+from sslctl.export.verify import ParityError, compared, network_of
 from sslctl.runs.atomic import make_folder_of
 from sslctl.runs.directory import TOKENIZER
 
@@ -24,13 +24,13 @@ def export(config: Any) -> None:
         network = network_of(one)
         lines = kind.lines(network)
         out = _out(config, one, kind, network)
-        print(one.title, flush=True)
+        print(shown(one.title), flush=True)
         with _beside(out) as folder:
             file = folder / out.name
             kind.write(network, file)
             if one.source.tokenizer:
                 file.with_suffix(f".{TOKENIZER}").write_text(one.source.tokenizer)
-            parity = compared(one, kind, network, lines, file, config.images)
+            parity = compared(one, kind, network, file, config.images)
             if not parity.difference <= config.tolerance * parity.scale:  # NaN is no agreement either
                 raise ParityError(
                     f"{out} is not written: loaded by {kind.loader}, its features are not the run's: {parity.describe()}"
@@ -41,18 +41,19 @@ def export(config: Any) -> None:
                 checked.replace(out.with_name(checked.name))
         size = out.stat().st_size / 2**20
         print(
-            f"  {out}: {network.width} {network.features} features of {network.preprocess.summary()}, {size:,.2f} MiB"
+            f"  {shown(out)}: {network.width} {network.features} features of {network.preprocess.summary()}, {size:,.2f} MiB"
         )
         print(f"  loaded by {kind.loader}: {parity.describe()}")
-        print(f"  load it with these lines, which {out.name}.md says as well:\n")
-        print("\n".join(f"    {line}" for line in _script(lines, out)), end="\n\n")
+        print(f"  load it with these lines, which {shown(out.name)}.md says as well:\n")
+        print("\n".join(f"    {line}" for line in lines.script(out)), end="\n\n")
 
 
 def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path:
     """Returns where the file goes. Raises InputError for another suffix than the format's, or a folder that cannot be made."""
     features = "" if network.features == "backbone" else f"-{network.features}"
     taker = f"-{config.format}" if config.format in ("torchvision", "timm") else ""
-    name = f"{one.name}{features}{taker}{kind.suffix}"
+    # A run's own files say how its backbone is called: that is no way out of the folder.
+    name = f"{shown(one.name).replace('/', '_')}{features}{taker}{kind.suffix}"
     out = user_path(config.out) if config.out else one.folder / "export" / name
     if out.suffix != kind.suffix or out.is_dir():
         given = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"

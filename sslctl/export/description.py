@@ -1,15 +1,17 @@
 """The description beside an exported file: what it holds, what it expects, how it is loaded, how it was checked."""
 
 import hashlib
+import html
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from sslctl.data.modality import TEXTS
+from sslctl.errors import shown
 from sslctl.evaluation.named_networks import NamedNetwork
-from sslctl.export.format import Lines, Network
-from sslctl.export.verify import Parity, _script
+from sslctl.export.format import Lines, Network, literal
+from sslctl.export.verify import Parity
 from sslctl.runs.directory import TOKENIZER, now, versions
 
 
@@ -30,7 +32,7 @@ def description(one: NamedNetwork, network: Network, name: str, lines: Lines, fi
     facts = {
         "format": name,
         "features": f"{network.width} for each {modality.name}, `{network.features}`",
-        "weights": one.title,
+        "weights": _as_text(one.title),
         "weights_sha256": subject.weights_sha256,
         "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         **expected.facts,
@@ -39,13 +41,18 @@ def description(one: NamedNetwork, network: Network, name: str, lines: Lines, fi
     }
     comment = f"  # {expected.shape.format(' array' if lines.arrays else '')}"
     own = [] if name == "safetensors" else [*expected.lines, ""]  # sslctl.load brings its own
-    code = [*own, *_script(lines, Path(file.name))]
+    code = [*own, *lines.script(Path(file.name))]
     listed = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    return f"# {file.name}\n\n{listed}\n\n```python\n" + "\n".join(code) + f"{comment}\n```\n"
+    return f"# {_as_text(file.name)}\n\n{listed}\n\n```python\n" + "\n".join(code) + f"{comment}\n```\n"
+
+
+def _as_text(name: str) -> str:
+    """Returns a name for Markdown, where it is neither markup nor several lines."""
+    return html.escape(shown(name), quote=False)
 
 
 def _text_input(network: Network, file: Path) -> Input:
-    length, name = network.preprocess.length, file.with_suffix(f".{TOKENIZER}").name
+    length, name = literal(network.preprocess.length), file.with_suffix(f".{TOKENIZER}").name
     return Input(
         f"tokens: (B, {length}) int64{{}}",
         {"input": f"{length} tokens, [CLS] (2) first, filled up with [PAD] (0)"},
@@ -63,10 +70,10 @@ def _text_input(network: Network, file: Path) -> Input:
 def _image_input(network: Network, outside: bool) -> Input:
     """outside: whether the normalisation is not in the file."""
     settings = network.preprocess
-    size, resize, mode, colour = settings.image_size, settings.resize, "RGB", "RGB"
+    size, resize, mode, colour = literal(settings.image_size), literal(settings.resize), "RGB", "RGB"
     if settings.channels == 1:
         mode, colour = "L", "greyscale"
-    shape = f"(B, {settings.channels}, {size}, {size}) float32"
+    shape = f"(B, {literal(settings.channels)}, {size}, {size}) float32"
     buffers = network.backbone or settings
     mean, std = (
         [float(f"{v:.7g}") for v in (t.flatten().tolist() if isinstance(t, Tensor) else t)]

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sslctl.data.loader import clean_batches
 from sslctl.evaluation.named_networks import NamedNetwork
-from sslctl.export.format import FILE, Format, Lines, Network
+from sslctl.export.format import Format, Network
 from sslctl.factory.exportable import find_backbone
 from sslctl.methods.base import Method
 from sslctl.views.maker import clean
@@ -64,17 +63,16 @@ def network_of(one: NamedNetwork) -> Network:
 
 
 @torch.no_grad()
-def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, file: Path, count: int) -> Parity:
-    """Compares the features of real images by the run with those by a file, which the lines for the user load.
+def compared(one: NamedNetwork, kind: Format, network: Network, file: Path, count: int) -> Parity:
+    """Compares the features of real images by the run with those by a file, which its own library loads.
 
     Raises ParityError for features of another shape, and for weights that are not the network's.
     """
-    source, scope = one.source, {}
-    exec("\n".join(_quoted(lines.load, file)), scope)
+    source, loaded = one.source, kind.load(network, file)
     tensors = kind.tensors and kind.tensors(network)
     if tensors is not None:
-        loaded = scope["model"].state_dict()
-        other = [name for name in loaded.keys() | tensors.keys() if not _same(loaded.get(name), tensors.get(name))]
+        read = loaded.model.state_dict()
+        other = [name for name in read.keys() | tensors.keys() if not _same(read.get(name), tensors.get(name))]
         if other:
             raise ParityError(
                 f"{file.name} is not written: loaded by {kind.loader}, {len(other)} of its {len(tensors)} tensors are not the"
@@ -86,7 +84,7 @@ def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, fi
         settings = {"resize": network.preprocess.resize, "batch_size": 32, "workers": 0}
         for images in clean_batches(source, part, **settings):
             images = clean(images) if images.dtype == torch.uint8 else images
-            ours, theirs = one.subject.function(images).float(), _applied(lines, scope, images)
+            ours, theirs = one.subject.function(images).float(), loaded.features(images).float()
             if theirs.shape != ours.shape:
                 raise ParityError(f"{file.name} gives features {tuple(theirs.shape)}, the run {tuple(ours.shape)}")
             worst = float((theirs - ours).abs().max())
@@ -98,21 +96,3 @@ def compared(one: NamedNetwork, kind: Format, network: Network, lines: Lines, fi
 
 def _same(loaded: Tensor | None, expected: Tensor | None) -> bool:
     return loaded is not None and expected is not None and torch.equal(loaded, expected)
-
-
-def _applied(lines: Lines, scope: dict[str, Any], images: Tensor) -> Tensor:
-    """Returns the features (B, D) by the line that a user is given."""
-    scope["images"] = scope["tokens"] = images.numpy() if lines.arrays else images
-    exec(lines.use, scope)
-    return torch.as_tensor(scope["features"]).float()
-
-
-def _quoted(lines: list[str], file: Path) -> list[str]:
-    return [line.replace(FILE, repr(str(file))) for line in lines]
-
-
-def _script(lines: Lines, file: Path) -> list[str]:
-    return [*_quoted(lines.load, file), lines.use]
-
-
-# --- The description beside the file ---

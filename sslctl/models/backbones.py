@@ -219,6 +219,10 @@ class MLP(nn.Module):
         return [(f"layers.{i}", f"layers.{i + 1}") for i in range(0, len(self.layers), 3)]  # Linear and BatchNorm1d
 
 
+# Arguments of timm.create_model that read or download files.
+_LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+
 class Timm(nn.Module):
     """Any timm model by name, without its classifier and without downloading weights."""
 
@@ -231,6 +235,11 @@ class Timm(nn.Module):
 
             near = difflib.get_close_matches(model, timm.list_models(), 3)
             raise ValueError(f"backbone.model={model} is not a timm model (nearest: {', '.join(near) or 'none'})")
+        for key in kwargs:
+            if not key.isidentifier():
+                raise ValueError(f"backbone.kwargs.{key}: expected the name of an argument of a timm model")
+            if key in _LOADS:
+                raise ValueError(f"backbone.kwargs.{key}: weights come from backbone.weights=FILE alone")
         own = {"pretrained": False, "num_classes": 0, "in_chans": channels, **kwargs}
         # Transformers fix their position embedding to a size, which most can resample for crops of another; convolutional
         # models refuse the size.
