@@ -18,11 +18,11 @@ from typing import Any
 
 from sslctl.config import command_line as overrides
 from sslctl.config import diagnose as explain
-from sslctl.config.schema import CONFIGS, SCHEMAS, register_schemas
-from sslctl.config.targets import allow
+from sslctl.config.schema import CONFIGS, SCHEMAS
+from sslctl.config.targets import allow, refuse_targets
 from sslctl.config.validation import mistakes
 from sslctl.data.scale import choose_scale
-from sslctl.errors import InputError, Stopped, first_line, nearest
+from sslctl.errors import InputError, Stopped, first_line, nearest, shown
 from sslctl.ops.allocator import keep_freed_memory
 
 VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
@@ -128,7 +128,7 @@ def guarded(work: Callable[[], int | None]) -> int:
 def _worded(python: Callable, message: Warning, category: type[Warning], *place: Any) -> str:
     """Formats a warning of sslctl's own without the place in its code, others as Python shows them."""
     if category.__module__.startswith("sslctl."):
-        return f"sslctl: {message}\n"
+        return f"sslctl: {shown(message)}\n"
     return python(message, category, *place)
 
 
@@ -141,6 +141,8 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
 
     try:  # hydra.main would compose twice, first to find out whether it is a sweep
         config = explain.compose_choices(verb, prepared, prepared.overrides, with_hydra=True)
+    except InputError:
+        raise
     except Exception as error:
         raise explain.explain(verb, prepared, error) from error
     HydraConfig.instance().set_config(config)
@@ -159,6 +161,7 @@ def _do_job(verb: str, config: Any) -> None:
 
     name = verb.replace("-", "_")
     try:
+        refuse_targets(config)
         problems = mistakes(SCHEMAS[name], config)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise InputError(explain.located(error)) from error
@@ -176,7 +179,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
     """Hands one verb's arguments to Hydra (a sweep, --help, --cfg …) and turns Hydra's errors into sslctl's."""
     import hydra
 
-    register_schemas()
+    explain.prepare_hydra()
     failures: list[tuple[str, Exception]] = []
     started = False
 
@@ -208,7 +211,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
             sys.argv += [*prepared.search_path, *prepared.overrides, *prepared.options]
             hydra.main(config_path=str(CONFIGS), config_name=verb.replace("-", "_"), version_base="1.3")(job)()
     except Exception as error:
-        if not started:  # Hydra could not compose it
+        if not started and not isinstance(error, InputError):  # Hydra could not compose it
             raise explain.explain(verb, prepared, error) from error
         if not failures:
             raise
@@ -220,7 +223,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
         raise failures[0][1]
     print(f"\nsslctl: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
     for choices, error in failures:
-        print(f"  {choices}: {first_line(error)}", file=sys.stderr)
+        print(shown(f"  {choices}: {first_line(error)}"), file=sys.stderr)
     return 1
 
 
@@ -260,11 +263,12 @@ def _fail(error: Exception) -> int:
 def _report(error: Exception, prefix: str = "") -> None:
     if os.environ.get("SSLCTL_DEBUG"):
         traceback.print_exception(error)
-    lines = str(error).splitlines() or [type(error).__name__]
+    lines = error.messages if isinstance(error, InputError) else str(error).split("\n")
+    lines = [shown(line) for line in lines if line.strip()] or [type(error).__name__]
     if not isinstance(error, InputError | RuntimeError | OSError | ValueError | TypeError):
         lines[0] = f"{type(error).__name__}: {lines[0]}"
     for line in lines:
-        print(f"sslctl: {prefix}{line}", file=sys.stderr)
+        print(f"sslctl: {shown(prefix)}{line}", file=sys.stderr)
 
 
 def end(status: int) -> None:

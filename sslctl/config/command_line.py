@@ -3,20 +3,23 @@
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sslctl.config.keys import UNTYPED, facts_in
 from sslctl.config.schema import CONFIGS, SCHEMAS
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, nearest, user_path
 
 _PATHS = {path for path, facts in UNTYPED.items() if facts.path} | {
     typed.name for schema in SCHEMAS.values() for typed in fields(schema) if facts_in(typed).path
 }
 # Choices that stand at another place of the configuration than their group's name says.
 PLACED = {"eval_dataset": "dataset@eval_dataset", "scale": "scale@dataset.scale"}
-_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
+_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
+# Hydra has more, and takes any beginning of a name: those would read other files than a verb's, or a pickle.
+_OPTIONS = (*_WITH_VALUE, "--multirun", "-m", "--run", "-r", "--help", "-h", "--hydra-help", "--resolve", "--version")
 
 
 @dataclass
@@ -54,6 +57,8 @@ def prepare(arguments: list[str]) -> Prepared:
         argument = queue.pop(0)
         if argument.startswith("-"):
             name, given, value = argument.partition("=")
+            if name not in _OPTIONS:
+                raise InputError(f"{name}: no such option{nearest(name, _OPTIONS)}; there are {', '.join(_OPTIONS)}")
             if name in _WITH_VALUE and not given:
                 value = queue.pop(0) if queue else ""
             if name in ("--config-dir", "-cd"):
@@ -128,6 +133,36 @@ def command_line() -> str:
     allow = allowed_by_user()
     options += [f"allow=[{','.join(allow)}]"] if allow else []
     return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *options, *task_overrides()])
+
+
+def recorded_words(command: str) -> list[str]:
+    """Reads a command that a run's environment.json holds; raises InputError where it is none of sslctl's."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:  # quotes that do not close
+        words = []
+    if len(words) < 2 or words[0] != "sslctl" or words[1].replace("-", "_") not in SCHEMAS:
+        raise InputError(f"recorded command {command!r}: expected sslctl VERB …")
+    return words
+
+
+def shell_words(words: Iterable[Any]) -> str:
+    """Joins words into a line for a shell, that reads them back as they are and does nothing else.
+
+    A word with control characters is written $'…', as bash, zsh and ksh read it.
+    """
+    return " ".join(_shell_word(str(word)) for word in words)
+
+
+def _shell_word(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    escapes = {"\\": "\\\\", "'": "\\'"}
+    return "$'" + "".join(escapes.get(c) or (c if c.isprintable() else _octal(c)) for c in word) + "'"
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def refuse_other_choices(config: Any) -> None:

@@ -121,12 +121,20 @@ def located(error: Any) -> str:
     return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
+def prepare_hydra() -> None:
+    """Lets Hydra know the schemas, and keeps files of the user's directories from setting what Hydra builds."""
+    from sslctl.config.hydra_files import check_user_files
+
+    register_schemas()
+    check_user_files()
+
+
 def compose_choices(verb: str, prepared: Prepared, choices: list[str], with_hydra: bool = False):
     """Composes a verb's configuration with choices of files, or any overrides. with_hydra: Hydra's own node is part of it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    register_schemas()
+    prepare_hydra()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(verb.replace("-", "_"), choices + prepared.search_path, return_hydra_config=with_hydra)

@@ -5,6 +5,7 @@ import inspect
 import sys
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from sslctl.config.keys import own_keys
 from sslctl.errors import InputError, nearest
 
-_OWN = ("sslctl", "torch.optim")
+# What a file may name by itself: parts, not the commands and tools around them.
+_OWN = ("sslctl.data", "sslctl.models", "sslctl.methods", "sslctl.evaluation", "sslctl.training.optim", "torch.optim")
 _allowed: list[str] = [*_OWN]
 
 
@@ -28,21 +30,47 @@ def allowed_by_user() -> list[str]:
     return _allowed[len(_OWN) :]
 
 
+def is_below(name: str, packages: Iterable[str]) -> bool:
+    """Tells whether a dotted name is one of these packages or in one of them."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def refuse_targets(config: Any, path: str = "") -> None:
+    """Raises InputError for a `_target_` outside the allowed packages anywhere in a configuration, read by code or not."""
+    if isinstance(config, DictConfig) and config.get("_target_") is not None:
+        _refuse_other(config.get("_target_"), path)
+    for key in config if isinstance(config, DictConfig) else range(len(config)):
+        if OmegaConf.is_config(value := None if OmegaConf.is_missing(config, key) else config[key]):
+            refuse_targets(value, f"{path}.{key}".lstrip("."))
+
+
+def _refuse_other(name: Any, path: str) -> None:
+    if not isinstance(name, str):
+        raise InputError(f"{path}._target_={name}: expected the name of a class or function")
+    if not is_below(name, _allowed):
+        raise InputError(f"{path}._target_={name} is not sslctl's own: {allow_advice(name)}")
+
+
+def allow_advice(name: str) -> str:
+    """Returns what to do about a name of somebody's code."""
+    return f"add allow=[{name.split('.')[0]}] to the command if you trust it"
+
+
 def target_of(node: DictConfig, path: str) -> Any:
     """Imports the class or function that a node's `_target_` names. Raises InputError outside the allowed packages."""
     name = node.get("_target_")
     if not name:
         raise InputError(f"{path} has no _target_")
-    if not any(name == package or name.startswith(f"{package}.") for package in _allowed):
-        package = name.split(".")[0]
-        raise InputError(
-            f"{path}._target_={name} is not sslctl's own: add allow=[{package}] to the command if you trust it"
-        )
+    _refuse_other(name, path)
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        target = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: a name without a module
         raise InputError(f"{path}._target_={name} cannot be imported: {error}") from error
+    # A module of ours imports tools of others, which a file must not reach through it.
+    if not is_below(name, allowed_by_user()) and not is_below(str(getattr(target, "__module__", "")), _OWN):
+        raise InputError(f"{path}._target_={name} is not defined there")
+    return target
 
 
 def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = ()) -> tuple[Any, dict]:
