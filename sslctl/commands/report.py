@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, shown, user_path
 from sslctl.factory.from_run import resolve_runs
 from sslctl.report import groups as compare
 from sslctl.report.page import page
@@ -23,7 +23,7 @@ def report(config: Any) -> None:
     compare.refuse_other_datasets(runs)
     text = page(runs, common, config)
     write_text(out, text)
-    print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
+    print(f"{shown(out)}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
 
 
 def _label(run: Path, common: Path, count: int) -> str:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
-from sslctl.errors import InputError, user_path
+from sslctl.config.command_line import recorded_words, shell_words
+from sslctl.errors import InputError, shown, user_path
 from sslctl.evaluation.console import console
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import step_of, steps_on_disk
@@ -22,7 +24,7 @@ def runs(config: Any) -> None:
             raise InputError(f"no runs: {root} is not a directory (sslctl runs DIR looks elsewhere)")
     run_dirs = list(dict.fromkeys(run for root in roots for run in rundir.find_runs(root)))
     if not run_dirs:
-        print(f"no runs below {', '.join(map(str, roots))}")
+        print(f"no runs below {', '.join(map(shown, roots))}")
         return
     table, resumable = Table(), []
     for column in ("run", "status", "epoch", "kNN %", "verdict", "size"):
@@ -31,14 +33,24 @@ def runs(config: Any) -> None:
         status, epoch, knn = _state(run)
         worst = verdict(findings(run))
         health = {"warn": f"{worst.rule} (warn)", "early": "too early"}.get(worst.level, worst.rule)
-        table.add_row(_relative(run), status, epoch, knn, health, f"{rundir.total_size(run) / 2**20:,.1f} MiB")
+        table.add_row(
+            Text(shown(_relative(run))), status, epoch, knn, health, f"{rundir.total_size(run) / 2**20:,.1f} MiB"
+        )
         if status != "finished":
-            environment = rundir.read_json(run / rundir.ENVIRONMENT)
-            resumable.append(f"  (cd {environment['cwd']} && {environment['command']})")
+            resumable.append(f"  {_command(run)}")
     console().print(table)
     if resumable:
         print("to continue:")
         print("\n".join(resumable))
+
+
+def _command(run: Path) -> str:
+    """Returns the command that continues a run, in the directory where it was started."""
+    environment = rundir.read_json(run / rundir.ENVIRONMENT)
+    try:
+        return f"(cd {shell_words([environment['cwd']])} && {shell_words(recorded_words(environment['command']))})"
+    except InputError as error:  # of one run; the others have theirs
+        return f"none for {shown(_relative(run))}: {shown(error)}"
 
 
 def _state(run: Path) -> tuple[str, str, str]:

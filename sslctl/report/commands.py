@@ -2,11 +2,10 @@
 
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslctl.config.command_line import quote
+from sslctl.config.command_line import quote, recorded_words, shell_words
 from sslctl.evaluation.provenance import words_of
 from sslctl.report.run import Run
 from sslctl.runs.results import Result
@@ -19,12 +18,12 @@ LEAST_STEPS = 500  # of a run that is long enough to be judged
 
 def placed(cwd: str, words: Sequence[str]) -> str:
     """Returns a command where it was said."""
-    return f"cd {shlex.quote(cwd)} && {shlex.join(words)}"
+    return f"cd {shell_words([cwd])} && {shell_words(words)}"
 
 
 def words_in(command: str) -> list[str]:
     """Returns the words of a recorded command; paths without the quotes that Hydra's grammar asks for, where they need none."""
-    words = (word.replace("dataset@eval_dataset=", "eval_dataset=") for word in shlex.split(command))
+    words = (word.replace("dataset@eval_dataset=", "eval_dataset=") for word in recorded_words(command))
     return [_PLAIN.sub(r"\1=\2", word) for word in words]
 
 
@@ -95,7 +94,7 @@ def measuring(run: Run, result: Result) -> str:
     It has the words by which the result was measured; of what pretraining measured at its end, the words that make the
     same settings.
     """
-    recorded = words_in(result.command or "")
+    recorded = words_in(result.command) if result.command else []
     if recorded and recorded[1] != "pretrain":
         return placed(result.cwd, [*recorded[:2], named(run.path), *without(recorded[2:], "ckpt")])
     where, params = named(run.path), result.params

@@ -1,14 +1,16 @@
 """sslctl report: gathers what the page says, fills the template, and writes one file."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from sslctl.config.command_line import shell_words
+from sslctl.errors import shown
 from sslctl.evaluation.runner import reader_of
 from sslctl.report import charts as figures
-from sslctl.report import details, setup, summary, tables
+from sslctl.report import commands, details, setup, summary, tables
 from sslctl.report import groups as compare
 from sslctl.report import measurement as measured
 from sslctl.report.run import Run
@@ -32,7 +34,7 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
     data, group_details, sheets, map_names = details.data_of(runs[0], config), [], [], []
     if not isinstance(data, str):
         for number, group in enumerate(groups[: config.detailed]):
-            print(f"{group.name}: features and pictures of {group.runs[0].label}", flush=True)
+            print(shown(f"{group.name}: features and pictures of {group.runs[0].label}"), flush=True)
             group_details.append(details.detail_of(group, number, data, config, read, device))
         map_sheet, map_names = details.map_sheet(data, config)
         pictures = [part.sheet for d in group_details for part in (d.views, d.pictures, d.neighbours) if part]
@@ -52,6 +54,7 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
     environment = Environment(
         loader=PackageLoader("sslctl.report", "."),
         autoescape=True,
+        finalize=_without_control_characters,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -85,10 +88,15 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
     )
 
 
+def _without_control_characters(value: Any) -> Any:
+    """Shows a text's control characters; autoescape, after this, keeps the text from being markup."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _all_of(runs: list[Run], common: Path) -> str:
     """Returns the words that name these runs and no others on a command line."""
     paths = [run.path for run in runs]
-    return shlex.join(map(str, [common] if rundir.find_runs(common) == sorted(paths) else paths))
+    return shell_words(map(commands.named, [common] if rundir.find_runs(common) == sorted(paths) else paths))
 
 
 def charts_of(groups: list[compare.Group], alone: bool) -> list[figures.Chart]:

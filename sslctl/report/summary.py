@@ -1,7 +1,6 @@
 """The page's first lines: whether a run is well, the figure that matters with its protocol, and what to do next."""
 
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +117,7 @@ _LONGER = "Train longer: after so few steps no run can be judged"
 
 
 def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
-    where, here = shlex.quote(commands.named(run.path)), f"cd {shlex.quote(run.environment['cwd'])} && "
+    where, cwd = commands.named(run.path), run.environment["cwd"]
     steps, sound = [], run.finished and run.level in ("ok", "warn")
     if run.level == "bad":
         words = "Read what is wrong under Health, and start anew: this command, with what you change behind it"
@@ -129,17 +128,17 @@ def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
         steps.append(Step(_LONGER, commands.longer([run])))
     labelled = bool(run.facts.get("num_classes")) or bool(run.config.get("eval_dataset"))
     if not labelled:
-        words = f"sslctl linear-eval {where} labels=5 dataset=imagefolder dataset.root=FOLDER"
-        size = f" dataset.image_size={run.facts['image_size']}" if "image_size" in run.facts else ""
-        steps.append(
-            Step("Label a few images, one folder a class, and measure what the features are worth", here + words + size)
-        )
+        words = ["labels=5", "dataset=imagefolder", "dataset.root=FOLDER"]
+        words += [f"dataset.image_size={run.facts['image_size']}"] if "image_size" in run.facts else []
+        command = commands.placed(cwd, ["sslctl", "linear-eval", where, *words])
+        steps.append(Step("Label a few images, one folder a class, and measure what the features are worth", command))
     elif not columns:
-        steps.append(Step("Measure it on the test split", f"{here}sslctl linear-eval {where}"))
+        steps.append(Step("Measure it on the test split", commands.placed(cwd, ["sslctl", "linear-eval", where])))
     elif run.level != "bad" and not any(column.labels != "all" for column in columns):
-        steps.append(Step("See what it is worth with few labels", f"{here}sslctl linear-eval {where} labels=5"))
+        command = commands.placed(cwd, ["sslctl", "linear-eval", where, "labels=5"])
+        steps.append(Step("See what it is worth with few labels", command))
     if sound:
-        steps.append(Step("Take the weights away", f"{here}sslctl export {where}"))
+        steps.append(Step("Take the weights away", commands.placed(cwd, ["sslctl", "export", where])))
     if sound and columns:
         steps.append(Step("One seed says little about a method: repeat it", commands.more_seeds([run])))
     return steps

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from sslctl.errors import InputError
+from sslctl.errors import InputError, shown
 from sslctl.runs.atomic import point, remove_unfinished
 
 CHECKPOINTS, LAST = "checkpoints", "last"
@@ -38,7 +38,7 @@ class CheckpointError(InputError):
 
 
 def warn(message: str) -> None:
-    print(f"sslctl: warning: {message}", file=sys.stderr, flush=True)
+    print(f"sslctl: warning: {shown(message)}", file=sys.stderr, flush=True)
 
 
 # --- Writing ---
@@ -201,7 +201,7 @@ def load(path: Path, module: nn.Module) -> dict[str, Any]:
     tensors = load_tensors(path / WEIGHTS)
     differences = compare(tensors, module.state_dict())
     if differences:
-        raise CheckpointError(f"{path} is of another model:\n" + "\n".join(differences))
+        raise CheckpointError(f"{path} is of another model:", *differences)
     module.load_state_dict(tensors, strict=True)
     state = load_pickle(path / STATE)
     missing = [part for part in _STATE_PARTS if part not in state]

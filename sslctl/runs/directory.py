@@ -24,7 +24,7 @@ def read_config(run_dir: Path) -> dict:
     try:
         config = yaml.safe_load((run_dir / CONFIG).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{run_dir / CONFIG} cannot be read: {error}") from error
+        raise InputError(f"{run_dir / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise InputError(f"{run_dir / CONFIG} is empty")
     return config
