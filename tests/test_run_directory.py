@@ -9,9 +9,12 @@ import sys
 import pytest
 
 from sslctl.errors import InputError
+from sslctl.evaluation.trained_classifier import lock_directory
 from sslctl.runs import atomic, checkpoint, claim
 from sslctl.runs import directory as rundir
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
+from sslctl.runs.ownership import MARKER, is_checkpoint, mark, refuse_other
+from tests.runs import contents
 
 CONFIG = {"seed": 0, "method": {"size": 3}, "dataset": {"root": "/a", "image_size": 8}, "trainer": {"epochs": 2}}
 
@@ -65,6 +68,102 @@ def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path):
 def test_looking_whether_a_lock_is_held_changes_nothing(tmp_path):
     assert not claim.is_held(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- Whose a directory is ---
+
+
+def manifest(step, **changes):
+    entry = {"bytes": 1, "sha256": "0" * 64}
+    return json.dumps({"step": step, "files": {"weights.safetensors": entry, "state.pt": entry}} | changes)
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+ANOTHERS = {
+    "of another tool": {"config.yaml": "a: 1", "metrics.jsonl": "{}", "checkpoints/step-5/model.pt": "theirs"},
+    "with both files of a run": {"config.yaml": "a: 1", "environment.json": "{}"},
+    "with other manifests": {"checkpoints/step-5/manifest.json": '{"step": 5, "files": {"model.pt": {}}}'},
+    "with a manifest of another step": {"checkpoints/step-5/manifest.json": manifest(6)},
+    "with a manifest of a later version": {"checkpoints/step-5/manifest.json": manifest(5, format=2)},
+    "of notes": {"thesis.tex": "all of it"},
+    "of a hidden file": {".git/HEAD": "ref"},
+    "with a folder called lock": {"lock/file": ""},
+    "with a damaged marker": {MARKER: "{", "config.yaml": "a: 1"},
+    "of a run of a later version": {MARKER: '{"format": 2}', "config.yaml": "a: 1"},
+}
+
+
+def take_for_a_classifier(folder):
+    with lock_directory(folder):
+        pass
+
+
+@pytest.mark.parametrize("take", [claim.take, take_for_a_classifier])
+@pytest.mark.parametrize("files", ANOTHERS.values(), ids=ANOTHERS)
+def test_a_directory_of_anything_else_is_refused_untouched(files, take, tmp_path):
+    write(tmp_path, files)
+    before, times = contents(tmp_path), tmp_path.stat().st_mtime_ns
+    with pytest.raises(InputError, match=str(tmp_path)):
+        take(tmp_path)
+    assert contents(tmp_path) == before
+    assert tmp_path.stat().st_mtime_ns == times
+
+
+OURS = {
+    "empty": {},
+    "killed before it was marked": {"lock": "", ".writable-12": "", f".{MARKER}.12.writing": '{"for'},
+    "marked": {MARKER: '{"format": 1, "version": "0.2.0"}', "config.yaml": "a: 1"},
+    "from before there were markers": {"checkpoints/step-5/manifest.json": manifest(5), "config.yaml": "a: 1"},
+    "whose marker is damaged": {"checkpoints/step-5/manifest.json": manifest(5, format=1), MARKER: ""},
+}
+
+
+@pytest.mark.parametrize("files", OURS.values(), ids=OURS)
+def test_a_run_and_what_a_kill_leaves_of_one_are_taken(files, tmp_path):
+    write(tmp_path, files)
+    claim.take(tmp_path).release()
+    assert rundir.read_json(tmp_path / MARKER) == {"format": 1, "version": rundir.versions()["sslctl"]}
+    refuse_other(tmp_path)
+
+
+def test_checkpoints_that_lie_outside_of_the_run_are_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    mark(tmp_path / "run")
+    claim.take(tmp_path / "run").release()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="checkpoints is a link"):
+        claim.take(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '{"step": 5}', '{"step": 5, "files": []}', "\x00", manifest("5")])
+def test_what_is_no_manifest_makes_no_checkpoint(text, tmp_path):
+    write(tmp_path, {"step-5/manifest.json": text, "step-6/manifest.json": manifest(6)})
+    assert not is_checkpoint(tmp_path / "step-5")
+    assert is_checkpoint(tmp_path / "step-6")
+
+
+@pytest.mark.parametrize("name", ["step-", "step-x", "step-05", "step-5.aside", "step-²", "step-٣", ".step-5.writing"])
+def test_other_names_are_no_checkpoints(name, tmp_path):
+    for each in (name, "step-7"):
+        (tmp_path / "checkpoints" / each).mkdir(parents=True)
+    assert [path.name for path in checkpoint.steps_on_disk(tmp_path)] == ["step-7"]
+
+
+def test_the_link_to_the_latest_run_takes_nobodys_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"runs/latest": "mine", "runs/digits/run/file": ""})
+    claim.point_latest(tmp_path / "runs" / "digits" / "run")
+    assert (tmp_path / "runs" / "latest").read_text() == "mine"
+    (tmp_path / "runs" / "latest").unlink()
+    for _ in range(2):
+        claim.point_latest(tmp_path / "runs" / "digits" / "run")
+    assert (tmp_path / "runs" / "latest").resolve() == tmp_path / "runs" / "digits" / "run"
 
 
 # --- Making and starting ---
@@ -163,10 +262,10 @@ def test_two_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
 
 
 def test_what_a_kill_left_unfinished_is_removed_before_training_goes_on(tmp_path):
-    (tmp_path / ".config.yaml.123.writing").write_text("half")
-    (tmp_path / ".mine").write_text("kept")
+    mine = [".mine", ".notes.writing", ".writable-", "file.123.writing"]
+    write(tmp_path, dict.fromkeys([*mine, ".config.yaml.123.writing", ".writable-123"], "text"))
     checkpoint.remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(mine)
 
 
 # --- Lines ---

@@ -38,6 +38,7 @@ from sslctl.runs.checkpoint import newest_valid
 from sslctl.runs.claim import claim, refuse_unwritable
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch
+from sslctl.runs.ownership import refuse_other
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.dry_run import time_steps
 from sslctl.training.launch import launch
@@ -90,6 +91,8 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     # Data first: channels, image size and steps follow from it.
     if not config.plan_only:
         refuse_unwritable(user_path(config.run_dir or "runs"))
+    if config.run_dir:
+        refuse_other(user_path(config.run_dir))
     source = distributed.main_process_first(lambda: build_source(config.dataset, "train"))
     preprocess = preprocess_of(config.dataset, source)
     plan = make_plan(config, source)

@@ -3,7 +3,6 @@
 import copy
 import functools
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from sslctl.models.batchnorm import group_batchnorm
 from sslctl.models.layer_decay import layer_depths
 from sslctl.runs import directory as rundir
 from sslctl.runs.atomic import replacing, write_text
-from sslctl.runs.checkpoint import CHECKPOINTS, LAST, load_tensors, save_tensors
+from sslctl.runs.checkpoint import load_tensors, remove_all, save_tensors
 from sslctl.runs.results import Result
 from sslctl.training.plan import Plan, make_plan
 
@@ -173,8 +172,7 @@ def finetune_or_load(
     for path, module in ((backbone, method.backbone), (classifier, method.classifier)):
         with replacing(path) as temporary:
             save_tensors(temporary, module.state_dict(), facts)
-    (run_dir / LAST).unlink(missing_ok=True)
-    shutil.rmtree(run_dir / CHECKPOINTS)
+    remove_all(run_dir)
     return method, plan
 
 

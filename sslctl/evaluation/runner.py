@@ -18,7 +18,7 @@ from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import resolve_runs, run_preprocess, with_tokenizer
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.runs.directory import PROBES, RESULTS, read_config
-from sslctl.runs.results import append_results
+from sslctl.runs.results import append_results, refuse_other_file
 from sslctl.training.plan import choose_device
 
 
@@ -62,6 +62,8 @@ def subjects_and_tasks(
     # Fine-tuning and augmented views train on images: their configuration has no cache of features.
     read, seed = reader_of(config) if "cache" in config else None, config.get("seed", 0)
     out, named = user_path(config.out) if config.out else None, _named_dataset(config)
+    if out:
+        refuse_other_file(out)
     # Foreign weights: the dataset that is named decides what they see.
     if not config.ckpt:
         node = _dataset_of_foreign(config, named)

@@ -21,7 +21,7 @@ from sslctl.evaluation.task import Task
 from sslctl.factory.from_config import build_views, refuse_sizes
 from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
-from sslctl.runs.claim import Lock, make
+from sslctl.runs.claim import take
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.signals import Signals
 from sslctl.training.plan import Plan, make_plan
@@ -73,9 +73,8 @@ def train_classifier(
 
 @contextlib.contextmanager
 def lock_directory(run_dir: Path) -> Iterator[None]:
-    """Makes a directory and keeps other processes out of it."""
-    make(run_dir)
-    lock = Lock(run_dir)
+    """Makes a directory, marks it as a run and keeps other processes out of it."""
+    lock = take(run_dir)
     try:
         yield
     finally:

@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from sslctl.errors import InputError
 
-_UNFINISHED = ".writing"  # ends the names of files that are not whole yet
+# The names of temporary files, each with the number of the process that writes it.
+PROBE = r"\.writable-\d+"  # of `make_folder`
+UNFINISHED = r"\.\d+\.writing"  # what `replacing` adds, behind a dot and the file's own name
+_TEMPORARY = re.compile(rf"{PROBE}|\..+{UNFINISHED}", re.ASCII)
 
 
 @contextlib.contextmanager
@@ -16,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Its name has the process's number, so that two may write the same path: the last one's file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         yield temporary
         with temporary.open("rb") as opened:
@@ -27,9 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes the files that a kill has left unfinished. Only for whoever alone writes into the folder."""
-    for path in folder.glob(f".*{_UNFINISHED}"):
-        if path.is_file():
+    """Deletes the temporary files that a kill has left, by their names. Only for whoever alone writes into the folder."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
@@ -42,7 +46,8 @@ def write_text(path: Path, text: str) -> None:
 def point(link: Path, target: Path) -> None:
     """Makes a symbolic link, or replaces the one that is there, in one step."""
     temporary = link.with_name(f".{link.name}")
-    temporary.unlink(missing_ok=True)
+    if temporary.is_symlink():  # of a kill; a file of this name is somebody's
+        temporary.unlink()
     temporary.symlink_to(target)
     temporary.replace(link)
 

@@ -1,16 +1,16 @@
 """Checkpoints: written so that a kill at any instant leaves a valid one, read only when every byte is as written.
 
 A checkpoint is a directory checkpoints/step-N with weights.safetensors, state.pt (plain types and tensors) and
-manifest.json (sizes and SHA-256). It is written under a temporary name, synced, and renamed.
+manifest.json (format, step, sizes and SHA-256). It is written under a temporary name, synced, and renamed.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import pickle
 import random
-import shutil
 import struct
 import sys
 import warnings
@@ -25,10 +25,22 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sslctl.errors import InputError, shown
-from sslctl.runs.atomic import point, remove_unfinished
+from sslctl.runs.atomic import point
+from sslctl.runs.ownership import (
+    CHECKPOINTS,
+    FORMAT,
+    MANIFEST,
+    STATE,
+    WEIGHTS,
+    discard,
+    is_checkpoint,
+    remove,
+    remove_leftovers,
+    step_of,
+    steps_on_disk,
+)
 
-CHECKPOINTS, LAST = "checkpoints", "last"
-WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+LAST = "last"
 _STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
 _GENERATORS = ("torch", "cuda", "numpy", "python")
 
@@ -45,47 +57,46 @@ def warn(message: str) -> None:
 
 
 def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], keep_last: int) -> Path:
-    """Writes checkpoints/step-N, points `last` at it, and only then removes all but the newest `keep_last`.
+    """Writes checkpoints/step-N, points `last` at it, and only then removes all but the newest `keep_last` of sslctl's.
 
     state: "step", "optimizer" (a state_dict), "generators" (`generators()` of each process), "threads", "scaler" and
     "skipped" (of fp16).
     """
     final = run_dir / CHECKPOINTS / f"step-{step}"
-    if final.exists():
-        try:
-            verify(final)
-            return final  # the same step again, after an evaluation was cut short
-        except CheckpointError:
-            shutil.rmtree(final)
     temporary = final.with_name(f".step-{step}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
+        if os.path.lexists(final):
+            try:
+                verify(final)
+                return final  # the same step again, after an evaluation was cut short
+            except CheckpointError:
+                remove(final)
+        discard(temporary)
         temporary.mkdir(parents=True)
         save_tensors(temporary / WEIGHTS, module.state_dict())
         buffer = io.BytesIO()
         torch.save(state, buffer)
         (temporary / STATE).write_bytes(buffer.getbuffer())
         entries = {name: _digest(temporary / name) for name in (WEIGHTS, STATE)}
-        (temporary / MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": entries}, indent=1))
         for name in (WEIGHTS, STATE, MANIFEST):
             _sync(temporary / name)
         _sync(temporary)
         temporary.rename(final)
         _sync(final.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            discard(temporary)
         raise OSError(
             error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)
         ) from error
     point(run_dir / LAST, Path(CHECKPOINTS) / final.name)
-    older = [path for path in steps_on_disk(run_dir) if step_of(path) <= step]
-    later = [path for path in steps_on_disk(run_dir) if step_of(path) > step]  # damaged: the run resumed before them
+    own = [path for path in steps_on_disk(run_dir) if is_checkpoint(path)]
+    older = [path for path in own if step_of(path) <= step]
+    later = [path for path in own if step_of(path) > step]  # damaged: the run resumed before them
     for old in older[keep_last:] + later:
         try:
-            leaving = old.with_name(f".{old.name}.removing")
-            shutil.rmtree(leaving, ignore_errors=True)
-            old.rename(leaving)  # a kill in mid-removal leaves no half of a checkpoint under its name
-            shutil.rmtree(leaving)
+            remove(old)
         except OSError as error:
             warn(f"old checkpoint {old} not removed: {error}")
     return final
@@ -147,17 +158,6 @@ def _size(path: Path) -> int:
 # --- Reading ---
 
 
-def steps_on_disk(run_dir: Path) -> list[Path]:
-    """Lists the checkpoints of a run, newest first, valid or not."""
-    directories = (run_dir / CHECKPOINTS).glob("step-*")
-    return sorted((p for p in directories if p.name[5:].isdigit()), key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """Returns the N of checkpoints/step-N."""
-    return int(path.name[5:])
-
-
 def verify(path: Path) -> None:
     """Raises CheckpointError unless every file of the manifest is there with its size and SHA-256."""
     manifest = path / MANIFEST
@@ -183,17 +183,22 @@ def newest_valid(run_dir: Path) -> Path | None:
     return None
 
 
-def remove_leftovers(run_dir: Path) -> None:
-    """Deletes what a kill left half written or half removed. Only for the holder of the run's lock."""
-    for leftover in (run_dir / CHECKPOINTS).glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    remove_unfinished(run_dir)
-
-
 def continue_from(run_dir: Path) -> Path | None:
-    """Finds the checkpoint that a run goes on from, after removing what a kill left half done."""
+    """Finds the checkpoint that a run goes on from, after removing what a kill left. Only for the holder of the run's lock."""
     remove_leftovers(run_dir)
     return newest_valid(run_dir)
+
+
+def remove_all(run_dir: Path) -> None:
+    """Deletes a run's checkpoints, which its result needs no more."""
+    if (run_dir / LAST).is_symlink():
+        (run_dir / LAST).unlink()
+    remove_leftovers(run_dir)
+    for path in steps_on_disk(run_dir):
+        if is_checkpoint(path):
+            remove(path)
+    if not any((run_dir / CHECKPOINTS).iterdir()):
+        (run_dir / CHECKPOINTS).rmdir()
 
 
 def load(path: Path, module: nn.Module) -> dict[str, Any]:

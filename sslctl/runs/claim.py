@@ -17,21 +17,34 @@ from sslctl.errors import InputError
 from sslctl.runs.atomic import make_folder, point, why_unwritable, write_text
 from sslctl.runs.directory import CONFIG, ENVIRONMENT, PREPROCESS, environment, is_run, read_config, read_json
 from sslctl.runs.fingerprint import fingerprint_keys, value_of
+from sslctl.runs.ownership import LOCK, mark, refuse_other
 
 
 def claim(run_dir: Path, **description: Any) -> "Lock":
     """Takes a run directory for this process: makes it, locks it, and starts or resumes the run that `describe` is given.
 
-    Raises InputError where it cannot be written, another process holds it, or it holds another run.
+    Raises InputError where it cannot be written, is not sslctl's, another process holds it, or it holds another run.
     """
-    make(run_dir)
-    lock = Lock(run_dir)
+    lock = take(run_dir)
     try:
         describe(run_dir, **description)
     except BaseException:
         lock.release()
         raise
     point_latest(run_dir)
+    return lock
+
+
+def take(run_dir: Path) -> "Lock":
+    """Makes a directory for a run, locks it and marks it as one of sslctl's. One that is anything else is not touched."""
+    refuse_other(run_dir)
+    make(run_dir)
+    lock = Lock(run_dir)
+    try:
+        mark(run_dir)
+    except BaseException:
+        lock.release()
+        raise
     return lock
 
 
@@ -78,8 +91,9 @@ def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -
 def point_latest(run_dir: Path) -> None:
     """Points runs/latest at a run that lies below runs/."""
     runs = Path("runs").resolve()
-    if runs in run_dir.resolve().parents:
-        point(runs / "latest", run_dir.resolve().relative_to(runs))
+    latest = runs / "latest"
+    if runs in run_dir.resolve().parents and (latest.is_symlink() or not latest.exists()):  # a file is somebody's
+        point(latest, run_dir.resolve().relative_to(runs))
 
 
 # --- The directory and its lock ---
@@ -89,7 +103,7 @@ class Lock:
     """Holds a run directory for this process alone; the kernel lets go of it when the process dies, however it dies."""
 
     def __init__(self, run_dir: Path):
-        self.path = run_dir / "lock"
+        self.path = run_dir / LOCK
         self.descriptor: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,9 +123,9 @@ class Lock:
 
 def is_held(run_dir: Path) -> bool:
     """Tells whether a process holds a run's lock."""
-    if not (run_dir / "lock").exists():
+    if not (run_dir / LOCK).exists():
         return False
-    descriptor = os.open(run_dir / "lock", os.O_RDONLY)
+    descriptor = os.open(run_dir / LOCK, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -65,6 +65,8 @@ class Result:
 
         A line without a format was written before there was one, with the keys of format 1.
         """
+        if not isinstance(line, dict):
+            raise InputError(f"{where}: no result of format {FORMAT}: found {type(line).__name__}")
         values = {"share": _gives_shares(line.get("protocol"))} | line
         if (format_ := values.pop("format", FORMAT)) != FORMAT:
             raise InputError(f"{where}: results of format {format_} are not known, only of format {FORMAT}")
@@ -88,8 +90,21 @@ def read_results(path: Path) -> list[Result]:
     return [Result.from_line(line, f"{path} line {i}") for i, line in enumerate(read_lines(path), start=1)]
 
 
+def refuse_other_file(path: Path) -> None:
+    """Raises InputError for a file that holds anything but results: what seems cut off at its end would be overwritten."""
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: name a file for the results")
+    try:
+        read_results(path)
+        cut = path.read_bytes().rpartition(b"\n")[2] if path.exists() else b""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not (cut.startswith(b'{"') or b'{"'.startswith(cut)):
+        raise InputError(f"{path} holds other lines than results: nothing is appended to it, name another file")
+
+
 def append_results(path: Path, results: Iterable[Result]) -> None:
-    """Writes all results at once, behind the last whole line: a kill may have cut one off."""
+    """Writes all results at once, behind the last whole line: a kill may have cut one off. For files of results alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
     with path.open("a") as opened:

@@ -41,6 +41,8 @@ def writable(out: str | Path) -> Path:
     path = user_path(out)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"out={path}: expected a .png or .jpg file")
+    if path.is_dir():
+        raise InputError(f"out={path} is a directory: name a file")
     make_folder_of(path)
     return path
 

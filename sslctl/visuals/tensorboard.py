@@ -25,6 +25,7 @@ NEIGHBOURS = 5  # of each
 DRAWS = 2  # of each image's views
 MAPPED, MAP_DIM = 2_000, 64  # images and dimensions of the embedding projector: what a browser turns smoothly
 THUMBNAIL = 32  # pixels
+MAP = "features"  # its tag, and the folder of its files below that of the step
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Board:
             header = ["label", "image"]  # of one column alone, TensorBoard takes none
             labels = [_word(source.classes[label]) for label in source.labels[rows].tolist()]
             texts = [list(pair) for pair in zip(labels, texts, strict=True)]
-        shutil.rmtree(Path(writer.log_dir) / f"{step:05}", ignore_errors=True)  # of an end that was cut short
-        writer.add_embedding(mapped(embedded.features[:MAPPED]), texts, torch.cat(images), step, "features", header)
+        shutil.rmtree(Path(writer.log_dir) / f"{step:05}" / MAP, ignore_errors=True)  # of an end that was cut short
+        writer.add_embedding(mapped(embedded.features[:MAPPED]), texts, torch.cat(images), step, MAP, header)
 
     def _reading(self, workers: int) -> dict[str, int]:
         return {"resize": self.preprocess.resize, "batch_size": 256, "workers": workers}

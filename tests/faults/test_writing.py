@@ -152,10 +152,9 @@ def test_a_kill_at_a_byte_of_a_checkpoint_leaves_the_one_before(size, saved):
     after_a_kill(saved, before)
 
 
-def killed_at_every_operation(run_dir, step, check):
-    """Cuts a save short before each of its operations in turn, always from the same start; returns what went wrong."""
+def killed_at_every_operation(run_dir, action, check):
+    """Cuts an action short before each of its operations in turn, always from the same start; returns what went wrong."""
     start, problems = run_dir.with_name("start"), []
-    prepared(step)
     run_dir.rename(start)
     for number in range(1, 200):
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -163,7 +162,7 @@ def killed_at_every_operation(run_dir, step, check):
 
         def killed(number=number):
             die_at_operation(number, run_dir)
-            save(run_dir, step)
+            action()
 
         ended = in_child(killed)
         try:
@@ -173,13 +172,15 @@ def killed_at_every_operation(run_dir, step, check):
         if not ended:
             assert number > 1, "no operation was noticed"
             return problems
-    raise AssertionError("a save has too many operations")
+    raise AssertionError("there are too many operations")
 
 
 def test_a_kill_between_two_operations_leaves_a_valid_checkpoint(tmp_path):
     run = tmp_path / "run"
     before = {path.name: contents(path) for path in (save(run, 2), save(run, 4))}["step-4"]
-    assert killed_at_every_operation(run, 6, lambda: after_a_kill(run, contents_only(before))) == []
+    prepared(6)
+    check = lambda: after_a_kill(run, contents_only(before))  # noqa: E731
+    assert killed_at_every_operation(run, lambda: save(run, 6), check) == []
 
 
 def test_a_kill_while_the_only_checkpoint_is_saved_again_leaves_one(tmp_path):
@@ -190,7 +191,29 @@ def test_a_kill_while_the_only_checkpoint_is_saved_again_leaves_one(tmp_path):
         assert checkpoint.newest_valid(run), "the only checkpoint is gone"
         assert valid(run) == ["step-5"], "the only checkpoint is damaged"
 
-    assert killed_at_every_operation(run, 5, check) == []
+    assert killed_at_every_operation(run, lambda: save(run, 5), check) == []
+
+
+def test_a_kill_while_a_run_begins_leaves_a_directory_that_the_same_command_takes(tmp_path, monkeypatch):
+    """At any operation and any byte: the directory, the lock, the marker, the first files."""
+    run = tmp_path / "outer" / "run"
+    run.parent.mkdir(parents=True)
+    monkeypatch.setattr(claim, "environment", lambda command: {"command": command})  # it takes most of the time
+
+    def begin():
+        claim.claim(run, config={"seed": 0}, hashes={}, facts={}, preprocess={}, command="")
+
+    def check():
+        begin()
+        checkpoint.continue_from(run)
+        names = {"config.yaml", "environment.json", "preprocess.json", "lock", "sslctl-run.json"}
+        assert {path.name for path in run.iterdir()} == names
+
+    assert killed_at_every_operation(run.parent, begin, check) == []
+    for size in (0, 1, 20, 40):
+        shutil.rmtree(run)
+        assert in_child(lambda size=size: [die_at_byte(size), begin()]) == signal.SIGXFSZ
+        check()
 
 
 # --- A full disk ---
@@ -280,6 +303,22 @@ def test_a_run_directory_below_a_file_is_refused_before_anything_is_read(tmp_pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_directory_of_another_tool_is_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "results.jsonl", ".notes.writing"):
+        (tmp_path / name).write_text("{}")
+    for step in range(1, 5):
+        anothers(tmp_path / "checkpoints" / f"step-{step}")
+    before = contents(tmp_path)
+
+    def read(*_):
+        raise AssertionError("the data were read first")
+
+    monkeypatch.setattr(sslctl.commands.pretrain, "build_source", read)
+    assert pretrain(tmp_path, *SIMCLR) == 2
+    assert f"{tmp_path} is no run of sslctl and not empty" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_read_only_run_directory_is_refused(tmp_path, capsys):
     (tmp_path / "closed").mkdir(mode=0o555)
@@ -309,21 +348,83 @@ def test_a_directory_that_is_lost_in_mid_run_is_an_error(tmp_path, capsys, monke
 
 
 def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, capsys, monkeypatch):
-    real = shutil.rmtree
+    real = Path.rmdir
 
-    def rmtree(path, *arguments, **keywords):
-        if Path(path).exists() and "step-2" in str(path):
+    def rmdir(path):
+        if "step-2" in path.name:
             raise OSError(errno.EBUSY, "busy", str(path))
-        real(path, *arguments, **keywords)
+        real(path)
 
     save(tmp_path, 2)
     save(tmp_path, 4)
-    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(Path, "rmdir", rmdir)
     save(tmp_path, 6)
     said = capsys.readouterr().err
     assert "warning" in said
     assert "step-2" in said
     assert {"step-6", "step-4"} <= set(valid(tmp_path))
+
+
+def anothers(folder):
+    """What somebody else keeps at checkpoints/step-N."""
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_text("theirs")
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_what_is_no_checkpoint_of_ours_is_never_deleted(keep_last, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name in ("step-1", "step-99", "step-4.backup", ".step-4", "epoch-3"):
+        anothers(checkpoints / name)
+    (checkpoints / "step-0").write_text("a file")
+    (checkpoints / "step-98").symlink_to(save(tmp_path / "other", 98))
+    before = contents(tmp_path)
+    for step in (2, 4, 6, 8):
+        save(tmp_path / "run", step, keep_last)
+    assert before.items() <= contents(tmp_path).items()
+    assert (checkpoints / "step-98").is_symlink()
+    own = [path.name for path in checkpoint.steps_on_disk(tmp_path / "run") if path.name not in ("step-98", "step-99")]
+    assert own == [*["step-8", "step-6"][:keep_last], "step-1", "step-0"]  # the control: ours do go
+
+
+@pytest.mark.parametrize("name", ["step-4", ".step-4.writing"])
+@pytest.mark.parametrize("kind", ["directory", "link", "file"])
+def test_what_is_in_the_place_of_a_checkpoint_is_set_aside(kind, name, tmp_path, capsys):
+    place, theirs = tmp_path / "run" / "checkpoints" / name, tmp_path / "theirs"
+    place.parent.mkdir(parents=True)
+    anothers(theirs)
+    (theirs / "notes.txt").write_text("kept")
+    if kind == "directory":
+        shutil.copytree(theirs, place)
+    elif kind == "link":
+        place.symlink_to(theirs)
+    else:
+        place.write_text("kept")
+    before = contents(theirs)
+    checkpoint.verify(save(tmp_path / "run", 4))
+    aside = place.with_name("step-4.aside")
+    assert f"{place} is not as sslctl wrote it: not deleted, now {aside.name}" in capsys.readouterr().err
+    assert contents(theirs) == before
+    assert (aside if kind == "file" else aside / "notes.txt").read_text() == "kept"
+    assert aside.is_symlink() == (kind == "link")
+
+
+def test_a_file_that_was_put_into_a_checkpoint_outlives_it(tmp_path):
+    (save(tmp_path, 2) / "notes.txt").write_text("kept")
+    for step in (4, 6, 8):
+        save(tmp_path, step)
+    assert contents_only(contents(tmp_path / "checkpoints" / "step-2.aside")) == {"notes.txt": b"kept"}
+    assert valid(tmp_path) == ["step-8", "step-6"]
+
+
+def test_checkpoints_that_are_needed_no_more_leave_what_is_not_theirs(tmp_path):
+    save(tmp_path / "own", 2)
+    checkpoint.remove_all(tmp_path / "own")
+    assert list((tmp_path / "own").iterdir()) == []
+    save(tmp_path / "mixed", 2)
+    anothers(tmp_path / "mixed" / "checkpoints" / "step-7")
+    checkpoint.remove_all(tmp_path / "mixed")
+    assert list(contents(tmp_path / "mixed")) == ["checkpoints/step-7/weights.safetensors"]
 
 
 def test_one_checkpoint_alone_is_refused(tmp_path, capsys):

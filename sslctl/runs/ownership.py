@@ -1,0 +1,148 @@
+"""What in a directory is sslctl's own: a run by its marker, a checkpoint by its manifest. Nothing else is ever deleted.
+
+A run directory is marked before anything else is written to it. What a kill before that leaves is nothing but the lock
+and the two temporary files of `_BEGINNINGS`; a directory of these alone counts as empty.
+"""
+
+import contextlib
+import json
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from sslctl.errors import InputError
+from sslctl.runs.atomic import PROBE, UNFINISHED, remove_unfinished, write_text
+
+FORMAT = 1  # of run directories and checkpoints
+MARKER, LOCK = "sslctl-run.json", "lock"
+CHECKPOINTS, WEIGHTS, STATE, MANIFEST = "checkpoints", "weights.safetensors", "state.pt", "manifest.json"
+_BEGINNINGS = re.compile(rf"{LOCK}|{PROBE}|\.{re.escape(MARKER)}{UNFINISHED}", re.ASCII)
+_STEP = re.compile(r"(\.?)step-(0|[1-9]\d*)((?:\.writing|\.removing)?)", re.ASCII)  # those with a dot are temporary
+
+
+# --- Runs ---
+
+
+def refuse_other(folder: Path) -> None:
+    """Raises InputError for a directory that is neither empty nor a run of sslctl; changes nothing.
+
+    A run from before there was a marker is one by the manifest of a checkpoint.
+    """
+    if not folder.is_dir():
+        return
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    others = [name for name in names if not (_BEGINNINGS.fullmatch(name) and (folder / name).is_file())]
+    if not others:
+        return
+    # After the names: a run that another process begins meanwhile is marked before it holds anything else.
+    format_ = _marked_format(folder)
+    if format_ not in (None, FORMAT):
+        raise InputError(f"{folder} is a run of format {format_}; this version of sslctl writes format {FORMAT}")
+    if format_ is None and not any(is_checkpoint(path) for path in steps_on_disk(folder)):
+        listed = ", ".join(map(ascii, others[:3])) + (", …" if len(others) > 3 else "")
+        raise InputError(
+            f"{folder} is no run of sslctl and not empty (it holds {listed}): nothing is written there, name another or"
+            " a new directory"
+        )
+    if (folder / CHECKPOINTS).is_symlink():
+        raise InputError(
+            f"{folder / CHECKPOINTS} is a link, and old checkpoints are deleted in the run alone: move the whole run"
+            " to where there is space"
+        )
+
+
+def mark(run_dir: Path) -> None:
+    """Marks a directory as a run of sslctl, unless it is. Only for the holder of its lock, after `refuse_other`."""
+    if _marked_format(run_dir) is None:
+        write_text(run_dir / MARKER, json.dumps({"format": FORMAT, "version": version("sslctl")}) + "\n")
+
+
+def _marked_format(folder: Path) -> int | None:
+    """Returns the format that a directory's marker names; None where there is no marker, or none that can be read."""
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+    format_ = marker.get("format") if isinstance(marker, dict) else None
+    return format_ if type(format_) is int else None
+
+
+# --- Checkpoints ---
+
+
+def steps_on_disk(run_dir: Path) -> list[Path]:
+    """Lists the checkpoints of a run, newest first, valid or not."""
+    paths = (run_dir / CHECKPOINTS).glob("step-*")
+    return sorted((p for p in paths if (m := _STEP.fullmatch(p.name)) and not m[3]), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Returns the N of checkpoints/step-N, also under its temporary names."""
+    return int(_STEP.fullmatch(path.name)[2])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tells whether a directory step-N has a manifest of sslctl for this step, whatever has become of the files it lists.
+
+    Manifests without a format are from before there was one, with the keys of format 1.
+    """
+    if path.is_symlink():
+        return False
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = manifest["files"]
+        return (
+            (manifest.get("format", FORMAT), manifest["step"]) == (FORMAT, step_of(path))
+            and files.keys() == {WEIGHTS, STATE}
+            and all(len(entry["sha256"]) == 64 and entry["bytes"] >= 0 for entry in files.values())
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def remove(path: Path) -> None:
+    """Deletes what is in the place of checkpoints/step-N, if it is a checkpoint of sslctl; else sets it aside."""
+    if not is_checkpoint(path):
+        _set_aside(path)
+        return
+    leaving = path.with_name(f".{path.name}.removing")
+    discard(leaving)
+    path.rename(leaving)  # a kill in mid-removal leaves no half of a checkpoint under its name
+    discard(leaving)
+
+
+def discard(path: Path) -> None:
+    """Deletes a checkpoint under a temporary name, its manifest last; what else lies there is set aside."""
+    if path.is_dir() and not path.is_symlink():
+        for name in (WEIGHTS, STATE, MANIFEST):
+            if not (path / name).is_dir():
+                (path / name).unlink(missing_ok=True)
+        if not any(path.iterdir()):
+            path.rmdir()
+            return
+    _set_aside(path)
+
+
+def _set_aside(path: Path) -> None:
+    """Renames what is in the place of a checkpoint and is not sslctl's, and says so."""
+    if not (path.exists() or path.is_symlink()):
+        return
+    aside = path.with_name(f"step-{step_of(path)}.aside")
+    while aside.exists() or aside.is_symlink():
+        aside = aside.with_name(f"{aside.name}.aside")
+    path.rename(aside)
+    print(f"sslctl: {path} is not as sslctl wrote it: not deleted, now {aside.name}", file=sys.stderr, flush=True)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Deletes the files and checkpoints that a kill left half written or half removed. Only for the holder of the lock."""
+    remove_unfinished(run_dir)
+    for path in (run_dir / CHECKPOINTS).glob(".step-*"):
+        match = _STEP.fullmatch(path.name)
+        if match and match[3] and path.is_dir():
+            with contextlib.suppress(OSError):
+                discard(path)
