@@ -1,6 +1,9 @@
 """Features: their order, their cache, and the fixed images of the online evaluation."""
 
+import os
+import stat
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +11,12 @@ from PIL import Image
 
 from sslctl.data.sources import digits
 from sslctl.data.sources import folder as folder_source
-from sslctl.evaluation.features import cached, extract
+from sslctl.errors import InputError
+from sslctl.evaluation.features import cached, extract, refuse_non_finite
 from sslctl.evaluation.online import online_rows
+from sslctl.evaluation.subjects import pixels
+from sslctl.evaluation.task import Reader
+from sslctl.models.preprocess import Preprocess
 from tests.conftest import write_images
 
 # --- The online evaluation's images ---
@@ -88,6 +95,89 @@ def test_a_damaged_cache_file_is_made_anew(damage, folder):
     assert torch.equal(cached(("weights", "train"), compute, 1.0), expected)
     assert torch.equal(cached(("weights", "train"), compute, 1.0), expected)
     assert len(calls) == 2
+
+
+def test_any_bit_of_a_cache_file_that_flips_is_noticed_and_said(folder, capsys):
+    compute, calls = counted()
+    expected = cached(("weights", "train"), compute, 1.0).clone()
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 2):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        before = len(calls)
+        assert torch.equal(cached(("weights", "train"), compute, 1.0), expected)
+        said = capsys.readouterr().err
+        assert (len(calls) > before) == (said.count("\n") == 1) == ("calculated again" in said)
+        # What goes unnoticed changes no feature: names of the file's own metadata that nothing reads.
+        assert len(calls) > before or 8 <= place < whole.index(b"}}"), f"byte {place}"
+    assert len(calls) > 0.45 * len(whole)
+    cached(("weights", "train"), compute, 1.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_features_of_another_key_under_this_ones_name_are_noticed(folder):
+    cached(("a",), counted(1.0)[0], 1.0)
+    (file,) = folder.iterdir()
+    content = file.read_bytes()
+    cached(("b",), counted(2.0)[0], 1.0)
+    (other,) = (path for path in folder.iterdir() if path != file)
+    other.write_bytes(content)
+    assert cached(("b",), counted(2.0)[0], 1.0)[0, 0] == 2.0
+
+
+@pytest.mark.parametrize("mode", [None, 0o755, 0o777])
+def test_the_cache_is_its_users_alone(mode, folder):
+    if mode is not None:
+        folder.mkdir(parents=True)
+        for own in (folder, folder.parent):
+            own.chmod(mode)
+    outside = stat.S_IMODE(folder.parent.parent.stat().st_mode)
+    cached(("a",), counted()[0], 1.0)
+    assert [stat.S_IMODE(own.stat().st_mode) for own in (folder, folder.parent)] == [0o700, 0o700]
+    assert stat.S_IMODE(folder.parent.parent.stat().st_mode) == outside
+
+
+def test_a_cache_that_is_anothers_keeps_its_mode(folder, monkeypatch):
+    folder.mkdir(parents=True, mode=0o755)
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: own + 1)
+    cached(("a",), counted()[0], 1.0)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+def test_room_is_made_of_the_caches_own_files_alone(folder):
+    cached(("a",), counted(rows=1000)[0], 1.0)
+    (folder / "mine.safetensors").write_bytes(b"kept")
+    cached(("b",), counted(rows=1000)[0], 1e-9)
+    assert (folder / "mine.safetensors").read_bytes() == b"kept"
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_features_that_are_not_finite_are_refused_by_the_number_of_rows(value):
+    features = torch.zeros(6, 3, 4)
+    assert refuse_non_finite(features, "") is features
+    features[1, 2, 0] = features[4, 0, 1] = features[4, 0, 2] = value
+    with pytest.raises(InputError, match="2 of 6 rows of the pixels"):
+        refuse_non_finite(features, "pixels")
+
+
+@pytest.mark.parametrize("kept", [0, 1.0])
+def test_a_subject_whose_features_are_not_finite_is_named_and_nothing_is_kept(kept, folder):
+    def function(images):
+        return images.flatten(1) / (images.flatten(1).sum(1, keepdim=True) > threshold)  # 0/0 and x/0 of dark images
+
+    source, subject = digits("test", image_size=8), pixels(Preprocess(1, 8, 8, [0.5], [0.5]))
+    sums = source.images.flatten(1).float().div(255).sum(1)
+    threshold = sums.sort().values[2]  # three rows are not above it
+    read = Reader(torch.device("cpu"), 0, kept)
+    with pytest.raises(
+        InputError, match=r"3 of 359 rows of the pixels features of dark weights on .*digits's test split"
+    ):
+        read(replace(subject, name="dark", function=function), source)
+    assert not folder.exists()
+    assert len(read(subject, source).features) == 359
+    assert folder.exists() == bool(kept)
 
 
 def test_the_oldest_files_make_room(folder):

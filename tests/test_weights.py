@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from sslctl.factory.backbone_file import save_backbone
+from sslctl.factory.backbone_file import load_backbone, save_backbone
 from sslctl.models.backbones import Backbone, ResNet, SmallResNet, Timm
 from sslctl.models.preprocess import Preprocess
 from sslctl.models.weights import load_weights, read_weights, weights_sha256
@@ -380,6 +380,94 @@ def test_read_weights_refuses_what_is_no_dictionary_of_tensors(tmp_path, content
 def test_read_weights_names_a_path_that_is_no_file(tmp_path, name, words):
     with pytest.raises(CheckpointError, match=re.escape(f"backbone.weights={tmp_path / name}: {words}")):
         read_weights(tmp_path / name)
+
+
+# --- Values that are no weights ---
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_load_weights_refuses_values_that_are_not_finite(tmp_path, value, partial):
+    backbone = small()
+    before, content = state_of(backbone), inner(backbone)
+    content["conv1.weight"][0, 1, 2, 0] = content["conv1.weight"][3, 0, 0, 0] = value
+    content["bn1.running_var"][:] = value
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(backbone, save(tmp_path / "file.pt", content), partial=partial)
+    assert "file.pt: 2 tensors hold values that are not finite numbers" in str(caught.value)
+    assert "network.conv1.weight (2 of 162 values)" in str(caught.value)
+    assert "network.bn1.running_var (6 of 6 values)" in str(caught.value)
+    assert_unchanged(backbone, before)
+
+
+def test_load_weights_passes_over_the_values_of_tensors_that_are_not_loaded(tmp_path):
+    backbone = small()
+    content = inner(backbone) | {"fc.weight": torch.full((2, 2), torch.nan)}
+    assert " 0 missing" in load_weights(backbone, save(tmp_path / "file.pt", content), partial=False)
+
+
+def test_load_weights_takes_the_infinities_that_the_network_has_itself(tmp_path):
+    """The mask of an attention."""
+    backbone = small()
+    backbone.network.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    path = save(tmp_path / "file.pt", inner(backbone) | {"mask": backbone.network.mask.clone()})
+    assert " 0 missing" in load_weights(backbone, path, partial=False)
+    path = save(tmp_path / "file.pt", inner(backbone) | {"mask": torch.full((2, 2), -torch.inf)})
+    with pytest.raises(CheckpointError, match=r"network.mask \(3 of 4 values\)"):
+        load_weights(backbone, path, partial=False)
+
+
+def test_load_weights_refuses_what_overflows_as_the_network_holds_it(tmp_path):
+    content = inner(small())
+    content["conv1.weight"] = content["conv1.weight"].double() * 1e300
+    with pytest.raises(CheckpointError, match=r"network.conv1.weight \(162 of 162 values\)"):
+        load_weights(small(), save(tmp_path / "file.pt", content), partial=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_load_weights_refuses_what_is_not_floating_point(tmp_path, dtype):
+    backbone = small()
+    before, content = state_of(backbone), inner(backbone)
+    quantised = {name: t.to(dtype) if t.is_floating_point() else t for name, t in content.items()}
+    one = content | {"conv1.weight": quantised["conv1.weight"]}
+    for part in (quantised, one):
+        with pytest.raises(CheckpointError) as caught:
+            load_weights(backbone, save(tmp_path / "file.pt", part), partial=False)
+        assert "of another type: " in str(caught.value)
+        assert f"{dtype} found, torch.float32 expected" in str(caught.value)
+        assert_unchanged(backbone, before)
+    load_weights(backbone, save(tmp_path / "file.pt", one), partial=True)
+    assert torch.equal(backbone.network.conv1.weight, before["network.conv1.weight"])
+    assert torch.equal(backbone.network.bn1.weight, content["bn1.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_load_weights_takes_floating_point_of_any_precision(tmp_path, dtype):
+    backbone, content = small(), inner(small())
+    cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in content.items()}
+    load_weights(backbone, save(tmp_path / "file.pt", cast), partial=False)
+    assert torch.equal(backbone.network.conv1.weight, cast["conv1.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.fill_(torch.nan), r"network.conv1.weight \(162 of 162 values\)"),
+        (lambda weight: weight.to(torch.int8), "network.conv1.weight: torch.int8 found, torch.float32 expected"),
+    ],
+    ids=["not finite", "int8"],
+)
+def test_a_backbones_own_file_is_refused_for_values_that_are_no_weights(change, message, tmp_path):
+    node = {"_target_": "sslctl.models.backbones.SmallResNet", "widths": [6, 8], "blocks": 1, "stem_stride": 1}
+    node |= {"norm": "batch"}
+    path, backbone = tmp_path / "own.safetensors", small()
+    save_backbone(path, backbone, node, Preprocess(3, 16, 16, MEAN, STD))
+    assert_unchanged(load_backbone(path)[0], backbone.state_dict())  # the control
+    stored = checkpoint.load_tensors(path)
+    stored["network.conv1.weight"] = change(stored["network.conv1.weight"])
+    checkpoint.save_tensors(path, stored, checkpoint.metadata(path))
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(path)
 
 
 def damaged(raw):

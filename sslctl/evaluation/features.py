@@ -2,7 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 import os
+import re
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +21,10 @@ from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
 from sslctl.runs.atomic import replacing
-from sslctl.runs.checkpoint import load_tensors, save_tensors
+from sslctl.runs.checkpoint import CheckpointError, load_tensors, metadata, save_tensors
 from sslctl.views.maker import clean
+
+_FILE = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -61,25 +67,62 @@ def extract(
     return torch.cat(list(extract_batches(function, source, rows, resize=resize, **reading)))
 
 
+def refuse_non_finite(features: Tensor, whose: str) -> Tensor:
+    """Returns features (N, …) as they are. Raises InputError where any are not finite: no figure of them means anything."""
+    if not (finite := features.isfinite()).all():
+        rows = int((~finite.flatten(1).all(1)).sum())
+        raise InputError(
+            f"{rows:,} of {len(features):,} rows of the {whose} hold values that are not finite numbers: nothing was"
+            " measured of them"
+        )
+    return features
+
+
 def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float) -> Tensor:
-    """Returns the tensor kept under a key, computed when it is not there. The oldest files make room; limit 0 keeps nothing."""
+    """Returns the tensor kept under a key, computed when it is not there. The oldest files make room; limit 0 keeps nothing.
+
+    A file that is not as it was written is computed again, which is said. Its checksum takes about as long as reading it.
+    """
     if limit_gb <= 0:
         return compute()
     path = _place(key)
     folder = path.parent
     if path.exists():
         try:
-            features = load_tensors(path)["features"]
+            features = _read(path, key)
             os.utime(path)
             return features
-        except InputError:
-            path.unlink()  # cut short by a kill: made anew below
+        except CheckpointError as error:
+            print(f"sslctl: cached features are calculated again: {error}", file=sys.stderr, flush=True)
+            path.unlink()
     features = compute()
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_private(folder)
     with replacing(path) as temporary:
-        save_tensors(temporary, {"features": features})
+        save_tensors(temporary, {"features": features}, {"crc32": _checksum(features, key)})
     _make_room(folder, limit_gb, keep=path)
     return features
+
+
+def _read(path: Path, key: tuple[str, ...]) -> Tensor:
+    features = load_tensors(path).get("features")
+    if features is None or metadata(path).get("crc32") != _checksum(features, key):
+        raise CheckpointError(f"{path} is not as it was written (checksum)")
+    return features
+
+
+def _checksum(features: Tensor, key: tuple[str, ...]) -> str:
+    """Returns the CRC-32 of a tensor's values, type and shape, and of what it is kept under."""
+    start = zlib.crc32(json.dumps([*key, str(features.dtype), *features.shape]).encode())
+    return f"{zlib.crc32(features.contiguous().view(-1).view(torch.uint8).numpy(), start):08x}"
+
+
+def _make_private(folder: Path) -> None:
+    """Makes the cache's folder, or what there is of it, its user's alone: features tell of the images they are of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for own in (folder.parent, folder):
+        if own.stat().st_uid == os.getuid() and own.stat().st_mode & 0o777 != 0o700:
+            with contextlib.suppress(OSError):  # file systems without modes
+                own.chmod(0o700)
 
 
 def is_cached(key: tuple[str, ...]) -> bool:
@@ -89,11 +132,11 @@ def is_cached(key: tuple[str, ...]) -> bool:
 
 def _place(key: tuple[str, ...]) -> Path:
     folder = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sslctl" / "features"
-    return folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.safetensors"
+    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
 
 
 def _make_room(folder: Path, limit_gb: float, keep: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+    files = sorted((f for f in folder.iterdir() if _FILE.fullmatch(f.name)), key=lambda f: f.stat().st_mtime)
     size = sum(f.stat().st_size for f in files)
     for file in files:
         if size <= limit_gb * 2**30:

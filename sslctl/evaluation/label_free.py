@@ -15,11 +15,11 @@ from sslctl.data.loader import drawn_views
 from sslctl.data.modality import IMAGES
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
-from sslctl.evaluation.features import cached
+from sslctl.evaluation.features import cached, refuse_non_finite
 from sslctl.evaluation.provenance import settings as settings_of
 from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
-from sslctl.evaluation.task import Protocol, Task, key_of
+from sslctl.evaluation.task import Protocol, Task, features_of, key_of
 from sslctl.factory.from_run import views_of
 from sslctl.runs.directory import METRICS, read_config, read_lines
 from sslctl.runs.results import Result
@@ -202,7 +202,7 @@ class LabelFree(Protocol):
                 images = images[:, :count]  # (b, q, C, h, w)
                 features = subject.function(images.flatten(0, 1).to(task.read.device)).float().cpu()
                 parts.append(features.unflatten(0, images.shape[:2]))
-            return torch.cat(parts)
+            return refuse_non_finite(torch.cat(parts), f"{features_of(subject, source)}, by its views,")
 
         return cached((*key_of(subject, source), "views", pipeline), compute, task.read.cache_gb)
 

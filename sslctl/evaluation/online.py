@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
-from sslctl.evaluation.features import Features, extract
+from sslctl.evaluation.features import Features, extract, refuse_non_finite
 from sslctl.evaluation.knn import accuracy, knn_votes
 from sslctl.evaluation.label_free import feature_std, rankme
 from sslctl.methods.base import Method
@@ -65,6 +65,7 @@ class Online:
             workers=self.workers,
             device=self.plan.device,
         )
+        refuse_non_finite(both, f"features of {self.source.name} that the network in training makes")
         figures = {}
         if self.source.labelled:
             labelled = Features(both[len(queries) :], self.source.labels[bank], len(self.source.classes))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
-from sslctl.evaluation.features import Features, cached, extract
+from sslctl.evaluation.features import Features, cached, extract, refuse_non_finite
 from sslctl.evaluation.subjects import Subject
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import dataset_of
@@ -31,7 +31,7 @@ class Reader:
         self.memory: dict[tuple, Any] = {}
 
     def __call__(self, subject: Subject, source: Source) -> Features:
-        """Returns the features of all images of a source."""
+        """Returns the features of all images of a source. Raises InputError where they are not finite numbers."""
         key = key_of(subject, source)
 
         def extract_all() -> Tensor:
@@ -39,7 +39,8 @@ class Reader:
                 subject.module.to(self.device)
             rows, resize = torch.arange(len(source)), subject.preprocess.resize
             place = {"workers": self.workers, "device": self.device}
-            return extract(subject.function, source, rows, resize=resize, **place)
+            features = extract(subject.function, source, rows, resize=resize, **place)
+            return refuse_non_finite(features, features_of(subject, source))
 
         def read() -> Features:
             return Features(cached(key, extract_all, self.cache_gb), source.labels, len(source.classes))
@@ -53,6 +54,11 @@ class Reader:
         if key not in self.memory:
             self.memory[key] = compute()
         return self.memory[key]
+
+
+def features_of(subject: Subject, source: Source) -> str:
+    """Names the features of a subject in messages."""
+    return f"{subject.features} features of {subject.name} weights on {source.name}'s {source.split} split"
 
 
 def key_of(subject: Subject, source: Source) -> tuple[str, ...]:

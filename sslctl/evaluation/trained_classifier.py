@@ -12,7 +12,7 @@ from torch import Tensor
 from sslctl import distributed
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped
-from sslctl.evaluation.features import extract
+from sslctl.evaluation.features import extract, refuse_non_finite
 from sslctl.evaluation.knn import hits_of
 from sslctl.evaluation.provenance import config_choice
 from sslctl.evaluation.provenance import settings as settings_words
@@ -104,6 +104,7 @@ def test_hits(
         workers=workers,
         device=device,
     )
+    refuse_non_finite(scores, f"scores of the classifier on {subject.name} weights, on {test.name}'s test split")
     return hits_of(scores, test.labels)
 
 

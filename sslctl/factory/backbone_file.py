@@ -11,7 +11,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone
 from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform, preprocess_from
-from sslctl.models.weights import file_metadata
+from sslctl.models.weights import file_metadata, refuse_non_finite
 from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import CheckpointError, compare, load_tensors, save_tensors
 from sslctl.runs.directory import BACKBONE, TOKENIZER, is_run
@@ -27,7 +27,7 @@ def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
     The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim), the features that `sslctl evaluate` measures;
     normalisation is inside. Where a method makes more of them than a backbone can, an OtherFeatures warning says so. Of texts,
     the transform makes ids of a string and the backbone maps (B, L) of them. Raises InputError when
-    the directory is no finished run or any tensor does not match.
+    the directory is no finished run, any tensor does not match, or one holds values that are not finite.
     """
     path = user_path(run)
     is_file = path.is_file() and path.suffix == ".safetensors"
@@ -65,7 +65,8 @@ def visual_metadata(backbone: Backbone) -> dict[str, str]:
 def load_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreprocess]:
     """Reads what `save_backbone` wrote: the backbone, the configuration that it is built by, and what it expects.
 
-    Raises InputError for other files, and where any tensor is missing, of another shape or not the backbone's.
+    Raises InputError for other files, and where any tensor is missing, of another shape or type, not finite, or not the
+    backbone's.
     """
     metadata = backbone_metadata(path)
     if metadata is None:
@@ -77,6 +78,7 @@ def load_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreproce
     differences = compare(tensors, backbone.state_dict())
     if differences:
         raise CheckpointError(f"{path} does not fit its own configuration:", *differences)
+    refuse_non_finite(path, tensors, backbone.state_dict())
     backbone.load_state_dict(tensors, strict=True)
     if "evaluated" in metadata:
         warnings.warn(

@@ -14,6 +14,7 @@ from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.teacher import TEACHER
+from sslctl.models.weights import refuse_non_finite
 from sslctl.runs import checkpoint
 from sslctl.runs.directory import ENVIRONMENT, PREPROCESS, TOKENIZER, find_runs, read_config, read_json
 from sslctl.views import ViewMaker
@@ -86,9 +87,14 @@ class TrainedRun:
 
 
 def open_run(run: Path, path: Path, backbone_node: Any | None = None) -> TrainedRun:
-    """Opens a run at a checkpoint, every tensor of which must match. backbone_node: another backbone than the run's."""
+    """Opens a run at a checkpoint, every tensor of which must match. backbone_node: another backbone than the run's.
+
+    Raises CheckpointError where a parameter holds values that are not finite.
+    """
     method = load_method(run, backbone_node)
+    untrained = {name: p.detach().clone() for name, p in method.named_parameters()}
     step = checkpoint.load(path, method)["step"]
+    refuse_non_finite(path / checkpoint.WEIGHTS, dict(method.named_parameters()), untrained)
     return TrainedRun(OmegaConf.create(read_config(run)), run_preprocess(run), method, step)
 
 

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from sslctl.errors import user_path
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import patch_size_of
-from sslctl.runs.checkpoint import WEIGHTS, CheckpointError, compare, load_pickle, load_tensors, metadata, newest_valid
+from sslctl.runs.checkpoint import (
+    WEIGHTS,
+    CheckpointError,
+    compare,
+    load_pickle,
+    load_tensors,
+    metadata,
+    newest_valid,
+    same_kind,
+)
 from sslctl.runs.directory import BACKBONE, is_run
 
 # Wrappers that training codes leave around a backbone's names, and classifiers that a backbone has no place for.
@@ -55,6 +64,7 @@ def _run_backbone(run: Path) -> dict[str, Tensor]:
 def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "backbone") -> str:
     """Copies foreign weights into a backbone and returns a report; refuses any missing or misshapen tensor.
 
+    Refused too are integers where floating-point numbers belong, and values that are not finite where the network's are.
     partial: load what matches all the same. The file's classifier is left out and reported. key: where
     the configuration has the backbone.
     """
@@ -67,7 +77,7 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "ba
     tensors = max(renamings, key=lambda renamed: len(renamed.keys() & ours.keys()))
 
     # What fits, what the backbone has no place for, and what it cannot do without.
-    matched = {name: t for name, t in tensors.items() if name in ours and t.shape == ours[name].shape}
+    matched = {n: t for n, t in tensors.items() if n in ours and t.shape == ours[n].shape and same_kind(t, ours[n])}
     unexpected = {name for name in tensors if name not in ours}
     classifiers = {name for name in unexpected if name.removeprefix("network.").startswith(_CLASSIFIERS)}
     normalisation = {"mean", "std"}  # sslctl's; foreign files have none
@@ -83,7 +93,8 @@ def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "ba
     if differences and not partial:
         raise CheckpointError(report, *differences, _advice(tensors, backbone, key))
     if not matched:
-        raise CheckpointError(f"{report}: not one tensor fits this backbone")
+        raise CheckpointError(f"{report}: not one tensor fits this backbone", *differences)
+    refuse_non_finite(file, matched, ours)
     backbone.load_state_dict({**ours, **matched}, strict=True)
     backbone.pretrained = frozenset(matched)
     return report
@@ -98,6 +109,21 @@ def _rename(tensors: dict[str, Tensor], prefix: str, inner: dict[str, str], ours
     return {
         name if name in ours else inner.get(name, inner.get(f"model.{name}", name)): t for name, t in stripped.items()
     }
+
+
+def refuse_non_finite(file: Path, tensors: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    """Raises CheckpointError that names the tensors with values that are not finite where those of our network are.
+
+    Values count as the network would hold them: what overflows its precision is not finite either.
+    """
+    bad = []
+    for name, tensor in tensors.items():
+        finite = tensor.to(ours[name].dtype).isfinite()
+        if not finite.all() and (count := int((~finite & ours[name].isfinite()).sum())):  # masks may hold infinities
+            bad.append(f"{name} ({count:,} of {tensor.numel():,} values)")
+    if bad:
+        listed = ", ".join(bad[:3]) + (" …" if len(bad) > 3 else "")
+        raise CheckpointError(f"{file}: {len(bad)} tensors hold values that are not finite numbers: {listed}")
 
 
 def _advice(tensors: dict[str, Tensor], backbone: Backbone, key: str) -> str:

@@ -123,8 +123,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
-    aliases = json.loads(metadata(path).get("aliases", "{}"))
-    return tensors | {name: tensors[source] for name, source in aliases.items()}
+    try:
+        aliases = json.loads(metadata(path).get("aliases", "{}"))
+        return tensors | {name: tensors[source] for name, source in aliases.items()}
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} ({_size(path)} bytes) lists tensors under a second name that it lacks"
+        ) from error
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -249,16 +254,19 @@ def compare(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
             lines.append(
                 f"  {len(names)} tensors {words}: {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}"
             )
-    shapes = [
-        f"{n}: {tuple(tensors[n].shape)} found, {tuple(expected[n].shape)} expected"
-        for n in sorted(tensors.keys() & expected.keys())
-        if tensors[n].shape != expected[n].shape
-    ]
-    if shapes:
-        lines.append(
-            f"  {len(shapes)} tensors of another shape: {'; '.join(shapes[:3])}{' …' if len(shapes) > 3 else ''}"
-        )
+    common = sorted(tensors.keys() & expected.keys())
+    shapes = [(n, tuple(tensors[n].shape), tuple(expected[n].shape)) for n in common]
+    types = [(n, tensors[n].dtype, expected[n].dtype) for n in common if not same_kind(tensors[n], expected[n])]
+    for words, values in (("shape", [v for v in shapes if v[1] != v[2]]), ("type", types)):
+        if values:
+            listed = "; ".join(f"{name}: {ours} found, {theirs} expected" for name, ours, theirs in values[:3])
+            lines.append(f"  {len(values)} tensors of another {words}: {listed}{' …' if len(values) > 3 else ''}")
     return lines
+
+
+def same_kind(tensor: Tensor, expected: Tensor) -> bool:
+    """Tells whether a tensor holds floating-point numbers where they are expected, of whatever precision."""
+    return tensor.is_floating_point() or not expected.is_floating_point()
 
 
 # --- Generators ---

@@ -151,6 +151,27 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(damage, name, verb,
     assert not (stopped / "results.jsonl").exists()
 
 
+@pytest.mark.parametrize("verb", ["knn-eval", slow("linear-eval"), slow("pictures"), slow("export")])
+def test_a_run_whose_weights_are_not_finite_is_not_measured(verb, stopped, capsys):
+    edit(newest(stopped), weights=lambda stored: stored["backbone.network.conv1.weight"][0].fill_(torch.nan))
+    before = contents(stopped)
+    assert main([verb, str(stopped), *(["device=cpu", "cache=false"] if verb.endswith("eval") else [])]) == 2
+    assert "step-6/weights.safetensors: 1 tensors hold values that are not finite numbers" in capsys.readouterr().err
+    assert contents(stopped) == before
+
+
+def test_results_are_not_appended_to_another_file(stopped, tmp_path, capsys):
+    words = ["knn-eval", str(stopped), "device=cpu", "cache=false", "subjects=[trained]"]
+    for text in ("all of my thesis", "first\nlast", '{"a": 1}\n', "[1]\n"):
+        (tmp_path / "mine").write_text(text)
+        assert main([*words, f"out={tmp_path / 'mine'}"]) == 2
+        assert str(tmp_path / "mine") in capsys.readouterr().err
+        assert (tmp_path / "mine").read_text() == text
+    (tmp_path / "cut").write_text('{"format": 1, "proto')
+    assert main([*words, f"out={tmp_path / 'cut'}"]) == 0
+    assert {r["protocol"] for r in results(tmp_path / "cut")} == {"knn"}
+
+
 @pytest.mark.parametrize("damage", [zero, half])
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", slow("pth"), slow("ckpt")])
 def test_damaged_weights_to_start_from_are_an_error(damage, suffix, tmp_path, capsys):
