@@ -81,7 +81,7 @@ class Command:
 
 def _command(words: list[str], folder: Path, environment: dict[str, str]) -> None:
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # its loader's workers are its own children, as ever
+    multiprocessing.set_start_method("fork", force=True)  # of its loader's workers, as in a process of its own
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -153,6 +153,7 @@ def in_processes(function: Callable, *arguments: Any, count: int = 2, seconds: f
 
 
 def _work(place: Path, rank: int, count: int, function: Callable, arguments: tuple) -> None:
+    multiprocessing.set_start_method("fork", force=True)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ["SSLCTL_RENDEZVOUS"] = f"file://{place.parent}/rendezvous"
     os.chdir(place.parent)
