@@ -1,6 +1,5 @@
 """The typed spine of a configuration: every verb's keys, types and ranges. Values live in configs/*.yaml only."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,6 @@ CONFIGS = next(
 )
 
 
-@functools.cache  # once a process
 def register_schemas() -> None:
     """Puts the dataclasses of sslctl.config.schema where the defaults lists of configs/ look for them."""
     from hydra.core.config_store import ConfigStore
