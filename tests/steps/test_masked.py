@@ -70,6 +70,7 @@ def reference_mae(its, batch, step, update, normalize):
 def test_mae_steps_as_its_paper(normalize):
     settings = {"mask_ratio": 0.7, "decoder_dim": 8, "decoder_depth": 2, "decoder_heads": 4}
     method = MAE(vision_transformer(8), facts(), normalize_target=normalize, **settings)
+    assert method.mask_token.numel() == 8
     positions_are_fixed(method.backbone, 4)
     batches = [batch_of(step, views=1) for step in (3, 4)]
     reference = partial(reference_mae, normalize=normalize)
@@ -94,6 +95,7 @@ def reference_simmim(its, batch, step, update):
 
 def test_simmim_steps_as_its_paper():
     method = disturbed(SimMIM(vision_transformer(16), facts(image_size=16), mask_ratio=0.52, mask_size=4))
+    assert method.mask_token.numel() == 8
     batches = [batch_of(step, views=1, side=16) for step in (3, 4)]
     compare(method, reference_simmim, batches, first_step=3, features=of_mean)
 
@@ -156,6 +158,7 @@ def test_ijepa_steps_as_its_paper():
     settings = {"targets": 4, "predictor_dim": 8, "predictor_depth": 2, "predictor_heads": 4}
     settings |= {"teacher_momentum": 0.6, "teacher_momentum_end": 0.9}
     method = IJEPA(vision_transformer(16), facts(image_size=16), **settings)
+    assert method.mask_token.numel() == 8
     positions_are_fixed(method.backbone, 8)
     positions_are_fixed(method.teacher_backbone, 8)
     batches = [batch_of(step, views=1, side=16) for step in (13, 14, 15)]

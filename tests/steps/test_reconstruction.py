@@ -12,7 +12,7 @@ from sslctl.methods.colorization import Colorization
 from sslctl.methods.inpainting import Inpainting
 from sslctl.methods.vae import VAE
 from sslctl.models.backbones import MLP, Backbone
-from sslctl.ops.color_space import rgb_to_lab
+from sslctl.ops.color_space import colour_bins, rgb_to_lab
 from tests.steps.compare import ROWS, backbone, batch_of, compare, disturbed, facts, rate_at, spread
 from tests.steps.transformers import MEAN, STD
 
@@ -33,7 +33,7 @@ def opinion(discriminator, image, real):
     return -(p if real else 1 - p).log().mean()
 
 
-def reference_inpainting(its, batch, step, update, hole):
+def reference_inpainting(its, batch, step, update, hole, adversarial):
     """Section 3.2: eq. 1 with the official code's weight of 10 where the hole's edge is seen, eq. 2 and 3."""
     x = batch.views["global"][0]
     hole = hole(batch)
@@ -45,7 +45,7 @@ def reference_inpainting(its, batch, step, update, hole):
     weight = (hole.double() + 9 * seen).expand_as(x)
     error = (weight * (drawn - x) ** 2).sum() / weight.sum()
     figures = {"feature_std": spread(h), "unexplained": ((drawn - x) ** 2)[..., hole].mean().detach() / BLIND}
-    if not hasattr(its, "discriminator"):
+    if not adversarial:
         update(error)
         return figures
     judge = opinion(its.discriminator, x * hole, True) + opinion(its.discriminator, drawn.detach() * hole, False)
@@ -86,15 +86,15 @@ def discriminator():
 def test_inpainting_of_the_centre_steps_as_its_paper(adversarial):
     settings = {"hole": "centre", "overlap": 0.1, "adversarial": adversarial, "code_dim": 5}
     method = disturbed(Inpainting(backbone((2, 5)), facts(image_size=16), **settings))
-    networks = {"discriminator": discriminator}
-    compare(method, partial(reference_inpainting, hole=centre), images(16), networks=networks, first_step=3)
+    reference = partial(reference_inpainting, hole=centre, adversarial=adversarial)
+    compare(method, reference, images(16), networks={"discriminator": discriminator}, first_step=3)
 
 
 def test_inpainting_of_blobs_steps_as_its_paper():
     settings = {"hole": "blobs", "overlap": 0.03, "adversarial": 0.0, "code_dim": 5}
     network = Backbone(MLP([6, 7], 3, 64), MEAN.flatten().tolist(), STD.flatten().tolist())
     method = disturbed(Inpainting(network, facts(image_size=64), **settings))
-    compare(method, partial(reference_inpainting, hole=blobs), images(64), first_step=3)
+    compare(method, partial(reference_inpainting, hole=blobs, adversarial=False), images(64), first_step=3)
 
 
 # --- Colourisation ---
@@ -162,6 +162,7 @@ def doubling(d_in, d_out):
 def test_colorization_by_classes_steps_as_its_paper():
     settings = {"form": "classification", "resolution": 0.75, "hidden_dim": 5, "rebalance": 0.3, "annealing": 0.38}
     method = Colorization(backbone((3, 4, 7)), facts(image_size=16), **settings)
+    assert torch.equal(method.bins, colour_bins(10))
     frequency = torch.rand(len(method.bins), generator=torch.Generator().manual_seed(0)).double() ** 4
     disturbed(method, frequency=frequency / frequency.sum(), counted=torch.tensor(3))
     head = nn.Sequential(doubling(7, 5), doubling(5, 5), nn.Conv2d(5, len(method.bins), 1))

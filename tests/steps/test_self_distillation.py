@@ -193,6 +193,7 @@ def test_ibot_steps_as_its_paper(crops, more):
         TEACHING | {"mask_chance": 0.7, "mask_ratio_low": 0.2, "mask_ratio_high": 0.6, "patch_weight": 0.6} | more
     )
     method = IBOT(vision_transformer(8), facts(), **settings)
+    assert method.mask_token.numel() == 8
     disturbed(method, centers=torch.linspace(-0.3, 0.3, 16).view(2, 8))
     batches = [batch_of(step, crops=crops) for step in STEPS]
     reference = partial(reference_ibot, free=bool(more))

@@ -134,5 +134,6 @@ def test_masked_language_steps_as_its_paper():
     torch.manual_seed(0)
     network = Backbone(SmallTransformer(8, 2, 2, 0.0, VOCABULARY, LENGTH))
     method = disturbed(MaskedLanguage(network, facts(channels=1, image_size=LENGTH), mask_ratio=0.3))
+    assert method.bias.shape == (VOCABULARY,)
     networks = {"transform": lambda: nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8))}
     compare(method, reference_masked_language, [texts(step) for step in (3, 4)], networks=networks, first_step=3)
