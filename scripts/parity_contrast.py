@@ -18,6 +18,7 @@ from parity_networks import (
     convolutional,
     descend,
     facts,
+    global_views,
     leave_out,
     of_loss,
     optimizer_of,
@@ -39,10 +40,6 @@ from sslctl.methods.simsiam import SimSiam
 from sslctl.methods.supcon import SupCon
 
 LR, DECAY, HIDDEN, DIM = 0.05, 1e-3, 16, 8
-
-
-def views(step: int) -> Tensor:
-    return batch(step).views["global"]
 
 
 # --- A queue, a teacher ---
@@ -71,7 +68,7 @@ def moco_v2(official: Official) -> Sides:
         lambda: {"queue": method.queue, "pointer": method.queue_pointer.view(1)},
     )  # fmt: skip
     other = Side(
-        lambda step: descend(optimizer, F.cross_entropy(*model(*views(step)))),
+        lambda step: descend(optimizer, F.cross_entropy(*model(*global_views(step)))),
         [query.backbone, query.fc], [key.backbone, key.fc], lambda: {"queue": model.queue.T, "pointer": model.queue_ptr},
     )  # fmt: skip
     return own, other
@@ -111,7 +108,7 @@ def moco_v3(official: Official, vit: bool) -> Sides:
 
     def step(number: int) -> Tensor:
         momentum = script.adjust_moco_momentum(number / 10, arguments)
-        images = [method.backbone.normalize(x) if vit else x for x in views(number)]
+        images = [method.backbone.normalize(x) if vit else x for x in global_views(number)]
         return descend(optimizer, model(*images, momentum))
 
     own = optimizer_of(method, kind, lr=lr, weight_decay=DECAY, exclude=not vit)
@@ -165,7 +162,7 @@ def simsiam(official: Official) -> Sides:
     optimizer, cosine = sgd(model.parameters(), LR, DECAY), nn.CosineSimilarity(dim=1)
 
     def step(number: int) -> Tensor:
-        p1, p2, z1, z2 = model(*views(number))
+        p1, p2, z1, z2 = model(*global_views(number))
         return descend(optimizer, -(cosine(p1, z2).mean() + cosine(p2, z1).mean()) / 2)
 
     own = optimizer_of(method, "sgd", lr=LR, weight_decay=DECAY, exclude=False)
@@ -199,7 +196,7 @@ def byol(official: Official) -> Sides:
     optimizer = sgd(trainable(model), LR, DECAY)
 
     def step(number: int) -> Tensor:
-        loss = descend(optimizer, model(list(views(number))))
+        loss = descend(optimizer, model(list(global_views(number))))
         model.step(number / 100)
         return loss
 
@@ -220,9 +217,9 @@ def byol_loss(official: Official) -> Sides:
 
     def other(number: int) -> Tensor:
         with torch.no_grad():
-            online = [method.projector(method.backbone(x)) for x in views(number)]
+            online = [method.projector(method.backbone(x)) for x in global_views(number)]
             p1, p2 = (method.predictor(z).numpy() for z in online)
-            t1, t2 = (method.teacher_projector(method.teacher_backbone(x)).numpy() for x in views(number))
+            t1, t2 = (method.teacher_projector(method.teacher_backbone(x)).numpy() for x in global_views(number))
         return torch.tensor((helpers.regression_loss(p1, t2) + helpers.regression_loss(p2, t1)).mean())
 
     momenta = [method.schedules(step)["teacher_momentum"] for step in range(0, 101, 20)]

@@ -20,6 +20,7 @@ from parity_networks import (
     convolutional,
     descend,
     facts,
+    global_views,
     optimizer_of,
     ours,
     settings,
@@ -43,10 +44,6 @@ from sslctl.random import Key
 LR, DECAY, HIDDEN, DIM = 0.05, 1e-3, 16, 8
 
 
-def views(step: int) -> Tensor:
-    return batch(step).views["global"]
-
-
 def vicreg(official: Official) -> Sides:
     method = VICReg(
         convolutional(), facts(), hidden_dim=HIDDEN, out_dim=DIM, invariance=25.0, variance=25.0, covariance=1.0
@@ -62,7 +59,7 @@ def vicreg(official: Official) -> Sides:
         model.parameters(), lr=LR, weight_decay=DECAY, weight_decay_filter=plain, lars_adaptation_filter=plain
     )
     own = optimizer_of(method, "lars", lr=LR, weight_decay=DECAY)
-    return ours(method, own, batch, trained), Side(lambda step: descend(optimizer, model(*views(step))), parts)
+    return ours(method, own, batch, trained), Side(lambda step: descend(optimizer, model(*global_views(step))), parts)
 
 
 def barlow_twins(official: Official) -> Sides:
@@ -84,7 +81,7 @@ def barlow_twins(official: Official) -> Sides:
     optimizer = script.LARS(groups, lr=LR, weight_decay=DECAY, weight_decay_filter=True, lars_adaptation_filter=True)
     optimizer.param_groups[1]["lr"] = LR * 0.024
     own = optimizer_of(method, "lars", lr=LR, weight_decay=DECAY, vector_lr_scale=0.024)
-    return ours(method, own, batch, trained), Side(lambda step: descend(optimizer, model(*views(step))), parts)
+    return ours(method, own, batch, trained), Side(lambda step: descend(optimizer, model(*global_views(step))), parts)
 
 
 def wmse(official: Official) -> Sides:

@@ -52,6 +52,11 @@ def batch(step: int, sizes: dict[str, tuple[int, int]] | None = None, rows: int 
     return Batch(views, index % 4, index, Key(0, step, index))
 
 
+def global_views(step: int) -> Tensor:
+    """Returns the global views (V, B, C, H, W) of a step's batch."""
+    return batch(step).views["global"]
+
+
 def ours(
     method: Method,
     optimizer: torch.optim.Optimizer,

@@ -56,8 +56,8 @@ def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path
     name = f"{shown(one.name).replace('/', '_')}{features}{taker}{kind.suffix}"
     out = user_path(config.out) if config.out else one.folder / "export" / name
     if out.suffix != kind.suffix or out.is_dir():
-        given = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"
-        raise InputError(f"out={out}: format={config.format} writes a {kind.suffix} file, {given}")
+        place = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"
+        raise InputError(f"out={out}: format={config.format} writes a {kind.suffix} file, {place}")
     make_folder_of(out)
     return out
 

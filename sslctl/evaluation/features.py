@@ -89,6 +89,7 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
     path = _place(key)
     folder = path.parent
     if path.exists():
+        # Damaged on disk is as if it were not there; touched, as what was used last is kept longest.
         try:
             features = _read(path, key)
             os.utime(path)
@@ -97,6 +98,7 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
             print(f"sslctl: cached features are calculated again: {error}", file=sys.stderr, flush=True)
             path.unlink()
     features = compute()
+    # Whole or not at all: another command may read, or write, the same file at this moment.
     _make_private(folder)
     with replacing(path) as temporary:
         save_tensors(temporary, {"features": features}, {"crc32": _checksum(features, key)})

@@ -60,6 +60,7 @@ def train_classifier(
     heading: lines to print before it begins.
     """
     method, plan = build_classifier(build, source, settings)
+    # Sizes that do not fit are refused first; then it is the loop that pretrains, with its checkpoints and resume.
     views = build_views(settings, source, method.backbone.network)
     refuse_sizes(method.backbone, views, source.image_size)
     setup = set_up(settings, plan, method, source, views, run_dir)
