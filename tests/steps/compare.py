@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from sslctl.data.batch import Batch
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone, SmallResNet, Timm
+from sslctl.models.batchnorm import synchronize_batchnorm
 from sslctl.ops.timing import Clock
 from sslctl.random import Key
 from sslctl.training.optim import parameter_groups
 from sslctl.training.precision import Precision
 from sslctl.training.setup import Setup
 from sslctl.training.train import train_step
+from tests.steps.ranks import in_ranks
 
 SIDE, ROWS, CHANNELS, IMAGES, CLASSES, STEPS_PER_EPOCH, TOTAL_STEPS = 8, 6, 3, 60, 4, 10, 40
 LR, WEIGHT_DECAY = 0.2, 0.01  # the optimizer's highest rate; plain SGD
@@ -145,14 +147,16 @@ def compare(
     networks: dict[str, Callable[[], nn.Module]] | None = None,
     first_step: int = 0,
     features: Callable[[nn.Module, Tensor], dict[str, Tensor]] | None = None,
+    ranks: int = 2,
 ) -> nn.Module:
     """Takes the same steps by the training loop and by the reference, and compares everything after each of them.
 
     networks: the paper's own plain networks for some of the method's, whose weights must fit them; a network that is not
     given is copied. Those whose names begin with teacher_ or key_ are made as the student's, and take no gradient.
     features: of its networks and of images, what the method evaluates after the last step, in its order.
+    ranks: of a run, that take the first step once more, each with its part of the images; 1 where it draws dropout.
     """
-    its = _twin(method, networks or {})
+    its, copies = _twin(method, networks or {}), [copy.deepcopy(method) for _ in range(ranks)]
     with float64():
         _same_flags(method, its)
         setup = _setup(method)
@@ -170,12 +174,31 @@ def compare(
             _same(f"step {step}, state", method.state_dict(), its.state_dict())
             if hasattr(method, "teacher"):
                 _same(f"step {step}, teacher", method.teacher.network.state_dict(), its.teacher.state_dict())
+            if step == first_step and ranks > 1:
+                expected = (figures | {"loss": update.loss}, update.gradients, its.state_dict())
+                _compare_ranks(copies, batch, step, expected)
         if features is not None:
             images = batch.views["global"][0]
             found, expected = method.eval().features(images), features(its.eval(), images)
             assert list(found) == list(expected), "features"
             _same("features", found, expected)
     return its
+
+
+def _compare_ranks(methods: list[Method], batch: Batch, step: int, expected: tuple[dict, dict, dict]) -> None:
+    """Takes one step by several ranks, and compares figures, gradients and state of each with the reference's."""
+    parts = batch.split(len(methods))
+
+    def take(rank: int) -> tuple[dict, dict, dict]:
+        synchronize_batchnorm(methods[rank])
+        setup = _setup(methods[rank])
+        output = train_step(setup, step, parts[rank])[2]
+        output.pop("carry", None)
+        return output, setup.optimizer.gradients, methods[rank].state_dict()
+
+    for rank, outcome in enumerate(in_ranks(len(methods), take)):
+        for what, *values in zip(("figures", "gradients", "state"), outcome, expected, strict=True):
+            _same(f"rank {rank} of {len(methods)}, {what}", *values)
 
 
 def of_projector(its: nn.Module, x: Tensor) -> dict[str, Tensor]:

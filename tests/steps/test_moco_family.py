@@ -127,4 +127,5 @@ def test_moco_steps_as_its_paper(name, devices):
     method = middle_of_training(MoCo(backbone(), facts(), **settings), batches)
     networks = {"backbone": backbone, "projector": lambda: projector(layers, settings["hidden_dim"] or 7)}
     reference = reference_moco(momentum, temperature, symmetric, devices)
-    compare(method, reference, batches, networks=networks, first_step=11, features=of_projector)
+    ranks = 3 if devices == 3 else 2  # which hold whole groups, or share one
+    compare(method, reference, batches, networks=networks, first_step=11, features=of_projector, ranks=ranks)

@@ -63,7 +63,7 @@ def test_frame_order_verification_steps_as_its_paper():
     compare(method, reference_verification, batches, networks={"classifier": lambda: head}, first_step=3)
 
 
-def reference_order(its, batch, step, update, splitting):
+def reference_order(its, batch, step, update, splitting, dropout):
     """Lee et al., section 3: four frames in one of 12 orders, each at most 2 of 20 pixels off its middle, one channel each."""
     key, orders = batch.key, [order for order in itertools.permutations(range(4)) if order[0] < order[3]]
     label, backwards = (12 * key.uniform("frame_order/order")).long(), key.uniform("frame_order/backwards")
@@ -81,19 +81,22 @@ def reference_order(its, batch, step, update, splitting):
             shown.append(frame[:, one : one + 1].expand(-1, 3, -1, -1) if splitting else frame)
     h = its.backbone(torch.cat(shown)).view(ROWS, 4, -1)
     pairs = torch.stack([torch.cat([h[:, i], h[:, j]], 1) for i in range(4) for j in range(i + 1, 4)], 1)
-    z = F.dropout(its.pair_head(pairs.flatten(0, 1)).relu().view(ROWS, 6, -1), 0.3)
+    z = F.dropout(its.pair_head(pairs.flatten(0, 1)).relu().view(ROWS, 6, -1), dropout)
     loss, hits = cross_entropy(z.flatten(1) @ its.classifier.weight.T + its.classifier.bias, label)
     update(loss)
     return {"accuracy": hits, "feature_std": spread(h[:, 0])}
 
 
-@pytest.mark.parametrize("splitting", [True, False])
-def test_frame_order_of_four_steps_as_its_paper(splitting):
-    settings = order_settings(channel_splitting=splitting)
+@pytest.mark.parametrize(("splitting", "dropout", "ranks"), [(True, 0.3, 1), (False, 0.0, 2)])
+def test_frame_order_of_four_steps_as_its_paper(splitting, dropout, ranks):
+    settings = order_settings(channel_splitting=splitting, dropout=dropout)
     method = disturbed(FrameOrder(backbone(), facts(), task="order", **settings))
     networks = {"pair_head": lambda: nn.Sequential(nn.Linear(14, 9, bias=False), nn.BatchNorm1d(9))}
-    reference = partial(reference_order, splitting=splitting)
-    compare(method, reference, [videos(step) for step in (3, 4)], networks=networks, first_step=3)
+    reference, batches = (
+        partial(reference_order, splitting=splitting, dropout=dropout),
+        [videos(step) for step in (3, 4)],
+    )
+    compare(method, reference, batches, networks=networks, first_step=3, ranks=ranks)
 
 
 # --- Words ---
