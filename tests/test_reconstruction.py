@@ -45,8 +45,8 @@ def test_weights_are_weights_of_a_mean():
     x, y = torch.rand(2, 3, 4), torch.rand(2, 3, 4)
     assert squared_error(x, y) == pytest.approx(((x - y) ** 2).mean().item())
     assert squared_error(x, y, torch.ones(3, 4)) == pytest.approx(squared_error(x, y).item())
-    weight = torch.tensor([0.0, 0.0, 1.0, 3.0])
-    expected = (((x - y) ** 2)[..., 2:] * weight[2:]).sum() / (4 * 6)
+    weight = torch.tensor([0.0, 0.0, 1.0, 4.0])  # whose own mean is not 1
+    expected = (((x - y) ** 2)[..., 2:] * weight[2:]).sum() / (5 * 6)
     assert squared_error(x, y, weight) == pytest.approx(expected.item())
 
 
