@@ -179,7 +179,7 @@ def folders(workdir):
     ("root", "fragments"),
     [
         ("empty", ("no images in empty", ".png")),
-        ("texts", ("no images in texts", "1 other file")),
+        ("texts", ("no images in texts", "1 .txt")),
         ("nowhere", ("dataset.root=nowhere", "no such folder")),
         ("file", ("dataset.root=file", "not a folder")),
         ("few", ("4 images", "trainer.batch_size=16")),

@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 
 from sslctl import distributed
 from sslctl.config.command_line import command_line
+from sslctl.data.layout import NoTestSplit
+from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, Stopped, user_path
+from sslctl.errors import InputError, Stopped, shown, user_path
 from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online
 from sslctl.evaluation.runner import labelled_sources
@@ -139,7 +141,9 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         online=functools.partial(evaluate_online, measure, board),
         watch=None if distributed.rank() else Watch(run_dir, config.trainer.on_collapse),
     )
-    print_plan(config, plan, method, source, views, run_dir)
+    if distributed.rank() == 0:
+        warnings = doubts(source, judges[1] if judges else None)
+        print_plan(config, plan, method, source, views, run_dir, warnings)
     if config.plan_only:
         time_steps(setup, measure)
         return
@@ -169,6 +173,8 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             stack.callback(lock.release)
             if teacher is not None:
                 save_teacher(teacher, run_dir)
+            described = {"format": 1, "train": source.as_json()} | ({"test": judges[1].as_json()} if judges else {})
+            write_text(run_dir / rundir.DATA, json.dumps(described, indent=1) + "\n")
             if source.tokenizer:
                 (run_dir / rundir.TOKENIZER).write_text(source.tokenizer)
             return is_finished(run_dir, plan, test)
@@ -209,7 +215,13 @@ def labelled_judges(config: Any, source: Source, preprocess: Preprocess) -> tupl
         train, test = labelled_sources(node)
         preprocess.refuse_other("this run", train, "eval_dataset")
         return train, test
-    return (source, build_source(config.dataset, "test")) if source.labelled else None
+    if not source.labelled:
+        return None
+    try:
+        return source, build_source(config.dataset, "test")
+    except NoTestSplit as error:  # which training does not need
+        print(f"not judged: {error}", flush=True)
+        return None
 
 
 def class_facts(source: Source) -> dict[str, float]:
@@ -228,8 +240,10 @@ def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Pat
     return Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{mark}-s{config.seed}"
 
 
-def print_plan(config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path) -> None:
-    """Prints what will be trained, on what and where, before anything happens."""
+def print_plan(
+    config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path, warnings: list[str]
+) -> None:
+    """Prints what will be trained, on what and where, before anything happens. warnings: of the data."""
     backbone, names = method.backbone, config.names
     count = sum(p.numel() for p in backbone.parameters())
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
@@ -242,6 +256,7 @@ def print_plan(config: Any, plan: Plan, method: Method, source: Source, views: V
         f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
         f"run        {state}",
         *(f"note       {note}" for note in method.notes()),
+        *(f"warning    {shown(warning)}" for warning in warnings),
     ]
     print("\n".join(lines), flush=True)
 

@@ -6,7 +6,7 @@ import torch
 
 from sslctl.errors import InputError
 from sslctl.factory.from_config import build_source, build_views
-from sslctl.visuals.sheets import save, sheet_of_views, writable
+from sslctl.visuals.sheets import refuse_among_images, save, sheet_of_views, writable
 
 
 def views(config: Any) -> None:
@@ -15,6 +15,7 @@ def views(config: Any) -> None:
     source = build_source(config.dataset, "train")
     if not source.modality.visible:
         raise InputError(f"{source.name} has {source.summary()}: there is nothing to see")
+    refuse_among_images(out, source, config.dataset.get("root"))
     maker = build_views(config, source)
     rows = torch.arange(0, len(source), max(1, len(source) // config.images))[: config.images]
     save(sheet_of_views(source, maker, rows, seed=config.seed, draws=config.draws), out)

@@ -33,6 +33,8 @@ UNTYPED = {
     "experiment": KeyFacts(optional=True),
     "dataset@eval_dataset": KeyFacts(optional=True),
     "dataset.root": KeyFacts(path=True, fingerprint=False),
+    "dataset.splits": KeyFacts(free=True, old_behaviour=None),
+    "dataset.label": KeyFacts(path=True, old_behaviour=None),  # a pattern is written as freely as a path
     "dataset.memory_gb": KeyFacts(fingerprint=False),
     "dataset.download": KeyFacts(fingerprint=False),
     "dataset.scale": KeyFacts(own=True, fingerprint=False),  # what methods take of it counts itself
@@ -41,6 +43,8 @@ UNTYPED = {
     "dataset.std": KeyFacts(own=True),
     "dataset.resize": KeyFacts(own=True),
     "eval_dataset.root": KeyFacts(path=True),
+    "eval_dataset.splits": KeyFacts(free=True),
+    "eval_dataset.label": KeyFacts(path=True),
     "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False),  # their content counts
     "backbone.partial": KeyFacts(own=True),
     "backbone.kwargs": KeyFacts(free=True),

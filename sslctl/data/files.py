@@ -2,7 +2,9 @@
 
 import os
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from sslctl.errors import InputError
+
+_SAMPLED = 2_000  # headers that are read of images of several sizes
 
 
 class ImageError(RuntimeError):
@@ -31,19 +35,39 @@ def read(path: str, channels: int) -> Tensor:
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
 
 
-def common_size(paths: list[str]) -> tuple[int, int] | None:
-    """Returns the (height, width) that all images share by their headers, or None. A few are looked at first."""
-    common: tuple[int, int] | None = None
-    for path in paths[:: max(1, len(paths) // 16)] + paths:
-        try:
-            with Image.open(path) as image:
-                size = (image.height, image.width)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise InputError(f"cannot read {path}: {error}") from error
-        if common is not None and size != common:
-            return None
-        common = size
-    return common
+@dataclass(frozen=True)
+class Headers:
+    """What image files say of themselves: (width, height) and Pillow's modes, each with the number of files."""
+
+    sizes: Counter
+    modes: Counter
+
+    @property
+    def looked_at(self) -> int:
+        return self.sizes.total()
+
+
+def read_headers(paths: list[str]) -> Headers:
+    """Reads the headers of all images while they are of one size, else of some 2,000 spread over them.
+
+    Raises InputError for one that cannot be read.
+    """
+    headers, total = {}, len(paths)
+    for row in (*range(0, total, max(1, total // 16)), *range(total)):  # a few first, as they tell most sets apart
+        headers[row] = headers.get(row) or _header(paths[row])
+        if headers[row][0] != headers[0][0]:
+            for other in range(0, total, max(1, total // _SAMPLED)):
+                headers[other] = headers.get(other) or _header(paths[other])
+            break
+    return Headers(Counter(size for size, _ in headers.values()), Counter(mode for _, mode in headers.values()))
+
+
+def _header(path: str) -> tuple[tuple[int, int], str]:
+    try:
+        with Image.open(path) as image:
+            return image.size, image.mode
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def read_all(paths: list[str], channels: int, size: tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sslctl.config.command_line import PLACED, Prepared
-from sslctl.data.listing import count_training_images
+from sslctl.data.layout import count_training_images
 from sslctl.errors import InputError
 
 FEWER_THAN = {"tiny": 5_000, "small": 200_000}  # images; what is larger is of the scale of ImageNet
@@ -20,18 +20,19 @@ def choose_scale(prepared: Prepared) -> str | None:
     if PLACED["scale"] in values or values.get("experiment", [None]) != [None]:
         return None
     datasets, roots = values.get("dataset", []), values.get("dataset.root", [])
-    scales = {f"{dataset} {root}": _scale_of(dataset, root) for dataset in datasets for root in roots}
+    splits, label = (values.get(f"dataset.{name}", [None])[0] for name in ("splits", "label"))
+    scales = {f"{dataset} {root}": _scale_of(dataset, root, splits, label) for dataset in datasets for root in roots}
     if len(set(scales.values())) > 1:
         described = ", ".join(f"{job}: {scale or 'its own'}" for job, scale in scales.items())
         raise InputError(f"this sweep's datasets are of several scales ({described}): name one for all with scale=…")
     return next(iter(scales.values()), None)
 
 
-def _scale_of(dataset: Any, root: Any) -> str | None:
+def _scale_of(dataset: Any, root: Any, splits: Any, label: Any) -> str | None:
     if dataset not in _IN_CLASSES or root is None:
         return None
     try:
-        count = count_training_images(str(root), _IN_CLASSES[dataset])
+        count = count_training_images(str(root), _IN_CLASSES[dataset], splits, label)
     except InputError:
         return None
     return next((scale for scale, bound in FEWER_THAN.items() if count < bound), "imagenet")

@@ -5,9 +5,10 @@ import hashlib
 import importlib.util
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.data import files, listing
+from sslctl.data.description import Description, describe
+from sslctl.data.layout import Layout, base_name, class_folders, without_labels
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError, user_path
@@ -40,6 +43,7 @@ class Source:
     content_hash: str  # of what was loaded, or of the list of files with their sizes
     mtime_hash: str = ""  # when the files were: a hash of their times
     original_rows: tuple[int, ...] = ()  # of a subset's samples in the whole split
+    description: Description | None = None  # of files: what was inferred of them
     modality: ClassVar[Modality] = IMAGES
     tokenizer: ClassVar[str] = ""  # of texts, as JSON
     per_sample: ClassVar[tuple[str, ...]] = ("images", "paths", "labels")  # what has an entry for each sample
@@ -77,6 +81,22 @@ class Source:
     def summary(self) -> str:
         """Returns what there is, for the plan."""
         return f"{len(self):,} images of {self.channels}×{self.image_size}×{self.image_size}"
+
+    def data_lines(self) -> list[str]:
+        """Returns what was inferred of the data, for the plan: classes, split, sizes, pixels, what is left out, warnings."""
+        first, more = ", ".join(self.classes[:4]), len(self.classes) - 4
+        of = (
+            f"{len(self.classes)} classes: {first}{f' and {more} others' if more > 0 else ''}"
+            if self.classes
+            else "no labels"
+        )
+        return [of, *(self.description.lines() if self.description else [])]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what this data is, as plain values, for data.json of a run."""
+        named = {name: getattr(self, name) for name in ("name", "split", "channels", "image_size", "content_hash")}
+        described = self.description.as_json() if self.description else {}
+        return named | {"samples": len(self), "classes": list(self.classes)} | described
 
     def describe(self, index: int) -> str:
         """Returns how to find an image again: its path, or its number."""
@@ -198,78 +218,76 @@ def _cifar_rows(path: Path) -> np.ndarray:
 
 
 def imagefolder(
-    split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float, name: str | None = None
+    split: str,
+    root: str | None,
+    image_size: int | None,
+    channels: int,
+    memory_gb: float,
+    name: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    label: str | None = None,
 ) -> Source:
     """Reads class folders: root/train/<class>/… and root/test/<class>/… (or val/), or root/<class>/… alone.
 
     Without a test folder, a fixed fifth of the images, drawn by the hash of their names, is the test split and is never
-    trained on. image_size None: that of the images when they are all equal and small, else 224.
+    trained on. image_size None: that of most images when they are small squares, else 224. splits, label: see
+    `layout.class_folders`.
     """
-    base = listing.existing_folder(root)
-    train = base / "train"
-    test = next((d for d in (base / "test", base / "val") if d.is_dir()), None)
-    if train.is_dir():
-        if split == "test" and test is None:
-            raise InputError(f"{base} has a train/ folder but neither test/ nor val/: no labelled test split")
-        folder, names = train if split == "train" else test, listing.scan(train if split == "train" else test)
-    else:
-        folder, names = base, listing.scan(base)
-    classes = tuple(sorted(d.name for d in (train if train.is_dir() else base).iterdir() if d.is_dir()))
-    loose = [n for n in names if "/" not in n]
-    if loose or not classes:
-        raise InputError(
-            f"{folder}: {len(loose)} images lie outside class folders (first: {loose[0] if loose else 'none'});"
-            " for images without labels say dataset=folder"
-        )
-    if not train.is_dir():
-        names = [n for n in names if listing.held_out(n) == (split == "test")]
-        if not names:
-            raise InputError(f"{base}: too few images for a {split} split of a fifth; make train/ and test/ folders")
-    unknown = sorted({n.split("/")[0] for n in names} - set(classes))
-    if unknown:
-        raise InputError(f"{folder}: class folder {unknown[0]} does not exist in {train}")
-    number = {c: i for i, c in enumerate(classes)}
-    labels = torch.tensor([number[n.split("/")[0]] for n in names])
-    return _from_files(name or base.name, split, folder, names, labels, classes, image_size, channels, memory_gb)
+    layout = class_folders(split, root, splits, label)
+    return _from_files(name or base_name(root), split, layout, image_size, channels, memory_gb)
 
 
-def folder(split: str, root: str | None, image_size: int | None, channels: int, memory_gb: float) -> Source:
-    """Reads all images below a folder, flat or nested, without labels."""
-    base = listing.existing_folder(root)
-    if split == "test":
-        raise InputError(
-            f"dataset=folder has no labels to evaluate on ({base}): name labelled data, with eval_dataset=… in sslctl pretrain,"
-            " dataset=… elsewhere"
-        )
-    names = listing.scan(base)
-    labels = torch.full((len(names),), -1)
-    return _from_files(base.name, split, base, names, labels, (), image_size, channels, memory_gb)
-
-
-def _from_files(
-    name: str,
+def folder(
     split: str,
-    base: Path,
-    names: list[str],
-    labels: Tensor,
-    classes: tuple[str, ...],
+    root: str | None,
     image_size: int | None,
     channels: int,
     memory_gb: float,
+    splits: Mapping[str, str] | None = None,
+    label: str | None = None,
+) -> Source:
+    """Reads all images below a folder, flat or nested, without labels; with those that label= finds in their names."""
+    if label is None and split == "test":
+        raise InputError(
+            f"dataset=folder has no labels to evaluate on ({listing.existing_folder(root)}): name labelled data, with"
+            " eval_dataset=… in sslctl pretrain, dataset=… elsewhere; or dataset.label=PATTERN takes them from file names"
+        )
+    layout = class_folders(split, root, splits, label) if label is not None else without_labels(root, splits)
+    return _from_files(base_name(root), split, layout, image_size, channels, memory_gb)
+
+
+def _from_files(
+    name: str, split: str, layout: Layout, image_size: int | None, channels: int, memory_gb: float
 ) -> Source:
     if channels not in (1, 3):
         raise InputError(f"dataset.channels={channels}: expected 1 or 3")
-    paths = [os.path.join(base, n) for n in names]
-    common = files.common_size(paths)
+    paths = [os.path.join(layout.listing.base, name) for name in layout.names]
+    headers = files.read_headers(paths)
+    (width, height), most = headers.sizes.most_common(1)[0]
+    small = width == height <= 96 and 2 * most > headers.looked_at
     if image_size is None:
-        image_size = common[0] if common and common[0] == common[1] <= 96 else 224
+        image_size = width if small else 224
     images = None
-    if common and len(paths) * channels * common[0] * common[1] <= memory_gb * 2**30:
-        images = files.read_all(paths, channels, common)
-    listing = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(names, paths, strict=True))
-    digest = hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    if len(headers.sizes) == 1 and len(paths) * channels * width * height <= memory_gb * 2**30:
+        images = files.read_all(paths, channels, (height, width))
+    table = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(layout.names, paths, strict=True))
+    digest = hashlib.blake2b(table.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     times = hashlib.blake2b(" ".join(str(os.stat(p).st_mtime_ns) for p in paths).encode(), digest_size=16).hexdigest()
-    return Source(name, split, images, tuple(paths), labels, classes, channels, image_size, digest, times)
+    description = describe(layout, headers, images, channels, image_size)
+    labels = torch.tensor(layout.labels)
+    return Source(
+        name,
+        split,
+        images,
+        tuple(paths),
+        labels,
+        layout.classes,
+        channels,
+        image_size,
+        digest,
+        times,
+        description=description,
+    )
 
 
 def data_home() -> Path:

@@ -1,5 +1,6 @@
 """sslctl linear-eval and knn-eval: protocols over subjects, each result beside the same figure for random weights."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, shown, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.provenance import Origin, config_choice, origin_of
@@ -39,7 +41,11 @@ def evaluate_all(config: Any, protocol: Protocol) -> None:
 
 
 def print_plan(protocols: Iterable[Protocol], subjects: list[Subject], task: Task) -> None:
-    """Prints what plan_only=true says of each subject; what several protocols say alike, once."""
+    """Prints what plan_only=true says of the data and each subject; what several protocols say alike, once."""
+    for source in filter(None, (task.train, task.test)):
+        print(
+            f"data       {source.name} ({source.split}): {source.summary()}", *source.data_lines(), sep="\n           "
+        )
     lines = dict.fromkeys(line for s in subjects for protocol in protocols for line in protocol.plan(s, task))
     print("\n".join(lines))
 
@@ -67,7 +73,7 @@ def subjects_and_tasks(
     # Foreign weights: the dataset that is named decides what they see.
     if not config.ckpt:
         node = _dataset_of_foreign(config, named)
-        train, test = sources(node)
+        train, test = _warned_of(sources(node))
         preprocess = preprocess_of(node, train)
         subjects = [_foreign_subject(config, name, preprocess) for name in config.subjects]
         work = out.parent if out else Path("runs") / train.name / "foreign"
@@ -76,7 +82,7 @@ def subjects_and_tasks(
     # Runs: each on its own dataset unless another is named, whose images it must take as they are.
     for run, path in resolve_runs(config.ckpt):
         node = with_tokenizer(named or _dataset_of_run(run), run)
-        train, test = sources(node)
+        train, test = _warned_of(sources(node))
         run_preprocess(run).refuse_other(str(run), train, "dataset")
         makers = {
             "trained": lambda run=run, path=path: who.trained(run, path, config.get("features"), config.backbone),
@@ -88,6 +94,13 @@ def subjects_and_tasks(
         print(f"{run} at {path.name}", flush=True)
         subjects = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
         yield subjects, Task(train, test, read, seed, config, node, run / PROBES, run), out or run / RESULTS
+
+
+def _warned_of(sources: tuple[Source, Source | None]) -> tuple[Source, Source | None]:
+    """Says what of the data may not be meant, and returns them."""
+    for warning in doubts(*sources):
+        print(f"warning    {shown(warning)}", file=sys.stderr, flush=True)
+    return sources
 
 
 def _named_dataset(config: Any) -> Any | None:

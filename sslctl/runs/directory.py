@@ -15,6 +15,7 @@ from sslctl.runs.atomic import write_text
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.jsonl"
 BACKBONE, PREPROCESS, TOKENIZER = "backbone.safetensors", "preprocess.json", "tokenizer.json"
+DATA = "data.json"  # what was inferred of the data
 PROBES = "probes"  # trained classifiers
 STOPPED = "stopped.json"  # why training ended early, where it was not a signal
 

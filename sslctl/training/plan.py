@@ -19,6 +19,7 @@ class Plan:
     """Everything derived: nothing here is written back to the configuration."""
 
     source: str  # which it is, and what it holds
+    data_lines: list[str]  # what was inferred of it
     num_images: int
     channels: int
     image_size: int
@@ -69,6 +70,7 @@ class Plan:
         schedule = self.schedule
         return [
             f"data       {self.source}",
+            *(f"           {line}" for line in self.data_lines),
             f"steps      {self.total_steps:,} = {self.epochs} epochs × {self.steps_per_epoch} steps of {self.batch_size} images"
             + (f" ({self._left_out} images of each epoch's order left out)" if self._left_out else ""),
             f"lr         {self.lr_words}; {schedule.shape}, warm-up {schedule.warmup_steps} steps",
@@ -119,6 +121,7 @@ def make_plan(config: Any, source: Source) -> Plan:
     knn_every = evaluation.knn_every_epochs if evaluation else None
     return Plan(
         source=f"{source.name} ({source.split}): {source.summary()}",
+        data_lines=source.data_lines(),
         num_images=len(source),
         channels=source.channels,
         image_size=source.image_size,

@@ -1,5 +1,6 @@
 """Pictures of views: what the augmentation makes of a few images, in one sheet."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -45,6 +46,16 @@ def writable(out: str | Path) -> Path:
         raise InputError(f"out={path} is a directory: name a file")
     make_folder_of(path)
     return path
+
+
+def refuse_among_images(out: Path, source: Source, root: str | None) -> None:
+    """Raises InputError for a picture that would count as one of the images of dataset.root."""
+    if not (source.paths and root):
+        return
+    folder = user_path(root).resolve()
+    if out.resolve().is_relative_to(folder):
+        elsewhere = os.path.relpath(folder.parent / out.name)
+        raise InputError(f"out={out} would lie among the images of dataset.root={root}: out={elsewhere}")
 
 
 def save(picture: Tensor, out: Path) -> None:

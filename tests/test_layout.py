@@ -1,0 +1,240 @@
+"""What a folder of images is taken for: splits, classes, what is left out, and what of it is doubted aloud."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslctl.data import sources
+from sslctl.data.layout import class_folders, count_training_images, without_labels
+from sslctl.data.overlap import doubts
+from sslctl.errors import InputError
+from tests.conftest import QUICK, write_images
+
+
+def imagefolder(root, split="train", **changes):
+    return sources.imagefolder(split, str(root), **{"image_size": None, "channels": 3, "memory_gb": 1.0} | changes)
+
+
+def labels_of(layout):
+    return {name: layout.classes[label] for name, label in zip(layout.names, layout.labels, strict=True)}
+
+
+# --- Splits ---
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("TRAIN", "val"), ("train_set", "test-set"), ("trn", "validation")]
+)
+def test_split_folders_are_known_in_any_spelling(tmp_path, train, test):
+    write_images(tmp_path, f"{train}/a", f"{train}/b", count=3)
+    write_images(tmp_path, f"{test}/a", f"{test}/b", count=2)
+    trained, judged = class_folders("train", str(tmp_path)), class_folders("test", str(tmp_path))
+    assert (len(trained.names), len(judged.names), trained.classes) == (6, 4, ("a", "b"))
+    assert (trained.origin, judged.origin) == (str(tmp_path / train), str(tmp_path / test))
+
+
+def test_a_test_folder_without_classes_gives_way_to_a_labelled_one(tmp_path):
+    write_images(tmp_path, "train/a", "train/b", "val/a", "val/b", "test", count=2)
+    assert class_folders("test", str(tmp_path)).origin == str(tmp_path / "val")
+
+
+def test_splits_are_named_by_a_key(tmp_path):
+    write_images(tmp_path, "old/a", "old/b", "new/a", "new/b", "train/c", count=2)
+    splits = {"train": "old", "test": "new"}
+    trained, judged = (class_folders(split, str(tmp_path), splits) for split in ("train", "test"))
+    assert (trained.listing.base.name, judged.listing.base.name, trained.classes) == ("old", "new", ("a", "b"))
+    assert without_labels(str(tmp_path), {"train": "old"}).names == trained.names
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (
+            {"train": "trian"},
+            r"dataset\.splits\.train=trian: no such folder in .*; there are test, train \(nearest: train\)",
+        ),
+        ({"train": "train", "val": "test"}, r"expected \{train: FOLDER, test: FOLDER\}"),
+        ({"test": "test"}, r"expected \{train: FOLDER, test: FOLDER\}"),
+    ],
+)
+def test_wrong_splits_are_refused(tmp_path, splits, message):
+    write_images(tmp_path, "train/a", "test/a", count=1)
+    with pytest.raises(InputError, match=message):
+        class_folders("train", str(tmp_path), splits)
+
+
+def test_two_folders_that_may_be_a_split_are_refused_until_one_is_named(tmp_path):
+    write_images(tmp_path, "Train/a", "training/a", "test/a", count=1)
+    with pytest.raises(InputError, match=r"Train/ and training/ may both be the train split: say dataset\.splits="):
+        class_folders("train", str(tmp_path))
+    assert class_folders("train", str(tmp_path), {"train": "training", "test": "test"}).names == ["a/000.png"]
+
+
+def test_a_train_folder_alone_is_trained_on_whole_and_has_no_test_split(tmp_path):
+    write_images(tmp_path, "train/a", "train/b", count=5)
+    assert len(class_folders("train", str(tmp_path)).names) == 10
+    with pytest.raises(InputError, match=r"dataset\.root=.*train holds out a fifth"):
+        class_folders("test", str(tmp_path))
+    write_images(tmp_path, "train/a", "train/b", count=40)
+    parts = [class_folders(split, str(tmp_path / "train")).names for split in ("train", "test")]  # as it says
+    assert len(parts[0]) + len(parts[1]) == 80
+
+
+# --- Labels ---
+
+
+def test_labels_in_file_names_are_found_by_a_pattern(tmp_path):
+    for name in ("crazing_1", "crazing_2", "rolled-in_scale_1", "rolled-in_scale_17"):
+        write_images(tmp_path, count=1)
+        (tmp_path / "000.png").rename(tmp_path / f"{name}.png")
+    splits = {"train": ".", "test": "."}
+    found = labels_of(class_folders("train", str(tmp_path), splits, r"(.+)_\d+"))
+    assert found == {
+        "crazing_1.png": "crazing",
+        "crazing_2.png": "crazing",
+        "rolled-in_scale_1.png": "rolled-in_scale",
+        "rolled-in_scale_17.png": "rolled-in_scale",
+    }
+    assert sources.folder("train", str(tmp_path), 16, 3, 1.0, splits, r"(.+)_\d+").labelled
+    assert not sources.folder("train", str(tmp_path), 16, 3, 1.0).labelled
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (r"(.+)_\d+", r"finds no label in 2 of 2 images of .* \(first: a/000\.png\)"),
+        (r".+", r"expected a group in parentheses"),
+        (r"(.+", r"is no regular expression: missing \)"),
+    ],
+)
+def test_wrong_patterns_are_refused(tmp_path, label, message):
+    write_images(tmp_path, "a", "b", count=1)
+    with pytest.raises(InputError, match=message):
+        class_folders("train", str(tmp_path), None, label)
+
+
+def test_the_number_of_images_is_counted_as_they_are_trained_on(tmp_path):
+    write_images(tmp_path, "Training/a", "Training/b", "Testing/a", "Testing/b", count=3)
+    assert count_training_images(str(tmp_path), True) == 6
+    assert count_training_images(str(tmp_path), False) == 12
+    assert count_training_images(str(tmp_path), False, {"train": "Training"}) == 6
+
+
+# --- What is no image or no class ---
+
+
+def test_hidden_and_empty_folders_are_no_classes_and_are_counted(tmp_path):
+    write_images(tmp_path, "train/a", "train/b", "train/.ipynb_checkpoints", "train/__MACOSX/a", "test/a", "test/b")
+    (tmp_path / "train" / "empty").mkdir()
+    (tmp_path / "train" / "a" / "._000.png").touch()
+    (tmp_path / "train" / "a" / "notes.txt").touch()
+    (tmp_path / "train" / "a" / "README").touch()
+    source = imagefolder(tmp_path)
+    assert (source.classes, len(source)) == (("a", "b"), 32)
+    assert source.description.left_out == {"hidden folders": 2, "hidden files": 1, ".txt": 1, "without extension": 1}
+    assert source.description.warnings == ("folders without images are no classes: empty",)
+
+
+def test_a_wrapper_folder_is_looked_through_and_named(tmp_path):
+    write_images(tmp_path, "archive/images/a", "archive/images/b", count=40)
+    (tmp_path / "README.md").touch()
+    layout = class_folders("train", str(tmp_path))
+    assert layout.classes == ("a", "b")
+    assert layout.warnings == [
+        f"{tmp_path} holds nothing but archive/images/, which is taken: dataset.root={tmp_path / 'archive' / 'images'}"
+    ]
+    assert class_folders("train", str(tmp_path / "archive" / "images")).names == layout.names  # as it says
+
+
+def test_what_may_not_be_meant_is_said_with_the_key_that_answers(tmp_path):
+    write_images(tmp_path / "one", "all", count=40)
+    assert "one class (all)" in imagefolder(tmp_path / "one").description.warnings[0]
+    write_images(tmp_path / "half", "test", "good", count=40)
+    assert "class test has the name of a split" in imagefolder(tmp_path / "half").description.warnings[0]
+    write_images(tmp_path / "tree", "train/a", "test/a", count=2)
+    assert "test/ has the name of a test split" in without_labels(str(tmp_path / "tree")).warnings[0]
+
+
+def test_a_run_inside_the_folder_is_no_data(tmp_path):
+    write_images(tmp_path, "a", "runs/x/pictures", count=2)
+    (tmp_path / "runs" / "x" / "sslctl-run.json").touch()
+    layout = without_labels(str(tmp_path))
+    assert layout.names == ["a/000.png", "a/001.png"]
+    assert layout.listing.left_out == {"runs of sslctl": 1}
+
+
+# --- Sizes and pixels ---
+
+
+def test_the_size_follows_the_majority_and_never_one_file(tmp_path):
+    write_images(tmp_path, "a", "b", count=40, size=(32, 32))
+    Image.new("RGB", (33, 32)).save(tmp_path / "a" / "other.png")
+    source = imagefolder(tmp_path)
+    assert source.image_size == 32
+    assert source.description.sizes == {(32, 32): len(source) - 1, (33, 32): 1}
+    assert imagefolder(tmp_path, image_size=64).description.warnings == (
+        "most images have 32×32 pixels, the network sees 64: dataset.image_size=32",
+    )
+
+
+def test_pixels_that_are_lost_or_invented_are_said(tmp_path):
+    write_images(tmp_path, "a", "b", count=40)
+    assert (
+        "have colours, which are dropped: dataset.channels=3"
+        in imagefolder(tmp_path, channels=1).description.warnings[0]
+    )
+    for path in tmp_path.rglob("*.png"):
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(path)
+    source = imagefolder(tmp_path)
+    assert source.description.pixels == {"8-bit grey": len(source)}
+    grey, constant = source.description.warnings
+    assert "dataset.channels=1 reads one" in grey
+    assert constant == f"{len(source)} of {len(source)} images have one value throughout"
+
+
+# --- Judged images among the trained ones ---
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])  # by pixels, by the files' bytes
+def test_judged_images_among_the_trained_ones_are_counted_by_content(tmp_path, memory_gb):
+    write_images(tmp_path, "train/a", "train/b", count=8, seed=1)
+    write_images(tmp_path, "test/a", "test/b", count=4, seed=2)
+    pair = [imagefolder(tmp_path, split, memory_gb=memory_gb) for split in ("train", "test")]
+    assert doubts(*pair) == []
+    shutil.copy(tmp_path / "train" / "b" / "003.png", tmp_path / "test" / "a" / "copy.png")
+    pair[1] = imagefolder(tmp_path, "test", memory_gb=memory_gb)
+    (warning,) = doubts(*pair)
+    assert warning.startswith(f"1 of the 9 images that {tmp_path.name} is judged by are among those trained on")
+
+
+# --- The plan, and data.json ---
+
+
+def test_a_run_says_and_keeps_what_its_data_are(cli, workdir):
+    write_images(workdir / "images", "Training/a", "Training/b", count=16)
+    write_images(workdir / "images", "Testing/a", "Testing/b", count=4, seed=9)
+    (workdir / "images" / "Training" / "list.txt").touch()
+    result = cli("pretrain", *QUICK, "dataset=imagefolder", "dataset.root=images", "dataset.splits=null", "run_dir=run")
+    assert result.status == 0, result.err
+    for line in ("2 classes: a, b", "images/Training", "sizes 16×16; 8-bit RGB", "left out 1 .txt"):
+        assert line in result.out
+    data = json.loads((workdir / "run" / "data.json").read_text())
+    assert data["train"]["classes"] == data["test"]["classes"] == ["a", "b"]
+    assert (data["train"]["samples"], data["test"]["samples"]) == (32, 8)
+    assert data["train"]["sizes"] == {"16x16": 32}
+    said = cli("knn-eval", "run", "plan_only=true")
+    assert said.status == 0, said.err
+    assert "images/Testing" in said.out
+    assert "warning" not in result.out + said.err
+
+
+def test_a_picture_is_not_written_among_the_images(cli, workdir):
+    write_images(workdir / "images", count=4)
+    refused = cli("views", "dataset=folder", "dataset.root=images", "out=images/views.png")
+    assert refused.status == 2
+    assert "would lie among the images of dataset.root=images: out=views.png" in refused.err
+    assert len(list((workdir / "images").iterdir())) == 4
+    assert cli("views", "dataset=folder", "dataset.root=images", "out=views.png").status == 0
