@@ -238,3 +238,82 @@ def test_a_picture_is_not_written_among_the_images(cli, workdir):
     assert "would lie among the images of dataset.root=images: out=views.png" in refused.err
     assert len(list((workdir / "images").iterdir())) == 4
     assert cli("views", "dataset=folder", "dataset.root=images", "out=views.png").status == 0
+
+
+# --- Values of more than 8 bits ---
+
+
+def deep_twins(root):
+    """root/8 and root/12: the same 12-bit pixels, as 8 bits in two channels' worth of files and as 12 bits in 16-bit files."""
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        pixels = generator.integers(0, 4096, (12, 12), np.uint16)
+        if number == 0:
+            pixels[0, :2] = 0, 4095
+        for name, values in (("8", (pixels / 4095 * 255).round().astype(np.uint8)), ("12", pixels)):
+            (root / name / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(root / name / f"c{number % 2}" / f"{number}.png")
+    return root / "8", root / "12"
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_12_bits_in_16_bit_files_keep_their_grey_levels(tmp_path, memory_gb):
+    small, deep = deep_twins(tmp_path)
+    settings = {"splits": {"train": ".", "test": "."}, "channels": 1, "memory_gb": memory_gb}
+    plain, measured = imagefolder(small, **settings), imagefolder(deep, **settings)
+    assert plain.value_range is None
+    assert measured.value_range == (0.0, 4095.0)
+    assert imagefolder(deep, range=12, **settings).content_hash == measured.content_hash
+    for row in range(len(plain)):
+        np.testing.assert_array_equal(plain.read(row), measured.read(row))
+    assert "16-bit grey, 0–4095 as 0–1; dataset.range=" in measured.description.lines()[1]
+    window = imagefolder(deep, range=[1000, 2000], **settings)
+    assert window.content_hash != measured.content_hash
+    white = (np.asarray(Image.open(window.paths[0])) >= 1998).mean()
+    assert (window.read(0) == 255).float().mean() == pytest.approx(white, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"), [([[0.0, 0.5, 1.0]], [0, 128, 255]), ([[-2.0, np.nan, 2.0]], [0, 128, 255])]
+)
+def test_floating_point_and_negative_values_are_not_cut(tmp_path, pixels, expected):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.array(pixels, np.float32)).save(tmp_path / "a" / "0.tif")
+    source = imagefolder(tmp_path, splits={"train": ".", "test": "."}, channels=1, image_size=8)
+    assert source.read(0)[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [0, 33, [1], [2, 1], "wide", [0, "b"]])
+def test_a_wrong_range_is_refused(tmp_path, value):
+    write_images(tmp_path, "a", "b", count=20)
+    with pytest.raises(
+        InputError, match=r"dataset\.range=.*: expected a number of bits, from 1 to 32, or \[low,high\]"
+    ):
+        imagefolder(tmp_path, range=value)
+
+
+def test_a_run_keeps_its_range_of_values_in_every_evaluation(cli, workdir):
+    _, deep = deep_twins(workdir)
+    other = workdir / "other"
+    shutil.copytree(deep, other)
+    for path in other.rglob("*.png"):  # of which no value is above 1,000
+        Image.fromarray(np.asarray(Image.open(path)) // 4).save(path)
+    words = ("dataset=imagefolder", "dataset.root=12", "dataset.channels=1", "dataset.mean=[0.5]", "dataset.std=[0.25]")
+    assert cli("pretrain", *QUICK, *words, "trainer.batch_size=8", "run_dir=run").status == 0
+    assert json.loads((workdir / "run" / "preprocess.json").read_text())["value_range"] == [0.0, 4095.0]
+    plan = cli("knn-eval", "run", *words[:1], "dataset.root=other", *words[2:], "plan_only=true")
+    assert "0–4095 as 0–1" in plan.out, plan.err
+
+
+def test_images_stand_upright_as_their_exif_says(tmp_path):
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, :8] = 255  # the left half
+    (tmp_path / "a").mkdir()
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[274] = 6  # the camera lay on its right side
+    image.save(tmp_path / "a" / "0.jpg", exif=exif, quality=100)
+    source = imagefolder(tmp_path, splits={"train": ".", "test": "."}, image_size=8)
+    assert source.description.sizes == {(8, 16): 1}
+    assert source.read(0).shape == (3, 16, 8)
+    assert source.read(0)[:, :8].min() > 250
+    assert source.read(0)[:, 8:].max() < 5

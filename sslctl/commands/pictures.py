@@ -4,7 +4,7 @@ from typing import Any
 
 from sslctl.errors import InputError
 from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import open_run, resolve_runs, views_of, with_tokenizer
+from sslctl.factory.from_run import as_in_run, open_run, resolve_runs, views_of
 from sslctl.visuals.method_pictures import draw, sheet
 from sslctl.visuals.sheets import save, writable
 
@@ -16,7 +16,7 @@ def pictures(config: Any) -> None:
     for run, path in resolve_runs(config.ckpt):
         out = writable(config.out or run / "pictures.png")
         opened = open_run(run, path)
-        source = build_source(with_tokenizer(opened.config.dataset, run), "train")
+        source = build_source(as_in_run(opened.config.dataset, run), "train")
         views = views_of(opened.config, source, opened.method)
         columns = draw(opened.method, source, views, seed=config.seed, images=config.images)
         if not columns:

@@ -29,6 +29,7 @@ from sslctl.factory.from_config import (
     refuse_other_views,
     refuse_sizes,
 )
+from sslctl.factory.from_run import with_range
 from sslctl.factory.teacher import load_teacher, save_teacher
 from sslctl.methods.base import Method
 from sslctl.models.backbones import describe
@@ -212,7 +213,7 @@ def labelled_judges(config: Any, source: Source, preprocess: Preprocess) -> tupl
         node = config.eval_dataset
         if source.tokenizer and "tokenizer" in node and not node.tokenizer:
             node = OmegaConf.merge(node, {"tokenizer": source.tokenizer})
-        train, test = labelled_sources(node)
+        train, test = labelled_sources(with_range(node, preprocess))
         preprocess.refuse_other("this run", train, "eval_dataset")
         return train, test
     if not source.labelled:

@@ -35,6 +35,7 @@ UNTYPED = {
     "dataset.root": KeyFacts(path=True, fingerprint=False),
     "dataset.splits": KeyFacts(free=True, old_behaviour=None),
     "dataset.label": KeyFacts(path=True, old_behaviour=None),  # a pattern is written as freely as a path
+    "dataset.range": KeyFacts(old_behaviour=None),
     "dataset.memory_gb": KeyFacts(fingerprint=False),
     "dataset.download": KeyFacts(fingerprint=False),
     "dataset.scale": KeyFacts(own=True, fingerprint=False),  # what methods take of it counts itself

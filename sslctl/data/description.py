@@ -1,14 +1,15 @@
 """What was inferred of a split's files: for the plan and data.json of a run."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from sslctl.data.files import Headers
+from sslctl.data.files import Headers, ImageError, is_deep, measure_range
 from sslctl.data.layout import Layout
+from sslctl.errors import InputError
 
 # Pillow's modes in the words of people who have such files.
 _PIXELS = {"1": "1-bit", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "8-bit palette", "RGB": "8-bit RGB"}
@@ -31,13 +32,16 @@ class Description:
     sizes: Counter
     pixels: Counter
     warnings: tuple[str, ...]
+    value_range: tuple[float, float] | None = None
 
     def lines(self) -> list[str]:
         """Returns what the plan says of it."""
         lines = [self.origin]
         of = "" if self.looked_at == self.files else f" (of {self.looked_at:,} looked at)"
         sizes = {f"{width}×{height}": count for (width, height), count in self.sizes.items()}
-        lines.append(f"sizes {_listed(sizes)}{of}; {_listed(self.pixels)}, 0–255 as 0–1")
+        low, high = self.value_range or (0, 255)
+        other = "; dataset.range=[low,high] or bits" if self.value_range else ""
+        lines.append(f"sizes {_listed(sizes)}{of}; {_listed(self.pixels)}, {low:g}–{high:g} as 0–1{other}")
         if self.left_out:
             lines.append("left out " + ", ".join(f"{count:,} {kind}" for kind, count in self.left_out.items()))
         return lines
@@ -48,8 +52,15 @@ class Description:
         return asdict(self) | {"sizes": sizes, "pixels": dict(self.pixels), "warnings": list(self.warnings)}
 
 
-def describe(layout: Layout, headers: Headers, images: Tensor | None, channels: int, image_size: int) -> Description:
-    """Describes a split's files. images: (N, C, H, W) uint8 where they are in memory."""
+def describe(
+    layout: Layout,
+    headers: Headers,
+    images: Tensor | None,
+    channels: int,
+    image_size: int,
+    values: tuple[float, float] | None,
+) -> Description:
+    """Describes a split's files. images: (N, C, H, W) uint8 where they are in memory. values: the range of deep ones."""
     pixels = Counter()
     for mode, count in headers.modes.items():
         pixels[pixel_type(mode)] += count
@@ -67,7 +78,32 @@ def describe(layout: Layout, headers: Headers, images: Tensor | None, channels: 
         headers.sizes,
         pixels,
         tuple(warnings),
+        values,
     )
+
+
+def value_range(
+    asked: int | list[float] | None, modes: Counter, trained: Callable[[], list[str]]
+) -> tuple[float, float] | None:
+    """Returns the (low, high) of values that become 0 and 1, of images of more than 8 bits; None where there are none.
+
+    asked: dataset.range, so many bits or two numbers; None: the least and the largest value of training images, whose paths
+    `trained` gives. Images of 8 bits are always 0 to 255.
+    """
+    if isinstance(asked, int | float) and asked in range(1, 33):
+        asked = (0, 2**asked - 1)
+    if asked is not None:
+        numbers = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else []
+        if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or not numbers[0] < numbers[1]:
+            raise InputError(f"dataset.range={asked}: expected a number of bits, from 1 to 32, or [low,high]")
+    if not any(map(is_deep, modes)):
+        return None
+    if asked is None:
+        try:
+            return measure_range(trained())
+        except ImageError as error:
+            raise InputError(str(error)) from error
+    return float(numbers[0]), float(numbers[1])
 
 
 def _pixel_doubts(modes: Counter, channels: int) -> list[str]:

@@ -3,6 +3,7 @@
 Nothing is inferred without a sentence for the plan, with the key that decides otherwise.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ class Layout:
     classes: tuple[str, ...]
     origin: str
     warnings: list[str] = field(default_factory=list)
+
+    def paths(self) -> list[str]:
+        """Returns where the split's images lie."""
+        return [os.path.join(self.listing.base, name) for name in self.names]
 
 
 def class_folders(

@@ -1,12 +1,11 @@
 """Where images come from. A source is a list of images with labels, in memory or as files; splits never overlap."""
 
-import gzip
 import hashlib
 import importlib.util
 import os
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.data import files, listing
-from sslctl.data.description import Description, describe
+from sslctl.data.binary import read_cifar, read_idx
+from sslctl.data.description import Description, describe, value_range
 from sslctl.data.layout import Layout, base_name, class_folders, without_labels
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sampler import permuted
@@ -44,6 +44,7 @@ class Source:
     mtime_hash: str = ""  # when the files were: a hash of their times
     original_rows: tuple[int, ...] = ()  # of a subset's samples in the whole split
     description: Description | None = None  # of files: what was inferred of them
+    value_range: tuple[float, float] | None = None  # that becomes 0 and 255, of files of more than 8 bits
     modality: ClassVar[Modality] = IMAGES
     tokenizer: ClassVar[str] = ""  # of texts, as JSON
     per_sample: ClassVar[tuple[str, ...]] = ("images", "paths", "labels")  # what has an entry for each sample
@@ -72,7 +73,10 @@ class Source:
 
     def read(self, index: int) -> Tensor:
         """Reads one image as (C, H, W) uint8."""
-        return self.images[index] if self.images is not None else files.read(self.paths[index], self.channels)
+        return self.images[index] if self.images is not None else self._read_file(index)
+
+    def _read_file(self, index: int) -> Tensor:
+        return files.read(self.paths[index], self.channels, self.value_range)
 
     def sample(self, index: int, key: Key) -> list[Tensor]:
         """Reads the images of one sample, which share a crop. key: of this one sample."""
@@ -156,30 +160,11 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
 
         torchvision.datasets.FashionMNIST(str(base), download=True)
         folder = base / "FashionMNIST" / "raw"
-    images = _idx(folder / f"{stem}-images-idx3-ubyte", dimensions=3)[:, None]
-    labels = _idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
+    images = read_idx(folder / f"{stem}-images-idx3-ubyte", dimensions=3)[:, None]
+    labels = read_idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
     if len(images) != len(labels):
         raise InputError(f"{folder} holds {len(images)} {stem} images and {len(labels)} labels")
     return from_tensors("fashion_mnist", split, images, labels, _FASHION, image_size)
-
-
-def _idx(path: Path, dimensions: int) -> Tensor:
-    """Reads an idx file of bytes: two zeros, type 8, the number of dimensions, big-endian sizes, then the data."""
-    compressed = path.with_name(path.name + ".gz")
-    if not path.exists() and not compressed.exists():
-        raise InputError(f"no {path.name}[.gz] in {path.parent}")
-    try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(compressed.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{compressed} is not a whole gzip file: {error}") from error
-    header = 4 + 4 * dimensions
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < header:
-        raise InputError(f"{path} is not an idx file of bytes with {dimensions} dimensions")
-    sizes = np.frombuffer(data, ">i4", dimensions, offset=4).tolist()
-    body = np.frombuffer(data, np.uint8, offset=header)
-    if len(body) != np.prod(sizes):
-        raise InputError(f"{path} holds {len(body)} bytes of data, its header says {sizes}")
-    return torch.from_numpy(body.copy()).view(sizes)
 
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -203,18 +188,9 @@ def cifar10(split: str, image_size: int, root: str | None, download: bool, memor
         url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
         download_and_extract_archive(url, str(base), md5="c32a1d4ab5d03f1284b67883e8d87530")
         folder = base / "cifar-10-batches-bin"
-    rows = np.concatenate([_cifar_rows(folder / name) for name in names])  # (N, 1 + 3072)
+    rows = np.concatenate([read_cifar(folder / name) for name in names])  # (N, 1 + 3072)
     images = torch.from_numpy(rows[:, 1:].copy()).view(-1, 3, 32, 32)
     return from_tensors("cifar10", split, images, torch.from_numpy(rows[:, 0].astype(np.int64)), _CIFAR10, image_size)
-
-
-def _cifar_rows(path: Path) -> np.ndarray:
-    if not path.exists():
-        raise InputError(f"no {path}")
-    data = np.fromfile(path, np.uint8)
-    if len(data) == 0 or len(data) % 3073:
-        raise InputError(f"{path} holds {len(data)} bytes, not a multiple of 3,073")
-    return data.reshape(-1, 3073)
 
 
 def imagefolder(
@@ -226,15 +202,16 @@ def imagefolder(
     name: str | None = None,
     splits: Mapping[str, str] | None = None,
     label: str | None = None,
+    range: int | list[float] | None = None,
 ) -> Source:
     """Reads class folders: root/train/<class>/… and root/test/<class>/… (or val/), or root/<class>/… alone.
 
     Without a test folder, a fixed fifth of the images, drawn by the hash of their names, is the test split and is never
     trained on. image_size None: that of most images when they are small squares, else 224. splits, label: see
-    `layout.class_folders`.
+    `layout.class_folders`. range: of values of more than 8 bits, see `value_range`.
     """
-    layout = class_folders(split, root, splits, label)
-    return _from_files(name or base_name(root), split, layout, image_size, channels, memory_gb)
+    lay_out = partial(class_folders, root=root, splits=splits, label=label)
+    return _from_files(name or base_name(root), split, lay_out, image_size, channels, memory_gb, range)
 
 
 def folder(
@@ -245,6 +222,7 @@ def folder(
     memory_gb: float,
     splits: Mapping[str, str] | None = None,
     label: str | None = None,
+    range: int | list[float] | None = None,
 ) -> Source:
     """Reads all images below a folder, flat or nested, without labels; with those that label= finds in their names."""
     if label is None and split == "test":
@@ -252,42 +230,44 @@ def folder(
             f"dataset=folder has no labels to evaluate on ({listing.existing_folder(root)}): name labelled data, with"
             " eval_dataset=… in sslctl pretrain, dataset=… elsewhere; or dataset.label=PATTERN takes them from file names"
         )
-    layout = class_folders(split, root, splits, label) if label is not None else without_labels(root, splits)
-    return _from_files(base_name(root), split, layout, image_size, channels, memory_gb)
+
+    def lay_out(part: str) -> Layout:
+        return class_folders(part, root, splits, label) if label is not None else without_labels(root, splits)
+
+    return _from_files(base_name(root), split, lay_out, image_size, channels, memory_gb, range)
 
 
 def _from_files(
-    name: str, split: str, layout: Layout, image_size: int | None, channels: int, memory_gb: float
+    name: str,
+    split: str,
+    lay_out: Callable[[str], Layout],
+    image_size: int | None,
+    channels: int,
+    memory_gb: float,
+    range: int | list[float] | None,
 ) -> Source:
+    """Makes a source of a split's files. lay_out: of a split's name; the training split's values are measured for both."""
     if channels not in (1, 3):
         raise InputError(f"dataset.channels={channels}: expected 1 or 3")
-    paths = [os.path.join(layout.listing.base, name) for name in layout.names]
+    layout = lay_out(split)
+    paths = layout.paths()
     headers = files.read_headers(paths)
+    values = value_range(range, headers.modes, lambda: (layout if split == "train" else lay_out("train")).paths())
     (width, height), most = headers.sizes.most_common(1)[0]
     small = width == height <= 96 and 2 * most > headers.looked_at
     if image_size is None:
         image_size = width if small else 224
     images = None
     if len(headers.sizes) == 1 and len(paths) * channels * width * height <= memory_gb * 2**30:
-        images = files.read_all(paths, channels, (height, width))
+        images = files.read_all(paths, channels, (height, width), values)
     table = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(layout.names, paths, strict=True))
+    table += f"\nvalues {values}" if values else ""
     digest = hashlib.blake2b(table.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     times = hashlib.blake2b(" ".join(str(os.stat(p).st_mtime_ns) for p in paths).encode(), digest_size=16).hexdigest()
-    description = describe(layout, headers, images, channels, image_size)
+    description = describe(layout, headers, images, channels, image_size, values)
     labels = torch.tensor(layout.labels)
-    return Source(
-        name,
-        split,
-        images,
-        tuple(paths),
-        labels,
-        layout.classes,
-        channels,
-        image_size,
-        digest,
-        times,
-        description=description,
-    )
+    source = Source(name, split, images, tuple(paths), labels, layout.classes, channels, image_size, digest, times)
+    return replace(source, description=description, value_range=values)
 
 
 def data_home() -> Path:

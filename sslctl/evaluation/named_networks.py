@@ -12,7 +12,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.subjects import Subject
 from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import resolve_runs, run_preprocess, with_tokenizer
+from sslctl.factory.from_run import as_in_run, resolve_runs, run_preprocess
 from sslctl.models.preprocess import preprocess_of
 from sslctl.runs.directory import read_config
 
@@ -47,7 +47,7 @@ def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[Na
         raise InputError(f"out={config.out} is one file, ckpt names {len(runs)} runs: leave out= away")
     for run, path in runs:
         saved = OmegaConf.create(read_config(run))
-        node = with_tokenizer(config.dataset or saved.dataset, run)
+        node = as_in_run(config.dataset or saved.dataset, run)
         if few and "memory_gb" in node:
             node = OmegaConf.merge(node, {"memory_gb": 0})
         source = build_source(node, split)

@@ -17,7 +17,7 @@ from sslctl.evaluation.provenance import Origin, config_choice, origin_of
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Reader, Task
 from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import resolve_runs, run_preprocess, with_tokenizer
+from sslctl.factory.from_run import as_in_run, resolve_runs, run_preprocess
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.runs.directory import PROBES, RESULTS, read_config
 from sslctl.runs.results import append_results, refuse_other_file
@@ -81,7 +81,7 @@ def subjects_and_tasks(
         return
     # Runs: each on its own dataset unless another is named, whose images it must take as they are.
     for run, path in resolve_runs(config.ckpt):
-        node = with_tokenizer(named or _dataset_of_run(run), run)
+        node = as_in_run(named or _dataset_of_run(run), run)
         train, test = _warned_of(sources(node))
         run_preprocess(run).refuse_other(str(run), train, "dataset")
         makers = {

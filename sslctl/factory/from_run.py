@@ -52,12 +52,21 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
     return resolved
 
 
-def with_tokenizer(node: Any, run: Path) -> Any:
-    """Returns a dataset's configuration with the tokenizer of a run, where the dataset is of texts and names none."""
+def as_in_run(node: Any, run: Path) -> Any:
+    """Returns a dataset's configuration that reads samples as a run does, where it does not say itself: by the run's tokenizer,
+    by its range of values."""
     tokenizer = run / TOKENIZER
-    if "tokenizer" not in node or node.tokenizer or not tokenizer.exists():
-        return node
-    return OmegaConf.merge(node, {"tokenizer": str(tokenizer)})
+    if "tokenizer" in node and not node.tokenizer and tokenizer.exists():
+        return OmegaConf.merge(node, {"tokenizer": str(tokenizer)})
+    if "range" in node and node.range is None:
+        return with_range(node, run_preprocess(run))
+    return node
+
+
+def with_range(node: Any, preprocess: Preprocess | TextPreprocess) -> Any:
+    """Returns a dataset's configuration with the range of values that a backbone was trained with, if it has one."""
+    values = getattr(preprocess, "value_range", None)
+    return OmegaConf.merge(node, {"range": values}) if values and "range" in node and node.range is None else node
 
 
 def dataset_of(run: Path, key: str = "dataset") -> Any:
@@ -68,7 +77,7 @@ def dataset_of(run: Path, key: str = "dataset") -> Any:
         from_start = Path(read_json(run / ENVIRONMENT)["cwd"]) / user_path(root)
         if from_start.exists():
             node.root = str(from_start)
-    return with_tokenizer(node, run)
+    return as_in_run(node, run)
 
 
 def run_preprocess(run: Path) -> Preprocess | TextPreprocess:

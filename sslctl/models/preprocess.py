@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from sslctl.data.files import as_8_bit
 from sslctl.data.modality import IMAGES, TEXTS, VIDEOS, Modality
 from sslctl.data.sources import Source
 from sslctl.data.text import TextTransform
@@ -27,6 +28,7 @@ class Preprocess:
     resize: int  # of the shorter side, before the central square is cut out
     mean: list[float]  # of images in [0, 1], one a channel; the backbone applies them itself
     std: list[float]
+    value_range: list[float] | None = None  # (low, high) that become 0 and 1, of images of more than 8 bits
     modality: ClassVar[Modality] = IMAGES
 
     @classmethod
@@ -39,7 +41,8 @@ class Preprocess:
         resize = node.get("resize") or (size if source.all_of_one_size else round(size * 256 / 224))
         if resize < size:
             raise InputError(f"dataset.resize={resize} is less than the image size {size}")
-        return cls(source.channels, size, resize, list(node.mean), list(node.std))
+        values = list(source.value_range) if source.value_range else None
+        return cls(source.channels, size, resize, list(node.mean), list(node.std), values)
 
     def summary(self) -> str:
         cut = "" if self.resize == self.image_size else f", shorter side to {self.resize}, central square"
@@ -144,6 +147,8 @@ def preprocess_from(saved: dict[str, Any]) -> Preprocess | TextPreprocess:
 
 
 def _has_type(value: Any, annotation: Any) -> bool:
+    if annotation == list[float] | None:
+        return value is None or _has_type(value, list[float])
     if annotation == list[float]:
         return isinstance(value, list) and all(type(entry) in (int, float) for entry in value)
     return value is None if annotation is None else type(value) is annotation
@@ -158,7 +163,9 @@ class Transform:
     def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
         """A PIL image, (H, W, C) uint8 array or (C, H, W) uint8 tensor -> (C, S, S) float in [0, 1]."""
         if isinstance(image, Image.Image):
-            image = np.asarray(image.convert("L" if self.settings.channels == 1 else "RGB"))
+            image = np.asarray(
+                as_8_bit(image, self.settings.value_range).convert("L" if self.settings.channels == 1 else "RGB")
+            )
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image.copy())
             image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
