@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sslctl.config.schema import CONFIGS, register_schemas
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
 from sslctl.data import files
 from sslctl.data.sources import Source, folder
 from sslctl.evaluation import label_free
@@ -94,9 +94,7 @@ def knn(train: Features, test: Features) -> None:
 
 def protocols(train: Features, test: Features) -> None:
     """Each part of the suite as `evaluate` calls it, with its own configuration."""
-    register_schemas()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("evaluate")
+    config = compose_choices("evaluate", Prepared(), [])
     subject = Subject("trained", None, Preprocess(3, 32, 32, [0.5] * 3, [0.25] * 3), "backbone", "none", 0)
     task = Task(source_of("train", train), source_of("test", test), InMemory(train, test))
     grid, chosen = ProbeGrid(**config.probe), build_protocols(config.protocols)

@@ -179,7 +179,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
     """Hands one verb's arguments to Hydra (a sweep, --help, --cfg …) and turns Hydra's errors into sslctl's."""
     import hydra
 
-    explain.prepare_hydra()
+    explain.prepare_hydra(verb)
     failures: list[tuple[str, Exception]] = []
     started = False
 

@@ -14,8 +14,8 @@ from sslctl.config.schema import CONFIGS
 # name -> where it is used, and what to do when it has moved or behaves otherwise
 PRIVATE = {
     "hydra._internal": "config/command_line.py reads one experiment's YAML with it: look for Hydra's own loader, or read the file"
-    " with OmegaConf.load. config/hydra_files.py puts a loader of its own in its place, which checks all that Hydra composes:"
-    " find what Hydra calls now, without it files of --config-dir are code",
+    " with OmegaConf.load. config/hydra_files.py puts a loader of its own in its place, which checks all that Hydra composes"
+    " and parses files once: find what Hydra calls now, without it files of --config-dir are code",
     "_get_node": "config/diagnose.py lists keys without resolving them: OmegaConf.to_container(config, resolve=False) does too",
     "_is_none": "as _get_node",
     "_is_missing": "as _get_node",

@@ -6,7 +6,7 @@ from typing import Any
 
 from sslctl.config.command_line import PLACED, Prepared, as_typed
 from sslctl.config.keys import NOTHING_KNOWN, UNTYPED
-from sslctl.config.schema import CONFIGS, SCHEMAS, register_schemas
+from sslctl.config.schema import CONFIGS, SCHEMAS, register_schema
 from sslctl.config.validation import mistakes
 from sslctl.errors import InputError, first_line, nearest
 
@@ -121,11 +121,11 @@ def located(error: Any) -> str:
     return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
-def prepare_hydra() -> None:
-    """Lets Hydra know the schemas, and keeps files of the user's directories from setting what Hydra builds."""
+def prepare_hydra(verb: str) -> None:
+    """Lets Hydra know a verb's schema, and keeps files of the user's directories from setting what Hydra builds."""
     from sslctl.config.hydra_files import check_user_files
 
-    register_schemas()
+    register_schema(verb)
     check_user_files()
 
 
@@ -134,7 +134,7 @@ def compose_choices(verb: str, prepared: Prepared, choices: list[str], with_hydr
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    prepare_hydra()
+    prepare_hydra(verb)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(verb.replace("-", "_"), choices + prepared.search_path, return_hydra_config=with_hydra)

@@ -5,13 +5,17 @@ do so before a verb begins. So the node is compared, right after it is composed 
 sslctl's and Hydra's own files and the command line make.
 """
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
 from hydra._internal import hydra as application
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,8 +25,22 @@ from sslctl.errors import InputError
 
 # Set by Hydra after it has merged the files; searchpath: of a primary file or the command line alone, both of them trusted.
 _SET_BY_HYDRA = ("runtime", "overrides", "searchpath", "job.override_dirname")
+_OWN_FILES = (str(CONFIGS), "hydra.conf")
+_PARSED: dict[str, bytes] = {}  # their ConfigResults
 _NAMES_CODE = ("_target_", "()", "class")  # the latter two in a configuration of Python's logging
 _PREFIXES = ("ext://", "cfg://")  # there, of values: an import, another part
+
+
+class ParsedOnce(ConfigRepository):
+    """Hydra's repository, which parses sslctl's and Hydra's own files once a process: `check` and a sweep compose many times."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.path not in _OWN_FILES:
+            return super().load_config(config_path)
+        if config_path not in _PARSED:  # pickled, as what composes changes it
+            _PARSED[config_path] = pickle.dumps(super().load_config(config_path))
+        return pickle.loads(_PARSED[config_path])
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -34,6 +52,7 @@ class CheckedLoader(ConfigLoaderImpl):
 
     def __init__(self, config_search_path: Any):
         super().__init__(config_search_path)
+        self.repository = ParsedOnce(config_search_path)
         self.allowed = allowed_by_user()  # carried into the processes of a launcher
 
     def load_configuration(
@@ -86,7 +105,7 @@ def check_user_files() -> None:
 
 
 def _is_own(source: Any) -> bool:
-    return source.schema == "structured" or source.path in (str(CONFIGS), "hydra.conf")
+    return source.schema == "structured" or source.path in _OWN_FILES
 
 
 def _is_part(path: str, whole: str) -> bool:

@@ -204,10 +204,9 @@ CONFIGS = next(
 )
 
 
-def register_schemas() -> None:
-    """Puts the dataclasses of sslctl.config.schema where the defaults lists of configs/ look for them."""
+def register_schema(verb: str) -> None:
+    """Puts a verb's dataclass where the defaults list of configs/VERB.yaml looks for it."""
     from hydra.core.config_store import ConfigStore
 
-    store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=schema)
+    name = verb.replace("-", "_")
+    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
