@@ -1,11 +1,11 @@
 """Where images come from. A source is a list of images with labels, in memory or as files; splits never overlap."""
 
+import functools
 import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -130,8 +130,7 @@ def from_tensors(
 
 def digits(split: str, image_size: int) -> Source:
     """scikit-learn's 1,797 scanned digits of 8×8 pixels, enlarged; a fixed fifth of them is the test split."""
-    package = Path(importlib.util.find_spec("sklearn").origin).parent  # found, not imported: that takes over a second
-    table = np.loadtxt(package / "datasets/data/digits.csv.gz", delimiter=",")  # 64 pixels and the label
+    table = _table_of_digits()
     images = torch.from_numpy(table[:, :-1]).float().view(-1, 1, 8, 8) * (255 / 16)
     images = F.interpolate(images, (image_size, image_size), mode="bilinear").round().to(torch.uint8)
     order = torch.from_numpy(permuted(np.arange(len(images)), len(images), seed=0, epoch=0))
@@ -139,6 +138,13 @@ def digits(split: str, image_size: int) -> Source:
     rows = (order[:held_out] if split == "test" else order[held_out:]).sort().values
     labels = torch.from_numpy(table[:, -1])[rows].long()
     return from_tensors("digits", split, images[rows], labels, tuple("0123456789"), image_size)
+
+
+@functools.cache
+def _table_of_digits() -> np.ndarray:
+    """Reads 64 pixels and the label of each digit, once for all splits of a process."""
+    package = Path(importlib.util.find_spec("sklearn").origin).parent  # found, not imported: that takes over a second
+    return np.loadtxt(package / "datasets/data/digits.csv.gz", delimiter=",")
 
 
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -210,7 +216,7 @@ def imagefolder(
     trained on. image_size None: that of most images when they are small squares, else 224. splits, label: see
     `layout.class_folders`. range: of values of more than 8 bits, see `value_range`.
     """
-    lay_out = partial(class_folders, root=root, splits=splits, label=label)
+    lay_out = functools.partial(class_folders, root=root, splits=splits, label=label)
     return _from_files(name or base_name(root), split, lay_out, image_size, channels, memory_gb, range)
 
 
