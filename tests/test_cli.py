@@ -283,7 +283,7 @@ def test_help_lists_every_verb(cli, words):
         assert re.search(rf"^  {verb} ", result.out, re.MULTILINE), verb
 
 
-SOME = ("pretrain", "linear-eval", "runs")  # with many groups, one and none; `sslctl check` composes every verb
+SOME = ("pretrain", "linear-eval", "runs")  # with many groups, one and none; tests of `sslctl check` compose every verb
 
 
 @pytest.mark.parametrize("verb", SOME)

@@ -1,7 +1,9 @@
 """What every configuration resolves to is committed: a default that changes a recipe shows in a difference."""
 
 import pytest
-from resolved_values import FOLDER, tables, text
+from resolved_values import FOLDER, choices, composed, header_words, tables, text
+
+from sslctl.commands.check import problems_of
 
 COMMAND = "python scripts/resolved_values.py"
 
@@ -30,3 +32,11 @@ def test_every_value_is_the_committed_one(now, file):
 
 def test_no_other_file_is_committed(now):
     assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(now), COMMAND
+
+
+@pytest.mark.usefixtures("now")
+def test_sslctl_check_finds_nothing_wrong_in_them():
+    commands = [tuple(header_words(name)) for name in choices("experiment")]
+    commands += [(f"method={name}",) for name in choices("method")]
+    problems = [problems_of("pretrain", lambda verb, own, words: composed(verb, *words), None, w) for w in commands]
+    assert [(words, its) for words, its in zip(commands, problems, strict=True) if its] == []
