@@ -2,14 +2,18 @@
 
 import atexit
 import functools
+import pickle
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -84,7 +88,23 @@ class Embedder:
 
 @functools.cache
 def composed(*words: str) -> DictConfig:
-    return compose_choices("pretrain", Prepared(config_dirs=[]), list(words))
+    """What compose_choices gives for a pretraining: files are composed once for all values that are set on top of them."""
+    values = [word for word in words if re.match(r"[\w.]+\.\w+=", word)]
+    config = pickle.loads(_of_files(*(word for word in words if word not in values)))
+    for word in values:
+        OmegaConf.update(config, *_key_and_value(word))
+    return config
+
+
+@functools.cache
+def _of_files(*choices: str) -> bytes:
+    return pickle.dumps(compose_choices("pretrain", Prepared(), list(choices)))
+
+
+@functools.cache
+def _key_and_value(word: str) -> tuple[str, Any]:
+    override = OverridesParser.create().parse_override(word)
+    return override.key_or_group, override.value()
 
 
 def built(name: str, *words: str, network: tuple[str, ...] | None = None, rows: int = ROWS) -> Built:
