@@ -8,7 +8,6 @@ import functools
 import importlib
 import os
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from sslctl.config.validation import mistakes
 from sslctl.data.scale import choose_scale
 from sslctl.errors import InputError, Stopped, first_line, nearest, shown
 from sslctl.ops.allocator import keep_freed_memory
+from sslctl.runs.scratch import scratch_folder
 
 VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
     "pretrain": "trains a backbone without labels, then evaluates it",
@@ -204,7 +204,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     before, sys.argv = sys.argv, ["sslctl"]
     try:
-        with tempfile.TemporaryDirectory(prefix="sslctl-sweep-") as scratch:
+        with scratch_folder("sweep") as scratch:
             if prepared.sweeps:  # Hydra insists on writing multirun.yaml somewhere
                 sys.argv.append(f"hydra.sweep.dir={scratch}")
             # Hydra's parser takes overrides in one piece only.
