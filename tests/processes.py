@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -12,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch
 
 from sslctl import distributed
 from sslctl.cli import main
+from sslctl.commands import _pretrain_process
+from sslctl.training import launch
 from tests.runs import REPOSITORY, pretrain
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -52,6 +56,7 @@ class Command:
 
     def __init__(self, words: list[str], folder: Path, environment: dict[str, str] | None = None):
         (folder / "output").touch()
+        (folder / "started").unlink(missing_ok=True)  # it comes when the command begins
         self._process = _SERVER.Process(target=_command, args=(words, folder, _environment(folder, environment)))
         self._process.start()
         self.pid = self._process.pid
@@ -85,15 +90,64 @@ def _command(words: list[str], folder: Path, environment: dict[str, str]) -> Non
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # that of the environment
     output = os.open("output", os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
     sys.argv = ["sslctl", *words]
+    (folder / "started").touch()
+    launch.start = Forked
     sys.exit(main(words))
 
 
 start = Command
+
+
+class Forked:
+    """What sslctl.training.launch.start gives, forked from the command, which has imported everything and has not trained."""
+
+    def __init__(self, job: Path, place: dict[str, str], watched: int, errors: Any):
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self._work(job, place, watched, errors)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+
+    @staticmethod
+    def _work(job: Path, place: dict[str, str], watched: int, errors: Any) -> None:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if errors:
+            os.dup2(errors.fileno(), 2)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor not in (0, 1, 2, watched, nothing):
+                with contextlib.suppress(OSError):  # that of the listing
+                    os.dup2(nothing, descriptor)
+        os.environ.update(place)
+        _pretrain_process.main(json.loads(job.read_text()))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            with contextlib.suppress(ChildProcessError):  # a signal's handler has asked in between
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def call(words: list[str], folder: Path, environment: dict[str, str] | None = None) -> int:
@@ -128,12 +182,17 @@ def logged_steps(run_dir: Path) -> int:
 # --- Several processes ---
 
 
-def in_processes(function: Callable, *arguments: Any, count: int = 2, seconds: float = 60) -> list[Any]:
-    """What a module's function returns in each of so many gloo processes; fails where one of them raises or hangs."""
+def in_processes(
+    function: Callable, *arguments: Any, count: int = 2, seconds: float = 60, patience: float = 60
+) -> list[Any]:
+    """What a module's function returns in each of so many gloo processes; fails where one of them raises or hangs.
+
+    patience: seconds that one waits for another.
+    """
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / str(rank) for rank in range(count)]
         workers = [
-            _SERVER.Process(target=_work, args=(place, rank, count, function, arguments))
+            _SERVER.Process(target=_work, args=(place, rank, count, patience, function, arguments))
             for rank, place in enumerate(places)
         ]
         for worker in workers:
@@ -152,7 +211,7 @@ def in_processes(function: Callable, *arguments: Any, count: int = 2, seconds: f
     return [value for value, _ in outcomes]
 
 
-def _work(place: Path, rank: int, count: int, function: Callable, arguments: tuple) -> None:
+def _work(place: Path, rank: int, count: int, patience: float, function: Callable, arguments: tuple) -> None:
     multiprocessing.set_start_method("fork", force=True)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ["SSLCTL_RENDEZVOUS"] = f"file://{place.parent}/rendezvous"
@@ -160,7 +219,7 @@ def _work(place: Path, rank: int, count: int, function: Callable, arguments: tup
     torch.set_num_threads(1)
     value = error = None
     try:
-        distributed.join("cpu")
+        distributed.join("cpu", timedelta(seconds=patience))
         value = function(*arguments)
     except BaseException:
         error = traceback.format_exc()
@@ -188,16 +247,11 @@ def _pretrain(run_dir: Path, overrides: tuple[str, ...], stop_after: int | None)
     return said_by_pretrain(run_dir, *overrides, stop_after=stop_after)
 
 
-def children_of(parent: int) -> dict[int, int]:
-    """Process id -> rank of the processes that a process has started for a run."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it may end at any moment
-            ours = int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent
-            rank = re.search(rb"(?:^|\0)RANK=(\d+)", (folder / "environ").read_bytes()) if ours else None
-            if rank:
-                found[int(folder.name)] = int(rank[1])
-    return found
+def children_of(parent: int) -> list[int]:
+    """The process ids of those that a process has started and that are there, in the order in which it did."""
+    with contextlib.suppress(OSError):
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return []
 
 
 def running(pid: int) -> bool:

@@ -1,6 +1,8 @@
 """Two processes train as one does: gathers, BatchNorm, every method, whole runs."""
 
 import os
+import re
+import time
 
 import pytest
 import torch
@@ -191,3 +193,42 @@ def test_what_the_first_process_alone_does_or_raises_reaches_all():
         1,
     ]
     assert (calls, none) == (5, 0)
+
+
+# --- Silence ---
+
+
+def message_of_those_who_wait_for(silent):
+    distributed._NOTICING = 1
+    if distributed.rank() == silent:
+        time.sleep(4)
+        return ""
+    try:
+        distributed.all_reduce_max(0)
+    except RuntimeError as error:
+        return str(distributed.explain(error))
+    return "nobody was silent"
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_silent_process_is_named_by_each_that_waits_for_it(silent):
+    messages = in_processes(message_of_those_who_wait_for, silent, count=3, patience=1)
+    for rank, message in enumerate(messages):
+        if rank != silent:
+            assert re.fullmatch(rf"no answer from process {silent} \(pid \d+ on \S+\) for 0.0167 min .*", message)
+
+
+def message_of_an_error():
+    return str(distributed.explain(LookupError("a mistake")))
+
+
+def test_other_errors_stay_as_they_are():
+    assert in_processes(message_of_an_error) == ["a mistake"] * 2
+
+
+def long_work_of_the_first():
+    return distributed.on_main_process(lambda: time.sleep(2) or 7), distributed.all_reduce_max(distributed.rank())
+
+
+def test_the_first_process_may_work_longer_than_the_others_wait():
+    assert in_processes(long_work_of_the_first, patience=0.5) == [(7, 1)] * 2

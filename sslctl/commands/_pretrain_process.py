@@ -1,21 +1,23 @@
-"""One process of trainer.processes=N: `python -m sslctl.commands._pretrain_process JOB`, as sslctl.training.launch starts it."""
+"""One process of trainer.processes=N, as sslctl.training.launch starts it."""
 
-import json
+import ctypes
 import os
 import signal
 import sys
 import threading
-from pathlib import Path
-
-from omegaconf import OmegaConf
+from typing import Any
 
 from sslctl.cli import end, guarded
 from sslctl.config.targets import allow
 from sslctl.ops.allocator import keep_freed_memory
 
+_PR_SET_PDEATHSIG = 1  # of Linux
 
-def _end_with_parent() -> None:
-    """Kills this process, and with it its loader workers, when the one that started it is gone."""
+
+def end_with_parent() -> None:
+    """Sees to it that this process, and with it its loader workers, is killed when the one that started it is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # reaches one that is stopped, too
     descriptor = int(os.environ["SSLCTL_PARENT"])
 
     def watch() -> None:
@@ -25,17 +27,17 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def child(path: str) -> None:
-    """Does the job that the parent process wrote down."""
-    from sslctl.commands.pretrain import pretrain
+def main(job: dict[str, Any]) -> None:
+    """Does the job that the parent process wrote down, and ends the process with its status."""
+    end_with_parent()
 
-    job = json.loads(Path(path).read_text())
-    sys.path.extend(entry for entry in job["path"] if entry not in sys.path)
-    allow(job["allow"], [])
-    keep_freed_memory()  # as the command line does for a verb
-    pretrain(OmegaConf.create(job["config"]), job["command"])
+    def work() -> None:
+        from omegaconf import OmegaConf
 
+        from sslctl.commands.pretrain import pretrain
 
-if __name__ == "__main__":
-    _end_with_parent()
-    end(guarded(lambda: child(sys.argv[1])))
+        allow(job["allow"], [])
+        keep_freed_memory()  # as the command line does for a verb
+        pretrain(OmegaConf.create(job["config"]), job["command"])
+
+    end(guarded(work))

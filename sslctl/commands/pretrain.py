@@ -5,6 +5,7 @@ import functools
 import json
 import random
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def pretrain(config: Any, command: str | None = None) -> None:
         return
 
     # One of several processes, by us or by torchrun, whose number is not in the configuration; or the only one.
-    distributed.join(choose_device(config.trainer.device).type)
+    patience = timedelta(minutes=config.trainer.timeout_minutes)
     try:
+        distributed.join(choose_device(config.trainer.device).type, patience)
         if processes not in (1, distributed.world_size()):
             raise InputError(
                 f"trainer.processes={processes} in a group of {distributed.world_size()}: leave it to torchrun"
@@ -84,8 +86,11 @@ def pretrain(config: Any, command: str | None = None) -> None:
         distributed.leave()
     except distributed.OtherProcessFailed:
         raise
-    except Exception:  # whatever it is: the other processes are told whose it is, and it goes on up
+    except Exception as error:  # whatever it is: the other processes are told whose it is, and it goes on up
         distributed.record_first_failure()
+        explained = distributed.explain(error)
+        if explained is not error:
+            raise explained from error
         raise
 
 
@@ -186,15 +191,14 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
 
         # Train, then evaluate; a signal during either leaves what the same command goes on from.
         with Signals() as signals:
-            try:
-                if train(setup, signals) is not Outcome.FINISHED:
-                    raise Interrupted
-                if distributed.rank() == 0:
-                    finish(config, setup, preprocess, judges)
-            except Interrupted:
+            distributed.record_listening()
+            complete = train(setup, signals) is Outcome.FINISHED
+            complete = complete and distributed.on_main_process(lambda: close(config, setup, preprocess, judges))
+            status = distributed.all_reduce_max(signals.status)  # it may have reached another process
+            if not complete:
                 if distributed.rank() == 0:
                     print(f"stopped; the same command continues {run_dir}", file=sys.stderr)
-                raise Stopped(signals.status) from None
+                raise Stopped(status)
 
 
 # --- Before training ---
@@ -292,3 +296,12 @@ def train(setup: Setup, signals: Signals) -> Outcome:
             " with trainer.on_collapse=warn)"
         )
     return outcome
+
+
+def close(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Source, Source] | None) -> bool:
+    """Calls finish(); returns False when a signal cut it short."""
+    try:
+        finish(config, setup, preprocess, judges)
+    except Interrupted:
+        return False
+    return True

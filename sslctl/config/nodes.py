@@ -61,6 +61,7 @@ class TrainerConfig:
     accumulate_steps: int = key(low=1)
     accumulate_approximately: bool = MISSING
     processes: int = key(low=1, fingerprint=False)
+    timeout_minutes: float = key(above=0, fingerprint=False)
     compile: bool = MISSING
     deterministic: bool = MISSING
     device: str = key(choices=DEVICES, fingerprint=False)

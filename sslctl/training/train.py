@@ -49,7 +49,7 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
 
         for step, batch in enumerate(feed, start=first_step):
             # Once an epoch: DeepCluster-v2 assigns its clusters here, most methods do nothing.
-            if step % plan.steps_per_epoch == 0 and not start_epoch(setup, step, signals):
+            if step % plan.steps_per_epoch == 0 and not start_epoch(setup, step):
                 if step > first_step:
                     precision.raise_if_nonfinite(plan.lr_at)
                     save(setup, step)
@@ -100,11 +100,7 @@ def agree_to_stop(setup: Setup, signals: Signals) -> Outcome | None:
     status = distributed.all_reduce_max(signals.status or unhealthy)  # 130 and 143 are above UNHEALTHY
     if not status:
         return None
-    if status == UNHEALTHY:
-        return Outcome.UNHEALTHY
-    if setup.plan.processes > 1:
-        signals.status = status  # another process's, perhaps
-    return Outcome.STOPPED
+    return Outcome.UNHEALTHY if status == UNHEALTHY else Outcome.STOPPED
 
 
 def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float], float, dict[str, Any], Tensor]:
@@ -149,7 +145,7 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
     return schedules, lr, output, grad_norm
 
 
-def start_epoch(setup: Setup, step: int, signals: Signals) -> bool:
+def start_epoch(setup: Setup, step: int) -> bool:
     """Lets the method begin an epoch, in the main process for all; returns False when a signal cut it short.
 
     Its state and the generators are then as they were before.
@@ -176,7 +172,6 @@ def start_epoch(setup: Setup, step: int, signals: Signals) -> bool:
     complete = distributed.on_main_process(start)
     distributed.broadcast_from_main(*state.values())
     setup.clock.lap("evaluation")
-    signals.status = distributed.all_reduce_max(signals.status)
     return complete
 
 

@@ -1,13 +1,17 @@
 """Several processes: whatever happens to one of them, none hangs, the message is shown, the same command continues."""
 
 import contextlib
+import json
 import os
+import random
 import signal
+import sys
 import time
 
 import pytest
 
 from sslctl.runs import checkpoint, claim
+from sslctl.training import launch
 from tests.own_methods import own
 from tests.processes import (
     call,
@@ -45,7 +49,7 @@ def started(folder, *overrides, steps=0):
     children = {}
     try:
         wait_until(lambda: len(children_of(launcher.pid)) == 2, launcher)
-        children = {rank: pid for pid, rank in children_of(launcher.pid).items()}
+        children = dict(enumerate(children_of(launcher.pid)))
         wait_until(lambda: not steps or logged_steps(run_dir) >= begin + steps, launcher)
         yield launcher, children
     finally:
@@ -224,20 +228,53 @@ def test_signals_to_one_process_or_the_launcher_stop_all_with_a_checkpoint(tmp_p
 
 
 @pytest.mark.slow
-def test_processes_end_with_a_killed_launcher(tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_process_ends_the_run_and_is_named(rank, tmp_path):
+    with started(tmp_path, "trainer.timeout_minutes=0.03", steps=2) as (launcher, children):
+        os.kill(children[rank], signal.SIGSTOP)
+        ends(launcher, children, 1)
+    assert f"no answer from process {rank} (pid {children[rank]} on " in output(tmp_path)
+    assert "for 0.03 min (trainer.timeout_minutes); the same command continues the run" in output(tmp_path)
+    assert "Traceback" not in output(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "stopped"), [(signal.SIGKILL, True), slow(signal.SIGHUP, False)])
+def test_processes_end_with_a_killed_launcher_also_stopped_ones(number, stopped, tmp_path):
     with started(tmp_path, steps=2) as (launcher, children):
-        launcher.kill()
+        if stopped:
+            os.kill(children[1], signal.SIGSTOP)
+        launcher.send_signal(number)
         launcher.wait()
         wait_until(lambda: not (any(map(running, children.values())) or claim.is_held(tmp_path / "run")), seconds=10)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_while_the_processes_start_ends_them(number, status, tmp_path):
-    with started(tmp_path) as (launcher, children):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+def test_a_signal_at_any_moment_while_the_processes_start_ends_them_at_once(number, status, tmp_path):
+    moments = random.Random(0)
+    for _ in range(4):
+        launcher = start(command(tmp_path / "run", *LONG, TWO), tmp_path)
+        wait_until(lambda: (tmp_path / "started").exists(), launcher)
+        time.sleep(0.15 + moments.uniform(0, 0.35))  # before it listens itself, Python's own end is as good
+        children = children_of(launcher.pid)
         launcher.send_signal(number)
-        ends(launcher, children, status)
+        assert launcher.wait(timeout=10) in (status, -number)
+        assert not any(map(running, children))
     assert "was killed by" not in output(tmp_path)
+
+
+def test_processes_import_nothing_from_the_current_directory(tmp_path, monkeypatch):
+    for name in ("json.py", "ctypes.py", "torch.py", "sslctl/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"import sys; print('imported {name}', file=sys.stderr)\n")
+    monkeypatch.chdir(tmp_path)
+    job, place = tmp_path / "job", {"SSLCTL_PARENT": "none"}
+    job.write_text(json.dumps({"path": sys.path}))
+    with (tmp_path / "errors").open("w+") as errors, open(os.devnull) as watched:
+        assert launch.start(job, place, watched.fileno(), errors).wait() == 1
+        errors.seek(0)
+        said = errors.read()
+    assert "invalid literal for int() with base 10: 'none'" in said  # it came so far, with sslctl's own modules
+    assert "imported" not in said
 
 
 @pytest.mark.slow

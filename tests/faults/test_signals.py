@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from sslctl.factory.from_config import build_source
 from sslctl.runs import checkpoint, claim
 from sslctl.signals import Interrupted, Signals, check
 from tests.own_methods import own
-from tests.processes import call, logged_steps, start, wait_until
+from tests.processes import call, children_of, logged_steps, running, start, wait_until
 from tests.runs import (
     PROBE,
     SIMCLR,
@@ -164,48 +163,7 @@ def test_evaluation_workers_do_not_hold_the_lock(images, tmp_path):
     assert not held
 
 
-# --- Real processes ---
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    return finish(tmp_path_factory.mktemp("straight") / "run", *LONG)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signalled_process_saves_and_continues_exactly(number, status, straight, tmp_path):
-    run, words = tmp_path / "run", command(tmp_path / "run", *LONG)
-    with ended(start(words, tmp_path)) as process:
-        wait_until(lambda: logged_steps(run) >= 35, process)
-        process.send_signal(number)
-        assert process.wait(timeout=20) == status
-    assert "stopping after this step" in output(tmp_path)
-    checkpoint.verify(newest(run))
-    assert newest(run).name == f"step-{logged_steps(run)}"
-    assert 35 <= logged_steps(run) < 198
-    assert call(words, tmp_path) == 0
-    same_run(run, straight)
-    kept = contents(run, without=("lock",))
-    assert call(words, tmp_path) == 0
-    assert "already finished" in output(tmp_path)
-    assert contents(run, without=("lock",)) == kept
-
-
-@pytest.mark.slow
-def test_a_process_killed_again_and_again_continues_exactly(straight, tmp_path):
-    run, words = tmp_path / "run", command(tmp_path / "run", *LONG)
-    for step, delay in ((10, 0.003), (45, 0.017), (100, 0.041)):  # before the first checkpoint, and after some
-        with ended(start(words, tmp_path)) as process:
-            wait_until(lambda step=step: logged_steps(run) >= step, process)
-            time.sleep(delay)
-            process.kill()
-            process.wait()
-        for path in checkpoint.steps_on_disk(run):
-            checkpoint.verify(path)
-    assert call(words, tmp_path) == 0
-    assert "resuming at step" in output(tmp_path)
-    same_run(run, straight)
+# --- Real processes; more of them die in test_kill_campaign.py ---
 
 
 @pytest.mark.slow
@@ -257,48 +215,17 @@ def streamed_straight(streamed, tmp_path_factory):
     return finish(tmp_path_factory.mktemp("straight") / "run", *streamed, "trainer.workers=0")
 
 
-def children(pid):
-    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pid):
-    """Whether a process runs: neither gone nor waiting to be reaped."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_whole_group_is_the_main_processs_to_answer(
-    number, status, streamed, streamed_straight, tmp_path
-):
-    run, words = tmp_path / "run", command(tmp_path / "run", *streamed)
-    with ended(start(words, tmp_path)) as process:
-        wait_until(lambda: logged_steps(run) >= 25, process)
-        workers = children(process.pid)
-        os.killpg(process.pid, number)
-        assert process.wait(timeout=20) == status
-    assert len(workers) >= 2
-    wait_until(lambda: not any(map(alive, workers)), seconds=10)
-    assert "Traceback" not in output(tmp_path)
-    assert newest(run).name == f"step-{logged_steps(run)}"
-    assert call(words, tmp_path) == 0
-    same_run(run, streamed_straight)
-
-
 @pytest.mark.slow
 def test_workers_of_a_killed_process_end_and_hold_nothing(streamed, streamed_straight, tmp_path):
     run, words = tmp_path / "run", command(tmp_path / "run", *streamed)
     with ended(start(words, tmp_path)) as process:
-        wait_until(lambda: logged_steps(run) >= 25 and len(children(process.pid)) >= 2, process)
-        workers = children(process.pid)
+        wait_until(lambda: logged_steps(run) >= 25 and len(children_of(process.pid)) >= 2, process)
+        workers = children_of(process.pid)
         process.kill()
         process.wait()
     killed = time.monotonic()
     assert call(words, tmp_path) == 0, output(tmp_path)  # at once: the workers may still be there
-    wait_until(lambda: not any(map(alive, workers)), seconds=max(0.1, killed + 10 - time.monotonic()))
+    wait_until(lambda: not any(map(running, workers)), seconds=max(0.1, killed + 10 - time.monotonic()))
     pids = (process.pid, *workers)
     assert [f for f in os.listdir("/dev/shm") if any(f.startswith(f"torch_{pid}_") for pid in pids)] == []
     same_run(run, streamed_straight)
@@ -308,7 +235,7 @@ def test_workers_of_a_killed_process_end_and_hold_nothing(streamed, streamed_str
 
 
 @pytest.mark.slow
-def test_a_second_process_in_the_same_directory_is_refused(straight, tmp_path):
+def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
     run, words = tmp_path / "run", command(tmp_path / "run", *LONG, "trainer.epochs=60")
     with ended(start(words, tmp_path)) as process:
         wait_until(lambda: logged_steps(run) >= 5, process)
