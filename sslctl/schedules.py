@@ -63,6 +63,7 @@ class Schedule:
     warmup_steps: int
     arguments: dict
     stretch: float = 1.0
+    asked_warmup: int = 0  # steps, where it is shortened to warmup_steps
 
     @property
     def length(self) -> int:
@@ -73,6 +74,11 @@ class Schedule:
         if at < self.warmup_steps:
             return (at + 1) / self.warmup_steps
         return SHAPES[self.shape](at, self.warmup_steps, self.length, **self.arguments)
+
+
+def fitted_warmup(asked: int, total: int) -> int:
+    """Returns the steps of a warm-up in a run of so many: a tenth of them where the one that is asked for would not end in it."""
+    return total // 10 if asked >= total > 1 else asked
 
 
 def warmed_up(start: float, end: float, step: int, warmup_steps: int) -> float:

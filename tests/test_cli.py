@@ -93,7 +93,6 @@ MISTAKES = {
     "root-of-digits": ("pretrain dataset.root=images", "dataset=folder"),
     "root-missing": ("pretrain dataset=folder", "dataset.root is not set"),
     "root-of-unknown-user": ("pretrain dataset=folder dataset.root=~nobody-here/images", "~nobody-here/images"),
-    "warmup-too-long": ("pretrain trainer.epochs=2 scheduler.warmup_epochs=3", "warm-up", "scheduler.warmup_epochs"),
     "warmup-twice": (
         "pretrain scheduler.warmup_epochs=1 scheduler.warmup_steps=5",
         "scheduler.warmup_epochs",

@@ -451,7 +451,6 @@ def test_texts_are_fine_tuned(tmp_path, monkeypatch):
         (("layer_decay=1.5",), "layer_decay=1.5"),
         (("classifier_lr_scale=0",), "classifier_lr_scale=0"),
         (("trainer.processes=2",), "one process"),
-        (("scheduler.warmup_epochs=50",), "warm-up"),
         (("dataset=digits", "dataset.image_size=12"), "dataset.image_size=8"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,

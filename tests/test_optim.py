@@ -326,6 +326,17 @@ def test_weight_decay_stays_or_goes_to_its_end_along_half_a_cosine():
         assert plan.weight_decay_at(step) == pytest.approx(expected)
 
 
+def test_a_warm_up_as_long_as_the_run_is_shortened_and_said():
+    plan = plan_of("scheduler.warmup_epochs=10")
+    assert plan.schedule.warmup_steps == 22
+    assert [plan.lr_at(step) for step in (0, 21, 22)] == pytest.approx([plan.lr / 22, plan.lr, plan.lr])
+    (line,) = (line for line in plan.lines() if line.startswith("lr "))
+    assert "warm-up 22 steps, a tenth of the run, as the scheduler's 220 would not end in it" in line
+    plan = plan_of("scheduler.warmup_epochs=9.9")
+    assert plan.schedule.warmup_steps == 218
+    assert "a tenth" not in "".join(plan.lines())
+
+
 def test_schedule_of_a_run_that_is_all_warm_up_ends_at_the_peak():
     schedule = Schedule("cosine", total_steps=10, warmup_steps=10, arguments={"end": 0.0})
     assert [schedule(at) for at in (9, 10, 11)] == [1.0, 1.0, 0.0]

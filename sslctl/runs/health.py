@@ -11,6 +11,7 @@ from sslctl.runs import directory as rundir
 from sslctl.runs.health_rules import KNN_NOISE, RULES, features_collapsed, few_directions
 from sslctl.runs.history import Finding, History, RunFacts
 from sslctl.runs.results import Result, read_results
+from sslctl.schedules import fitted_warmup
 
 LEVELS = ("ok", "early", "warn", "bad")  # early: too early to tell
 UNHEALTHY = 1  # the exit status of a run that trainer.on_collapse=stop ends
@@ -25,7 +26,7 @@ def read_run_facts(run: Path) -> RunFacts:
     return RunFacts(
         steps_per_epoch=plan["steps_per_epoch"],
         total_steps=plan["total_steps"],
-        warmup_steps=warmup,
+        warmup_steps=fitted_warmup(warmup, plan["total_steps"]),
         prototypes=config["method"].get("prototypes"),
         **{"num_classes": plan["num_classes"], **environment.get("known", {})},
     )

@@ -11,7 +11,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.factory.from_config import unused_operations
 from sslctl.methods.base import Facts
-from sslctl.schedules import SHAPES, Schedule, cosine_between, scaled_lr
+from sslctl.schedules import SHAPES, Schedule, cosine_between, fitted_warmup, scaled_lr
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Plan:
             *(f"           {line}" for line in self.data_lines),
             f"steps      {self.total_steps:,} = {self.epochs} epochs × {self.steps_per_epoch} steps of {self.batch_size} images"
             + (f" ({self._left_out} images of each epoch's order left out)" if self._left_out else ""),
-            f"lr         {self.lr_words}; {schedule.shape}, warm-up {schedule.warmup_steps} steps",
+            f"lr         {self.lr_words}; {schedule.shape}, warm-up {schedule.warmup_steps} steps{self._shortened}",
             f"dropped    {', '.join(self.dropped) or 'no operation'}",
             f"precision  {self.precision} on {self.device}, {self.threads} threads"
             + (f" in each of {self.processes} processes with {self._each} images" if self.processes > 1 else "")
@@ -97,12 +97,19 @@ class Plan:
         return self.batch_size // self.processes
 
     @property
+    def _shortened(self) -> str:
+        asked, taken = self.schedule.asked_warmup, self.schedule.warmup_steps
+        if asked == taken:
+            return ""
+        return f", a tenth of the run, as the scheduler's {asked} would not end in it: scheduler.warmup_epochs chooses another"
+
+    @property
     def _left_out(self) -> int:
         return self.num_images % self.batch_size
 
 
 def make_plan(config: Any, source: Source) -> Plan:
-    """Raises InputError for what only the data shows: fewer images than a batch, a warm-up longer than the run."""
+    """Raises InputError for what only the data shows: fewer images than a batch."""
     trainer = config.trainer
     steps_per_epoch = len(source) // trainer.batch_size
     if steps_per_epoch == 0:
@@ -163,12 +170,7 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     lengths = {"steps": 1, "epochs": steps_per_epoch, "share": total}
     names = sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))})
     durations = {name: _in_steps(settings, name, lengths) for name in names}
-    warmup = durations.pop("warmup") or 0
-    if warmup >= total and total > 1:
-        raise InputError(
-            f"the warm-up of {warmup} steps is as long as the run of {total}: set scheduler.warmup_epochs to less than"
-            f" {total / steps_per_epoch:g}"
-        )
+    asked = durations.pop("warmup") or 0
     for name, steps in durations.items():
         if steps is None or steps == 0:
             shares = f", scheduler.{name}_share" if name == "milestones" else ""
@@ -176,7 +178,7 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     stretch = settings.pop("stretch", 1.0)
     if stretch < 1:
         raise InputError(f"scheduler.stretch={stretch:g}: expected 1 or more")
-    return Schedule(shape, total, warmup, settings | durations, stretch)
+    return Schedule(shape, total, fitted_warmup(asked, total), settings | durations, stretch, asked)
 
 
 def _in_steps(settings: dict, name: str, lengths: dict[str, int]) -> int | list[int] | None:
