@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
 
 import sslctl.evaluation.knn
 from sslctl import signals
-from sslctl.data.sources import digits
+from sslctl.data.sources import digits, from_tensors
 from sslctl.evaluation.features import Features
-from sslctl.evaluation.knn import Knn, accuracy, knn_votes, neighbours
+from sslctl.evaluation.knn import Knn, accuracy, classifier_results, knn_votes, neighbours
 from sslctl.evaluation.subjects import Preprocess, pixels
 from sslctl.evaluation.task import Reader, Task
 
@@ -132,3 +133,52 @@ def test_the_protocol_votes_with_each_k_of_the_training_images():
         assert low <= expected["top1"] <= high
         assert found["top1", k]["params"]["bank"] == 300
     assert len({r["value"] for r in found.values()}) > 3
+
+
+# --- Uneven classes, few images ---
+
+
+def uneven(rows, seed):
+    """Images of 8×8 in three classes of which the first has nine tenths."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.arange(rows) % 10).clamp(min=7) - 7
+    images = torch.randint(0, 256, (rows, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[labels == 1, :, :4] //= 4  # a class that is told apart, one that is not
+    return from_tensors("uneven", f"of {seed}", images, labels, ("good", "scratch", "hole"), 8)
+
+
+def results_of(train, test, **settings):
+    subject = pixels(Preprocess(1, 8, 8, [0.5], [0.25]))
+    return Knn(**{"k": [5], "temperature": 0.1} | settings)(subject, Task(train, test, Reader("cpu", 0, 0.0)))
+
+
+def test_uneven_classes_are_judged_class_by_class_too():
+    train, test = uneven(200, 0), uneven(100, 1)
+    top1, balanced = results_of(train, test)
+    assert (top1.metric, balanced.metric) == ("top1", "balanced_accuracy")
+    assert top1.details["majority"] == pytest.approx(0.8)
+    recalls = top1.details["of_each_class"]
+    assert list(recalls) == ["good", "scratch", "hole"]
+    assert balanced.value == pytest.approx(sum(recalls.values()) / 3)
+    assert top1.value == pytest.approx(0.8 * recalls["good"] + 0.1 * recalls["scratch"] + 0.1 * recalls["hole"])
+    assert recalls["hole"] < 0.2 < 0.8 < recalls["scratch"]
+    assert balanced.ci95[0] < balanced.value < balanced.ci95[1]
+    even = digits("test", 8)
+    assert [r.metric for r in results_of(digits("train", 8), even)] == ["top1", "top5"]
+
+
+def test_balanced_accuracy_is_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    source = uneven(100, 0)
+    guesses = [torch.randint(0, 3, (100,), generator=generator) for _ in range(2)]
+    hits = [{"top1": guess == source.labels} for guess in guesses]
+    settings = {"protocol": "knn", "labels": "all", "params": {}}
+    _, balanced = classifier_results(pixels(Preprocess(1, 8, 8, [0.5], [0.25])), source, hits, **settings)
+    expected = [balanced_accuracy_score(source.labels, guess) for guess in guesses]
+    assert balanced.value == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_the_neighbours_that_are_recorded_are_those_that_there_are():
+    train, test = uneven(20, 0), uneven(40, 1)
+    found = results_of(train, test, k=[5, 20, 200])
+    assert [r.params["k"] for r in found if r.metric == "top1"] == [5, 20]

@@ -10,7 +10,7 @@ from sslctl.cli import main
 from sslctl.evaluation.console import percent
 from sslctl.evaluation.linear import draw_labels
 from sslctl.evaluation.provenance import as_named, settings
-from sslctl.evaluation.results import interval_of_mean
+from sslctl.evaluation.results import interval, interval_of_mean, wilson
 from sslctl.evaluation.task import draw_number
 from tests.runs import PROBE, SIMCLR, STEPS, finish, results
 
@@ -196,6 +196,18 @@ def test_the_interval_of_a_mean_is_students():
     values = np.random.default_rng(0).normal(0.7, 0.02, 5)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert interval_of_mean(values.tolist()) == pytest.approx([expected.low, expected.high])
+
+
+@pytest.mark.parametrize(("right", "count"), [(4, 4), (0, 36), (7, 9)])
+def test_wilsons_interval_is_scipys(right, count):
+    expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson(right, count) == pytest.approx([expected.low, expected.high])
+
+
+def test_four_of_four_images_are_no_certainty():
+    low, high = interval(torch.ones(4, dtype=torch.bool))
+    assert (low, high) == pytest.approx((0.5101, 1.0), abs=1e-4)
+    assert interval(torch.full((4,), 0.5)) == [0.5, 0.5]  # no share of images
 
 
 def test_its_interval_is_shown_beside_a_deviation():

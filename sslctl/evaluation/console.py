@@ -38,7 +38,7 @@ def show_protocols(results: list[Result], title: str) -> None:
         table.add_section()
     print(f"\n{title} {measured[0].features} features, %", flush=True)
     console().print(table)
-    show_fixed(measured)
+    show_notes(measured)
 
 
 def show_figures(results: list[Result]) -> None:
@@ -106,11 +106,13 @@ def show(results: list[Result], title: str) -> None:
         table.add_row(row, *(cells.get((row, *column), "") for column in columns))
     print(f"\n{title}", flush=True)
     console().print(table)
-    show_fixed(results)
+    show_notes(results)
 
 
-def show_fixed(results: list[Result]) -> None:
-    """Says below a table which of its probes' settings no held-out labels have chosen."""
+def show_notes(results: list[Result]) -> None:
+    """Says below a table what a constant answer scores, and which of its probes' settings no held-out labels have chosen."""
+    for majority in dict.fromkeys(r.details["majority"] for r in results if "majority" in r.details):
+        print(f"classes are uneven: who always names the largest is right in {majority:.2%}", flush=True)
     fixed = [(r.labels, r.params["regularisation"]) for r in results if "regularisation" in r.params]
     for labels, regularisation in dict.fromkeys(fixed):
         print(f"linear-cached, {labels} labels: {regularisation}", flush=True)

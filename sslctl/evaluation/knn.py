@@ -16,6 +16,7 @@ from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task
 from sslctl.runs.results import Result
 
+_UNEVEN = 2  # times as many images of one class as of another
 _CHUNK_BYTES = 256 * 2**20  # of one block of similarities
 
 
@@ -76,14 +77,29 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def share(hits: Tensor) -> float:
-    """Returns how many of (N,) bool are true, between 0 and 1."""
+    """Returns how many of (N,) are right, between 0 and 1: bool, or weights whose mean is 1 where they are."""
     return hits.float().mean().item()
 
 
 def classifier_results(
-    subject: Subject, source: Source, hits: list[dict[str, Tensor]], **settings: Any
+    subject: Subject, source: Source, hits: list[dict[str, Tensor]], *, details: dict | None = None, **settings: Any
 ) -> list[Result]:
-    """Returns one result a metric. hits: of each draw of labels, as `hits_of` returns them; settings: of `make_result`."""
+    """Returns one result a metric; where classes are uneven, the balanced accuracy besides.
+
+    hits: of each draw of labels, as `hits_of` returns them. settings: of `make_result`. details say then what a constant
+    answer scores and how many of each class are right.
+    """
+    counts, details = source.labels.bincount(minlength=len(source.classes)), details or {}
+    if counts.max() > _UNEVEN * counts[counts > 0].min():
+        # Every class weighs the same: the mean of these is the mean over classes of the share that is right.
+        weight = len(source) / ((counts > 0).sum() * counts[source.labels])  # (N,)
+        hits = [of_draw | {"balanced_accuracy": of_draw["top1"] * weight} for of_draw in hits]
+        right = sum(source.labels[of_draw["top1"]].bincount(minlength=len(counts)) for of_draw in hits) / len(hits)
+        shares = (right / counts.clamp(min=1)).tolist()
+        details = details | {
+            "majority": (counts.max() / len(source)).item(),
+            "of_each_class": dict(zip(source.classes, shares, strict=True)),
+        }
     return [
         make_result(
             subject,
@@ -91,6 +107,7 @@ def classifier_results(
             metric=metric,
             values=[share(of_draw[metric]) for of_draw in hits],
             each=hits[0][metric],
+            details=details,
             **settings,
         )
         for metric in hits[0]
@@ -127,7 +144,7 @@ class Knn(Protocol):
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         bank, queries, similarity, rows = search(subject, task, max(self.k))
         results = []
-        for k in self.k:
+        for k in dict.fromkeys(min(k, len(bank.labels)) for k in self.k):  # there are no more neighbours than images
             near = bank.labels[rows[:, :k]]  # (N, k)
             votes = votes_of(similarity[:, :k], near, bank.num_classes, temperature=self.temperature)
             params = {"k": k, "temperature": self.temperature, "bank": len(bank.labels)}
