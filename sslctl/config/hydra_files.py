@@ -26,7 +26,8 @@ from sslctl.errors import InputError
 # Set by Hydra after it has merged the files; searchpath: of a primary file or the command line alone, both of them trusted.
 _SET_BY_HYDRA = ("runtime", "overrides", "searchpath", "job.override_dirname")
 _OWN_FILES = (str(CONFIGS), "hydra.conf")
-_PARSED: dict[str, bytes] = {}  # their ConfigResults
+_PARSED: dict[str, bytes] = {}  # path -> their ConfigResult, pickled, as what composes changes it
+_MERGED: dict[str, bytes] = {}  # choices -> their configuration, before values are set on top
 _NAMES_CODE = ("_target_", "()", "class")  # the latter two in a configuration of Python's logging
 _PREFIXES = ("ext://", "cfg://")  # there, of values: an import, another part
 
@@ -38,7 +39,7 @@ class ParsedOnce(ConfigRepository):
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.path not in _OWN_FILES:
             return super().load_config(config_path)
-        if config_path not in _PARSED:  # pickled, as what composes changes it
+        if config_path not in _PARSED:
             _PARSED[config_path] = pickle.dumps(super().load_config(config_path))
         return pickle.loads(_PARSED[config_path])
 
@@ -79,6 +80,15 @@ class CheckedLoader(ConfigLoaderImpl):
         if problems := _foreign(node, expected, self.allowed):
             raise InputError(*problems)
         return composed
+
+    def _compose_config_from_defaults_list(self, defaults: list[Any], repo: Any) -> DictConfig:
+        """Merges the files of a job; those of sslctl and Hydra alone, and of the same choices, once a process."""
+        if not all(source.scheme() == "structured" or source.path in _OWN_FILES for source in repo.get_sources()):
+            return super()._compose_config_from_defaults_list(defaults, repo)
+        choices = repr(defaults)
+        if choices not in _MERGED:
+            _MERGED[choices] = pickle.dumps(super()._compose_config_from_defaults_list(defaults, repo))
+        return pickle.loads(_MERGED[choices])
 
     def _without_user_files(self, config_name: str | None, overrides: list[Any], run_mode: RunMode) -> dict:
         """Returns Hydra's node as sslctl's and Hydra's files and the command line make it.
