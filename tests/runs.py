@@ -19,6 +19,8 @@ from torch import Tensor
 import sslctl.training.train
 from sslctl.cli import main
 from sslctl.runs import checkpoint
+from sslctl.runs.metrics import read_metrics
+from sslctl.runs.reading import read_lines
 from sslctl.runs.results import Result
 
 REPOSITORY = Path(__file__).parents[1]
@@ -39,6 +41,21 @@ PROBE = ("probe.epochs=1", "probe.batch_size=128", "probe.lr=[0.1]", "probe.weig
 def slow(*values: Any):
     """A parameter set of a test that is left out of the fast suite."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# What describes the smallest run there can be, for directories that nobody trains in.
+CONFIG = {
+    "seed": 0,
+    "names": {"dataset": "d", "method": "m", "backbone": "b"},
+    "method": {"size": 3},
+    "backbone": {},
+    "dataset": {"root": "/a", "image_size": 8},
+    "scheduler": {},
+    "trainer": {"epochs": 2},
+}
+FACTS = {"channels": 1, "image_size": 8, "num_images": 4, "num_classes": 0, "batch_size": 2, "steps_per_epoch": 2}
+FACTS |= {"total_steps": 4}
+PREPROCESS = {"channels": 1, "image_size": 8, "resize": 8, "mean": [0.5], "std": [0.5]}
 
 
 # --- Running ---
@@ -148,18 +165,21 @@ def _same(left: Any, right: Any) -> bool:
 
 def metrics(run_dir: Path) -> list[dict]:
     """What the run logged, without times and speed, which are never the same."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_metrics(run_dir)
     return [{k: v for k, v in r.items() if k != "images_per_second" and not k.startswith("time_")} for r in records]
 
 
 def results(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a results.jsonl, without their checksums."""
+    return read_lines(path)
 
 
 def blank_result(**values: Any) -> Result:
     """A result of which nothing is said but these values."""
-    fields = {f.name: None for f in dataclasses.fields(Result)} | {"params": {}, "details": {}, "share": True}
+    blank = {"str": "", "int": 1, "float": 0.0, "bool": True, "dict": {}}
+    fields = {f.name: blank.get(getattr(f.type, "__name__", None)) for f in dataclasses.fields(Result)} | {
+        "labels": "all"
+    }
     return Result(**fields | values)
 
 

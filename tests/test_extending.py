@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import sslctl
-from sslctl.runs.directory import RESULTS, read_lines
+from sslctl.runs.directory import RESULTS
+from sslctl.runs.reading import read_lines
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 

@@ -27,7 +27,7 @@ from sslctl.models.layer_decay import decayed_groups, layer_depths
 from sslctl.models.preprocess import TextPreprocess
 from sslctl.models.text_transformer import SmallTransformer
 from sslctl.runs import checkpoint
-from sslctl.runs.directory import read_lines
+from sslctl.runs.reading import read_lines
 from sslctl.training.optim import parameter_groups
 from tests.by_hand import AS_IT_IS, facts, make_batch, moco, tiny_backbone
 from tests.methods import SIDE, built

@@ -12,8 +12,8 @@ from sslctl.errors import InputError
 from sslctl.runs.claim import refuse_another_config
 from sslctl.runs.directory import find_runs
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
-from tests.runs import SIMCLR, command, differences, metrics, signal_at, tensors
-from tests.test_run_directory import CONFIG, start
+from tests.runs import CONFIG, SIMCLR, command, differences, metrics, signal_at, tensors
+from tests.test_run_directory import start
 
 
 @dataclass

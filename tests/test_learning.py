@@ -20,7 +20,7 @@ from sslctl.evaluation.linear import draw_labels
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import load_method, resolve_runs, run_preprocess
 from sslctl.runs import checkpoint
-from sslctl.runs.directory import read_config
+from sslctl.runs.reading import read_config
 from tests.runs import slow
 
 SEEDS = (0, 1)

@@ -31,7 +31,7 @@ def test_only_a_figure_of_an_unusual_protocol_says_that_it_is_no_share():
     free, own = (dataclasses.replace(figure, protocol=protocol) for protocol in ("label-free", "mine"))
     lines = [json.loads(result.to_json()) for result in (RESULT, free, own)]
     assert ["share" in line for line in lines] == [False, False, True]
-    assert [Result.from_line(line, "a line") for line in lines] == [RESULT, free, own]
+    assert [Result.from_line(line) for line in lines] == [RESULT, free, own]
 
 
 def test_a_line_that_a_kill_cut_off_is_overwritten(tmp_path):
@@ -46,7 +46,7 @@ def test_a_line_that_a_kill_cut_off_is_overwritten(tmp_path):
 def test_a_line_without_a_format_is_of_the_first(tmp_path):
     line = json.loads(RESULT.to_json())
     line.pop("format")
-    assert Result.from_line(line, "a line") == RESULT
+    assert Result.from_line(line) == RESULT
 
 
 @pytest.mark.parametrize(

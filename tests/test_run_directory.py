@@ -10,18 +10,17 @@ import pytest
 
 from sslctl.errors import InputError
 from sslctl.evaluation.trained_classifier import lock_directory
-from sslctl.runs import atomic, checkpoint, claim
+from sslctl.runs import atomic, checkpoint, claim, reading
 from sslctl.runs import directory as rundir
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
+from sslctl.runs.metrics import append_metrics, cut_metrics
 from sslctl.runs.ownership import MARKER, is_checkpoint, mark, refuse_other
-from tests.runs import contents
-
-CONFIG = {"seed": 0, "method": {"size": 3}, "dataset": {"root": "/a", "image_size": 8}, "trainer": {"epochs": 2}}
+from tests.runs import CONFIG, FACTS, PREPROCESS, contents
 
 
 def start(run_dir, config=CONFIG, hashes=None):
     run_dir.mkdir(exist_ok=True)
-    claim.describe(run_dir, config, hashes or {"data": "abc"}, {"channels": 1}, {"resize": 8}, "sslctl pretrain")
+    claim.describe(run_dir, config, hashes or {"data": "abc"}, FACTS, PREPROCESS, "sslctl pretrain")
 
 
 # --- The lock ---
@@ -127,7 +126,7 @@ OURS = {
 def test_a_run_and_what_a_kill_leaves_of_one_are_taken(files, tmp_path):
     write(tmp_path, files)
     claim.take(tmp_path).release()
-    assert rundir.read_json(tmp_path / MARKER) == {"format": 1, "version": rundir.versions()["sslctl"]}
+    assert json.loads((tmp_path / MARKER).read_text()) == {"format": 1, "version": rundir.versions()["sslctl"]}
     refuse_other(tmp_path)
 
 
@@ -192,12 +191,12 @@ def test_making_a_directory_leaves_it_empty(tmp_path):
 def test_a_started_run_knows_its_configuration(tmp_path):
     start(tmp_path)
     assert rundir.is_run(tmp_path)
-    assert rundir.read_config(tmp_path) == {**CONFIG, "run_dir": str(tmp_path)}
-    environment = rundir.read_json(tmp_path / "environment.json")
+    assert reading.read_config(tmp_path) == {**CONFIG, "run_dir": str(tmp_path)}
+    environment = reading.read_environment(tmp_path)
     assert environment["hashes"] == {"data": "abc"}
-    assert environment["facts"] == {"channels": 1}
+    assert environment["facts"] == FACTS
     assert {"torch", "python", "sslctl"} <= environment["versions"].keys()
-    assert rundir.read_json(tmp_path / "preprocess.json") == {"resize": 8}
+    assert reading.read_preprocess(tmp_path) == PREPROCESS
 
 
 def test_the_same_configuration_again_rewrites_nothing(tmp_path):
@@ -272,35 +271,35 @@ def test_what_a_kill_left_unfinished_is_removed_before_training_goes_on(tmp_path
 
 
 def lines(*steps):
-    return "".join(json.dumps({"step": step, "loss": step / 2}) + "\n" for step in steps)
+    return "".join(json.dumps({"step": step, "epoch": step / 4, "loss": step / 2}) + "\n" for step in steps)
 
 
 def test_lines_come_back(tmp_path):
     for step in (1, 2):
-        rundir.append_line(tmp_path / "m.jsonl", {"step": step})
-    assert rundir.read_lines(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]
+        append_metrics(tmp_path / "m.jsonl", {"step": step})
+    assert reading.read_lines(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]
 
 
 def test_a_file_that_is_not_there_has_no_lines(tmp_path):
-    assert rundir.read_lines(tmp_path / "none.jsonl") == []
+    assert reading.read_lines(tmp_path / "none.jsonl") == []
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     (tmp_path / "m.jsonl").write_text(lines(1, 2) + '{"step": 3, "lo')
-    assert [r["step"] for r in rundir.read_lines(tmp_path / "m.jsonl")] == [1, 2]
+    assert [r["step"] for r in reading.read_lines(tmp_path / "m.jsonl")] == [1, 2]
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "m.jsonl").write_text(lines(1) + "garbage\n" + lines(2))
     with pytest.raises(InputError, match=r"m\.jsonl line 2"):
-        rundir.read_lines(tmp_path / "m.jsonl")
+        reading.read_lines(tmp_path / "m.jsonl")
 
 
 @pytest.mark.parametrize("cut", [0, 3, 5, 99])
 def test_metrics_are_cut_after_the_step_that_is_resumed(cut, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(lines(1, 2, 3, 3, 4, 5) + '{"step": 6, "lo')
     kept = [step for step in (1, 2, 3, 3, 4, 5) if step <= cut]
-    assert [r["step"] for r in rundir.cut_metrics(tmp_path, cut)] == kept
+    assert [r["step"] for r in cut_metrics(tmp_path, cut)] == kept
     assert (tmp_path / "metrics.jsonl").read_text() == lines(*kept)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -313,7 +312,7 @@ def test_metrics_are_cut_by_a_rename(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        rundir.cut_metrics(tmp_path, 1)
+        cut_metrics(tmp_path, 1)
     assert (tmp_path / "metrics.jsonl").read_text() == lines(1, 2, 3)
 
 

@@ -3,10 +3,9 @@
 from typing import Any
 
 from sslctl.evaluation.console import show_figures, show_protocols, tested_on
-from sslctl.evaluation.runner import print_plan, subjects_and_tasks
+from sslctl.evaluation.runner import print_plan, recorded, subjects_and_tasks
 from sslctl.evaluation.suite import build_protocols, measure, sources_of
 from sslctl.runs.health import as_line, findings, judge_features
-from sslctl.runs.results import append_results
 
 
 def evaluate(config: Any) -> None:
@@ -18,18 +17,14 @@ def evaluate(config: Any) -> None:
             continue
         # A subject is measured by all protocols before the next: the features of one alone are in memory.
         results = [result for subject in subjects for result in measure(subject, task, protocols)]
-        # What is measured is on disk before anything is printed.
-        if out:
-            append_results(out, results)
-        if task.test is not None:
-            show_protocols(results, f"{tested_on(task.test)}, {subjects[0].preprocess.summary()}, frozen")
-        show_figures(results)
-        for note in task.notes:
-            print(note)
-        for omission in dict.fromkeys(task.omitted):  # each once, though several subjects lack it
-            print(f"left out: {omission}")
-        if out:
-            print(f"appended to {out}")
+        with recorded(out, results):
+            if task.test is not None:
+                show_protocols(results, f"{tested_on(task.test)}, {subjects[0].preprocess.summary()}, frozen")
+            show_figures(results)
+            for note in task.notes:
+                print(note)
+            for omission in dict.fromkeys(task.omitted):  # each once, though several subjects lack it
+                print(f"left out: {omission}")
         # What label-free figures say of the weights stands beside what the run itself has logged.
         for finding in judge_features(results, findings(task.run) if task.run else []):
             print(as_line(finding))

@@ -16,12 +16,13 @@ def report(config: Any) -> None:
     """Writes the page and says where it is."""
     if not config.ckpt:
         raise InputError("no run to report on: sslctl report runs/latest")
-    checkpoints = dict(resolve_runs(config.ckpt))
+    left_out: list[str] = []
+    checkpoints = dict(resolve_runs(config.ckpt, left_out))
     common = Path(os.path.commonpath([run if len(checkpoints) == 1 else run.parent for run in checkpoints]))
     out = writable(user_path(config.out) if config.out else common / "report.html")
     runs = [read_run(run, path, _label(run, common, len(checkpoints))) for run, path in checkpoints.items()]
     compare.refuse_other_datasets(runs)
-    text = page(runs, common, config)
+    text = page(runs, common, config, left_out)
     write_text(out, text)
     print(f"{shown(out)}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
 

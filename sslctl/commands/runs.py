@@ -11,12 +11,19 @@ from sslctl.errors import InputError, shown, user_path
 from sslctl.evaluation.console import console
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import step_of, steps_on_disk
-from sslctl.runs.claim import is_held
+from sslctl.runs.claim import Lock, is_held
 from sslctl.runs.health import findings, verdict
+from sslctl.runs.metrics import read_metrics
+from sslctl.runs.ownership import refuse_other
+from sslctl.runs.reading import read_environment, repair_command
+from sslctl.runs.repair import damages, repair
 
 
 def runs(config: Any) -> None:
-    """Prints a table of the runs below a directory (runs/ unless named), and the command that continues each unfinished one."""
+    """Prints a table of the runs below a directory (runs/ unless named), and the command that continues each unfinished one.
+
+    Damaged ones are listed with what is wrong, and repaired where that is asked for.
+    """
     directories = config.ckpt if config.ckpt else ["runs"]
     roots = [user_path(w) for w in ([directories] if isinstance(directories, str) else directories)]
     for root in roots:
@@ -26,27 +33,51 @@ def runs(config: Any) -> None:
     if not run_dirs:
         print(f"no runs below {', '.join(map(shown, roots))}")
         return
-    table, resumable = Table(), []
+    if config.repair:
+        _repair(run_dirs)
+        return
+    table, resumable, damaged = Table(), [], []
     for column in ("run", "status", "epoch", "kNN %", "verdict", "size"):
         table.add_column(column, justify="left" if column in ("run", "status", "verdict") else "right")
     for run in run_dirs:
+        size = f"{rundir.total_size(run) / 2**20:,.1f} MiB"
+        if wrong := damages(run):
+            table.add_row(Text(shown(_relative(run))), "damaged", "", "", "", size)
+            damaged += [*(f"  {shown(damage.describe())}" for damage in wrong), f"  {repair_command(run)}"]
+            continue
         status, epoch, knn = _state(run)
         worst = verdict(findings(run))
         health = {"warn": f"{worst.rule} (warn)", "early": "too early"}.get(worst.level, worst.rule)
-        table.add_row(
-            Text(shown(_relative(run))), status, epoch, knn, health, f"{rundir.total_size(run) / 2**20:,.1f} MiB"
-        )
+        table.add_row(Text(shown(_relative(run))), status, epoch, knn, health, size)
         if status != "finished":
             resumable.append(f"  {_command(run)}")
     console().print(table)
     if resumable:
         print("to continue:")
         print("\n".join(resumable))
+    if damaged:
+        print("damaged, each with the command that sets aside what cannot be read:")
+        print("\n".join(damaged))
+
+
+def _repair(run_dirs: list[Path]) -> None:
+    """Repairs runs and says what was done. One that is not sslctl's, cannot be written or is in use is refused."""
+    for run in run_dirs:
+        refuse_other(run)
+        lock = Lock(run)
+        try:
+            sentences = repair(run)
+        except OSError as error:
+            raise InputError(f"{error.filename or run} cannot be written: {error.strerror}; repair a copy") from error
+        finally:
+            lock.release()
+        for sentence in sentences or [f"{_relative(run)}: nothing to repair"]:
+            print(shown(sentence))
 
 
 def _command(run: Path) -> str:
     """Returns the command that continues a run, in the directory where it was started."""
-    environment = rundir.read_json(run / rundir.ENVIRONMENT)
+    environment = read_environment(run)
     try:
         return f"(cd {shell_words([environment['cwd']])} && {shell_words(recorded_words(environment['command']))})"
     except InputError as error:  # of one run; the others have theirs
@@ -55,9 +86,7 @@ def _command(run: Path) -> str:
 
 def _state(run: Path) -> tuple[str, str, str]:
     """Returns (status, epoch of epochs, latest kNN) of a run."""
-    facts = rundir.read_json(run / rundir.ENVIRONMENT)["facts"]
-    metrics = rundir.read_lines(run / rundir.METRICS)
-    saved = steps_on_disk(run)
+    facts, metrics, saved = read_environment(run)["facts"], read_metrics(run), steps_on_disk(run)
     step = step_of(saved[0]) if saved else 0
     epochs = facts["total_steps"] // facts["steps_per_epoch"]
     knn = [m["knn"] for m in metrics if "knn" in m]

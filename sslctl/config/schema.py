@@ -174,6 +174,7 @@ class ReportConfig(_OfCachedFeatures):
 @dataclass
 class RunsConfig:
     ckpt: Any = key(path=True)
+    repair: bool = key()
 
 
 @dataclass

@@ -21,7 +21,8 @@ from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, features_of, key_of
 from sslctl.factory.from_run import views_of
-from sslctl.runs.directory import METRICS, read_config, read_lines
+from sslctl.runs.metrics import read_metrics
+from sslctl.runs.reading import read_config
 from sslctl.runs.results import Result
 from sslctl.views import ViewMaker
 
@@ -211,7 +212,7 @@ def _logged_entropy(subject: Subject, task: Task, make: Callable[..., Result]) -
     """Returns the entropy of the teacher's prototypes that training logged last before these weights, if it logged any."""
     if subject.name != "trained":
         return []
-    logged = [m for m in read_lines(task.run / METRICS) if "teacher_entropy" in m and m["step"] <= subject.step]
+    logged = [m for m in read_metrics(task.run) if "teacher_entropy" in m and m["step"] <= subject.step]
     if not logged:
         return []
     config = read_config(task.run)

@@ -14,7 +14,7 @@ from sslctl.evaluation.subjects import Subject
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import as_in_run, resolve_runs, run_preprocess
 from sslctl.models.preprocess import preprocess_of
-from sslctl.runs.directory import read_config
+from sslctl.runs.reading import read_config
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sslctl.config.command_line import command_line
 from sslctl.errors import user_path
-from sslctl.runs.directory import read_config
+from sslctl.runs.reading import read_config
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From the values that a protocol measured to a result, with the spread of the values or the interval of their mean."""
 
+import json
 import statistics
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslctl.data.sources import Source
+from sslctl.errors import InputError
 from sslctl.evaluation.provenance import measured_by
 from sslctl.evaluation.subjects import Subject
 from sslctl.runs.directory import now, versions
@@ -36,13 +38,14 @@ def make_result(
     values: one a draw of labels. Their mean is the value; of several, their standard deviation is kept and a 95 % interval
     of their mean. share: whether they are parts of 1, to be shown in percent. each: (N,) what the single value is the mean
     of, one a test image: gives its 95 % interval. ci95: the interval itself. seed: of the evaluation; None where it draws
-    nothing. params and details: see `Result`.
+    nothing. params and details: see `Result`. Raises InputError for what cannot be read again, such as a
+    value that is not a finite number.
     """
     if len(values) > 1:
         spread = {"std": statistics.stdev(values), "draws": len(values), "ci95": interval_of_mean(values)}
     else:
         spread = {"ci95": interval(each) if each is not None else ci95}
-    return Result(
+    result = Result(
         protocol=protocol,
         metric=metric,
         value=statistics.fmean(values),
@@ -68,6 +71,10 @@ def make_result(
         versions=versions(),
         time=now(),
     )
+    try:
+        return Result.from_line(json.loads(result.to_json()))
+    except ValueError as error:
+        raise InputError(f"{protocol} {metric} of {subject.name} weights is not recorded: {error}") from error
 
 
 def interval(each: Tensor, seed: int = 0) -> list[float]:

@@ -1,5 +1,6 @@
 """sslctl linear-eval and knn-eval: protocols over subjects, each result beside the same figure for random weights."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -19,8 +20,10 @@ from sslctl.evaluation.task import Protocol, Reader, Task
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import as_in_run, resolve_runs, run_preprocess
 from sslctl.models.preprocess import Preprocess, preprocess_of
-from sslctl.runs.directory import PROBES, RESULTS, read_config
-from sslctl.runs.results import append_results, refuse_other_file
+from sslctl.runs.atomic import why_unwritable, why_unwritable_file
+from sslctl.runs.directory import PROBES, RESULTS
+from sslctl.runs.reading import read_config
+from sslctl.runs.results import Result, append_results, refuse_unfit
 from sslctl.training.plan import choose_device
 
 
@@ -30,14 +33,27 @@ def evaluate_all(config: Any, protocol: Protocol) -> None:
         if config.plan_only:
             print_plan([protocol], subjects, task)
             continue
-        # What is measured is on disk before anything is printed.
         results = [result for subject in subjects for result in protocol(subject, task)]
+        title = protocol.title.format(features=subjects[0].features)
+        with recorded(out, results):
+            show(results, f"{tested_on(task.test)}, {subjects[0].preprocess.summary()}, {title}")
+
+
+@contextlib.contextmanager
+def recorded(out: Path | None, results: list[Result]) -> Iterator[None]:
+    """Writes results before the block prints them, and says where. Raises OSError after it where they could not be written."""
+    failure = None
+    try:
         if out:
             append_results(out, results)
-        title = protocol.title.format(features=subjects[0].features)
-        show(results, f"{tested_on(task.test)}, {subjects[0].preprocess.summary()}, {title}")
-        if out:
-            print(f"appended to {out}")
+    except OSError as error:
+        failure = error
+    yield
+    if failure:
+        words = f"what is printed above could not be written: {failure.strerror}"
+        raise OSError(failure.errno, words, str(out)) from failure
+    if out:
+        print(f"appended to {out}")
 
 
 def print_plan(protocols: Iterable[Protocol], subjects: list[Subject], task: Task) -> None:
@@ -69,7 +85,7 @@ def subjects_and_tasks(
     read, seed = reader_of(config) if "cache" in config else None, config.get("seed", 0)
     out, named = user_path(config.out) if config.out else None, _named_dataset(config)
     if out:
-        refuse_other_file(out)
+        refuse_unfit(out)
     # Foreign weights: the dataset that is named decides what they see.
     if not config.ckpt:
         node = _dataset_of_foreign(config, named)
@@ -93,7 +109,27 @@ def subjects_and_tasks(
         # Built one after the other, only those that are asked for: each is a network in memory.
         print(f"{run} at {path.name}", flush=True)
         subjects = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
-        yield subjects, Task(train, test, read, seed, config, node, run / PROBES, run), out or run / RESULTS
+        place = out or place_of_results(run)
+        work = run / PROBES
+        if why_unwritable(work):
+            work = place.parent / PROBES if place else Path(PROBES)
+        yield subjects, Task(train, test, read, seed, config, node, work, run), place
+
+
+def place_of_results(run: Path) -> Path | None:
+    """Returns the file for a run's results: its own; where that cannot be written, one in the current directory, which is
+    said; None where neither can."""
+    reason, other = why_unwritable_file(run / RESULTS), Path(f"results-{run.name}.jsonl")
+    if not reason:
+        return run / RESULTS
+    if why_unwritable_file(other):
+        print(
+            f"{shown(reason)}, nor is the current directory: results are printed only; out=FILE keeps them", flush=True
+        )
+        return None
+    refuse_unfit(other)
+    print(f"{shown(reason)}: results go to {shown(other)}; out=FILE names another file", flush=True)
+    return other
 
 
 def _warned_of(sources: tuple[Source, Source | None]) -> tuple[Source, Source | None]:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, shown, user_path
 from sslctl.factory.from_config import build_backbone, build_method, build_views
 from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
@@ -16,16 +16,19 @@ from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.teacher import TEACHER
 from sslctl.models.weights import refuse_non_finite
 from sslctl.runs import checkpoint
-from sslctl.runs.directory import ENVIRONMENT, PREPROCESS, TOKENIZER, find_runs, read_config, read_json
+from sslctl.runs.directory import TOKENIZER, find_runs
+from sslctl.runs.reading import read_config, read_environment, read_preprocess
+from sslctl.runs.repair import damages
 from sslctl.views import ViewMaker
 
 
-def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
+def resolve_runs(ckpt: Any, left_out: list[str] | None = None) -> list[tuple[Path, Path]]:
     """Returns (run, checkpoint) for every run that ckpt= names: runs, checkpoints of runs, or directories searched for runs.
 
-    Of a directory, runs without a checkpoint are left out and named; one that ckpt= names itself is refused.
+    Of a directory, runs without a checkpoint, and damaged ones, are left out and named; one that ckpt= names itself is
+    refused. left_out: takes their sentences; with it runs that are named themselves are left out, too, unless all are.
     """
-    resolved = []
+    resolved, reasons, refusals = [], [], []
     for name in [ckpt] if isinstance(ckpt, str) else list(ckpt or []):
         path = user_path(name)
         if not path.exists():
@@ -36,20 +39,37 @@ def resolve_runs(ckpt: Any) -> list[tuple[Path, Path]]:
                 " backbone=… backbone.weights=FILE"
             )
         if path.name.startswith("step-") and (path / checkpoint.MANIFEST).exists():
-            checkpoint.verify(path)
-            resolved.append((path.resolve().parents[1], path))
-            continue
-        runs = find_runs(path)
+            runs, checkpoint_of = [path.resolve().parents[1]], lambda _, path=path: _verified(path)
+        else:
+            runs, checkpoint_of = find_runs(path), checkpoint.newest_valid
         if not runs:
             raise InputError(f"ckpt={path}: no run directory there (no config.yaml with environment.json)")
-        newest = {run: checkpoint.newest_valid(run) for run in runs}
-        empty = [run for run in runs if newest[run] is None]
-        if len(empty) == len(runs):
-            raise InputError(*(f"ckpt={run}: this run has no valid checkpoint yet" for run in empty))
-        for run in empty:
-            print(f"left out: {run} has no valid checkpoint yet")
-        resolved += [(run, newest[run]) for run in runs if newest[run] is not None]
+        usable, refused = [], []
+        for run in runs:
+            if damaged := damages(run):
+                refused.append((damaged[0].describe(), damaged[0]))
+            elif (newest := checkpoint_of(run)) is None:
+                sentence = f"ckpt={run}: this run has no valid checkpoint yet"
+                refused.append((f"{run} has no valid checkpoint yet", InputError(sentence)))
+            else:
+                usable.append((run, newest))
+        if not usable and left_out is None:
+            raise InputError(*(message for _, error in refused for message in error.messages))
+        resolved += usable
+        reasons += [sentence for sentence, _ in refused]
+        refusals += [error for _, error in refused]
+    if refusals and not resolved:
+        raise InputError(*(message for error in refusals for message in error.messages))
+    for reason in reasons:
+        print(f"left out: {shown(reason)}", flush=True)
+    if left_out is not None:
+        left_out += reasons
     return resolved
+
+
+def _verified(path: Path) -> Path:
+    checkpoint.verify(path)
+    return path
 
 
 def as_in_run(node: Any, run: Path) -> Any:
@@ -74,7 +94,7 @@ def dataset_of(run: Path, key: str = "dataset") -> Any:
     node = OmegaConf.create(read_config(run)[key])
     root = node.get("root")
     if root and not user_path(root).exists():
-        from_start = Path(read_json(run / ENVIRONMENT)["cwd"]) / user_path(root)
+        from_start = Path(read_environment(run)["cwd"]) / user_path(root)
         if from_start.exists():
             node.root = str(from_start)
     return as_in_run(node, run)
@@ -82,7 +102,7 @@ def dataset_of(run: Path, key: str = "dataset") -> Any:
 
 def run_preprocess(run: Path) -> Preprocess | TextPreprocess:
     """Reads what a run's backbone expects of a sample."""
-    return preprocess_from(read_json(run / PREPROCESS))
+    return preprocess_from(read_preprocess(run))
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,7 @@ def load_method(run: Path, backbone_node: Any | None = None) -> Method:
     """Builds the method of a run as its configuration says, untrained. backbone_node: another backbone than the run's."""
     config = OmegaConf.create(read_config(run))
     torch.manual_seed(config.seed)
-    facts = Facts(**read_json(run / ENVIRONMENT)["facts"])
+    facts = Facts(**read_environment(run)["facts"])
     preprocess = run_preprocess(run)
     backbone = build_backbone(backbone_node or config.backbone, preprocess, with_weights=False)
     teacher = load_teacher(str(run / TEACHER), None, preprocess) if "teacher" in config.method else None

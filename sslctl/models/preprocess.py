@@ -1,6 +1,6 @@
 """What a backbone expects of a sample, kept beside its weights."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from sslctl.data.text import TextTransform
 from sslctl.errors import InputError
 from sslctl.models.backbones import Backbone
 from sslctl.models.network import Network
+from sslctl.runs.schema import misfit, preprocess_keys
 from sslctl.views.maker import resize_and_crop
 
 
@@ -138,20 +139,10 @@ def preprocess_of(node: Any, source: Source) -> Preprocess | TextPreprocess:
 
 def preprocess_from(saved: dict[str, Any]) -> Preprocess | TextPreprocess:
     """Reads what was saved as `vars` of a preprocess. Raises InputError for other keys and values."""
-    kind = TextPreprocess if "vocabulary" in saved else Preprocess
-    types = {f.name: f.type for f in fields(kind)}
-    for name in types | saved:
-        if name not in types or not _has_type(saved.get(name), types[name]):
-            raise InputError(f"preprocess {name}={saved.get(name)!r}: expected what {kind.__name__} holds")
+    kind, keys = TextPreprocess if "vocabulary" in saved else Preprocess, preprocess_keys(saved)
+    if reason := misfit(saved, keys):
+        raise InputError(f"preprocess {reason}; expected what {kind.__name__} holds")
     return kind(**saved)
-
-
-def _has_type(value: Any, annotation: Any) -> bool:
-    if annotation == list[float] | None:
-        return value is None or _has_type(value, list[float])
-    if annotation == list[float]:
-        return isinstance(value, list) and all(type(entry) in (int, float) for entry in value)
-    return value is None if annotation is None else type(value) is annotation
 
 
 class Transform:

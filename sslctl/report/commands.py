@@ -1,13 +1,16 @@
 """The commands that the page names: each can be pasted into a shell, and sslctl reads it."""
 
+import functools
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sslctl.config.command_line import quote, recorded_words, shell_words
+from sslctl.errors import InputError, shown
 from sslctl.evaluation.provenance import words_of
 from sslctl.report.run import Run
+from sslctl.runs.reading import run_word
 from sslctl.runs.results import Result
 
 _PLAIN = re.compile(r"(run_dir|(?:eval_)?dataset\.root|backbone\.weights|out)='([\w./-]+)'")
@@ -31,19 +34,29 @@ def without(words: list[str], *keys: str) -> list[str]:
     return [word for word in words if word.partition("=")[0] not in keys]
 
 
-def named(path: Path) -> str:
-    """Returns a run as a word of a command line."""
-    return f"ckpt={path}" if "=" in str(path) else str(path)
+def _or_comment(command: Callable[..., str]) -> Callable[..., str]:
+    """Makes a comment for the shell of a command that there is none of: what was recorded is no command of sslctl's."""
+
+    @functools.wraps(command)
+    def written(*arguments: Any, **keywords: Any) -> str:
+        try:
+            return command(*arguments, **keywords)
+        except InputError as error:
+            return f"# none: {shown(error)}"
+
+    return written
 
 
 # --- Training ---
 
 
+@_or_comment
 def started_with(run: Run) -> str:
     """Returns the command that started a run. Said again it continues the run."""
     return placed(run.environment["cwd"], words_in(run.environment["command"]))
 
 
+@_or_comment
 def repeat_with(run: Run) -> str:
     """Returns the command that trains a run anew, in another directory."""
     words = without(words_in(run.environment["command"]), "run_dir")
@@ -51,6 +64,7 @@ def repeat_with(run: Run) -> str:
     return placed(run.environment["cwd"], [*words, f"run_dir=repeated/{run.path.name}"])
 
 
+@_or_comment
 def more_seeds(runs: Sequence[Run], count: int = 3) -> str:
     """Returns the command after which a setting has been trained with `count` seeds, by the words of its first run.
 
@@ -71,6 +85,7 @@ def more_seeds(runs: Sequence[Run], count: int = 3) -> str:
     return placed(first.environment["cwd"], sweep)
 
 
+@_or_comment
 def longer(runs: Sequence[Run]) -> str:
     """Returns the command that trains a setting, with the seeds of all its runs, for ten times its epochs, and LEAST_STEPS at
     least, in other directories."""
@@ -88,6 +103,7 @@ def longer(runs: Sequence[Run]) -> str:
 # --- Measuring ---
 
 
+@_or_comment
 def measuring(run: Run, result: Result) -> str:
     """Returns the command that measures a result again on the run's newest weights, for this run alone.
 
@@ -96,8 +112,8 @@ def measuring(run: Run, result: Result) -> str:
     """
     recorded = words_in(result.command) if result.command else []
     if recorded and recorded[1] != "pretrain":
-        return placed(result.cwd, [*recorded[:2], named(run.path), *without(recorded[2:], "ckpt")])
-    where, params = named(run.path), result.params
+        return placed(result.cwd, [*recorded[:2], run_word(run.path), *without(recorded[2:], "ckpt")])
+    where, params = run_word(run.path), result.params
     words = {
         "knn": ["knn-eval", where, *(f"knn.{key}={words_of(params[key])}" for key in _KNN if key in params)],
         "linear-cached": [

@@ -1,5 +1,6 @@
 """sslctl report: gathers what the page says, fills the template, and writes one file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ from sslctl.config.command_line import shell_words
 from sslctl.errors import shown
 from sslctl.evaluation.runner import reader_of
 from sslctl.report import charts as figures
-from sslctl.report import commands, details, setup, summary, tables
+from sslctl.report import details, setup, summary, tables
 from sslctl.report import groups as compare
 from sslctl.report import measurement as measured
 from sslctl.report.run import Run
 from sslctl.runs import directory as rundir
+from sslctl.runs.reading import run_word
 from sslctl.training.plan import choose_device
 
 
-def page(runs: list[Run], common: Path, config: Any) -> str:
-    """Returns the whole page as HTML."""
+def page(runs: list[Run], common: Path, config: Any, left_out: Sequence[str] = ()) -> str:
+    """Returns the whole page as HTML. left_out: sentences on runs that are not on it."""
     groups, columns = compare.groups_of(runs), compare.columns_of(runs)
     parts = tables.parts_of(columns)
     one = runs[0] if len(runs) == 1 else None
@@ -79,7 +81,7 @@ def page(runs: list[Run], common: Path, config: Any) -> str:
         details=group_details,
         left_out=[group.name for group in groups[config.detailed :]],
         data=None if isinstance(data, str) else data,
-        data_notes=[data] if isinstance(data, str) else data.notes,
+        notes=[*(f"left out: {sentence}" for sentence in left_out), *([data] if isinstance(data, str) else data.notes)],
         sheets=sheets,
         repeat=setup.repeat_rows(runs, groups),
         script=script,
@@ -96,7 +98,7 @@ def _without_control_characters(value: Any) -> Any:
 def _all_of(runs: list[Run], common: Path) -> str:
     """Returns the words that name these runs and no others on a command line."""
     paths = [run.path for run in runs]
-    return shell_words(map(commands.named, [common] if rundir.find_runs(common) == sorted(paths) else paths))
+    return shell_words(map(run_word, [common] if rundir.find_runs(common) == sorted(paths) else paths))
 
 
 def charts_of(groups: list[compare.Group], alone: bool) -> list[figures.Chart]:

@@ -6,11 +6,13 @@ from functools import cached_property
 from pathlib import Path
 
 from sslctl.report.measurement import UNTRAINED, Measurement, measurement_of
-from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import STATE, load_pickle, step_of
 from sslctl.runs.claim import is_held
+from sslctl.runs.directory import RESULTS
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys, flat
 from sslctl.runs.health import Finding, findings, verdict
+from sslctl.runs.metrics import read_metrics
+from sslctl.runs.reading import read_config, read_environment
 from sslctl.runs.results import Result, read_results
 from sslctl.training.progress import duration
 
@@ -109,10 +111,10 @@ def read_run(path: Path, checkpoint: Path, label: str) -> Run:
         path,
         checkpoint,
         label,
-        rundir.read_config(path),
-        rundir.read_json(path / rundir.ENVIRONMENT),
-        rundir.read_lines(path / rundir.METRICS),
-        read_results(path / rundir.RESULTS),
+        read_config(path),
+        read_environment(path),
+        read_metrics(path),
+        read_results(path / RESULTS),
         findings(path),
         load_pickle(checkpoint / STATE)["threads"],
     )

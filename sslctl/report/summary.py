@@ -9,6 +9,7 @@ from sslctl.report.groups import Group, Mean, group_mean, random_mean
 from sslctl.report.measurement import Measurement, by_importance, distinguishing_settings, number
 from sslctl.report.run import Run
 from sslctl.runs.health import verdict
+from sslctl.runs.reading import run_word
 from sslctl.runs.results import Result
 
 _VERDICTS = {
@@ -117,7 +118,7 @@ _LONGER = "Train longer: after so few steps no run can be judged"
 
 
 def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
-    where, cwd = commands.named(run.path), run.environment["cwd"]
+    where, cwd = run_word(run.path), run.environment["cwd"]
     steps, sound = [], run.finished and run.level in ("ok", "warn")
     if run.level == "bad":
         words = "Read what is wrong under Health, and start anew: this command, with what you change behind it"

@@ -39,8 +39,13 @@ def remove_unfinished(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
 
 
 def point(link: Path, target: Path) -> None:
@@ -58,6 +63,13 @@ def why_unwritable(path: Path) -> str | None:
     if not existing.is_dir():
         return f"{existing} is not a directory"
     return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
+
+
+def why_unwritable_file(path: Path) -> str | None:
+    """Says why nothing could be written to a file, or a file be made at `path`, None where it could; makes nothing."""
+    if not os.path.lexists(path):
+        return why_unwritable(path.parent)
+    return None if os.access(path, os.W_OK) else f"{path} is not writable"
 
 
 def make_folder(folder: Path) -> None:

@@ -5,19 +5,19 @@ the keys that differ. While a process trains, its lock keeps others out.
 """
 
 import fcntl
-import json
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sslctl.errors import InputError
-from sslctl.runs.atomic import make_folder, point, why_unwritable, write_text
-from sslctl.runs.directory import CONFIG, ENVIRONMENT, PREPROCESS, environment, is_run, read_config, read_json
+from sslctl.errors import InputError, shown
+from sslctl.runs.atomic import make_folder, point, why_unwritable, why_unwritable_file
+from sslctl.runs.directory import ENVIRONMENT, PREPROCESS, RESULTS, environment, is_run, write_config, write_json
 from sslctl.runs.fingerprint import fingerprint_keys, value_of
 from sslctl.runs.ownership import LOCK, mark, refuse_other
+from sslctl.runs.reading import Damaged, read_config, read_environment, read_preprocess
+from sslctl.runs.repair import move_aside, repair_logs
 
 
 def claim(run_dir: Path, **description: Any) -> "Lock":
@@ -36,12 +36,19 @@ def claim(run_dir: Path, **description: Any) -> "Lock":
 
 
 def take(run_dir: Path) -> "Lock":
-    """Makes a directory for a run, locks it and marks it as one of sslctl's. One that is anything else is not touched."""
+    """Makes a directory for a run, locks it and marks it as one of sslctl's. One that is anything else is not touched.
+
+    Logs in it that cannot be read are set aside, which is said.
+    """
     refuse_other(run_dir)
     make(run_dir)
     lock = Lock(run_dir)
     try:
         mark(run_dir)
+        for sentence in repair_logs(run_dir):
+            print(f"sslctl: {shown(sentence)}", file=sys.stderr)
+        if reason := why_unwritable_file(run_dir / RESULTS):  # found now, not when there are results
+            raise InputError(f"{reason}: make it writable, or choose another run_dir=")
     except BaseException:
         lock.release()
         raise
@@ -63,21 +70,34 @@ def describe(
     """
     if is_run(run_dir):
         refuse_another_config(run_dir, config, hashes)
+        _restore_preprocess(run_dir, preprocess)
         return
-    write_text(run_dir / PREPROCESS, json.dumps(preprocess, indent=1))
-    write_text(
+    write_json(run_dir / PREPROCESS, preprocess)
+    write_json(
         run_dir / ENVIRONMENT,
-        json.dumps(environment(command) | {"hashes": hashes, "facts": facts, "known": health_facts or {}}, indent=1),
+        environment(command) | {"hashes": hashes, "facts": facts, "known": health_facts or {}},
     )
-    write_text(
-        run_dir / CONFIG, yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
-    )
+    write_config(run_dir, config)
+
+
+def _restore_preprocess(run_dir: Path, preprocess: dict) -> None:
+    """Writes preprocess.json again where it cannot be read, or is not what it was, and says so."""
+    try:
+        if all(read_preprocess(run_dir).get(key) == value for key, value in preprocess.items()):
+            return
+        reason = f"{run_dir / PREPROCESS}: not what the run's data say"
+    except Damaged as damage:
+        reason = damage.describe()
+    if os.path.lexists(run_dir / PREPROCESS):
+        reason += f"; set aside as {move_aside(run_dir / PREPROCESS).name}"
+    write_json(run_dir / PREPROCESS, preprocess)
+    print(f"sslctl: {shown(reason)}; written again", file=sys.stderr)
 
 
 def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -> None:
     """Raises InputError with the keys that differ when the directory holds another run."""
     saved = read_config(run_dir)
-    old = fingerprint_keys(saved, read_json(run_dir / ENVIRONMENT).get("hashes", {})) | {"seed": saved.get("seed")}
+    old = fingerprint_keys(saved, read_environment(run_dir).get("hashes", {})) | {"seed": saved.get("seed")}
     new = fingerprint_keys(config, hashes) | {"seed": config["seed"]}
     if old == new:
         return
@@ -104,7 +124,10 @@ class Lock:
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / LOCK
-        self.descriptor: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.descriptor: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be opened: {error.strerror}; {_advice(error)}") from error
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,11 +144,16 @@ class Lock:
             self.descriptor = None
 
 
+def _advice(error: OSError) -> str:
+    return "move it away" if isinstance(error, IsADirectoryError) else "ask its owner, or choose another run_dir="
+
+
 def is_held(run_dir: Path) -> bool:
-    """Tells whether a process holds a run's lock."""
-    if not (run_dir / LOCK).exists():
+    """Tells whether a process holds a run's lock; of a lock that cannot be opened, no."""
+    try:
+        descriptor = os.open(run_dir / LOCK, os.O_RDONLY)
+    except OSError:
         return False
-    descriptor = os.open(run_dir / LOCK, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

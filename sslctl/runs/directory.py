@@ -1,17 +1,20 @@
-"""The files of a run directory: their names, how they are read, and what is appended to them."""
+"""The files of a run directory: their names, how its descriptions are written, and where there are any."""
 
 import json
 import os
 import platform
 import socket
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sslctl.errors import InputError
+from sslctl.errors import shown
 from sslctl.runs.atomic import write_text
+from sslctl.runs.checksums import sign_json, sign_yaml
+from sslctl.runs.ownership import is_own
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.jsonl"
 BACKBONE, PREPROCESS, TOKENIZER = "backbone.safetensors", "preprocess.json", "tokenizer.json"
@@ -20,22 +23,15 @@ PROBES = "probes"  # trained classifiers
 STOPPED = "stopped.json"  # why training ended early, where it was not a signal
 
 
-def read_config(run_dir: Path) -> dict:
-    """Reads config.yaml of a run, as plain values."""
-    try:
-        config = yaml.safe_load((run_dir / CONFIG).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{run_dir / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{run_dir / CONFIG} is empty")
-    return config
+def write_config(run_dir: Path, config: dict) -> None:
+    """Writes config.yaml, with its checksum."""
+    text = yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
+    write_text(run_dir / CONFIG, sign_yaml(text))
 
 
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+def write_json(path: Path, value: dict) -> None:
+    """Writes a JSON file, with its checksum."""
+    write_text(path, sign_json(json.dumps(value, indent=1)))
 
 
 def versions() -> dict[str, str]:
@@ -63,44 +59,25 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Reads the records of a .jsonl file; a last line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    records = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number + 1 < len(lines):
-                raise InputError(f"{path} line {number + 1} is not JSON: {error}") from error
-    return records
-
-
-def append_line(path: Path, record: dict) -> None:
-    with path.open("a") as opened:
-        opened.write(json.dumps(record) + "\n")
-
-
-def cut_metrics(run_dir: Path, step: int) -> list[dict]:
-    """Removes what was logged after `step` (a kill loses those steps) and returns what is left."""
-    path = run_dir / METRICS
-    records = [record for record in read_lines(path) if record["step"] <= step]
-    if path.exists():
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-    return records
-
-
 def is_run(path: Path) -> bool:
-    return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file()
+    return os.path.isfile(path / CONFIG) and os.path.isfile(path / ENVIRONMENT)
+
+
+def holds_run(path: Path) -> bool:
+    """Tells whether a directory is a run, or what is left of one that has lost some of its files."""
+    own = (CONFIG, ENVIRONMENT, PREPROCESS)  # trained classifiers have none of them
+    return is_run(path) or (any(os.path.lexists(path / name) for name in own) and is_own(path))
 
 
 def find_runs(path: Path) -> list[Path]:
-    """Lists the run directories at or below a path, sorted; links such as runs/latest count once."""
-    if is_run(path):
+    """Lists the run directories at or below a path, damaged ones too, sorted; links such as runs/latest count once."""
+    if holds_run(path):
         return [path.resolve()]
-    return sorted(config.parent.resolve() for config in path.rglob(CONFIG) if is_run(config.parent))
+
+    def say(error: OSError) -> None:
+        print(f"sslctl: {shown(error.filename)} cannot be searched: {error.strerror}", file=sys.stderr)
+
+    return sorted(Path(folder).resolve() for folder, *_ in os.walk(path, onerror=say) if holds_run(Path(folder)))
 
 
 def total_size(path: Path) -> int:

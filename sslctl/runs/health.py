@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sslctl.runs import directory as rundir
+from sslctl.runs.directory import RESULTS
 from sslctl.runs.health_rules import KNN_NOISE, RULES, features_collapsed, few_directions
 from sslctl.runs.history import Finding, History, RunFacts
+from sslctl.runs.metrics import read_metrics, readable_metrics
+from sslctl.runs.reading import read_config, read_environment, read_stopped
 from sslctl.runs.results import Result, read_results
 from sslctl.schedules import fitted_warmup
 
@@ -19,15 +21,15 @@ LOOK_STEPS = 1000  # a run is looked at after every epoch, and at least so often
 
 
 def read_run_facts(run: Path) -> RunFacts:
-    """Reads them from config.yaml and environment.json. Raises InputError where these cannot be read."""
-    config, environment = rundir.read_config(run), rundir.read_json(run / rundir.ENVIRONMENT)
-    plan, scheduler = environment["facts"], config["scheduler"]
+    """Reads them from config.yaml and environment.json. Raises Damaged where these cannot be read."""
+    config, environment = read_config(run), read_environment(run)
+    plan, scheduler, prototypes = environment["facts"], config["scheduler"], config["method"].get("prototypes")
     warmup = scheduler.get("warmup_steps") or round((scheduler.get("warmup_epochs") or 0) * plan["steps_per_epoch"])
     return RunFacts(
         steps_per_epoch=plan["steps_per_epoch"],
         total_steps=plan["total_steps"],
         warmup_steps=fitted_warmup(warmup, plan["total_steps"]),
-        prototypes=config["method"].get("prototypes"),
+        prototypes=prototypes if type(prototypes) is int and prototypes > 1 else None,
         **{"num_classes": plan["num_classes"], **environment.get("known", {})},
     )
 
@@ -35,11 +37,10 @@ def read_run_facts(run: Path) -> RunFacts:
 def findings(run: Path) -> list[Finding]:
     """Lists what there is to say about a run, the worst first; one `ok`, or `early`, where nothing is wrong.
 
-    Raises InputError for a directory whose files cannot be read.
+    Raises Damaged for a directory whose files cannot be read.
     """
-    result = judge(rundir.read_lines(run / rundir.METRICS), read_run_facts(run), read_results(run / rundir.RESULTS))
-    if (run / rundir.STOPPED).exists():
-        reason = rundir.read_json(run / rundir.STOPPED)["reason"]
+    result = judge(read_metrics(run), read_run_facts(run), read_results(run / RESULTS))
+    if (reason := read_stopped(run)) is not None:
         result = [
             Finding("bad", "not finite", f"training stopped: {reason}"),
             *(f for f in result if f.level in ("warn", "bad")),
@@ -195,7 +196,7 @@ class Watch:
     def check(self) -> None:
         """Reads what is logged so far."""
         self.facts = self.facts or read_run_facts(self.run)
-        for finding in judge(rundir.read_lines(self.run / rundir.METRICS), self.facts):
+        for finding in judge(readable_metrics(self.run), self.facts):
             if finding.level == "bad" and finding.rule not in self.reported:
                 self.reported.add(finding.rule)
                 if self.on_collapse == "stop":

@@ -42,7 +42,7 @@ def refuse_other(folder: Path) -> None:
     format_ = _marked_format(folder)
     if format_ not in (None, FORMAT):
         raise InputError(f"{folder} is a run of format {format_}; this version of sslctl writes format {FORMAT}")
-    if format_ is None and not any(is_checkpoint(path) for path in steps_on_disk(folder)):
+    if not is_own(folder):
         listed = ", ".join(map(ascii, others[:3])) + (", …" if len(others) > 3 else "")
         raise InputError(
             f"{folder} is no run of sslctl and not empty (it holds {listed}): nothing is written there, name another or"
@@ -53,6 +53,11 @@ def refuse_other(folder: Path) -> None:
             f"{folder / CHECKPOINTS} is a link, and old checkpoints are deleted in the run alone: move the whole run"
             " to where there is space"
         )
+
+
+def is_own(folder: Path) -> bool:
+    """Tells whether a directory has sslctl's marker, or a checkpoint with its manifest."""
+    return _marked_format(folder) is not None or any(is_checkpoint(path) for path in steps_on_disk(folder))
 
 
 def mark(run_dir: Path) -> None:

@@ -1,13 +1,20 @@
 """Results: what evaluations append to results.jsonl, one JSON line each, and what health and report read there."""
 
 import dataclasses
+import functools
 import json
+import os
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sslctl.errors import InputError
-from sslctl.runs.directory import read_lines
+from sslctl.runs.atomic import why_unwritable_file
+from sslctl.runs.checksums import sign_json
+from sslctl.runs.reading import lines_of, read_lines
+from sslctl.runs.schema import misfit
 
 FORMAT = 1
 
@@ -60,24 +67,42 @@ class Result:
         return json.dumps({"format": FORMAT, **values})
 
     @classmethod
-    def from_line(cls, line: dict, where: str) -> "Result":
-        """Returns the result that a parsed line holds; `where` names the line in the InputError for one that is none.
+    def from_line(cls, line: Any) -> "Result":
+        """Returns the result that a parsed line holds. Raises ValueError with what makes it none.
 
         A line without a format was written before there was one, with the keys of format 1.
         """
         if not isinstance(line, dict):
-            raise InputError(f"{where}: no result of format {FORMAT}: found {type(line).__name__}")
+            raise ValueError(f"no result of format {FORMAT}: {misfit(line, dict)}")
         values = {"share": _gives_shares(line.get("protocol"))} | line
         if (format_ := values.pop("format", FORMAT)) != FORMAT:
-            raise InputError(f"{where}: results of format {format_} are not known, only of format {FORMAT}")
-        fields = dataclasses.fields(cls)
-        missing = {f.name for f in fields if f.default is dataclasses.MISSING} - values.keys()
-        unknown = values.keys() - {f.name for f in fields}
-        if missing or unknown:
-            lists = (("without", missing), ("with unknown", unknown))
-            parts = [f"{words} {', '.join(sorted(keys))}" for words, keys in lists if keys]
-            raise InputError(f"{where}: no result of format {FORMAT}: {' and '.join(parts)}")
+            raise ValueError(f"results of format {format_} are not known, only of format {FORMAT}")
+        if reason := misfit(values, _keys()) or _contradiction(values):
+            raise ValueError(f"no result of format {FORMAT}: {reason}")
         return cls(**values)
+
+
+def _contradiction(values: dict) -> str | None:
+    """Says which value of a result of the right types cannot be; None where each can."""
+    number, _, per_class = values["labels"].partition("/")
+    is_amount = number.replace(".", "", 1).isdecimal() and per_class in ("", "class")
+    expected = {
+        "value: expected a share, from 0 to 1": values["metric"] not in ("top1", "top5") or 0 <= values["value"] <= 1,
+        "labels: expected all, none, a number a class or a share": values["labels"] in ("all", "none") or is_amount,
+        "ci95: expected two numbers": values["ci95"] is None or len(values["ci95"]) == 2,
+        "images: expected at least 1": values["images"] > 0,
+        "details.dim: expected a whole number": values["metric"] != "feature_std"
+        or type(values["details"].get("dim")) is int,
+        "params.k: expected a whole number": values["protocol"] != "knn" or type(values["params"].get("k")) is int,
+    }
+    return next((reason for reason, holds in expected.items() if not holds), None)
+
+
+@functools.cache
+def _keys() -> dict[str, Any]:
+    """Returns the schema of a line: the fields of a result, where those with a default may be missing."""
+    types, fields = typing.get_type_hints(Result), dataclasses.fields(Result)
+    return {f.name + "?" * (f.default is not dataclasses.MISSING): types[f.name] for f in fields}
 
 
 def _gives_shares(protocol: str | None) -> bool:
@@ -86,27 +111,32 @@ def _gives_shares(protocol: str | None) -> bool:
 
 
 def read_results(path: Path) -> list[Result]:
-    """Returns the results of a results.jsonl, none where there is no such file. Raises InputError with the line."""
-    return [Result.from_line(line, f"{path} line {i}") for i, line in enumerate(read_lines(path), start=1)]
+    """Returns the results of a results.jsonl, none where there is no such file. Raises Damaged with the first line that is
+    none."""
+    return read_lines(path, Result.from_line)
 
 
-def refuse_other_file(path: Path) -> None:
-    """Raises InputError for a file that holds anything but results: what seems cut off at its end would be overwritten."""
+def refuse_unfit(path: Path) -> None:
+    """Raises InputError for a file that holds anything but results, or to which none can be appended; changes nothing."""
     if path.is_dir():
         raise InputError(f"{path} is a directory: name a file for the results")
-    try:
-        read_results(path)
-        cut = path.read_bytes().rpartition(b"\n")[2] if path.exists() else b""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not (cut.startswith(b'{"') or b'{"'.startswith(cut)):
-        raise InputError(f"{path} holds other lines than results: nothing is appended to it, name another file")
+    lines = lines_of(path, Result.from_line)
+    if lines.damages:
+        raise InputError(
+            f"{lines.damages[0].describe()}; nothing is appended to what holds more than results: name another file"
+        )
+    if reason := why_unwritable_file(path):
+        raise InputError(f"{path} cannot be written: {reason}; name another file with out=")
 
 
 def append_results(path: Path, results: Iterable[Result]) -> None:
     """Writes all results at once, behind the last whole line: a kill may have cut one off. For files of results alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
-    with path.open("a") as opened:
-        opened.truncate(len(whole[0]) + len(whole[1]))
-        opened.write("".join(f"{result.to_json()}\n" for result in results))
+    lines = lines_of(path, Result.from_line)
+    new = "".join(f"{sign_json(result.to_json())}\n" for result in results).encode()
+    with path.open("ab") as opened:
+        if lines.cut:
+            opened.truncate(opened.seek(0, os.SEEK_END) - len(lines.cut))
+        elif lines.ends_open:  # a whole line, whose end alone is missing
+            new = b"\n" + new
+        opened.write(new)

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from sslctl.distributed import rank
-from sslctl.runs.directory import METRICS, append_line
+from sslctl.runs.directory import METRICS
+from sslctl.runs.metrics import append_metrics
 from sslctl.training.plan import Plan
 from sslctl.training.progress import Progress
 
@@ -48,7 +49,7 @@ class Log:
                 values = values | {"images_per_second": (step - self.last_record[1]) * self.plan.batch_size / seconds}
             self.last_record = (now, step)
         self.latest |= {name: values[name] for name in ("knn", "rankme") if name in values}
-        append_line(self.path, {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values})
+        append_metrics(self.path, {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values})
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)

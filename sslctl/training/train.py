@@ -13,8 +13,8 @@ from sslctl.methods.base import Method
 from sslctl.models.batchnorm import separate_statistics
 from sslctl.ops.timing import shares
 from sslctl.runs import checkpoint
-from sslctl.runs.directory import cut_metrics
 from sslctl.runs.health import UNHEALTHY
+from sslctl.runs.metrics import cut_metrics
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.accumulation import merge_outputs
 from sslctl.training.logger import Log

@@ -14,7 +14,7 @@ from sslctl.cli import main
 from sslctl.errors import InputError
 from sslctl.models.weights import read_weights
 from sslctl.runs import checkpoint, claim
-from sslctl.runs import directory as rundir
+from sslctl.runs.reading import read_lines
 from tests.runs import (
     MOCO,
     PROBE,
@@ -468,21 +468,20 @@ def test_results_cut_off_by_a_kill_are_measured_again(keep, finished):
     (finished / "backbone.safetensors").unlink()
     assert pretrain(finished, *CLOSING) == 0
     assert set(measured) <= set(_values(finished)), "a result is lost"
-    rundir.read_lines(path)
+    read_lines(path)
 
 
 def test_results_can_be_appended_behind_a_cut_off_line(finished):
     path = finished / "results.jsonl"
     path.write_text(path.read_text()[:-20])
     assert main(["knn-eval", str(finished), "device=cpu", "cache=false", "subjects=[trained]", "knn.k=3"]) == 0
-    found = [r for r in rundir.read_lines(path) if r["params"].get("k") == 3]
+    found = [r for r in read_lines(path) if r["params"].get("k") == 3]
     assert [r["metric"] for r in found] == ["top1", "top5"]
 
 
 def _values(run_dir):
     return [
-        (r["subject"], r["protocol"], r["metric"], r["value"], r["step"])
-        for r in rundir.read_lines(run_dir / "results.jsonl")
+        (r["subject"], r["protocol"], r["metric"], r["value"], r["step"]) for r in read_lines(run_dir / "results.jsonl")
     ]
 
 

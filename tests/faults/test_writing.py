@@ -23,7 +23,10 @@ from sslctl.runs import checkpoint, claim
 from tests.own_methods import FailingMoCo, own
 from tests.processes import ended_by
 from tests.runs import (
+    CONFIG,
+    FACTS,
     MOCO,
+    PREPROCESS,
     SIMCLR,
     STEPS,
     command,
@@ -198,10 +201,13 @@ def test_a_kill_while_a_run_begins_leaves_a_directory_that_the_same_command_take
     """At any operation and any byte: the directory, the lock, the marker, the first files."""
     run = tmp_path / "outer" / "run"
     run.parent.mkdir(parents=True)
-    monkeypatch.setattr(claim, "environment", lambda command: {"command": command})  # it takes most of the time
+    started = claim.environment("")
+    monkeypatch.setattr(
+        claim, "environment", lambda command: started | {"command": command}
+    )  # it takes most of the time
 
     def begin():
-        claim.claim(run, config={"seed": 0}, hashes={}, facts={}, preprocess={}, command="")
+        claim.claim(run, config=CONFIG, hashes={}, facts=FACTS, preprocess=PREPROCESS, command="")
 
     def check():
         begin()
@@ -444,7 +450,7 @@ def test_damaged_newer_checkpoints_do_not_push_out_the_one_just_written(tmp_path
 
 def test_evaluating_a_living_run_leaves_its_unfinished_checkpoint(tmp_path):
     save(tmp_path, 2)
-    claim.describe(tmp_path, {"seed": 0}, {}, {}, {}, "")
+    claim.describe(tmp_path, CONFIG, {}, FACTS, PREPROCESS, "")
     lock, unfinished = claim.Lock(tmp_path), tmp_path / "checkpoints" / ".step-4.writing"
     unfinished.mkdir()
     (unfinished / "weights.safetensors").write_bytes(b"half")
