@@ -69,6 +69,18 @@ FORMATS = ("npz", "csv", "parquet")
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_only_a_file_of_features_is_replaced_and_that_is_said(embedded, finished_run, tmp_path, format):
+    out = tmp_path / f"x.{format}"
+    out.write_text("mine")
+    refused = embedded(finished_run, f"out={out}", status=2).err
+    assert f"out={out}: there is a file already, that sslctl embed did not write" in refused
+    assert out.read_text() == "mine"
+    out.unlink()
+    embedded(finished_run, f"out={out}")
+    assert f"{out} was written by sslctl embed before: it is replaced" in embedded(finished_run, f"out={out}").out
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_rows_are_the_networks_features_in_the_order_of_the_dataset(
     embedded, finished_run, images, wanted, tmp_path, format
 ):

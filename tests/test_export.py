@@ -200,6 +200,17 @@ def test_safetensors_is_loaded_by_safetensors_and_by_sslctl(exported, teacher_ru
     assert torch.equal(fresh.network.conv1.weight, backbone.network.conv1.weight)
 
 
+def test_only_an_export_is_replaced_and_that_is_said(exported, teacher_run, tmp_path):
+    for mine in ("t.safetensors", "u.safetensors.md"):
+        (tmp_path / mine).write_text("mine")
+        refused = exported(teacher_run, f"out={tmp_path / mine.removesuffix('.md')}", status=2).err
+        assert "there is a file already, that sslctl export did not write" in refused
+        assert (tmp_path / mine).read_text() == "mine"
+    exported(teacher_run, f"out={tmp_path}/v.safetensors")
+    again = exported(teacher_run, f"out={tmp_path}/v.safetensors").out
+    assert f"{tmp_path}/v.safetensors was exported before: it is replaced" in again
+
+
 def test_the_mean_of_tokens_is_loaded_by_sslctl_too(exported, vit_run, batch):
     exported(vit_run)
     backbone, _ = sslctl.load(vit_run / "export" / "small_vit-mean.safetensors")

@@ -11,7 +11,7 @@ import torch
 
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
-from sslctl.evaluation.feature_files import WRITERS, About, Rows, refuse_missing
+from sslctl.evaluation.feature_files import WRITERS, About, Rows, is_own, refuse_missing
 from sslctl.evaluation.features import extract_batches
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
@@ -101,6 +101,12 @@ def _out(config: Any, one: NamedNetwork, kind: str) -> Path:
     if out.is_dir():
         raise InputError(f"out={out} is a directory: name a file")
     make_folder_of(out)
+    if out.exists():
+        if not is_own(out, kind):
+            raise InputError(
+                f"out={out}: there is a file already, that sslctl embed did not write: move it away, or name another"
+            )
+        print(f"{out} was written by sslctl embed before: it is replaced", flush=True)
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sslctl.errors import InputError, shown, user_path
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
-from sslctl.export.description import description
+from sslctl.export.description import DIGEST, description
 from sslctl.export.format import Format, Network
 from sslctl.export.formats import FORMATS
 from sslctl.export.verify import ParityError, compared, network_of
@@ -59,7 +59,21 @@ def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path
         place = "a directory" if out.is_dir() else f"found {out.suffix or 'no suffix'}"
         raise InputError(f"out={out}: format={config.format} writes a {kind.suffix} file, {place}")
     make_folder_of(out)
+    _refuse_other(out)
     return out
+
+
+def _refuse_other(out: Path) -> None:
+    """Raises InputError for a file that is no export, which its description tells; says that an export is replaced."""
+    note = Path(f"{out}.md")
+    if not (out.exists() or note.exists()):
+        return
+    if not (note.is_file() and DIGEST in note.read_bytes()):
+        raise InputError(
+            f"out={out}: there is a file already, that sslctl export did not write (or its {note.name} is lost):"
+            " move it away, or name another"
+        )
+    print(f"{shown(out)} was exported before: it is replaced", flush=True)
 
 
 @contextlib.contextmanager

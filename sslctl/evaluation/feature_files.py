@@ -156,6 +156,24 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
+def is_own(path: Path, kind: str) -> bool:
+    """Tells whether a file is one of features, as the writer of its kind writes them."""
+    if kind == "csv":
+        with path.open("rb") as opened:
+            return opened.readline(100).startswith(b"name,split,index,label,class,f0")
+    if kind == "npz":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return {"features.npy", "about.npy"} <= set(archive.namelist())
+        except (zipfile.BadZipFile, OSError):
+            return False
+    arrow, files = _pyarrow()
+    try:
+        return b"about" in (files.read_schema(path).metadata or {})
+    except (arrow.ArrowInvalid, OSError):
+        return False
+
+
 def refuse_missing(kind: str) -> None:
     """Raises InputError where a format's package is not installed."""
     if kind == "parquet":

@@ -14,6 +14,8 @@ from sslctl.export.format import Lines, Network, literal
 from sslctl.export.verify import Parity
 from sslctl.runs.directory import TOKENIZER, now, versions
 
+DIGEST = b"\n- weights_sha256: "  # in every description
+
 
 @dataclass(frozen=True)
 class Input:
