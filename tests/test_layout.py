@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sslctl.data import sources
+from sslctl.data.files import ImageError
 from sslctl.data.layout import class_folders, count_training_images, without_labels
 from sslctl.data.overlap import doubts
 from sslctl.errors import InputError
@@ -317,3 +318,31 @@ def test_images_stand_upright_as_their_exif_says(tmp_path):
     assert source.read(0).shape == (3, 16, 8)
     assert source.read(0)[:, :8].min() > 250
     assert source.read(0)[:, 8:].max() < 5
+
+
+# --- Files that cannot be read ---
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_another_image_stands_in_for_one_that_cannot_be_read(tmp_path, workdir, memory_gb):
+    write_images(tmp_path / "images", "train/a", "train/b", count=8)
+    whole = imagefolder(tmp_path / "images", memory_gb=memory_gb)
+    bad = ["a/003.png", "a/007.png", "b/000.png", "b/007.png"]
+    for name in bad:
+        path = tmp_path / "images" / "train" / name
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises((InputError, ImageError), match=r"cannot read .*images/train/a/003\.png"):
+        [imagefolder(tmp_path / "images", memory_gb=memory_gb).read(row) for row in range(16)]
+    with pytest.raises(InputError, match=r"4 of 16 images in .* cannot be read .*dataset\.max_bad=0\.1 allows 1"):
+        imagefolder(tmp_path / "images", memory_gb=memory_gb, on_error="skip", max_bad=0.1)
+    source = imagefolder(tmp_path / "images", memory_gb=memory_gb, on_error="skip", max_bad=4)
+    assert source.description.unreadable == tuple(bad)
+    expected = {3: 4, 7: 9, 8: 9, 15: 0}  # the next that can be read
+    assert len(source) == 16
+    for row in range(16):
+        other = expected.get(row, row)
+        assert (source.read(row) == whole.read(other)).all()
+        assert source.labels[row] == whole.labels[other]
+    assert source.labels.tolist() == [0] * 7 + [1] * 8 + [0]
+    again = imagefolder(tmp_path / "images", memory_gb=memory_gb, on_error="skip", max_bad=4)  # from what was kept
+    assert (again.description.unreadable, again.content_hash) == (tuple(bad), source.content_hash)

@@ -36,6 +36,8 @@ UNTYPED = {
     "dataset.splits": KeyFacts(free=True, old_behaviour=None),
     "dataset.label": KeyFacts(path=True, old_behaviour=None),  # a pattern is written as freely as a path
     "dataset.range": KeyFacts(old_behaviour=None),
+    "dataset.on_error": KeyFacts(choices=("raise", "skip"), fingerprint=False),  # a row keeps its place
+    "dataset.max_bad": KeyFacts(low=0, fingerprint=False),
     "dataset.memory_gb": KeyFacts(fingerprint=False),
     "dataset.download": KeyFacts(fingerprint=False),
     "dataset.scale": KeyFacts(own=True, fingerprint=False),  # what methods take of it counts itself

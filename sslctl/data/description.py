@@ -33,6 +33,7 @@ class Description:
     pixels: Counter
     warnings: tuple[str, ...]
     value_range: tuple[float, float] | None = None
+    unreadable: tuple[str, ...] = ()  # files that others stand in for
 
     def lines(self) -> list[str]:
         """Returns what the plan says of it."""
@@ -79,6 +80,7 @@ def describe(
         pixels,
         tuple(warnings),
         values,
+        tuple(layout.names[row] for row in layout.stand_ins),
     )
 
 

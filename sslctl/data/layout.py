@@ -29,7 +29,7 @@ class Layout:
     """One split of a folder: its images below `listing.base`, and their labels.
 
     names: of the split's images. labels: the number of each one's class, -1 without classes. origin: where the split comes
-    from. warnings: what may not be meant, each with the key that answers it.
+    from. warnings: what may not be meant, each with the key that answers it. stand_ins: row -> row that is read in its place.
     """
 
     listing: Listing
@@ -39,9 +39,12 @@ class Layout:
     origin: str
     warnings: list[str] = field(default_factory=list)
 
-    def paths(self) -> list[str]:
-        """Returns where the split's images lie."""
-        return [os.path.join(self.listing.base, name) for name in self.names]
+    stand_ins: dict[int, int] = field(default_factory=dict)
+
+    def paths(self, *, as_read: bool = True) -> list[str]:
+        """Returns where the split's images lie. as_read: with those that stand in for others."""
+        rows = (self.stand_ins.get(row, row) if as_read else row for row in range(len(self.names)))
+        return [os.path.join(self.listing.base, self.names[row]) for row in rows]
 
 
 def class_folders(

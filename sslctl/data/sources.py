@@ -20,6 +20,7 @@ from sslctl.data.description import Description, describe, value_range
 from sslctl.data.layout import Layout, base_name, class_folders, without_labels
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sampler import permuted
+from sslctl.data.unreadable import readable
 from sslctl.errors import InputError, user_path
 from sslctl.random import Key
 
@@ -209,14 +210,18 @@ def imagefolder(
     splits: Mapping[str, str] | None = None,
     label: str | None = None,
     range: int | list[float] | None = None,
+    on_error: str = "raise",
+    max_bad: float = 0.01,
 ) -> Source:
     """Reads class folders: root/train/<class>/… and root/test/<class>/… (or val/), or root/<class>/… alone.
 
     Without a test folder, a fixed fifth of the images, drawn by the hash of their names, is the test split and is never
     trained on. image_size None: that of most images when they are small squares, else 224. splits, label: see
-    `layout.class_folders`. range: of values of more than 8 bits, see `value_range`.
+    `layout.class_folders`. range: of values of more than 8 bits, see `value_range`. on_error, max_bad: see
+    `readable`.
     """
     lay_out = functools.partial(class_folders, root=root, splits=splits, label=label)
+    lay_out = readable(lay_out, on_error, max_bad, data_home() / "checked")
     return _from_files(name or base_name(root), split, lay_out, image_size, channels, memory_gb, range)
 
 
@@ -229,6 +234,8 @@ def folder(
     splits: Mapping[str, str] | None = None,
     label: str | None = None,
     range: int | list[float] | None = None,
+    on_error: str = "raise",
+    max_bad: float = 0.01,
 ) -> Source:
     """Reads all images below a folder, flat or nested, without labels; with those that label= finds in their names."""
     if label is None and split == "test":
@@ -240,7 +247,8 @@ def folder(
     def lay_out(part: str) -> Layout:
         return class_folders(part, root, splits, label) if label is not None else without_labels(root, splits)
 
-    return _from_files(base_name(root), split, lay_out, image_size, channels, memory_gb, range)
+    read = readable(lay_out, on_error, max_bad, data_home() / "checked")
+    return _from_files(base_name(root), split, read, image_size, channels, memory_gb, range)
 
 
 def _from_files(
@@ -256,7 +264,7 @@ def _from_files(
     if channels not in (1, 3):
         raise InputError(f"dataset.channels={channels}: expected 1 or 3")
     layout = lay_out(split)
-    paths = layout.paths()
+    paths, originals = layout.paths(), layout.paths(as_read=False)
     headers = files.read_headers(paths)
     values = value_range(range, headers.modes, lambda: (layout if split == "train" else lay_out("train")).paths())
     (width, height), most = headers.sizes.most_common(1)[0]
@@ -266,10 +274,12 @@ def _from_files(
     images = None
     if len(headers.sizes) == 1 and len(paths) * channels * width * height <= memory_gb * 2**30:
         images = files.read_all(paths, channels, (height, width), values)
-    table = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(layout.names, paths, strict=True))
+    table = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(layout.names, originals, strict=True))
     table += f"\nvalues {values}" if values else ""
     digest = hashlib.blake2b(table.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    times = hashlib.blake2b(" ".join(str(os.stat(p).st_mtime_ns) for p in paths).encode(), digest_size=16).hexdigest()
+    times = hashlib.blake2b(
+        " ".join(str(os.stat(p).st_mtime_ns) for p in originals).encode(), digest_size=16
+    ).hexdigest()
     description = describe(layout, headers, images, channels, image_size, values)
     labels = torch.tensor(layout.labels)
     source = Source(name, split, images, tuple(paths), labels, layout.classes, channels, image_size, digest, times)
