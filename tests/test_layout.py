@@ -346,3 +346,36 @@ def test_another_image_stands_in_for_one_that_cannot_be_read(tmp_path, workdir, 
     assert source.labels.tolist() == [0] * 7 + [1] * 8 + [0]
     again = imagefolder(tmp_path / "images", memory_gb=memory_gb, on_error="skip", max_bad=4)  # from what was kept
     assert (again.description.unreadable, again.content_hash) == (tuple(bad), source.content_hash)
+
+
+# --- sslctl data ---
+
+
+def test_a_folder_is_looked_at_before_any_training(cli, workdir):
+    write_images(workdir / "images", "train/a", "train/b", count=6, size=(24, 24), seed=1)
+    write_images(workdir / "images", "test/a", "test/b", count=3, size=(24, 24), seed=2)
+    train, test = workdir / "images" / "train", workdir / "images" / "test"
+    shutil.copy(train / "a" / "001.png", test / "b" / "copy.png")
+    Image.open(train / "b" / "002.png").save(train / "b" / "again.jpg", quality=95)
+    (train / "a" / "005.png").write_bytes((train / "a" / "005.png").read_bytes()[:300])
+    result = cli("data", "dataset=imagefolder", "dataset.root=images", "out=audit.json")
+    assert result.status == 0, result.err
+    audit = json.loads((workdir / "audit.json").read_text())
+    assert list(audit["unreadable"]) == ["images/train/a/005.png"]
+    assert sorted(map(sorted, audit["copies"])) == [["images/test/b/copy.png", "images/train/a/001.png"]]
+    assert audit["near"] == [["images/train/b/002.png", "images/train/b/again.jpg"]]
+    assert audit["splits"]["train"]["classes"] == {"a": 6, "b": 7}
+    assert "1 groups of alike images lie in both splits" in result.out
+    assert "dataset.on_error=skip dataset.max_bad=1" in result.out
+    (line,) = (line for line in result.out.splitlines() if line.startswith("next "))
+    assert line.split()[1:] == ["sslctl", "pretrain", "dataset=imagefolder", "dataset.root=images", "plan_only=true"]
+    advice = ("dataset.on_error=skip", "dataset.max_bad=1")
+    assert cli("pretrain", *QUICK, *line.split()[3:5], *advice, "trainer.batch_size=4", "run_dir=run").status == 0
+
+
+def test_data_that_is_no_folder_is_refused(cli, workdir):
+    assert cli("data", "dataset=digits").status == 2
+    (workdir / "empty").mkdir()
+    refused = cli("data", "dataset.root=empty")
+    assert refused.status == 2
+    assert "no images in empty" in refused.err

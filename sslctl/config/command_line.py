@@ -146,6 +146,12 @@ def recorded_words(command: str) -> list[str]:
     return words
 
 
+def with_plain_paths(override: str) -> str:
+    """Returns an override without the quotes that `prepare` puts around a path."""
+    key, _, value = override.partition("=")
+    return f"{key}={value[1:-1]}" if key in _PATHS and _path_value(key, value[1:-1], False) == value else override
+
+
 def shell_words(words: Iterable[Any]) -> str:
     """Joins words into a line for a shell, that reads them back as they are and does nothing else.
 

@@ -152,6 +152,13 @@ class ViewsConfig:
 
 
 @dataclass
+class DataConfig:
+    seed: int = key(low=0)
+    out: str | None = key(path=True)
+    dataset: dict[str, Any] = MISSING
+
+
+@dataclass
 class PicturesConfig:
     seed: int = key(low=0)
     ckpt: Any = key(path=True)
@@ -193,6 +200,7 @@ SCHEMAS = {
     "embed": EmbedConfig,
     "finetune": FinetuneConfig,
     "views": ViewsConfig,
+    "data": DataConfig,
     "pictures": PicturesConfig,
     "report": ReportConfig,
     "runs": RunsConfig,

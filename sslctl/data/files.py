@@ -19,7 +19,7 @@ SIXTEEN_BITS = (0.0, 65535.0)
 _SAMPLED = 2_000  # headers that are read of images of several sizes
 _MEASURED = 1_000  # images whose values are looked at for their range
 # What Pillow raises for files that are damaged, too large, or none of images.
-_BAD = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageError(RuntimeError):
@@ -36,7 +36,7 @@ def read(path: str, channels: int, value_range: tuple[float, float] | None = Non
             if image.format != "PNG":  # whose orientation may stand behind the pixels
                 ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(as_8_bit(image, value_range).convert("L" if channels == 1 else "RGB"))
-    except _BAD as error:
+    except UNREADABLE as error:
         raise ImageError(f"cannot read {path}: {error}") from error
     tensor = torch.from_numpy(pixels.copy())
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
@@ -77,7 +77,7 @@ def measure_range(paths: list[str]) -> tuple[float, float]:
                     values = np.asarray(image, np.float64)
                     values = values[np.isfinite(values)]
                     low, high = min(low, values.min(initial=np.inf)), max(high, values.max(initial=-np.inf))
-        except _BAD as error:
+        except UNREADABLE as error:
             raise ImageError(f"cannot read {path}: {error}") from error
     return (float(low), float(high)) if low < high else SIXTEEN_BITS
 
