@@ -1,5 +1,7 @@
 """The verdict on a run: every rule fires on what it is for and on nothing else, on made-up metrics and on real runs."""
 
+import contextlib
+import io
 import json
 import math
 
@@ -28,7 +30,8 @@ from sslctl.runs.health import (
 )
 from sslctl.visuals.tensorboard import mapped
 from tests.conftest import write_images
-from tests.runs import PROBE, REPOSITORY, blank_result, differences, finish, metrics, newest, slow, tensors
+from tests.processes import in_processes
+from tests.runs import PROBE, blank_result, differences, finish, metrics, newest, slow, tensors
 
 GREY = ("channels=1", "mean=[0.5]", "std=[0.5]")
 ONLINE = ("knn", "rankme", "backbone_std")  # at step 0 and after every second epoch
@@ -418,12 +421,20 @@ def test_a_run_stops_when_it_is_told_to(cli, tmp_path):
     assert newest(tmp_path / "run").name == "step-132"
 
 
+def collapse(run_dir):
+    """A run that stops, in one of several processes: its exit status and its errors."""
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        words = ("method=simsiam", *own("Constant"), "trainer.on_collapse=stop", f"run_dir={run_dir}")
+        status = main(["pretrain", *RUN, *words])
+    return status, errors.getvalue()
+
+
 @pytest.mark.slow
-def test_all_processes_stop_together(spawn, tmp_path):
-    words = ("pretrain", *RUN, "method=simsiam", *own("Constant"), "run_dir=run", "trainer.processes=2")
-    stopped = spawn(*words, "trainer.on_collapse=stop", PYTHONPATH=str(REPOSITORY))
-    assert stopped.status == 1
-    assert stopped.err.count("features have collapsed") == 1
+def test_all_processes_stop_together(tmp_path):
+    (first, errors), (second, silence) = in_processes(collapse, tmp_path / "run")
+    assert (first, second) == (1, 1)
+    assert errors.count("features have collapsed") == 1
+    assert "collapsed" not in silence
     assert 100 < int(newest(tmp_path / "run").name.removeprefix("step-")) < 132
 
 
