@@ -13,7 +13,7 @@ from sslctl.export.description import DIGEST, description
 from sslctl.export.format import Format, Network
 from sslctl.export.formats import FORMATS
 from sslctl.export.verify import ParityError, compared, network_of
-from sslctl.runs.atomic import make_folder_of
+from sslctl.runs.atomic import make_folder_of, sync
 from sslctl.runs.directory import TOKENIZER
 
 
@@ -38,6 +38,7 @@ def export(config: Any) -> None:
                 )
             Path(f"{file}.md").write_text(description(one, network, config.format, lines, file, parity))
             for checked in sorted(folder.iterdir()):
+                sync(checked)
                 checked.replace(out.with_name(checked.name))
         size = out.stat().st_size / 2**20
         print(

@@ -96,7 +96,7 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
             return features
         except CheckpointError as error:
             print(f"sslctl: cached features are calculated again: {error}", file=sys.stderr, flush=True)
-            path.unlink()
+            path.unlink(missing_ok=True)  # another command may have been faster
     features = compute()
     # Whole or not at all: another command may read, or write, the same file at this moment.
     _make_private(folder)
@@ -146,4 +146,4 @@ def _make_room(folder: Path, limit_gb: float, keep: Path) -> None:
             return
         if file != keep:
             size -= file.stat().st_size
-            file.unlink()
+            file.unlink(missing_ok=True)
