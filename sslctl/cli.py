@@ -6,6 +6,7 @@ first step, 1 failure while running, 130 or 143 stopped by a signal.
 
 import functools
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -111,6 +112,8 @@ def guarded(work: Callable[[], int | None]) -> int:
     """Does some work and returns its exit status, 0 for None; what it raises becomes a short message and a status."""
     python = warnings.formatwarning
     warnings.formatwarning = functools.partial(_worded, python)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         return work() or 0
     except InputError as error:

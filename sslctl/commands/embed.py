@@ -74,8 +74,12 @@ def _rows(one: NamedNetwork, source: Source, config: Any, device: torch.device) 
 
 
 def _name(source: Source, row: int) -> str:
-    """Names an image by its path, or its number where it has none. What is no UTF-8 in a file's name is escaped."""
-    name = source.describe(row)
+    """Names an image by its path, or its number where it has none."""
+    return _as_utf8(source.describe(row))
+
+
+def _as_utf8(name: str) -> str:
+    """Returns a name of a file with what is no UTF-8 in it escaped."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -129,4 +133,6 @@ def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
         "versions": versions(),
         "time": now(),
     }
-    return About(sum(map(len, sources)), subject.width(), one.source.classes, json.dumps(origin, ensure_ascii=False))
+    origin = {key: _as_utf8(value) if isinstance(value, str) else value for key, value in origin.items()}
+    classes = tuple(map(_as_utf8, one.source.classes))
+    return About(sum(map(len, sources)), subject.width(), classes, json.dumps(origin, ensure_ascii=False))

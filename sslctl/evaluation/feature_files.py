@@ -121,7 +121,7 @@ def parquet(path: Path, about: About) -> Iterator[Writer]:
     # Batches wait until they fill a row group: readers take a group at a time, and a group a batch would be many small ones.
     waiting: list[Any] = []
 
-    with files.ParquetWriter(path, schema) as writer:
+    with path.open("wb") as opened, files.ParquetWriter(opened, schema) as writer:  # whose own paths are UTF-8 alone
 
         def flush() -> None:
             writer.write_table(arrow.Table.from_batches(waiting, schema), row_group_size=2**30)
