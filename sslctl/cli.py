@@ -18,6 +18,7 @@ from typing import Any
 
 from sslctl.config import command_line as overrides
 from sslctl.config import diagnose as explain
+from sslctl.config import jobs
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import allow, refuse_targets
 from sslctl.config.validation import mistakes
@@ -98,14 +99,19 @@ def _describe_version() -> str:
 def _run_verb(verb: str, arguments: list[str]) -> int:
     """Prepares one verb's command line, refuses what cannot be meant, and runs it."""
     prepared = overrides.prepare(arguments)
-    allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
+    _allow(prepared)
     keys = {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}
     if prepared.runs and "ckpt" not in keys:
         raise InputError(f"{' '.join(prepared.runs)}: {verb} takes key=value words only")
+    explain.refuse_lists_of_choices(prepared)
     explain.refuse_new_keys(verb, prepared)
     if "augmentation" in keys and (scale := choose_scale(prepared)):
         prepared.overrides.append(f"{overrides.PLACED['scale']}={scale}")
     return _run(verb, prepared)
+
+
+def _allow(prepared: overrides.Prepared) -> None:
+    allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
 
 
 def guarded(work: Callable[[], int | None]) -> int:
@@ -161,16 +167,10 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
 
 def _do_job(verb: str, config: Any) -> None:
     """Checks a composed configuration and calls the verb's function with it."""
-    from omegaconf.errors import OmegaConfBaseException
-
     name = verb.replace("-", "_")
-    try:
-        refuse_targets(config)
-        problems = mistakes(SCHEMAS[name], config)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise InputError(explain.located(error)) from error
-    if problems:
+    if problems := mistakes(SCHEMAS[name], config):
         raise InputError(*problems)
+    refuse_targets(config)
     overrides.refuse_other_choices(config)
     keep_freed_memory()  # before tensors are made: a step asks for the same blocks again and again
     try:
@@ -182,28 +182,26 @@ def _do_job(verb: str, config: Any) -> None:
 def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
     """Hands one verb's arguments to Hydra (a sweep, --help, --cfg …) and turns Hydra's errors into sslctl's."""
     import hydra
+    from hydra.errors import HydraException
 
     explain.prepare_hydra(verb)
-    failures: list[tuple[str, Exception]] = []
-    started = False
+    failures: list[Exception] = []  # of a job that is no sweep's, which Hydra would report in its own words
+    ended: list[jobs.Outcome] = []
+    begun = False
 
     def job(config) -> None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        nonlocal started
-        started = True
-        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-        choices = " ".join(overrides.task_overrides())
-        if sweeping:
-            print(f"── job {HydraConfig.get().job.num}: {choices}", flush=True)
+        nonlocal begun
+        begun = True
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _do_job_of_sweep(verb, prepared, config, Path(scratch))
+            return
         try:
             _do_job(verb, config)
         except Exception as error:
-            failures.append((choices, error))
-            if sweeping:
-                _report(error, prefix=f"job failed ({choices}): ")
-                raise error from None  # Hydra goes on with the other jobs
+            failures.append(error)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     before, sys.argv = sys.argv, ["sslctl"]
@@ -213,22 +211,46 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
                 sys.argv.append(f"hydra.sweep.dir={scratch}")
             # Hydra's parser takes overrides in one piece only.
             sys.argv += [*prepared.search_path, *prepared.overrides, *prepared.options]
-            hydra.main(config_path=str(CONFIGS), config_name=verb.replace("-", "_"), version_base="1.3")(job)()
+            try:
+                hydra.main(config_path=str(CONFIGS), config_name=verb.replace("-", "_"), version_base="1.3")(job)()
+            except SystemExit as stop:  # Hydra's --help and the like end so
+                return stop.code or 0
+            finally:
+                ended = jobs.outcomes_in(Path(scratch))
+                for line in jobs.summary(ended):
+                    print(f"sslctl: {shown(line)}", file=sys.stderr)
+    except InputError:
+        raise
     except Exception as error:
-        if not started and not isinstance(error, InputError):  # Hydra could not compose it
-            raise explain.explain(verb, prepared, error) from error
-        if not failures:
+        if begun and not isinstance(error, HydraException):
             raise
+        refusal = explain.explain(verb, prepared, error)  # Hydra could not compose it
+        if not ended:
+            raise refusal from error
+        _report(refusal)
+        ended.append(jobs.Outcome(len(ended), "not begun", 2))
     finally:
         sys.argv = before
-    if not failures:
-        return 0
-    if not prepared.sweeps:
-        raise failures[0][1]
-    print(f"\nsslctl: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
-    for choices, error in failures:
-        print(shown(f"  {choices}: {first_line(error)}"), file=sys.stderr)
-    return 1
+    if failures:
+        raise failures[0]
+    return jobs.worst(ended)
+
+
+def _do_job_of_sweep(verb: str, prepared: overrides.Prepared, config: Any, folder: Path) -> None:
+    """Does one job of a sweep, perhaps in a launcher's process, and leaves in the folder how it ended: the others go on."""
+    from hydra.core.hydra_config import HydraConfig
+
+    number, choices = HydraConfig.get().job.num, " ".join(overrides.task_overrides())
+    print(shown(f"── job {number}: {choices}"), flush=True)
+    jobs.record(folder, jobs.Outcome(number, choices, 1, "its process ended without a word"))
+    _allow(prepared)
+    outcome = jobs.Outcome(number, choices, 0)
+    try:
+        _do_job(verb, config)
+    except Exception as error:
+        _report(error, prefix=f"job {number}: ")
+        outcome = jobs.Outcome(number, choices, _status_of(error), first_line(error))
+    jobs.record(folder, outcome)
 
 
 def _complete(arguments: list[str]) -> int:
@@ -261,18 +283,31 @@ def _refuse(error: InputError) -> int:
 def _fail(error: Exception) -> int:
     if str(error) or not hasattr(error, "status"):  # without a message: another process has given it
         _report(error)
-    return getattr(error, "status", 1)
+    return _status_of(error)
+
+
+def _status_of(error: Exception) -> int:
+    return 2 if isinstance(error, InputError) else getattr(error, "status", 1)
 
 
 def _report(error: Exception, prefix: str = "") -> None:
     if os.environ.get("SSLCTL_DEBUG"):
         traceback.print_exception(error)
-    lines = error.messages if isinstance(error, InputError) else str(error).split("\n")
+    if isinstance(error, OSError):
+        lines = [first_line(error)]
+    else:
+        lines = error.messages if isinstance(error, InputError) else str(error).split("\n")
     lines = [shown(line) for line in lines if line.strip()] or [type(error).__name__]
     if not isinstance(error, InputError | RuntimeError | OSError | ValueError | TypeError):
         lines[0] = f"{type(error).__name__}: {lines[0]}"
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES - 1 :] = [f"… and {len(lines) - _MOST_LINES + 1} more"]
     for line in lines:
+        line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
         print(f"sslctl: {shown(prefix)}{line}", file=sys.stderr)
+
+
+_MOST_LINES, _LONGEST_LINE = 12, 360  # of a message: what is longer is read by nobody
 
 
 def end(status: int) -> None:

@@ -24,8 +24,21 @@ class InputError(Exception):
 
 
 def user_path(text: Any) -> Path:
-    """Expands a path as a user writes it; ~ of a user who does not exist stays as it is."""
-    return Path(os.path.expanduser(str(text)))
+    """Expands a path as a user writes it; ~ of a user who does not exist stays as it is.
+
+    Raises InputError for what no file system takes for a name, which every look at it would fail on.
+    """
+    path = os.path.expanduser(str(text))
+    try:
+        longest = max(len(part) for part in os.fsencode(path).split(b"/"))
+    except UnicodeEncodeError:
+        raise InputError(f"{shown(path)}: not a name that a file can have") from None
+    if "\0" in path or longest > _LONGEST_NAME:
+        raise InputError(f"{shown(path)[:40]}…: not a name that a file can have, it has {longest} bytes")
+    return Path(path)
+
+
+_LONGEST_NAME = 255  # bytes, on Linux and macOS
 
 
 def shown(text: Any) -> str:
@@ -34,7 +47,10 @@ def shown(text: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what an error says first, or its kind where it says nothing."""
+    """Returns what an error says first, or its kind where it says nothing. The network's and the system's: without numbers."""
+    error = getattr(error, "reason", None) if isinstance(getattr(error, "reason", None), OSError) else error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

@@ -155,12 +155,17 @@ def call(words: list[str], folder: Path, environment: dict[str, str] | None = No
     return start(words, folder, environment).wait(timeout=120)
 
 
-def ended_by(function: Callable, *arguments: Any) -> int:
-    """The number of the signal that ends a module's function in a process of its own; 0 for none."""
+def status_of(function: Callable, *arguments: Any) -> int:
+    """The exit status of a module's function in a process of its own; minus the number of the signal that ends it."""
     process = _SERVER.Process(target=function, args=arguments)
     process.start()
     process.join()
-    return -min(process.exitcode, 0)
+    return process.exitcode
+
+
+def ended_by(function: Callable, *arguments: Any) -> int:
+    """The number of the signal that ends a module's function in a process of its own; 0 for none."""
+    return -min(status_of(function, *arguments), 0)
 
 
 def wait_until(condition: Callable[[], Any], process: Command | None = None, seconds: float = 60) -> None:

@@ -72,10 +72,34 @@ MISTAKES = {
     "epochs-null": ("pretrain trainer.epochs=null", "trainer.epochs=null"),
     "base-lr-word": ("pretrain optimizer.base_lr=abc", "optimizer.base_lr=abc", "a number"),
     "base-lr-negative": ("pretrain optimizer.base_lr=-1", "optimizer.base_lr=-1", "more than 0"),
-    "queue-size-fraction": ("pretrain method.queue_size=1.5", "method.queue_size=1.5", "int"),
+    "queue-size-fraction": ("pretrain method.queue_size=1.5", "method.queue_size=1.5", "a whole number"),
     "widths-number": ("pretrain backbone.widths=8", "backbone.widths=8", "list"),
     "flip": ("pretrain augmentation.global.flip=2", "augmentation.global.flip=2", "at most 1"),
     "keep-last": ("pretrain trainer.keep_last=1", "trainer.keep_last=1", "at least 2"),
+    "nan": ("pretrain optimizer.base_lr=nan", "optimizer.base_lr=nan", "a finite number"),
+    "larger-than-any-tensor": ("pretrain seed=99999999999999999999", "seed=99999999999999999999", "below 2^63"),
+    "schedule-word": ("pretrain scheduler.end=abc", "scheduler.end=abc", "a number"),
+    "milestones": (
+        "pretrain scheduler=multistep scheduler.milestones_share=[a]",
+        "milestones_share",
+        "list of numbers",
+    ),
+    "entry-of-a-list": ("pretrain optimizer=adamw optimizer.betas=[0.9,x]", "optimizer.betas=x", "expected a number"),
+    "temperature": ("pretrain method.temperature=-1", "method.temperature=-1", "more than 0"),
+    "no-network": ("pretrain backbone.widths=[] trainer.threads=1", "backbone.widths=[]", "cannot be built", "DEBUG"),
+    "target-number": ("pretrain method._target_=1", "method._target_=1", "name of a class"),
+    "target-of-our-tools": (
+        "pretrain method._target_=sslctl.schedules.step",
+        "sslctl.methods",
+        "a package that allow=",
+    ),
+    "target-of-another-kind": ("pretrain method._target_=torch.optim.SGD", "torch.optim.SGD", "expected a Method"),
+    "list-of-methods": ("pretrain method=[moco]", "method=[moco]", "the name of one method, found a list"),
+    "option-value": ("pretrain --cfg nothing", "--cfg nothing", "job, hydra, all"),
+    "value-of-a-flag": ("pretrain --help=x", "--help takes no value"),
+    "hydra": ("pretrain hydra.output_subdir=['']", "hydra.output_subdir=['']", "string"),
+    "value-in-a-sweep": ("pretrain -m seed=abc,1", "seed=abc", "a whole number"),
+    "long-name": (f"runs {'x' * 300}", "not a name that a file can have"),
     "precision": ("pretrain trainer.precision=fp61", "trainer.precision=fp61", "fp32", "nearest: fp16"),
     "seed-unknown-variable": ("pretrain seed=${nowhere}", "seed", "nowhere"),
     "unreadable": ("pretrain optimizer.base_lr=(", "optimizer.base_lr=(", "cannot be read"),
@@ -511,10 +535,11 @@ def test_a_failing_job_does_not_end_the_sweep(cli, workdir, choice):
     key, _, values = choice.partition("=")
     good, bad, other = values.split(",")
     result = cli("pretrain", "-m", *(word for word in PLAN if not word.startswith(key)), choice)
-    assert result.status == 1
+    assert result.status == 2
     assert jobs(result) == ["0", "1", "2"]
     assert result.out.count("nothing was trained or written") == 2
-    summary = result.err.partition("1 of the sweep's jobs failed")[2]
+    summary = result.err.partition("1 of the sweep's 3 jobs failed; its status is 2")[2]
+    assert "job 1, status 2 (" in summary
     assert f"{key}={bad}" in summary
     assert f"{key}={good} " not in summary
     assert f"{key}={other} " not in summary
@@ -540,7 +565,8 @@ def test_a_job_that_exits_does_not_end_the_sweep(cli, workdir):
     assert result.status == 1
     assert jobs(result) == ["0", "1"]
     assert result.out.count("nothing was trained or written") == 1
-    summary = result.err.partition("1 of the sweep's jobs failed")[2]
+    summary = result.err.partition("1 of the sweep's 2 jobs failed; its status is 1")[2]
+    assert "job 0, status 1 (" in summary
     assert "method=leaves" in summary
     assert "sys.exit(0)" in summary
     assert [path for path in listing(workdir) if "__pycache__" not in path] == before

@@ -18,6 +18,8 @@ _PATHS = {path for path, facts in UNTYPED.items() if facts.path} | {
 # Choices that stand at another place of the configuration than their group's name says.
 PLACED = {"eval_dataset": "dataset@eval_dataset", "scale": "scale@dataset.scale"}
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
+_CFG, _INFO = ("job", "hydra", "all"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_VALUES = {"--cfg": _CFG, "-c": _CFG, "--info": _INFO, "-i": _INFO}
 # Hydra has more, and takes any beginning of a name: those would read other files than a verb's, or a pickle.
 _OPTIONS = (*_WITH_VALUE, "--multirun", "-m", "--run", "-r", "--help", "-h", "--hydra-help", "--resolve", "--version")
 
@@ -59,8 +61,12 @@ def prepare(arguments: list[str]) -> Prepared:
             name, given, value = argument.partition("=")
             if name not in _OPTIONS:
                 raise InputError(f"{name}: no such option{nearest(name, _OPTIONS)}; there are {', '.join(_OPTIONS)}")
+            if given and name not in _WITH_VALUE:
+                raise InputError(f"{argument}: {name} takes no value")
             if name in _WITH_VALUE and not given:
                 value = queue.pop(0) if queue else ""
+            if name in _VALUES and value not in _VALUES[name]:
+                raise InputError(f"{name} {value}: expected one of {', '.join(_VALUES[name])}")
             if name in ("--config-dir", "-cd"):
                 prepared.config_dirs.append(user_path(value).resolve())
             else:
@@ -105,7 +111,7 @@ def _path_value(key: str, value: str, sweeps: bool) -> str:
     if value in ("", "null") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return value
     expanded = os.path.expanduser(value)
-    if not Path(expanded).exists():
+    if not os.path.exists(expanded):  # unlike Path.exists() for a name that is too long as well
         if key == "ckpt" and value.startswith("[") and value.endswith("]"):
             return value
         if sweeps and "," in value:  # a sweep over several paths
@@ -119,6 +125,13 @@ def task_overrides() -> list[str]:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+
+
+def task_words() -> list[str]:
+    """Returns the overrides of the running job; none where Hydra runs no job, as in one of several processes of a run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return task_overrides() if HydraConfig.initialized() else []
 
 
 def command_line() -> str:

@@ -1,13 +1,15 @@
 """Explains what is wrong with the overrides of a command, in sslctl's words and all at once."""
 
+import copy
 import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from sslctl.config.command_line import PLACED, Prepared, as_typed
 from sslctl.config.keys import NOTHING_KNOWN, UNTYPED
+from sslctl.config.kinds import is_number, kind_of
 from sslctl.config.schema import CONFIGS, SCHEMAS, register_schema
-from sslctl.config.validation import mistakes
+from sslctl.config.validation import located, mistakes
 from sslctl.errors import InputError, first_line, nearest
 
 _FREE = tuple(f"{path}." for path, facts in UNTYPED.items() if facts.free)
@@ -38,10 +40,17 @@ def refuse_new_keys(verb: str, prepared: Prepared) -> None:
     raise InputError(*messages)
 
 
+def refuse_lists_of_choices(prepared: Prepared) -> None:
+    """Raises InputError for a list of files of a group that takes one: Hydra takes it, and forgets what was chosen."""
+    for override in prepared.overrides:
+        group, _, value = override.partition("=")
+        several = UNTYPED.get(group, NOTHING_KNOWN).several
+        if value.startswith("[") and not several and (options := _options(prepared, group.lstrip("+"))):
+            raise InputError(_no_such_choice(as_typed(override), group.lstrip("+"), [], options))
+
+
 def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
     """Lists all that is wrong with the overrides of a command that Hydra refused, in one error."""
-    from omegaconf.errors import OmegaConfBaseException
-
     # Choices of files first: without them there are no keys to compare the other words with.
     messages, choices, values = _read_overrides(prepared)
     try:
@@ -51,21 +60,26 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
             messages = [
                 "scale=…: this dataset has no scale; one of your own gets it by `- /scale@scale: imagenet` in its defaults"
             ]
-        return InputError(*(messages or [first_line(again)]))
+        return InputError(*(messages or [_with_cause(again)]))
     # Then each value on its own, against the configuration that the sound choices make.
     keys = list(_keys(config))
     for text, override in values:
         if override.key_or_group not in keys:
             messages.append(_unknown_key(verb, override.key_or_group, keys, config))
-        elif not override.is_sweep_override():
+        elif override.is_sweep_override():
+            messages += [m for one in _each(override) for m in _wrong_value(one.input_line, one, copy.deepcopy(config))]
+        else:
             messages += _wrong_value(text, override, config)
     # Ranges and contradictions last: words that cannot be read would only be named twice.
     if not messages:
-        try:
-            messages = mistakes(SCHEMAS[verb.replace("-", "_")], config)
-        except OmegaConfBaseException as problem:
-            messages = [located(problem)]
-    return InputError(*(messages or [first_line(error)]))
+        messages = mistakes(SCHEMAS[verb.replace("-", "_")], config)
+    return InputError(*(messages or [_with_cause(error)]))
+
+
+def _with_cause(error: Exception) -> str:
+    """Returns what Hydra says, which rarely says why, with what OmegaConf has told it."""
+    cause = error.__cause__
+    return first_line(error) if cause is None else f"{first_line(error).rstrip('.')}: {first_line(cause)}"
 
 
 def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tuple[str, Any]]]:
@@ -80,24 +94,40 @@ def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tupl
         except HydraException:
             messages.append(f"{text}: cannot be read; quote what is not a plain word: {text.partition('=')[0]}='…'")
             continue
+        if not override.key_or_group:
+            messages.append(f"{text}: no key before the =")
+            continue
         group, options = override.key_or_group, _options(prepared, override.key_or_group)
         place = text.partition("=")[0]  # group, or group@package
         sweep = override.is_sweep_override()
         if sweep and not prepared.sweeps:
             messages.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
         elif options:
+            facts = UNTYPED.get(place, NOTHING_KNOWN)
             value = list(override.sweep_string_iterator()) if sweep else override.value()
-            names = value if isinstance(value, list) else [value]  # protocols=[knn,…] chooses several
-            allowed = [*options, None] if UNTYPED.get(place, NOTHING_KNOWN).optional else options
+            several = sweep or (facts.several and isinstance(value, list))
+            names = value if several else [value]
+            allowed = [*options, None] if facts.optional else options
             wrong = [n for n in names if n not in allowed]
-            messages += [
-                f"{as_typed(text)}: no such {group}{nearest(str(n), options)}; there are {', '.join(options)}"
-                for n in wrong
-            ]
+            messages += [_no_such_choice(as_typed(text), group, n, options) for n in wrong]
             choices += [] if wrong or sweep else [text]
         elif not override.is_hydra_override() and not text.startswith(("+", "~")):
             values.append((text, override))
     return messages, choices, values
+
+
+def _each(override: Any) -> list[Any]:
+    """Returns the overrides that a sweep's jobs get of one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    key, values = override.input_line.partition("=")[0], override.sweep_string_iterator()
+    return OverridesParser.create().parse_overrides([f"{key}={value}" for value in values])
+
+
+def _no_such_choice(text: str, group: str, value: Any, options: list[str]) -> str:
+    if not isinstance(value, str):
+        return f"{text}: expected the name of one {group}, found {kind_of(value)}; there are {', '.join(options)}"
+    return f"{text}: no such {group}{nearest(value, options)}; there are {', '.join(options)}"
 
 
 def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
@@ -108,17 +138,11 @@ def _wrong_value(text: str, override: Any, config: Any) -> list[str]:
     try:
         before = OmegaConf.select(config, override.key_or_group, throw_on_missing=False)
         if _other_kind(before, override.value()):
-            return [f"{text}: expected {_kind(before)}, found {_kind(override.value())}"]
+            return [f"{text}: expected {kind_of(before)}, found {kind_of(override.value())}"]
         OmegaConf.update(config, override.key_or_group, override.value())
     except OmegaConfBaseException as problem:
-        return [f"{text}: {first_line(problem)}"]
+        return [f"{text}: {located(problem).partition(': ')[2] or first_line(problem)}"]
     return []
-
-
-def located(error: Any) -> str:
-    """Returns an OmegaConf error in one line, with the key it is about."""
-    key = getattr(error, "full_key", None)
-    return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
 def prepare_hydra(verb: str) -> None:
@@ -188,21 +212,10 @@ def _nearest_key(group: str, leaf: str, keys: list[str]) -> str:
     return f" (nearest: {', '.join(near)})" if near else ""
 
 
-def _kind(value: Any) -> str:
-    from omegaconf import OmegaConf
-
-    if OmegaConf.is_list(value) or isinstance(value, list):
-        return "a list"
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null"}
-    return kinds.get(type(value), "a dictionary")
-
-
 def _other_kind(before: Any, value: Any) -> bool:
     """Tells whether a value is of another kind than the one it replaces; null goes with every kind."""
     if before is None or value is None:
         return False
-    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(before, float | str) and is_number(value):  # a word may look like a number
         return False
-    if isinstance(before, str) and isinstance(value, int | float):
-        return False  # a word may look like a number
-    return _kind(before) != _kind(value)
+    return kind_of(before) != kind_of(value)

@@ -27,41 +27,60 @@ class KeyFacts:
     own: bool = False  # sslctl reads it: not an argument of the node's _target_
     free: bool = False  # a dictionary that takes new keys
     optional: bool = False  # a choice of a file that may be null
+    several: bool = False  # a choice of several files
+    hint: Any = Any  # its type, where neither a schema nor the signature of a _target_ says it
 
 
 UNTYPED = {
     "experiment": KeyFacts(optional=True),
     "dataset@eval_dataset": KeyFacts(optional=True),
+    "protocols": KeyFacts(several=True),
     "dataset.root": KeyFacts(path=True, fingerprint=False),
     "dataset.splits": KeyFacts(free=True, old_behaviour=None),
     "dataset.label": KeyFacts(path=True, old_behaviour=None),  # a pattern is written as freely as a path
     "dataset.range": KeyFacts(old_behaviour=None),
     "dataset.on_error": KeyFacts(choices=("raise", "skip"), fingerprint=False),  # a row keeps its place
     "dataset.max_bad": KeyFacts(low=0, fingerprint=False),
-    "dataset.memory_gb": KeyFacts(fingerprint=False),
+    "dataset.memory_gb": KeyFacts(fingerprint=False, low=0),
     "dataset.download": KeyFacts(fingerprint=False),
-    "dataset.scale": KeyFacts(own=True, fingerprint=False),  # what methods take of it counts itself
-    "dataset.drops": KeyFacts(own=True),
-    "dataset.mean": KeyFacts(own=True),
-    "dataset.std": KeyFacts(own=True),
-    "dataset.resize": KeyFacts(own=True),
+    "dataset.image_size": KeyFacts(low=1, high=16384),
+    "dataset.channels": KeyFacts(low=1, high=3),
+    "dataset.scale": KeyFacts(own=True, fingerprint=False, hint=dict),  # what methods take of it counts itself
+    "dataset.drops": KeyFacts(own=True, hint=list[str]),
+    "dataset.mean": KeyFacts(own=True, hint=list[float]),
+    "dataset.std": KeyFacts(own=True, hint=list[float], above=0),
+    "dataset.resize": KeyFacts(own=True, hint=int | None, low=1, high=16384),
     "eval_dataset.root": KeyFacts(path=True),
     "eval_dataset.splits": KeyFacts(free=True),
     "eval_dataset.label": KeyFacts(path=True),
-    "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False),  # their content counts
-    "backbone.partial": KeyFacts(own=True),
+    "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # their content counts
+    "backbone.partial": KeyFacts(own=True, hint=bool),
     "backbone.kwargs": KeyFacts(free=True),
-    "optimizer.base_lr": KeyFacts(own=True, above=0),
+    "optimizer.base_lr": KeyFacts(own=True, hint=float, above=0),
     "optimizer.lr_scaling": KeyFacts(own=True, choices=("linear", "sqrt", "none")),
-    "optimizer.weight_decay": KeyFacts(own=True, low=0),
-    "optimizer.weight_decay_end": KeyFacts(own=True),
-    "optimizer.exclude_bias_and_norm": KeyFacts(own=True),
-    "optimizer.vector_lr_scale": KeyFacts(own=True),
-    "method.teacher": KeyFacts(own=True, fingerprint=False),  # its weights count
-    "method.teacher_backbone": KeyFacts(own=True),
+    "optimizer.weight_decay": KeyFacts(own=True, hint=float, low=0),
+    "optimizer.weight_decay_end": KeyFacts(own=True, hint=float | None, low=0),
+    "optimizer.exclude_bias_and_norm": KeyFacts(own=True, hint=bool),
+    "optimizer.vector_lr_scale": KeyFacts(own=True, hint=float, low=0),
+    "scheduler.shape": KeyFacts(hint=str),
+    "scheduler.warmup_epochs": KeyFacts(hint=float | None, low=0),
+    "scheduler.warmup_steps": KeyFacts(hint=int | None, low=0),
+    "scheduler.end": KeyFacts(hint=float, low=0, high=1),
+    "scheduler.stretch": KeyFacts(hint=float, low=1),
+    "scheduler.period_epochs": KeyFacts(hint=float | None, above=0),
+    "scheduler.period_steps": KeyFacts(hint=int | None, low=1),
+    "scheduler.growth": KeyFacts(hint=float, low=1),
+    "scheduler.every_epochs": KeyFacts(hint=float | None, above=0),
+    "scheduler.every_steps": KeyFacts(hint=int | None, low=1),
+    "scheduler.gamma": KeyFacts(hint=float, above=0, high=1),
+    "scheduler.milestones_share": KeyFacts(hint=list[float] | None, above=0),
+    "scheduler.milestones_epochs": KeyFacts(hint=list[float] | None, above=0),
+    "scheduler.milestones_steps": KeyFacts(hint=list[int] | None, low=1),
+    "method.teacher": KeyFacts(own=True, fingerprint=False, hint=str | None),  # its weights count
+    "method.teacher_backbone": KeyFacts(own=True, hint=dict | None),
     "method.teacher_backbone.kwargs": KeyFacts(free=True),
-    "method.teacher_mean": KeyFacts(own=True),
-    "method.teacher_std": KeyFacts(own=True),
+    "method.teacher_mean": KeyFacts(own=True, hint=list[float] | None),
+    "method.teacher_std": KeyFacts(own=True, hint=list[float] | None, above=0),
 }
 NOTHING_KNOWN = KeyFacts()
 

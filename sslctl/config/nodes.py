@@ -25,7 +25,7 @@ class JitterConfig:
 @dataclass
 class BlurConfig:
     probability: Any = MISSING
-    sigma: list[float] = MISSING
+    sigma: list[float] = key(above=0)
 
 
 @dataclass
@@ -60,15 +60,15 @@ class TrainerConfig:
     tf32: bool = MISSING
     accumulate_steps: int = key(low=1)
     accumulate_approximately: bool = MISSING
-    processes: int = key(low=1, fingerprint=False)
+    processes: int = key(low=1, high=1024, fingerprint=False)
     timeout_minutes: float = key(above=0, fingerprint=False)
     compile: bool = MISSING
     deterministic: bool = MISSING
     device: str = key(choices=DEVICES, fingerprint=False)
     channels_last: bool = MISSING
     clip_grad_norm: float | None = key(above=0)
-    workers: int = key(low=0, fingerprint=False)
-    threads: int | None = key(low=1, fingerprint=False)
+    workers: int = key(low=0, high=1024, fingerprint=False)
+    threads: int | None = key(low=1, high=1024, fingerprint=False)
     log_every_steps: int = key(low=1, fingerprint=False)
     save_every_epochs: float | None = key(above=0, fingerprint=False)
     save_every_steps: int | None = key(low=1, fingerprint=False)
@@ -104,8 +104,8 @@ class ProbeConfig:
     epochs: int = key(low=1)
     most_steps: int | None = key(low=1)
     batch_size: int = key(low=1)
-    lr: list[float] = MISSING
-    weight_decay: list[float] = MISSING
+    lr: list[float] = key(above=0)
+    weight_decay: list[float] = key(low=0)
     validation: float = key(above=0, high=0.5)
 
 

@@ -20,6 +20,8 @@ from sslctl.config.nodes import (
     ViewGroupConfig,
 )
 
+_LARGEST_SEED = 2**32 - 1  # of numpy's generator
+
 # --- What several verbs have in common: a key has the same meaning and range wherever it stands ---
 
 
@@ -38,7 +40,7 @@ class _OfFeatures:
     """Features of images, extracted on a device."""
 
     features: str | None = MISSING
-    workers: int = key(low=0)
+    workers: int = key(low=0, high=1024)
     device: str = key(choices=DEVICES)
 
 
@@ -52,7 +54,7 @@ class _OfCachedFeatures(_OfFeatures):
 class _OfTraining:
     """A classifier that is trained by fit()."""
 
-    seed: int = key(low=0)
+    seed: int = key(low=0, high=_LARGEST_SEED)
     labels: Any = MISSING
     draws: int = key(low=1)
     augmentation: dict[str, ViewGroupConfig] = MISSING
@@ -73,7 +75,7 @@ class _EvaluationConfig(_OfNetworks, _OfCachedFeatures):
 
 @dataclass
 class PretrainConfig:
-    seed: int = key(low=0, fingerprint=False)  # stands in the directory's name itself
+    seed: int = key(low=0, high=_LARGEST_SEED, fingerprint=False)  # stands in the directory's name itself
     run_dir: str | None = key(path=True, fingerprint=False)
     plan_only: bool = key(fingerprint=False)
     names: dict[str, str | None] = key(fingerprint=False)
@@ -103,7 +105,7 @@ class KnnEvalConfig(_EvaluationConfig):
 
 @dataclass
 class EvaluateConfig(_EvaluationConfig):
-    seed: int = key(low=0)
+    seed: int = key(low=0, high=_LARGEST_SEED)
     eval_dataset: dict[str, Any] | None = MISSING
     protocols: dict[str, Any] = MISSING
     few_labels: list[float] = key(above=0)
@@ -143,7 +145,7 @@ class FinetuneConfig(_OfNetworks, _OfTraining):
 
 @dataclass
 class ViewsConfig:
-    seed: int = key(low=0)
+    seed: int = key(low=0, high=_LARGEST_SEED)
     out: str = key(path=True)
     images: int = key(low=1, high=64)
     draws: int = key(low=1, high=64)
@@ -160,7 +162,7 @@ class DataConfig:
 
 @dataclass
 class PicturesConfig:
-    seed: int = key(low=0)
+    seed: int = key(low=0, high=_LARGEST_SEED)
     ckpt: Any = key(path=True)
     out: str | None = key(path=True)
     images: int = key(low=1, high=64)
@@ -168,7 +170,7 @@ class PicturesConfig:
 
 @dataclass
 class ReportConfig(_OfCachedFeatures):
-    seed: int = key(low=0)
+    seed: int = key(low=0, high=_LARGEST_SEED)
     ckpt: Any = key(path=True)
     out: str | None = key(path=True)
     images: int = key(low=1, high=32)
@@ -186,7 +188,7 @@ class RunsConfig:
 
 @dataclass
 class CheckConfig:
-    seed: int = key(low=0)
+    seed: int = key(low=0, high=_LARGEST_SEED)
 
 
 # --- Where they are found: by verb, and by the defaults lists of configs/ ---

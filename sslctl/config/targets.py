@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import sys
-import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sslctl.config.keys import own_keys
-from sslctl.errors import InputError, nearest
+from sslctl.config.kinds import describe, fits
+from sslctl.errors import InputError, first_line, nearest
 
 # What a file may name by itself: parts, not the commands and tools around them.
 _OWN = ("sslctl.data", "sslctl.models", "sslctl.methods", "sslctl.evaluation", "sslctl.training.optim", "torch.optim")
@@ -48,11 +48,14 @@ def _refuse_other(name: Any, path: str) -> None:
     if not isinstance(name, str):
         raise InputError(f"{path}._target_={name}: expected the name of a class or function")
     if not is_below(name, _allowed):
-        raise InputError(f"{path}._target_={name} is not sslctl's own: {allow_advice(name)}")
+        whose = "cannot be named by a file" if is_below(name, ["sslctl"]) else "is not sslctl's own"
+        raise InputError(f"{path}._target_={name} {whose}: {allow_advice(name)}")
 
 
 def allow_advice(name: str) -> str:
-    """Returns what to do about a name of somebody's code."""
+    """Returns what to do about a name of somebody's code, or which of sslctl's own a file may name."""
+    if is_below(name, ["sslctl"]) or not all(part.isidentifier() for part in name.split(".")):
+        return f"expected a class or function of {', '.join(_OWN)}, or of a package that allow= names"
     return f"add allow=[{name.split('.')[0]}] to the command if you trust it"
 
 
@@ -67,19 +70,23 @@ def target_of(node: DictConfig, path: str) -> Any:
         target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: a name without a module
         raise InputError(f"{path}._target_={name} cannot be imported: {error}") from error
+    if not callable(target):
+        raise InputError(f"{path}._target_={name}: expected a class or function")
     # A module of ours imports tools of others, which a file must not reach through it.
     if not is_below(name, allowed_by_user()) and not is_below(str(getattr(target, "__module__", "")), _OWN):
         raise InputError(f"{path}._target_={name} is not defined there")
     return target
 
 
-def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = ()) -> tuple[Any, dict]:
+def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = (), kind: type | None = None) -> tuple[Any, dict]:
     """Returns a node's target and its arguments, checked against the signature before anything is built.
 
-    Keys that sslctl reads itself are left out. given: arguments that the caller adds. Raises InputError with every mismatch:
-    unknown names with the nearest one, missing arguments, wrong types.
+    Keys that sslctl reads itself are left out. given: arguments that the caller adds. kind: what a class must be derived from.
+    Raises InputError with every mismatch: unknown names with the nearest one, missing arguments, wrong types.
     """
     target = target_of(node, path)
+    if kind and inspect.isclass(target) and not issubclass(target, kind):
+        raise InputError(f"{path}._target_={node.get('_target_')}: expected a {kind.__name__}")
     arguments = {
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in node.items()
@@ -87,15 +94,15 @@ def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = ()) -> tuple[A
     }
     parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _hints(target)
     messages = []
     for key, value in arguments.items():
         if key not in parameters and not takes_any:
             messages.append(
                 f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}"
             )
-        elif key in hints and not _fits(value, hints[key]):
-            messages.append(f"{path}.{key}={value}: {target.__name__} expects {_describe(hints[key])}")
+        elif key in hints and not fits(value, hints[key]):
+            messages.append(f"{path}.{key}={value}: {target.__name__} expects {describe(hints[key])}")
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
@@ -108,22 +115,33 @@ def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = ()) -> tuple[A
     return target, arguments
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Tells whether a YAML value may be given where a parameter has this annotation; what is not plain is not judged."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str, dict):
-        return isinstance(value, hint)
-    if typing.get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    return True
+def _hints(target: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # somebody's annotations that are read by a type checker alone
+        return {}
 
 
-def _describe(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+def build(path: str, target: Any, *given: Any, **arguments: Any) -> Any:
+    """Calls a bound target. What it raises is about the values it gets, which are the user's: InputError names those."""
+    try:
+        return target(*given, **arguments)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] == "sslctl":  # it says itself what it is about
+            raise
+        raise InputError(_cannot_build(path, target, error)) from error
+
+
+def _cannot_build(path: str, target: Any, error: Exception) -> str:
+    """Says what cannot be built, of which words of the command line, and why where the reason was written to be read."""
+    from sslctl.config.command_line import task_words
+
+    words = [word for word in task_words() if word.lstrip("+").startswith(f"{path}.")]
+    values = f" with {' '.join(words)}" if words else ""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return f"{path}: {target.__name__} is larger than the memory{values}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{path}: {error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | RuntimeError) and not isinstance(error, NotImplementedError):
+        return f"{path}{values}: {first_line(error)}" if not str(error).startswith(f"{path}.") else first_line(error)
+    return f"{path}: {target.__name__} cannot be built{values}: SSLCTL_DEBUG=1 shows why"

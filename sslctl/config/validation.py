@@ -4,29 +4,81 @@ Nothing in this file needs torch.
 """
 
 import operator
+import re
 import typing
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sslctl.config.keys import UNTYPED, KeyFacts, facts_in
+from sslctl.config.kinds import describe, fits, is_number, is_usable
 from sslctl.config.nodes import ViewGroupConfig
-from sslctl.errors import nearest
+from sslctl.config.ranges import keys_with_ranges
+from sslctl.errors import first_line, nearest
 
 
 def mistakes(schema: type, config: DictConfig) -> list[str]:
     """Lists every value of a composed configuration that is missing, out of range or contradicts another one."""
+    messages = _unusable(config, "")
+    if messages:  # no value that could be compared with a range
+        return messages
     messages = _out_of_range(schema, config, "")
+    for path, facts in UNTYPED.items():
+        twins = [path, f"eval_{path}"] if path.startswith("dataset.") else [path]
+        messages += [mistake for twin in twins for mistake in _untyped_mistakes(config, twin, facts)]
+    for path, value, facts in keys_with_ranges(config):
+        messages += _range_mistake(path, value, facts) if path not in UNTYPED else []
     if "probe" in config:
         messages += [
             f"probe.{key} is empty: name at least one value" for key in ("lr", "weight_decay") if not config.probe[key]
         ]
-    if "optimizer" in config:
-        messages += _optimizer_mistakes(config)
+    if "scheduler" in config:
+        messages += _scheduler_mistakes(config.scheduler)
     if "trainer" in config:
         messages += _trainer_mistakes(config.trainer)
     return messages
+
+
+def _unusable(node: Any, path: str) -> list[str]:
+    """Lists values that cannot be read, as what they refer to (${…}) is not there, and numbers that nothing calculates with."""
+    messages = []
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        place = f"{path}.{key}".lstrip(".")
+        if place == "names" and not HydraConfig.initialized():
+            continue  # they refer to Hydra's own node, which only a job has
+        try:
+            value = None if OmegaConf.is_missing(node, key) else node[key]
+        except OmegaConfBaseException as error:
+            messages.append(located(error, place))
+            continue
+        if OmegaConf.is_config(value):
+            messages += _unusable(value, place)
+        elif not is_usable(value):
+            messages.append(f"{place}={value}: expected a finite number below 2^63")
+    return messages
+
+
+def located(error: Any, place: str = "") -> str:
+    """Returns an OmegaConf error in one line, with the key it is about and without the names of Python's exceptions."""
+    key, text = getattr(error, "full_key", None) or place, first_line(error)
+    text = re.sub(r"\w+ raised while resolving interpolation: ", "cannot be resolved: ", text)
+    return f"{key}: {text}" if key else text
+
+
+def _untyped_mistakes(config: DictConfig, path: str, facts: KeyFacts) -> list[str]:
+    """Checks a key that no schema has, where the configuration has it."""
+    node, _, leaf = path.rpartition(".")
+    parent = OmegaConf.select(config, node) if node else None
+    if not isinstance(parent, DictConfig) or leaf not in parent or OmegaConf.is_missing(parent, leaf):
+        return []
+    value = parent[leaf]
+    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    if not fits(plain, facts.hint):
+        return [f"{path}={value}: expected {describe(facts.hint)}"]
+    return [] if value is None else _range_mistake(path, value, facts)
 
 
 def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
@@ -61,7 +113,10 @@ def _range_mistake(path: str, value: Any, limits: KeyFacts) -> list[str]:
     if OmegaConf.is_list(value):
         return [mistake for entry in value for mistake in _range_mistake(path, entry, limits)]
     if limits.choices and value not in limits.choices:
-        return [f"{path}={value}: expected one of {', '.join(limits.choices)}{nearest(str(value), limits.choices)}"]
+        choices = [str(choice) for choice in limits.choices]
+        return [f"{path}={value}: expected one of {', '.join(choices)}{nearest(str(value), choices)}"]
+    if (limits.low, limits.high, limits.above) != (None, None, None) and not is_number(value):
+        return [f"{path}={value}: expected a number"]
     for bound, holds, relation in (
         (limits.low, operator.ge, "at least"),
         (limits.high, operator.le, "at most"),
@@ -99,14 +154,8 @@ def _trainer_mistakes(trainer: DictConfig) -> list[str]:
     ]
 
 
-def _optimizer_mistakes(config: DictConfig) -> list[str]:
-    optimizer, scheduler, messages = config.optimizer, config.scheduler, []
-    for key in ("base_lr", "weight_decay", "lr_scaling"):
-        limits = UNTYPED[f"optimizer.{key}"]
-        if isinstance(optimizer[key], str) and not limits.choices:
-            messages.append(f"optimizer.{key}={optimizer[key]}: expected a number")
-        else:
-            messages += _range_mistake(f"optimizer.{key}", optimizer[key], limits)
+def _scheduler_mistakes(scheduler: DictConfig) -> list[str]:
+    messages = []
     for key in [k for k in scheduler if k.endswith("_epochs")]:
         twin = key.replace("_epochs", "_steps")
         if scheduler[key] is not None and scheduler.get(twin) is not None:

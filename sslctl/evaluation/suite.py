@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sslctl.config.targets import bind
+from sslctl.config.targets import bind, build
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.subjects import Subject
@@ -15,10 +15,11 @@ def build_protocols(nodes: Any) -> dict[str, Protocol]:
     """Returns the protocols of protocols=[…] by name. Raises InputError for a signature that does not fit, or no protocol."""
     protocols = {}
     for name, node in nodes.items():
-        protocol, settings = bind(node, f"protocols.{name}")
+        path = f"protocols.{name}"
+        protocol, settings = bind(node, path)
         if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
-            raise InputError(f"protocols.{name}._target_={node._target_} is no sslctl.evaluation.task.Protocol")
-        protocols[name] = protocol(**settings)
+            raise InputError(f"{path}._target_={node._target_} is no sslctl.evaluation.task.Protocol")
+        protocols[name] = build(path, protocol, **settings)
     return protocols
 
 

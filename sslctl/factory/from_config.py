@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from sslctl.config.targets import bind, target_of
+from sslctl.config.targets import bind, build, target_of
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
@@ -22,12 +22,12 @@ from sslctl.views.maker import dropped_operations
 def build_source(node: Any, split: str) -> Source:
     """Builds a split of the dataset of a configuration."""
     target, arguments = bind(node, "dataset", given=("split",))
-    return target(split=split, **arguments)
+    return build("dataset", target, split=split, **arguments)
 
 
 def bind_backbone(node: Any):
     """Returns a network's class and its arguments, without those that the data give."""
-    return bind(node, "backbone", given=modality_of(target_of(node, "backbone")).network_arguments)
+    return bind(node, "backbone", given=modality_of(target_of(node, "backbone")).network_arguments, kind=nn.Module)
 
 
 def modality_of(network: Network | type[Network]) -> Modality:
@@ -46,10 +46,7 @@ def build_backbone(
             f"backbone: {target.__name__} takes {takes.plural}, the dataset has {has.plural}: {has.network_example}"
         )
     arguments |= {name: getattr(preprocess, name) for name in has.network_arguments}
-    try:
-        backbone = preprocess.to_backbone(target(**arguments))
-    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
-        raise InputError(f"backbone: {error}") from error
+    backbone = preprocess.to_backbone(build(key, target, **arguments))
     if with_weights and node.get("weights"):
         print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')), key=key)}")
     return backbone
@@ -58,7 +55,7 @@ def build_backbone(
 def bind_method(node: Any):
     """Returns a method's class and its arguments, without those that a run gives."""
     given = ("backbone", "facts", "teacher") if "teacher" in node else ("backbone", "facts")
-    return bind(node, "method", given=given)
+    return bind(node, "method", given=given, kind=Method)
 
 
 def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | None = None) -> Method:
@@ -66,10 +63,7 @@ def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | Non
     target, arguments = bind_method(node)
     if teacher is not None:
         arguments["teacher"] = teacher
-    try:
-        return target(backbone, facts, **arguments)
-    except ValueError as error:
-        raise InputError(f"method: {error}") from error
+    return build("method", target, backbone, facts, **arguments)
 
 
 def build_views(config: Any, source: Source, network: nn.Module | None = None) -> ViewMaker:

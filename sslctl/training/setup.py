@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sslctl.config.targets import bind
+from sslctl.config.targets import bind, build
 from sslctl.data.batch import Batch
 from sslctl.data.loader import batches
 from sslctl.data.sources import Source
@@ -47,7 +47,12 @@ class Setup:
 
 def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
     """Builds a configuration's optimizer over a method's trained parameters, torch's fused one where there is one."""
-    target, arguments = bind(node, "optimizer", given=("params", "lr"))
+    target, arguments = bind(node, "optimizer", given=("params", "lr"), kind=torch.optim.Optimizer)
+    closure = inspect.signature(target.step).parameters.get("closure") if inspect.isclass(target) else None
+    if closure is not None and closure.default is closure.empty:
+        raise InputError(
+            f"optimizer._target_={node.get('_target_')} calculates the loss several times a step: expected another"
+        )
     groups = parameter_groups(
         method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm, node.get("vector_lr_scale", 1.0)
     )
@@ -56,10 +61,7 @@ def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimi
     fused = "fused" in inspect.signature(target).parameters and target is not torch.optim.SGD  # fails on thawed weights
     if fused and "fused" not in node and plan.device.type in ("cpu", "cuda"):
         arguments["fused"] = True
-    try:
-        return target(groups, lr=plan.lr, **arguments)
-    except ValueError as error:
-        raise InputError(f"optimizer: {error}") from error
+    return build("optimizer", target, groups, lr=plan.lr, **arguments)
 
 
 def set_up(

@@ -1,0 +1,111 @@
+"""Kinds and ranges of configuration keys: what fits where, and that each number has a range."""
+
+import typing
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from sslctl.config.keys import UNTYPED, KeyFacts, facts_in
+from sslctl.config.kinds import describe, fits, is_usable
+from sslctl.config.ranges import range_of
+from sslctl.config.schema import CONFIGS, SCHEMAS
+
+# Numbers that have no range by themselves.
+ANY_NUMBER = {"mean"}
+# Lists whose range is that of a pair: validation.py checks them for themselves.
+PAIRS = {"scale", "ratio"}
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (1, int, True),
+        (True, int, False),
+        (1.0, int, False),
+        (1, float, True),
+        ("1", float, False),
+        (False, float, False),
+        (None, float | None, True),
+        (None, float, False),
+        ([1, 2], list[int], True),
+        ([1, "2"], list[int], False),
+        ([[1], [2]], list[list[int]], True),
+        ([[1], 2], list[list[int]], False),
+        ([0.9, 0.99], tuple[float, float], True),
+        ({"a": 1}, dict[str, int], True),
+        ({"a": "b"}, dict[str, int], False),
+        ({"a": "b"}, dict, True),
+        ("full", Literal["full", "half"], True),
+        ("none", Literal["full", "half"], False),
+        ({}, list, False),
+        ("anything", Any, True),
+    ],
+)
+def test_a_value_fits_its_annotation_down_to_its_entries(value, hint, expected):
+    assert fits(value, hint) is expected
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [(int | None, "a whole number or null"), (list[float], "a list of numbers"), (Literal["a", "b"], "one of a, b")],
+)
+def test_an_annotation_is_described_in_words(hint, words):
+    assert describe(hint) == words
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**63, -(2**64)])
+def test_numbers_that_nothing_calculates_with_are_none(value):
+    assert not is_usable(value)
+    assert is_usable(2**62)
+    assert is_usable("nan")
+
+
+def has_range(facts: KeyFacts) -> bool:
+    return bool(facts.choices) or (facts.low, facts.high, facts.above) != (None, None, None)
+
+
+def numbers_of(schema: type, prefix: str = "") -> typing.Iterator[tuple[str, KeyFacts]]:
+    """(path, facts) of the keys of a schema that hold a number or several."""
+    hints = typing.get_type_hints(schema)
+    for field in fields(schema):
+        hint = hints[field.name]
+        inner = typing.get_args(hint)[-1] if typing.get_origin(hint) is dict else hint
+        if is_dataclass(inner):
+            yield from numbers_of(inner, f"{prefix}{field.name}.")
+        elif {int, float} & {hint, *typing.get_args(hint)}:
+            yield f"{prefix}{field.name}", facts_in(field)
+
+
+@pytest.mark.parametrize("verb", SCHEMAS)
+def test_every_number_of_a_schema_has_a_range(verb):
+    without = {path for path, facts in numbers_of(SCHEMAS[verb]) if not has_range(facts)}
+    assert {path for path in without if path.rpartition(".")[2] not in PAIRS} == set()
+
+
+def numbers_in_files() -> dict[str, str]:
+    """key -> file, of the numbers of methods, networks, optimizers, schedules and datasets."""
+
+    def leaves(node: Any, path: str) -> typing.Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            inner = f"{path}.{name}".lstrip(".")
+            yield from leaves(value, inner) if isinstance(value, dict) else [(inner, value)]
+
+    numbers = {}
+    for group in ("method", "backbone", "optimizer", "scheduler", "dataset"):
+        for path in sorted((CONFIGS / group).glob("*.yaml")):
+            content = yaml.safe_load(path.read_text())
+            node = content["method"] if group == "method" else content
+            for key, value in leaves({k: v for k, v in node.items() if k != "defaults"}, group):
+                several = value if isinstance(value, list) else [value]
+                if any(isinstance(v, int | float) and not isinstance(v, bool) for v in several):
+                    numbers[key] = path.name
+    return numbers
+
+
+def test_every_number_of_the_files_has_a_range_by_its_key_or_its_name():
+    numbers = numbers_in_files()
+    assert len(numbers) > 80
+    free = {k for k in numbers if not has_range(UNTYPED.get(k, KeyFacts())) and range_of(k.rpartition(".")[2]) is None}
+    assert {key for key in free if key.rpartition(".")[2] not in ANY_NUMBER} == set()
