@@ -202,8 +202,10 @@ def _make_template(folder: Path, with_run: bool) -> None:
         raise RuntimeError(Path(f"{folder.parent}/template.err").read_text())
 
 
-def run_lines(lines: dict[int, list[str]], jobs: int, limit: float) -> Iterator[tuple[int, Line]]:
-    """Runs command lines, so many at a time; yields (number, how it ended) as they end."""
+def run_lines(
+    lines: dict[int, list[str]], jobs: int, limit: float, until: float = float("inf")
+) -> Iterator[tuple[int, Line]]:
+    """Runs command lines, so many at a time; yields (number, how it ended) as they end. until: none begins after this time."""
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -212,6 +214,8 @@ def run_lines(lines: dict[int, list[str]], jobs: int, limit: float) -> Iterator[
         waiting, running = list(lines.items()), {}
         try:
             while waiting or running:
+                if time.monotonic() > until:
+                    waiting.clear()
                 while waiting and len(running) < jobs:
                     number, words = waiting.pop(0)
                     box = folder / f"line-{number}"
@@ -264,6 +268,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--only", type=int, nargs="+", help="numbers of lines to run and show")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="lines at a time (%(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of a line (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=60, help="after which no line begins (%(default)s)")
     args = parser.parse_args(words)
     begin = time.monotonic()
     for name in HEAVY:
@@ -282,7 +287,7 @@ def main(words: list[str]) -> int:
         lines = {n: command(random.Random(f"{args.seed}-{n}")) for n in args.only or range(args.lines)}
     print(f"seed {args.seed}: {len(lines)} command lines", flush=True)
     outcomes, wrong, show = Counter(), 0, args.only or args.file
-    for number, line in run_lines(lines, args.jobs, args.limit):
+    for number, line in run_lines(lines, args.jobs, args.limit, begin + 60 * args.minutes):
         faults = faults_of(line)
         outcomes["unfinished" if line.status is None else f"status {line.status}"] += 1
         wrong += bool(faults)
@@ -292,7 +297,9 @@ def main(words: list[str]) -> int:
             shown = f"{line.out}{line.err}".splitlines() if show else line.err.splitlines()[:6]
             print("\n".join(f"  | {text[:300]}" for text in shown), flush=True)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-    print(f"\n{len(lines)} lines of seed {args.seed}: {counts}; {wrong} not in order; {time.monotonic() - begin:.0f} s")
+    print(
+        f"\n{outcomes.total()} lines of seed {args.seed}: {counts}; {wrong} not in order; {time.monotonic() - begin:.0f} s"
+    )
     return int(wrong > 0)
 
 

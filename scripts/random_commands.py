@@ -170,7 +170,9 @@ def command(rng: random.Random) -> list[str]:
     words += [f"{key}={value}" for key, value in _TINY.items() if key in keys]
     if verb in _PLANNED and rng.random() < 0.9:
         words.append("plan_only=true")
-    faults = [word for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3, 5))) for word in _fault(verb, keys, choices, rng)]
+    faults = [
+        word for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 1, 2, 2, 4))) for word in _fault(verb, keys, choices, rng)
+    ]
     if rng.random() < 0.1:
         faults = ["-m", *faults, rng.choice(("seed=0,1", "seed=0,abc", *faults, *words[1:]))]
     if faults and rng.random() < 0.05:
@@ -197,8 +199,12 @@ def value(key: str, default: Any, rng: random.Random) -> str:
         return rng.choice(_FEW[leaf])
     if leaf == "_target_":
         return rng.choice(_TARGETS)
-    if isinstance(default, int | float) and not isinstance(default, bool) and rng.random() < 0.2:
-        return f"{default * rng.choice((-1, 0, 0.5, 2, 10)):g}"
+    if isinstance(default, int | float) and not isinstance(default, bool) and rng.random() < 0.4:
+        return f"{default * rng.choice((-1, 0, 0.3, 0.5, 2, 3, 10)):g}"  # of the right kind
+    if isinstance(default, list | str) and rng.random() < 0.2:
+        return rng.choice(
+            ("1", "2", "3", "5", "7", "0.3", "0.99", "[1,2]", "[0.2,0.4]", "[3,3]", "true", "false", "null")
+        )
     likely = {"a number": _NUMBERS, "a path": _PATHS}[
         "a path" if leaf in ("root", "out", "ckpt", "run_dir", "weights") else "a number"
     ]
