@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from sslctl.config.schema import CONFIGS
 from sslctl.data import files, listing, sources
+from sslctl.data.downloads import data_home
 from sslctl.data.loader import batches, clean_batches
 from sslctl.errors import InputError
 from sslctl.ops.timing import Clock
@@ -592,9 +593,9 @@ def test_every_dataset_takes_two_steps(cli, workdir, name):
 def test_downloads_go_to_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("SSLCTL_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert sources.data_home() == tmp_path / "cache" / "sslctl" / "data"
+    assert data_home() == tmp_path / "cache" / "sslctl" / "data"
     monkeypatch.setenv("SSLCTL_DATA", str(tmp_path / "data"))
-    assert sources.data_home() == tmp_path / "data"
+    assert data_home() == tmp_path / "data"
 
 
 def test_a_root_that_is_not_there_is_refused_when_nothing_may_be_downloaded(tmp_path):

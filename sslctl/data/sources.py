@@ -1,6 +1,5 @@
 """Where images come from. A source is a list of images with labels, in memory or as files; splits never overlap."""
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -18,11 +17,12 @@ from torch import Tensor
 from sslctl.data import files, listing
 from sslctl.data.binary import read_cifar, read_idx
 from sslctl.data.description import Description, describe, value_range
+from sslctl.data.downloads import data_home, download_by
 from sslctl.data.layout import Layout, base_name, class_folders, without_labels
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sampler import permuted
 from sslctl.data.unreadable import readable
-from sslctl.errors import InputError, first_line, user_path
+from sslctl.errors import InputError
 from sslctl.random import Key
 
 
@@ -166,28 +166,13 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
             raise InputError(f"no {stem}-images-idx3-ubyte[.gz] in {base} (dataset.download=true would fetch it)")
         import torchvision
 
-        _download("Fashion-MNIST", base, lambda: torchvision.datasets.FashionMNIST(str(base), download=True))
+        download_by("Fashion-MNIST", base, lambda: torchvision.datasets.FashionMNIST(str(base), download=True))
         folder = base / "FashionMNIST" / "raw"
     images = read_idx(folder / f"{stem}-images-idx3-ubyte", dimensions=3)[:, None]
     labels = read_idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
     if len(images) != len(labels):
         raise InputError(f"{folder} holds {len(images)} {stem} images and {len(labels)} labels")
     return from_tensors("fashion_mnist", split, images, labels, _FASHION, image_size)
-
-
-def _download(what: str, folder: Path, fetch: Callable[[], Any]) -> None:
-    """Downloads by a call of torchvision's, which raises whatever the network does; folders that it made are taken back then."""
-    missing = [f for f in (folder, *folder.parents) if not f.exists()]
-    try:
-        fetch()
-    except (OSError, RuntimeError, ValueError) as error:
-        for made in (folder / "FashionMNIST" / "raw", folder / "FashionMNIST", *missing):
-            with contextlib.suppress(OSError):
-                made.rmdir()  # only where it is empty
-        raise InputError(
-            f"dataset.download=true: {what} cannot be fetched ({first_line(error)}): put its files into a folder,"
-            " dataset.root=FOLDER"
-        ) from error
 
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -210,7 +195,7 @@ def cifar10(split: str, image_size: int, root: str | None, download: bool, memor
 
         url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
         md5 = "c32a1d4ab5d03f1284b67883e8d87530"
-        _download(url, base, lambda: download_and_extract_archive(url, str(base), md5=md5))
+        download_by(url, base, lambda: download_and_extract_archive(url, str(base), md5=md5))
         folder = base / "cifar-10-batches-bin"
     rows = np.concatenate([read_cifar(folder / name) for name in names])  # (N, 1 + 3072)
     images = torch.from_numpy(rows[:, 1:].copy()).view(-1, 3, 32, 32)
@@ -301,9 +286,3 @@ def _from_files(
     labels = torch.tensor(layout.labels)
     source = Source(name, split, images, tuple(paths), labels, layout.classes, channels, image_size, digest, times)
     return replace(source, description=description, value_range=values)
-
-
-def data_home() -> Path:
-    """Returns where downloads go: $SSLCTL_DATA, or sslctl/ in the user's cache folder."""
-    cache = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    return user_path(os.environ.get("SSLCTL_DATA", cache / "sslctl" / "data"))
