@@ -2,11 +2,12 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from sslctl.distributed import rank
 from sslctl.runs.directory import METRICS
-from sslctl.runs.metrics import append_metrics
+from sslctl.runs.metrics import append_metrics, read_metrics
 from sslctl.training.plan import Plan
 from sslctl.training.progress import Progress
 
@@ -14,10 +15,11 @@ from sslctl.training.progress import Progress
 class Log:
     """One record per logged step, written to the file, to TensorBoard and to the terminal.
 
-    first_step: where this process began; TensorBoard forgets what an earlier one logged beyond it.
+    first_step: where this process begins; TensorBoard forgets what an earlier one logged beyond it. evaluating: the online
+    evaluation of that step is to come, again perhaps: then TensorBoard forgets that step as well, and is given its record anew.
     """
 
-    def __init__(self, run_dir: Path, plan: Plan, first_step: int, tensorboard: bool):
+    def __init__(self, run_dir: Path, plan: Plan, first_step: int, tensorboard: bool, *, evaluating: bool = False):
         self.path, self.plan, self.first_step = run_dir / METRICS, plan, first_step
         self.last_record: tuple[float, int] | None = None
         self.latest: dict[str, float] = {}  # of the online evaluation
@@ -26,17 +28,23 @@ class Log:
         if tensorboard and self.writes:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(run_dir), purge_step=first_step and first_step + 1)
+            move_events_back(run_dir)
+            forgets_from = first_step if evaluating or not first_step else first_step + 1
+            self.writer = SummaryWriter(str(run_dir), purge_step=forgets_from)
+            for record in read_metrics(run_dir):
+                if record["step"] >= forgets_from:
+                    self._show({k: v for k, v in record.items() if k not in ("step", "epoch")}, record["step"])
         self.progress = Progress(plan.total_steps, first_step) if self.writes else contextlib.nullcontext()
 
     def __enter__(self) -> "Log":
         self.progress.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         self.progress.__exit__(None, None, None)
         if self.writer:
-            self.writer.close()
+            with contextlib.suppress(OSError) if kind else _naming(self.path.parent):
+                self.writer.close()
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of a completed step."""
@@ -49,17 +57,24 @@ class Log:
                 values = values | {"images_per_second": (step - self.last_record[1]) * self.plan.batch_size / seconds}
             self.last_record = (now, step)
         self.latest |= {name: values[name] for name in ("knn", "rankme") if name in values}
-        append_metrics(self.path, {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values})
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        self._show(values, step)
+        if "rankme" in values:  # by its line in the file an evaluation counts as done: it must be shown by then
+            self.flush()
+        with _naming(self.path):
+            append_metrics(self.path, {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values})
         place = f"epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}"
         telling = "rankme" in values or step == self.plan.total_steps
         self.progress.update(step, place, self._figures(values), line_now=telling)
 
+    def _show(self, values: dict[str, float], step: int) -> None:
+        with _naming(self.path.parent):
+            for name, value in values.items() if self.writer else ():
+                self.writer.add_scalar(name, value, step)
+
     def flush(self) -> None:
         if self.writer:
-            self.writer.flush()
+            with _naming(self.path.parent):
+                self.writer.flush()
 
     def _figures(self, values: dict[str, float]) -> str:
         parts = []
@@ -75,3 +90,24 @@ class Log:
         elif "rankme" in self.latest:
             parts.append(f"RankMe {self.latest['rankme']:.1f}")
         return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names what could not be written: errors of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"log not written: {error.strerror}", str(path)) from error
+
+
+def move_events_back(run_dir: Path) -> None:
+    """Renames event files so that one which is made now comes last: TensorBoard reads them in the order of their names.
+
+    These begin with the second: a run that continues in the same one, or after the clock was set back, would come too early.
+    """
+    start = "events.out.tfevents."
+    before = f"{start}{int(time.time()) - 1:010}."
+    for path in sorted(run_dir.glob(f"{start}*")):
+        if path.name >= before:
+            path.rename(path.with_name(before + path.name.removeprefix(start)))

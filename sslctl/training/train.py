@@ -38,10 +38,10 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
     """
     plan, method, precision, clock = setup.plan, setup.method, setup.precision, setup.clock
     first_step, online_is_logged = resume(setup)
-    log = Log(setup.run_dir, plan, first_step, setup.tensorboard)
+    # Untrained weights are evaluated too, and so is a step whose evaluation was cut short.
+    evaluating = plan.evaluates_online_after(first_step) and not online_is_logged
+    log = Log(setup.run_dir, plan, first_step, setup.tensorboard, evaluating=evaluating)
     with log, contextlib.closing(setup.batches(first_step)) as feed, explain_out_of_memory(plan, method):
-        # Untrained weights are evaluated too, and so is a step whose evaluation a signal cut short.
-        evaluating = plan.evaluates_online_after(first_step) and not online_is_logged
         if evaluating and not evaluate_online(setup, log, first_step):
             return Outcome.STOPPED
         clock.lap("starting")
@@ -52,6 +52,7 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
             if step % plan.steps_per_epoch == 0 and not start_epoch(setup, step):
                 if step > first_step:
                     precision.raise_if_nonfinite(plan.lr_at)
+                    log.flush()
                     save(setup, step)
                 return Outcome.STOPPED
 
@@ -85,6 +86,7 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
                 complete = evaluate_online(setup, log, completed)
                 clock.lap("evaluation")
                 if not complete:
+                    log.flush()
                     save(setup, completed)
                     return Outcome.STOPPED
 
