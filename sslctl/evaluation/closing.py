@@ -19,7 +19,7 @@ from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
-from sslctl.runs.directory import BACKBONE, RESULTS
+from sslctl.runs.directory import BACKBONE, RESULTS, total_size
 from sslctl.runs.health import as_line, findings
 from sslctl.runs.results import Result, append_results, read_results
 from sslctl.training.plan import Plan
@@ -77,7 +77,7 @@ def finish(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Sour
     save_evaluated_backbone(config, setup, preprocess)
     for finding in findings(run_dir):
         print(f"  {as_line(finding)}")
-    print(f"done: {run_dir}")
+    print(f"done: {run_dir} ({total_size(run_dir) / 2**20:,.1f} MiB)")
 
 
 def save_evaluated_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:
