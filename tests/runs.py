@@ -19,6 +19,7 @@ from torch import Tensor
 import sslctl.training.train
 from sslctl.cli import main
 from sslctl.runs import checkpoint
+from sslctl.runs.checksums import check_json
 from sslctl.runs.metrics import read_metrics
 from sslctl.runs.reading import read_lines
 from sslctl.runs.results import Result
@@ -172,6 +173,11 @@ def metrics(run_dir: Path) -> list[dict]:
 def results(path: Path) -> list[dict]:
     """The lines of a results.jsonl, without their checksums."""
     return read_lines(path)
+
+
+def unsigned(path: Path) -> dict:
+    """What a JSON file of a run holds, without its checksum: written again, it is as its user edited it."""
+    return json.loads(check_json(path.read_text()))
 
 
 def blank_result(**values: Any) -> Result:

@@ -177,7 +177,7 @@ def test_a_label_a_class_is_probed_with_settings_that_nothing_has_chosen(cli, ru
 
 
 def test_a_logged_teacher_entropy_is_shown(cli, run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = results(run / "metrics.jsonl")
     for line in lines:
         line["teacher_entropy"] = line["step"] / 100
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

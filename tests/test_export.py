@@ -22,6 +22,7 @@ from sslctl.models.backbones import Backbone, ResNet
 from sslctl.models.weights import load_weights
 from sslctl.runs.checkpoint import metadata, newest_valid
 from tests.conftest import QUICK, write_images
+from tests.runs import unsigned
 
 OTHER = tuple(word for word in QUICK if not word.startswith(("backbone", "method")))
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -350,9 +351,7 @@ def test_the_lines_of_the_description_run_as_they_are_from_image_files_to_featur
     exported, resnet_run, teacher_run, tmp_path, monkeypatch, format
 ):
     run = shutil.copytree(resnet_run if format == "torchvision" else teacher_run, tmp_path / "run", symlinks=True)
-    settings = json.loads((run / "preprocess.json").read_text()) | {
-        "resize": 20
-    }  # so that there is something to cut off
+    settings = unsigned(run / "preprocess.json") | {"resize": 20}  # so that there is something to cut off
     (run / "preprocess.json").write_text(json.dumps(settings))
     backbone = run / "backbone.safetensors"  # which describes itself
     save_file(load_file(backbone), backbone, metadata(backbone) | {"preprocess": json.dumps(settings)})

@@ -31,7 +31,7 @@ from sslctl.runs.health import (
 from sslctl.visuals.tensorboard import mapped
 from tests.conftest import write_images
 from tests.processes import in_processes
-from tests.runs import PROBE, blank_result, differences, finish, metrics, newest, slow, tensors
+from tests.runs import PROBE, blank_result, differences, finish, metrics, newest, slow, tensors, unsigned
 
 GREY = ("channels=1", "mean=[0.5]", "std=[0.5]")
 ONLINE = ("knn", "rankme", "backbone_std")  # at step 0 and after every second epoch
@@ -457,7 +457,7 @@ def test_what_kNN_is_asked_about_is_known_of_a_run_on_images_without_labels(tmp_
     assert trained(run, *data, *grey, "method=simclr", "trainer.batch_size=10", "trainer.epochs=1") == 0
     known = read_run_facts(run)
     assert (known.num_classes, known.majority, known.chance) == (2, 0.75, 0.75)
-    environment = json.loads((run / "environment.json").read_text())
+    environment = unsigned(run / "environment.json")
     assert environment["facts"]["num_classes"] == 0
     del environment["known"]  # as before they were kept
     (run / "environment.json").write_text(json.dumps(environment))

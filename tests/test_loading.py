@@ -23,6 +23,7 @@ from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
 from sslctl.runs.checkpoint import metadata, newest_valid
 from sslctl.views.maker import resize_and_crop
 from tests.methods import built
+from tests.runs import unsigned
 from tests.test_config import choices
 
 
@@ -188,7 +189,7 @@ def test_pil_images_of_other_modes_are_converted(finished_run):
 
 def test_a_backbone_of_grey_images_takes_grey_arrays(run):
     path = run / "preprocess.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"channels": 1}))
+    path.write_text(json.dumps(unsigned(path) | {"channels": 1}))
     preprocess = Transform(Preprocess(**json.loads(path.read_text())))
     array = pixels(16, 16)[:, :, 0]
     assert preprocess(array).shape == (1, 16, 16)

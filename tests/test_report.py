@@ -19,10 +19,11 @@ from sslctl.report import commands
 from sslctl.report import measurement as measured
 from sslctl.report import run as recorded
 from sslctl.runs import checkpoint, health
+from sslctl.runs.reading import read_lines
 from sslctl.runs.results import Result
 from tests.browser import DESKTOP, PHONE, browser, needs_chromium
 from tests.conftest import QUICK, write_images
-from tests.runs import pretrain
+from tests.runs import pretrain, unsigned
 
 METHODS, SEEDS = ("simclr", "dcl"), (0, 1)
 CLASSES = ("a<b>", "c&d")
@@ -76,7 +77,7 @@ def data_of(page: str) -> dict:
 
 
 def results(run: Path, subject: str, protocol: str, metric: str = "top1") -> dict:
-    records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    records = read_lines(run / "results.jsonl")
     (found,) = [r for r in records if (r["subject"], r["protocol"], r["metric"]) == (subject, protocol, metric)]
     return found
 
@@ -275,7 +276,7 @@ def test_every_run_of_a_sweep_can_be_repeated(page, sweep):
 def test_unfinished_runs_are_left_out_of_means(page, sweep, workdir):
     shutil.copytree(sweep, workdir / "runs")
     stopped = workdir / "runs" / "simclr-1"
-    environment = json.loads((stopped / "environment.json").read_text())
+    environment = unsigned(stopped / "environment.json")
     environment["facts"]["total_steps"] += 1
     (stopped / "environment.json").write_text(json.dumps(environment))
     said = told(page("runs"))
@@ -355,7 +356,7 @@ def test_results_by_different_settings_are_never_averaged_or_compared(page, swee
     shutil.copytree(sweep, workdir / "runs")
     for seed in SEEDS:
         run = workdir / "runs" / f"dcl-{seed}"
-        lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+        lines = read_lines(run / "results.jsonl")
         for record in lines:
             if record["protocol"] == "linear-cached":
                 record["params"]["lr"] = [7.0]
@@ -381,7 +382,7 @@ def test_means_of_settings_have_columns_of_their_own(sweep):
     found = results(sweep / "simclr-0", "trained", "linear-cached")
     other = found | {"params": found["params"] | {"epochs": 99}}
     changed = found | {"seed": 5, "details": {"picked": "others"}, "value": 0.1}
-    one, two, same = (measured.measurement_of(Result.from_line(line, "a line")) for line in (found, other, changed))
+    one, two, same = (measured.measurement_of(Result.from_line(line)) for line in (found, other, changed))
     assert one != two
     assert one == same
     assert measured.distinguishing_settings([one, two]) == {one: "epochs 2", two: "epochs 99"}

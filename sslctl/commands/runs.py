@@ -43,7 +43,8 @@ def runs(config: Any) -> None:
         size = f"{rundir.total_size(run) / 2**20:,.1f} MiB"
         if wrong := damages(run):
             table.add_row(Text(shown(_relative(run))), "damaged", "", "", "", size)
-            damaged += [*(f"  {shown(damage.describe())}" for damage in wrong), f"  {repair_command(run)}"]
+            damaged += [f"  {shown(damage.describe())}" for damage in wrong]
+            damaged += [f"  {repair_command(run)}"] if any(damage.repairable for damage in wrong) else []
             continue
         status, epoch, knn = _state(run)
         worst = verdict(findings(run))
@@ -56,7 +57,7 @@ def runs(config: Any) -> None:
         print("to continue:")
         print("\n".join(resumable))
     if damaged:
-        print("damaged, each with the command that sets aside what cannot be read:")
+        print("damaged, with the commands that set aside what cannot be read:")
         print("\n".join(damaged))
 
 

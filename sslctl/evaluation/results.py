@@ -72,9 +72,10 @@ def make_result(
         time=now(),
     )
     try:
-        return Result.from_line(json.loads(result.to_json()))
+        Result.from_line(json.loads(result.to_json()))
     except ValueError as error:
         raise InputError(f"{protocol} {metric} of {subject.name} weights is not recorded: {error}") from error
+    return result
 
 
 def interval(each: Tensor, seed: int = 0) -> list[float]:

@@ -64,9 +64,11 @@ def is_run(path: Path) -> bool:
 
 
 def holds_run(path: Path) -> bool:
-    """Tells whether a directory is a run, or what is left of one that has lost some of its files."""
-    own = (CONFIG, ENVIRONMENT, PREPROCESS)  # trained classifiers have none of them
-    return is_run(path) or (any(os.path.lexists(path / name) for name in own) and is_own(path))
+    """Tells whether a directory is a run, or what is left of one that has lost some of its files.
+
+    The directories of trained classifiers are sslctl's too, and have neither of these two.
+    """
+    return is_run(path) or (any(os.path.lexists(path / name) for name in (CONFIG, ENVIRONMENT)) and is_own(path))
 
 
 def find_runs(path: Path) -> list[Path]:

@@ -24,9 +24,8 @@ class Damaged(InputError):
 
     def __init__(self, path: Path, reason: str, line: int | None = None, *, repairable: bool = True):
         self.path, self.reason, self.line = path, " ".join(reason.split()), line
-        advice = ""
-        if repairable and holds_run(path.parent):
-            advice = f"; {repair_command(path.parent)} sets aside what cannot be read"
+        self.repairable = repairable and holds_run(path.parent)
+        advice = f"; {repair_command(path.parent)} sets aside what cannot be read" if self.repairable else ""
         super().__init__(f"{self.describe()}{advice}")
 
     def describe(self) -> str:
@@ -95,7 +94,7 @@ def _json(path: Path) -> Any:
     try:
         return _parsed(text) if text.strip() else None
     except (ValueError, RecursionError) as error:
-        raise Damaged(path, str(error), getattr(error, "lineno", None)) from error
+        raise Damaged(path, _reason(error), getattr(error, "lineno", None)) from error
 
 
 def _parsed(text: str) -> Any:
@@ -110,7 +109,8 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise Damaged(path, "missing") from error
+        reason = "missing; the command that started the run writes it again"
+        raise Damaged(path, reason, repairable=False) from error
     except IsADirectoryError as error:
         raise Damaged(path, "a directory is in its place") from error
     except OSError as error:
@@ -124,6 +124,12 @@ def _text(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise Damaged(path, f"byte {error.start} is no UTF-8", content[: error.start].count(b"\n") + 1) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _line_of(error: Exception) -> int | None:
@@ -166,8 +172,7 @@ def lines_of(path: Path, read: Callable[[Any], Any]) -> Lines:
             if number > len(whole) and _is_cut(line):
                 result.cut = line
             else:
-                reason = "no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-                result.damages.append(Damaged(path, reason, number))
+                result.damages.append(Damaged(path, _reason(error), number))
         else:
             result.texts.append(line)
             result.records.append(record)

@@ -120,7 +120,7 @@ DAMAGES = {  # name -> (file, damage, what is said behind the file's name)
     "config of others": ("config.yaml", text("seed: 0\n"), ": without backbone, dataset, method, names, scheduler"),
     "config a date": ("config.yaml", text("seed: 2001-99-99\n"), ": month must be in 1..12"),
     "config a directory": ("config.yaml", directory, ": a directory is in its place"),
-    "config lost": ("config.yaml", Path.unlink, ": missing"),
+    "config lost": ("config.yaml", Path.unlink, ": missing; the command that started"),
     "config flipped": ("config.yaml", flip_a_digit, ": not as it was written"),
     "environment empty": ("environment.json", text(""), ": empty"),
     "environment lost": ("environment.json", Path.unlink, ": missing"),
@@ -192,7 +192,8 @@ def test_every_damaged_run_is_listed_with_file_line_and_reason_beside_the_others
     for name, (file, _, words) in DAMAGES.items():
         (told,) = [text for text in said.splitlines() if text.startswith(f"  {many / name / file}")]
         assert words in told
-        assert f"  {shlex.join(['sslctl', 'runs', str(many / name), 'repair=true'])}\n" in said
+        command = f"  {shlex.join(['sslctl', 'runs', str(many / name), 'repair=true'])}\n"
+        assert (command in said) == ("missing" not in words)
     (row,) = [text for text in said.splitlines() if "finished" in text]
     assert "[x]*" in row
     assert said.count(" damaged ") == len(DAMAGES)
@@ -228,7 +229,9 @@ def test_a_damaged_run_is_refused_in_a_line_whose_advice_works(name, run, capsys
     assert len(caught.value.messages) == 1
     assert str(caught.value).startswith(str(path))
     assert words in str(caught.value)
-    assert str(caught.value).endswith(f"; {advice} sets aside what cannot be read")
+    lost = "missing" in words
+    assert str(caught.value).endswith("the command that started the run writes it again") == lost
+    assert str(caught.value).endswith(f"; {advice} sets aside what cannot be read") != lost
     before = contents(run)
     (sentence,) = repair(run) if path.exists() else ["lost"]
     kept = {file: content for file, (_, content) in contents(run).items()}

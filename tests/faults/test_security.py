@@ -24,6 +24,7 @@ from sslctl.errors import InputError, shown
 from sslctl.export.format import FILE, Lines, arguments, literal
 from sslctl.export.formats import FORMATS
 from sslctl.runs.checkpoint import metadata
+from tests.runs import unsigned
 from tests.test_report import commands_of
 
 FAST = ("device=cpu", "cache=false", "images=1", "map_images=10", "neighbours=1", "detailed=1")
@@ -373,7 +374,7 @@ def _told(text, folder, marker):
 def test_commands_of_runs_and_report_are_words_of_a_shell(foreign, cli, marker, workdir, name):
     run = foreign(name)
     (run / "backbone.safetensors").unlink()  # not finished: `runs` says how to continue
-    environment = json.loads((run / "environment.json").read_text())
+    environment = unsigned(run / "environment.json")
     environment |= {
         "cwd": str(run),
         "command": shlex.join(["sslctl", "pretrain", f"run_dir={name}", "seed=0; touch marker"]),
