@@ -14,6 +14,15 @@ UNFINISHED = r"\.\d+\.writing"  # what `replacing` adds, behind a dot and the fi
 _TEMPORARY = re.compile(rf"{PROBE}|\..+{UNFINISHED}", re.ASCII)
 
 
+def sync(path: Path) -> None:
+    """Waits until a file, or which names a folder holds, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a sibling to write to; it takes the place of `path` when the block ends, and is removed when that raises.
@@ -23,8 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         yield temporary
-        with temporary.open("rb") as opened:
-            os.fsync(opened.fileno())
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
