@@ -83,9 +83,10 @@ def train(args: argparse.Namespace, run_dir: Path, *, saves: bool) -> tuple[floa
 
 def time_saves(run_dir: Path, count: int, place: Path) -> list[float]:
     """Seconds of each of `count` saves of a run's last state, its convolutions in channels_last as while it trains."""
-    tensors = checkpoint.load_tensors(run_dir / "last" / "weights.safetensors")
+    newest = checkpoint.newest_valid(run_dir)
+    tensors = checkpoint.load_tensors(newest / "weights.safetensors")
     tensors = {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in tensors.items()}
-    state = checkpoint.load_pickle(run_dir / "last" / "state.pt")
+    state = checkpoint.load_pickle(newest / "state.pt")
     taken = []
     for step in range(count):
         began = time.perf_counter()
@@ -115,7 +116,7 @@ def main() -> None:
             rounds.append({AT_END: at_end, EVERY: every})
             epochs.append(epoch)
         taken = time_saves(place / "end-0", args.saves, place / "saves")
-        size = sum(path.stat().st_size for path in (place / "end-0" / "last").resolve().iterdir())
+        size = sum(path.stat().st_size for path in checkpoint.newest_valid(place / "end-0").iterdir())
     print(f"{args.epochs} epochs of {args.steps or 'all'} steps, {args.threads} threads\n")
     print(table(rounds, "seconds", AT_END))
     save, epoch = statistics.median(taken), statistics.median(epochs)

@@ -20,6 +20,7 @@ import sslctl.training.train
 from sslctl.cli import main
 from sslctl.runs import checkpoint
 from sslctl.runs.checksums import check_json
+from sslctl.runs.manifest import write_manifest
 from sslctl.runs.metrics import read_metrics
 from sslctl.runs.reading import read_lines
 from sslctl.runs.results import Result
@@ -212,8 +213,7 @@ def edit(
 def sign(path: Path) -> None:
     """Makes a checkpoint's manifest that of the files that are there now."""
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"] = {name: checkpoint._digest(path / name) for name in manifest["files"]}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path, manifest["step"], manifest.get("run"))
     checkpoint.verify(path)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from sslctl.runs import checkpoint
 from sslctl.runs.checkpoint import CheckpointError
+from sslctl.runs.manifest import read_manifest
 
 
 def state_at(step):
@@ -123,11 +124,10 @@ def test_a_saved_optimizer_continues_as_if_it_had_not_been_saved(tmp_path):
     assert torch.equal(module.weight, other.weight)
 
 
-def test_last_points_at_the_newest(tmp_path):
+def test_last_names_the_newest(tmp_path):
     for step in (1, 2, 3):
-        path = checkpoint.save(tmp_path, step, linear(), state_at(step), keep_last=2)
-        assert (tmp_path / "last").resolve() == path.resolve()
-        assert not (tmp_path / "last").readlink().is_absolute(), "a moved run would lose its last checkpoint"
+        checkpoint.save(tmp_path, step, linear(), state_at(step), keep_last=2)
+        assert (tmp_path / "last").read_text() == f"checkpoints/step-{step}\n"
 
 
 @pytest.mark.parametrize("keep_last", [2, 3])
@@ -207,6 +207,24 @@ def test_the_manifest_lists_sizes_and_hashes(tmp_path):
     for name in ("weights.safetensors", "state.pt"):
         content = (path / name).read_bytes()
         assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_manifest_holds_the_run_and_notices_another(tmp_path):
+    run = {"config": {"seed": 1, "rate": 0.1, "off": None}, "environment": {"hashes": {"data": "abc"}}}
+    path = checkpoint.save(tmp_path, 7, linear(), state_at(7), keep_last=2, run=run)
+    assert read_manifest(path)["run"] == run
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(CheckpointError, match=r"manifest\.json .* is not what was written there"):
+        checkpoint.verify(path)
+
+
+@pytest.mark.parametrize(("format_", "reads"), [({}, True), ({"format": 1}, True), ({"format": 3}, False)])
+def test_manifests_of_earlier_versions_are_read(format_, reads, tmp_path):
+    path = checkpoint.save(tmp_path, 7, linear(), state_at(7), keep_last=2)
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    (path / "manifest.json").write_text(json.dumps(format_ | {"step": 7, "files": files}))
+    assert (checkpoint.newest_valid(tmp_path) == path) is reads
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])

@@ -10,6 +10,7 @@ from sslctl.config.nodes import TrainerConfig
 from sslctl.config.schema import SCHEMAS, PretrainConfig
 from sslctl.errors import InputError
 from sslctl.runs.claim import refuse_another_config
+from sslctl.runs.description import saved_description
 from sslctl.runs.directory import find_runs
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from tests.runs import CONFIG, SIMCLR, command, differences, metrics, signal_at, tensors
@@ -86,11 +87,11 @@ def test_only_another_value_than_that_of_the_old_behaviour_counts():
 def test_the_old_behaviour_is_what_a_run_without_the_key_is_said_to_have(there, tmp_path):
     start(tmp_path / "old", there)
     start(tmp_path / "new", NEW)
-    refuse_another_config(tmp_path / "old", OLD, {"data": "abc"})
+    refuse_another_config(tmp_path / "old", saved_description(tmp_path / "old"), OLD, {"data": "abc"})
     with pytest.raises(InputError, match=r"method\.noise: None → 0\.1"):
-        refuse_another_config(tmp_path / "old", NEW, {"data": "abc"})
+        refuse_another_config(tmp_path / "old", saved_description(tmp_path / "old"), NEW, {"data": "abc"})
     with pytest.raises(InputError, match=r"method\.noise: 0\.1 → None"):
-        refuse_another_config(tmp_path / "new", there, {"data": "abc"})
+        refuse_another_config(tmp_path / "new", saved_description(tmp_path / "new"), there, {"data": "abc"})
 
 
 def test_a_key_without_an_old_behaviour_counts_at_once():

@@ -88,7 +88,7 @@ ANOTHERS = {
     "with both files of a run": {"config.yaml": "a: 1", "environment.json": "{}"},
     "with other manifests": {"checkpoints/step-5/manifest.json": '{"step": 5, "files": {"model.pt": {}}}'},
     "with a manifest of another step": {"checkpoints/step-5/manifest.json": manifest(6)},
-    "with a manifest of a later version": {"checkpoints/step-5/manifest.json": manifest(5, format=2)},
+    "with a manifest of a later version": {"checkpoints/step-5/manifest.json": manifest(5, format=3)},
     "of notes": {"thesis.tex": "all of it"},
     "of a hidden file": {".git/HEAD": "ref"},
     "with a folder called lock": {"lock/file": ""},
@@ -118,6 +118,7 @@ OURS = {
     "killed before it was marked": {"lock": "", ".writable-12": "", f".{MARKER}.12.writing": '{"for'},
     "marked": {MARKER: '{"format": 1, "version": "0.2.0"}', "config.yaml": "a: 1"},
     "from before there were markers": {"checkpoints/step-5/manifest.json": manifest(5), "config.yaml": "a: 1"},
+    "of a checkpoint of today": {"checkpoints/step-5/manifest.json": manifest(5, format=2)},
     "whose marker is damaged": {"checkpoints/step-5/manifest.json": manifest(5, format=1), MARKER: ""},
 }
 

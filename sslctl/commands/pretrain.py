@@ -167,7 +167,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
                 "feature_dim": backbone.embed_dim,
                 **class_facts(measure.source),
             }
-            lock = claim(
+            lock, setup.description = claim(
                 run_dir,
                 config=resolved,
                 hashes=hashes,
@@ -182,7 +182,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             described = {"format": 1, "train": source.as_json()} | ({"test": judges[1].as_json()} if judges else {})
             write_text(run_dir / rundir.DATA, json.dumps(described, indent=1) + "\n")
             if source.tokenizer:
-                (run_dir / rundir.TOKENIZER).write_text(source.tokenizer)
+                write_text(run_dir / rundir.TOKENIZER, source.tokenizer)
             return is_finished(run_dir, plan, test)
 
         if distributed.on_main_process(claim_run):

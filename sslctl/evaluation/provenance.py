@@ -8,6 +8,7 @@ from typing import Any
 
 from sslctl.config.command_line import command_line
 from sslctl.errors import user_path
+from sslctl.runs.directory import run_named_by
 from sslctl.runs.reading import read_config
 
 
@@ -41,7 +42,9 @@ def as_named(run: Path, ckpt: Any) -> str:
     A link is followed: runs/latest is another run tomorrow.
     """
     for word in [ckpt] if isinstance(ckpt, str | Path) else list(ckpt or []):
-        path, real = user_path(word), user_path(word).resolve()
+        path = user_path(word)
+        path = run_named_by(path) or path
+        real = path.resolve()
         if path.is_symlink():
             path = path.parent / os.readlink(path)
         if run.is_relative_to(real):

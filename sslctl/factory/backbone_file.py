@@ -14,7 +14,7 @@ from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform, prep
 from sslctl.models.weights import file_metadata, refuse_non_finite
 from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import CheckpointError, compare, load_tensors, save_tensors
-from sslctl.runs.directory import BACKBONE, TOKENIZER, is_run
+from sslctl.runs.directory import BACKBONE, TOKENIZER, is_run, run_named_by
 
 
 class OtherFeatures(UserWarning):
@@ -30,6 +30,7 @@ def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
     the directory is no finished run, any tensor does not match, or one holds values that are not finite.
     """
     path = user_path(run)
+    path = run_named_by(path) or path
     is_file = path.is_file() and path.suffix == ".safetensors"
     backbone, _, preprocess = load_backbone(path if is_file else backbone_of_run(path))
     tokenizer = path.with_suffix(f".{TOKENIZER}") if is_file else path / TOKENIZER

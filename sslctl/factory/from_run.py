@@ -16,7 +16,10 @@ from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.teacher import TEACHER
 from sslctl.models.weights import refuse_non_finite
 from sslctl.runs import checkpoint
-from sslctl.runs.directory import TOKENIZER, find_runs
+from sslctl.runs.description import lost_description
+from sslctl.runs.directory import TOKENIZER, find_runs, is_run, run_named_by
+from sslctl.runs.manifest import MANIFEST
+from sslctl.runs.ownership import LAST
 from sslctl.runs.reading import read_config, read_environment, read_preprocess
 from sslctl.runs.repair import damages
 from sslctl.views import ViewMaker
@@ -31,6 +34,9 @@ def resolve_runs(ckpt: Any, left_out: list[str] | None = None) -> list[tuple[Pat
     resolved, reasons, refusals = [], [], []
     for name in [ckpt] if isinstance(ckpt, str) else list(ckpt or []):
         path = user_path(name)
+        if path.name == LAST and (run_named_by(path.parent) or is_run(path.parent)):
+            path = path.parent  # whatever `last` is: the run's newest checkpoint
+        path = run_named_by(path) or path
         if not path.exists():
             raise InputError(f"ckpt={path}: no such run")
         if path.is_file():
@@ -38,7 +44,7 @@ def resolve_runs(ckpt: Any, left_out: list[str] | None = None) -> list[tuple[Pat
                 f"ckpt={path} is a file, not a run directory; weights from elsewhere are evaluated with"
                 " backbone=… backbone.weights=FILE"
             )
-        if path.name.startswith("step-") and (path / checkpoint.MANIFEST).exists():
+        if path.name.startswith("step-") and (path / MANIFEST).exists():
             runs, checkpoint_of = [path.resolve().parents[1]], lambda _, path=path: _verified(path)
         else:
             runs, checkpoint_of = find_runs(path), checkpoint.newest_valid
@@ -46,7 +52,9 @@ def resolve_runs(ckpt: Any, left_out: list[str] | None = None) -> list[tuple[Pat
             raise InputError(f"ckpt={path}: no run directory there (no config.yaml with environment.json)")
         usable, refused = [], []
         for run in runs:
-            if damaged := damages(run):
+            if lost := lost_description(run):
+                refused.append((lost.messages[0], lost))
+            elif damaged := damages(run):
                 refused.append((damaged[0].describe(), damaged[0]))
             elif (newest := checkpoint_of(run)) is None:
                 sentence = f"ckpt={run}: this run has no valid checkpoint yet"

@@ -1,8 +1,11 @@
-"""Files and links that are whole or not there, wherever a kill falls."""
+"""Files that are whole or not there, wherever a kill falls: written beside their place, synced, renamed."""
 
 import contextlib
+import errno
+import functools
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,31 @@ from sslctl.errors import InputError
 PROBE = r"\.writable-\d+"  # of `make_folder`
 UNFINISHED = r"\.\d+\.writing"  # what `replacing` adds, behind a dot and the file's own name
 _TEMPORARY = re.compile(rf"{PROBE}|\..+{UNFINISHED}", re.ASCII)
+NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)  # by SMB, FUSE, clouds
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or which names a folder holds, is on the disk. Where the file system cannot tell, says so once."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+        _announce_unsynced("folders" if path.is_dir() else "files")
+
+
+@functools.cache  # once a process
+def _announce_unsynced(kind: str) -> None:
+    print(
+        f"sslctl: this file system cannot sync {kind}: after a loss of power the newest checkpoint may be missing; a kill"
+        " loses nothing",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def sync(path: Path) -> None:
@@ -34,6 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,12 +86,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes a symbolic link, or replaces the one that is there, in one step."""
+    """Makes a symbolic link, or replaces the one that is there, in one step; where there are none, a file that holds the path."""
     temporary = link.with_name(f".{link.name}")
     if temporary.is_symlink():  # of a kill; a file of this name is somebody's
         temporary.unlink()
-    temporary.symlink_to(target)
-    temporary.replace(link)
+    try:
+        temporary.symlink_to(target)
+    except OSError:
+        write_text(link, f"{target}\n")
+    else:
+        temporary.replace(link)
 
 
 def why_unwritable(path: Path) -> str | None:

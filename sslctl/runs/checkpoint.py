@@ -1,11 +1,10 @@
 """Checkpoints: written so that a kill at any instant leaves a valid one, read only when every byte is as written.
 
 A checkpoint is a directory checkpoints/step-N with weights.safetensors, state.pt (plain types and tensors) and
-manifest.json (format, step, sizes and SHA-256). It is written under a temporary name, synced, and renamed.
+manifest.json (of which run it is, sizes and SHA-256). It is written under a temporary name, synced, and renamed.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -24,29 +23,23 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from sslctl.errors import InputError, shown
-from sslctl.runs.atomic import point
+from sslctl.errors import shown
+from sslctl.runs.atomic import sync
+from sslctl.runs.manifest import STATE, WEIGHTS, CheckpointError, size_of, verify, write_manifest
 from sslctl.runs.ownership import (
     CHECKPOINTS,
-    FORMAT,
-    MANIFEST,
-    STATE,
-    WEIGHTS,
+    clear_last,
     discard,
     is_checkpoint,
     remove,
     remove_leftovers,
     step_of,
     steps_on_disk,
+    write_last,
 )
 
-LAST = "last"
 _STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
 _GENERATORS = ("torch", "cuda", "numpy", "python")
-
-
-class CheckpointError(InputError):
-    """A checkpoint that is missing, damaged or of something else. Names the path."""
 
 
 def warn(message: str) -> None:
@@ -56,11 +49,18 @@ def warn(message: str) -> None:
 # --- Writing ---
 
 
-def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], keep_last: int) -> Path:
-    """Writes checkpoints/step-N, points `last` at it, and only then removes all but the newest `keep_last` of sslctl's.
+def save(
+    run_dir: Path,
+    step: int,
+    module: nn.Module,
+    state: dict[str, Any],
+    keep_last: int,
+    run: dict[str, Any] | None = None,
+) -> Path:
+    """Writes checkpoints/step-N, its name to `last`, and only then removes all but the newest `keep_last` of sslctl's.
 
     state: "step", "optimizer" (a state_dict), "generators" (`generators()` of each process), "threads", "scaler" and
-    "skipped" (of fp16).
+    "skipped" (of fp16). run: {"config", "environment"} for the manifest.
     """
     final = run_dir / CHECKPOINTS / f"step-{step}"
     temporary = final.with_name(f".step-{step}.writing")
@@ -77,20 +77,18 @@ def save(run_dir: Path, step: int, module: nn.Module, state: dict[str, Any], kee
         buffer = io.BytesIO()
         torch.save(state, buffer)
         (temporary / STATE).write_bytes(buffer.getbuffer())
-        entries = {name: _digest(temporary / name) for name in (WEIGHTS, STATE)}
-        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": entries}, indent=1))
-        for name in (WEIGHTS, STATE, MANIFEST):
-            _sync(temporary / name)
-        _sync(temporary)
+        write_manifest(temporary, step, run)
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
         temporary.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             discard(temporary)
         raise OSError(
             error.errno, f"checkpoint not written: {error.strerror}", str(error.filename or temporary)
         ) from error
-    point(run_dir / LAST, Path(CHECKPOINTS) / final.name)
+    write_last(run_dir, final)
     own = [path for path in steps_on_disk(run_dir) if is_checkpoint(path)]
     older = [path for path in own if step_of(path) <= step]
     later = [path for path in own if step_of(path) > step]  # damaged: the run resumed before them
@@ -122,13 +120,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
+        raise CheckpointError(f"{path} ({size_of(path)} bytes) is not a safetensors file: {error}") from error
     try:
         aliases = json.loads(metadata(path).get("aliases", "{}"))
         return tensors | {name: tensors[source] for name, source in aliases.items()}
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{path} ({_size(path)} bytes) lists tensors under a second name that it lacks"
+            f"{path} ({size_of(path)} bytes) lists tensors under a second name that it lacks"
         ) from error
 
 
@@ -140,40 +138,10 @@ def metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as opened:
             return opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} ({_size(path)} bytes) is not a safetensors file: {error}") from error
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as opened:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+        raise CheckpointError(f"{path} ({size_of(path)} bytes) is not a safetensors file: {error}") from error
 
 
 # --- Reading ---
-
-
-def verify(path: Path) -> None:
-    """Raises CheckpointError unless every file of the manifest is there with its size and SHA-256."""
-    manifest = path / MANIFEST
-    try:
-        files = dict(json.loads(manifest.read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest} ({_size(manifest)} bytes) cannot be read: {error}") from error
-    for name in (WEIGHTS, STATE):
-        expected, file = files.get(name), path / name
-        if not file.exists() or _digest(file) != expected:
-            raise CheckpointError(f"{file} ({_size(file)} bytes) is not what was written there")
 
 
 def newest_valid(run_dir: Path) -> Path | None:
@@ -196,8 +164,7 @@ def continue_from(run_dir: Path) -> Path | None:
 
 def remove_all(run_dir: Path) -> None:
     """Deletes a run's checkpoints, which its result needs no more."""
-    if (run_dir / LAST).is_symlink():
-        (run_dir / LAST).unlink()
+    clear_last(run_dir)
     remove_leftovers(run_dir)
     for path in steps_on_disk(run_dir):
         if is_checkpoint(path):
@@ -239,7 +206,7 @@ def load_pickle(path: Path) -> Any:
     except _DAMAGED as error:
         first = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
         raise CheckpointError(
-            f"{path} ({_size(path)} bytes) is not a file of tensors and plain values, and nothing else is loaded: {first}"
+            f"{path} ({size_of(path)} bytes) is not a file of tensors and plain values, and nothing else is loaded: {first}"
         ) from error
 
 

@@ -4,6 +4,7 @@ Resumed is a run whose fingerprint keys, hashes of data and weights, and seed ar
 the keys that differ. While a process trains, its lock keeps others out.
 """
 
+import errno
 import fcntl
 import os
 import socket
@@ -12,27 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.errors import InputError, shown
-from sslctl.runs.atomic import make_folder, point, why_unwritable, why_unwritable_file
-from sslctl.runs.directory import ENVIRONMENT, PREPROCESS, RESULTS, environment, is_run, write_config, write_json
-from sslctl.runs.fingerprint import fingerprint_keys, value_of
+from sslctl.runs.atomic import NOT_OFFERED, make_folder, point, why_unwritable, why_unwritable_file
+from sslctl.runs.description import Description, identity, restore, saved_description, write_description
+from sslctl.runs.directory import PREPROCESS, RESULTS, environment, run_named_by, write_json
+from sslctl.runs.fingerprint import value_of
 from sslctl.runs.ownership import LOCK, mark, refuse_other
-from sslctl.runs.reading import Damaged, read_config, read_environment, read_preprocess
+from sslctl.runs.reading import Damaged, read_preprocess
 from sslctl.runs.repair import move_aside, repair_logs
 
 
-def claim(run_dir: Path, **description: Any) -> "Lock":
+def claim(run_dir: Path, **description: Any) -> tuple["Lock", Description]:
     """Takes a run directory for this process: makes it, locks it, and starts or resumes the run that `describe` is given.
 
-    Raises InputError where it cannot be written, is not sslctl's, another process holds it, or it holds another run.
+    Returns the lock and what `describe` returns. Raises InputError where it cannot be written, is not sslctl's, another
+    process holds it, or it holds another run.
     """
     lock = take(run_dir)
     try:
-        describe(run_dir, **description)
+        there = describe(run_dir, **description)
     except BaseException:
         lock.release()
         raise
     point_latest(run_dir)
-    return lock
+    return lock, there
 
 
 def take(run_dir: Path) -> "Lock":
@@ -63,21 +66,23 @@ def describe(
     preprocess: dict,
     command: str,
     health_facts: dict | None = None,
-) -> None:
-    """Writes a new run's config.yaml, environment.json and preprocess.json, or checks that the old ones are of this run.
+) -> Description:
+    """Writes a new run's config.yaml, environment.json and preprocess.json, or checks that what is there is of this run.
 
-    config.yaml comes last: with it the directory is a run. health_facts: fields of RunFacts, for the verdict on the run.
+    What is lost of the three is written again. Returns what the manifests of the run's checkpoints hold.
+    health_facts: fields of RunFacts, for the verdict on the run.
     """
-    if is_run(run_dir):
-        refuse_another_config(run_dir, config, hashes)
+    there = saved_description(run_dir)
+    if there is not None:
+        refuse_another_config(run_dir, there, config, hashes)
+        restore(run_dir)
         _restore_preprocess(run_dir, preprocess)
-        return
+        return there
     write_json(run_dir / PREPROCESS, preprocess)
-    write_json(
-        run_dir / ENVIRONMENT,
-        environment(command) | {"hashes": hashes, "facts": facts, "known": health_facts or {}},
-    )
-    write_config(run_dir, config)
+    facts_of_run = {"hashes": hashes, "facts": facts, "known": health_facts or {}}
+    there = {"config": {**config, "run_dir": str(run_dir)}, "environment": environment(command) | facts_of_run}
+    write_description(run_dir, there)
+    return there
 
 
 def _restore_preprocess(run_dir: Path, preprocess: dict) -> None:
@@ -94,11 +99,9 @@ def _restore_preprocess(run_dir: Path, preprocess: dict) -> None:
     print(f"sslctl: {shown(reason)}; written again", file=sys.stderr)
 
 
-def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -> None:
+def refuse_another_config(run_dir: Path, there: Description, config: dict, hashes: dict[str, str]) -> None:
     """Raises InputError with the keys that differ when the directory holds another run."""
-    saved = read_config(run_dir)
-    old = fingerprint_keys(saved, read_environment(run_dir).get("hashes", {})) | {"seed": saved.get("seed")}
-    new = fingerprint_keys(config, hashes) | {"seed": config["seed"]}
+    old, new = identity(there), identity({"config": config, "environment": {"hashes": hashes}})
     if old == new:
         return
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
@@ -109,11 +112,15 @@ def refuse_another_config(run_dir: Path, config: dict, hashes: dict[str, str]) -
 
 
 def point_latest(run_dir: Path) -> None:
-    """Points runs/latest at a run that lies below runs/."""
+    """Points runs/latest at a run that lies below runs/: a link, or where there are none a file with its path."""
     runs = Path("runs").resolve()
     latest = runs / "latest"
-    if runs in run_dir.resolve().parents and (latest.is_symlink() or not latest.exists()):  # a file is somebody's
+    if runs not in run_dir.resolve().parents:
+        return
+    if latest.is_symlink() or not latest.exists() or run_named_by(latest):
         point(latest, run_dir.resolve().relative_to(runs))
+    else:  # a file is somebody's, a directory the copy of a run, of links that were followed
+        print(f"sslctl: {latest} is no link: it stays as it is, and does not lead to {shown(run_dir)}", file=sys.stderr)
 
 
 # --- The directory and its lock ---
@@ -134,6 +141,13 @@ class Lock:
             holder = os.pread(self.descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
             os.close(self.descriptor)
             raise InputError(f"{run_dir} is in use by {holder}: wait for it, or choose another run_dir=") from None
+        except OSError as error:
+            if error.errno not in (*NOT_OFFERED, errno.ENOLCK):
+                raise
+            print(
+                "sslctl: this file system has no locks: two runs at once in one directory are not kept apart",
+                file=sys.stderr,
+            )
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         os.register_at_fork(after_in_child=self.release)  # workers must not hold it after a kill of this process
@@ -158,6 +172,8 @@ def is_held(run_dir: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # no locks here
+        return False
     finally:
         os.close(descriptor)
     return False

@@ -59,6 +59,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def run_named_by(path: Path) -> Path | None:
+    """Returns the run that a small file leads to, as runs/latest does on file systems without links; None for all else."""
+    try:
+        with path.open("rb") as opened:
+            line = os.fsdecode(opened.read(4097))
+    except OSError:
+        return None
+    target = path.parent / line.removesuffix("\n")
+    return target if line.endswith("\n") and line.count("\n") == 1 and "\0" not in line and is_run(target) else None
+
+
 def is_run(path: Path) -> bool:
     return os.path.isfile(path / CONFIG) and os.path.isfile(path / ENVIRONMENT)
 

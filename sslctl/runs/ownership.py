@@ -13,11 +13,13 @@ from pathlib import Path
 
 from sslctl.errors import InputError
 from sslctl.runs.atomic import PROBE, UNFINISHED, remove_unfinished, write_text
+from sslctl.runs.manifest import MANIFEST, STATE, WEIGHTS, describes
 
-FORMAT = 1  # of run directories and checkpoints
+FORMAT = 1  # of run directories
 MARKER, LOCK = "sslctl-run.json", "lock"
-CHECKPOINTS, WEIGHTS, STATE, MANIFEST = "checkpoints", "weights.safetensors", "state.pt", "manifest.json"
+CHECKPOINTS, LAST = "checkpoints", "last"
 _BEGINNINGS = re.compile(rf"{LOCK}|{PROBE}|\.{re.escape(MARKER)}{UNFINISHED}", re.ASCII)
+_NAMED = re.compile(rb"checkpoints/step-\d+\n|")  # what `last` holds
 _STEP = re.compile(r"(\.?)step-(0|[1-9]\d*)((?:\.writing|\.removing)?)", re.ASCII)  # those with a dot are temporary
 
 
@@ -91,29 +93,44 @@ def step_of(path: Path) -> int:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tells whether a directory step-N has a manifest of sslctl for this step, whatever has become of the files it lists.
-
-    Manifests without a format are from before there was one, with the keys of format 1.
-    """
-    if path.is_symlink():
-        return False
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"]
-        return (
-            (manifest.get("format", FORMAT), manifest["step"]) == (FORMAT, step_of(path))
-            and files.keys() == {WEIGHTS, STATE}
-            and all(len(entry["sha256"]) == 64 and entry["bytes"] >= 0 for entry in files.values())
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
+    """Tells whether a directory step-N has a manifest of sslctl for this step, whatever has become of the files it lists."""
+    return not path.is_symlink() and describes(path, step_of(path))
 
 
 def remove(path: Path) -> None:
     """Deletes what is in the place of checkpoints/step-N, if it is a checkpoint of sslctl; else sets it aside."""
-    if not is_checkpoint(path):
+    if is_checkpoint(path):
+        _delete(path)
+    else:
         _set_aside(path)
-        return
+
+
+def write_last(run_dir: Path, checkpoint: Path) -> None:
+    """Writes which checkpoint is the newest to the file `last`, for whoever looks: a resume asks the checkpoints themselves.
+
+    In its place may be the link that it was once, or, in a run that was copied with links followed, a copy of a checkpoint.
+    """
+    if not _is_pointer(run_dir / LAST):
+        clear_last(run_dir)
+    write_text(run_dir / LAST, f"{checkpoint.relative_to(run_dir)}\n")
+
+
+def clear_last(run_dir: Path) -> None:
+    """Takes `last` away; what is not sslctl's in its place is set aside."""
+    last = run_dir / LAST
+    if _is_pointer(last):
+        last.unlink()
+    elif describes(last):
+        _delete(last)
+    else:
+        _set_aside(last)
+
+
+def _is_pointer(last: Path) -> bool:
+    return last.is_symlink() or (last.is_file() and bool(_NAMED.fullmatch(last.read_bytes())))
+
+
+def _delete(path: Path) -> None:
     leaving = path.with_name(f".{path.name}.removing")
     discard(leaving)
     path.rename(leaving)  # a kill in mid-removal leaves no half of a checkpoint under its name
@@ -136,7 +153,7 @@ def _set_aside(path: Path) -> None:
     """Renames what is in the place of a checkpoint and is not sslctl's, and says so."""
     if not (path.exists() or path.is_symlink()):
         return
-    aside = path.with_name(f"step-{step_of(path)}.aside")
+    aside = path.with_name(f"{re.sub(r'^[.]|[.](writing|removing)$', '', path.name)}.aside")
     while aside.exists() or aside.is_symlink():
         aside = aside.with_name(f"{aside.name}.aside")
     path.rename(aside)
@@ -146,8 +163,8 @@ def _set_aside(path: Path) -> None:
 def remove_leftovers(run_dir: Path) -> None:
     """Deletes the files and checkpoints that a kill left half written or half removed. Only for the holder of the lock."""
     remove_unfinished(run_dir)
-    for path in (run_dir / CHECKPOINTS).glob(".step-*"):
-        match = _STEP.fullmatch(path.name)
-        if match and match[3] and path.is_dir():
+    unfinished = [p for p in (run_dir / CHECKPOINTS).glob(".step-*") if (m := _STEP.fullmatch(p.name)) and m[3]]
+    for path in (*unfinished, run_dir / f".{LAST}.removing"):
+        if path.is_dir():
             with contextlib.suppress(OSError):
                 discard(path)

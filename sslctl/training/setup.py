@@ -40,6 +40,9 @@ class Setup:
     run_dir: Path
     keep_last: int
     tensorboard: bool
+    description: dict[str, Any] | None = (
+        None  # {"config", "environment"} of a run, once it is claimed, in the first process
+    )
     embed: Embed | None = None  # a function over all clean images
     online: OnlineEvaluation | None = None  # the online evaluation
     watch: Watch | None = None  # of the run's health, in the first process

@@ -250,7 +250,9 @@ def save(setup: Setup, step: int) -> None:
         "threads": torch.get_num_threads(),
         **setup.precision.state(),
     }
-    distributed.on_main_process(lambda: checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last))
+    distributed.on_main_process(
+        lambda: checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last, setup.description)
+    )
 
 
 def scalars(output: dict[str, Any]) -> dict[str, float]:

@@ -12,8 +12,10 @@ import torch
 
 from sslctl.cli import main
 from sslctl.errors import InputError
+from sslctl.factory.from_run import resolve_runs
 from sslctl.models.weights import read_weights
 from sslctl.runs import checkpoint, claim
+from sslctl.runs.manifest import write_manifest
 from sslctl.runs.reading import read_lines
 from tests.runs import (
     MOCO,
@@ -264,7 +266,22 @@ def test_a_wrong_pointer_to_the_last_checkpoint_does_not_matter(damage, stopped,
     finish(stopped, *WORDS)
     assert "resuming at step 6 " in capsys.readouterr().out
     equals(stopped, straight)
-    assert (stopped / "last").resolve().name == f"step-{STEPS}"
+    assert (stopped / "last").read_text() == f"checkpoints/step-{STEPS}\n"
+
+
+def test_a_run_that_was_copied_with_links_followed_goes_on(stopped, straight, tmp_path, capsys):
+    (stopped / "last").unlink()
+    (stopped / "last").symlink_to("checkpoints/step-6")  # as 0.1.0 made it
+    run = tmp_path / "copied"
+    shutil.copytree(stopped, run)
+    assert (run / "last" / "state.pt").exists()
+    for last in (stopped / "last", run / "last"):
+        assert resolve_runs(str(last)) == [(last.parent, last.parent / "checkpoints" / "step-6")]
+    finish(run, *WORDS)
+    assert "aside" not in capsys.readouterr().err
+    equals(run, straight)
+    assert (run / "last").read_text() == f"checkpoints/step-{STEPS}\n"
+    assert resolve_runs(str(run / "last")) == [(run, newest(run))]
 
 
 @pytest.mark.parametrize("name", [".step-8.writing", "step-8.bak", slow("step-x"), slow("notes"), slow("step-")])
@@ -558,13 +575,21 @@ def test_a_malicious_checkpoint_runs_nothing(write, stopped, tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["seed: !!python/object/apply:pathlib.Path.touch [{}]", "!!python/name:os.system"])
 def test_a_malicious_configuration_runs_nothing(text, stopped, tmp_path, capsys):
+    forget_run(stopped)  # else config.yaml would be restored from a checkpoint
     (stopped / "config.yaml").write_text(text.format(tmp_path / "canary"))
     assert pretrain(stopped, *WORDS) == 2
     assert str(stopped / "config.yaml") in capsys.readouterr().err
     assert not (tmp_path / "canary").exists()
 
 
+def forget_run(run_dir):
+    """Makes its checkpoints say nothing of the run."""
+    for path in checkpoint.steps_on_disk(run_dir):
+        write_manifest(path, checkpoint.step_of(path), None)
+
+
 def test_a_run_cannot_name_code_of_its_own(stopped, capsys):
+    forget_run(stopped)
     path = stopped / "config.yaml"
     path.write_text(path.read_text().replace("sslctl.methods.moco.MoCo", "antigravity.fly"))
     assert main(["knn-eval", str(stopped), "device=cpu", "cache=false"]) == 2

@@ -138,7 +138,7 @@ def after_a_kill(run_dir, before):
     checkpoint.load(newest_left, module(0))
     save(run_dir, 8)
     assert valid(run_dir) == ["step-8", newest_left.name], "the run cannot go on as it would have"
-    assert (run_dir / "last").resolve().name == "step-8"
+    assert (run_dir / "last").read_text() == "checkpoints/step-8\n"
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 4096, 16000, 17000, 20000, 30000])
@@ -183,6 +183,26 @@ def test_a_kill_between_two_operations_leaves_a_valid_checkpoint(tmp_path):
     before = {path.name: contents(path) for path in (save(run, 2), save(run, 4))}["step-4"]
     prepared(6)
     check = lambda: after_a_kill(run, contents_only(before))  # noqa: E731
+    assert killed_at_every_operation(run, lambda: save(run, 6), check) == []
+
+
+def copy_with_links_followed(run_dir):
+    """As cp -rL, scp -r and zip do with a run of 0.1.0, whose `last` is a link: it becomes a directory."""
+    (run_dir / "last").unlink()
+    shutil.copytree(checkpoint.newest_valid(run_dir), run_dir / "last")
+
+
+def test_a_kill_while_a_copy_of_a_checkpoint_gives_way_to_a_file_leaves_a_valid_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    before = {path.name: contents(path) for path in (save(run, 2), save(run, 4))}["step-4"]
+    prepared(6)
+    copy_with_links_followed(run)
+
+    def check():
+        checkpoint.continue_from(run)
+        assert hidden(run) == []
+        after_a_kill(run, contents_only(before))
+
     assert killed_at_every_operation(run, lambda: save(run, 6), check) == []
 
 
@@ -423,6 +443,44 @@ def test_a_file_that_was_put_into_a_checkpoint_outlives_it(tmp_path):
     assert valid(tmp_path) == ["step-8", "step-6"]
 
 
+@pytest.mark.parametrize(
+    "kind", ["link", "directory", "notes in a directory", "directory of notes", "file of notes", ""]
+)
+def test_what_is_in_the_place_of_the_last_ones_name_is_replaced_if_it_is_ours(kind, tmp_path, capsys):
+    last = tmp_path / "last"
+    save(tmp_path, 2)
+    if "notes" not in kind:
+        copy_with_links_followed(tmp_path)
+    if kind == "link":
+        shutil.rmtree(last)
+        last.symlink_to("checkpoints/step-2")
+    elif kind == "file of notes":
+        last.write_text("mine")
+    elif kind == "directory of notes":
+        last.unlink()
+        write_notes(last)
+    elif kind == "notes in a directory":
+        copy_with_links_followed(tmp_path)
+        write_notes(last)
+    checkpoint.remove_leftovers(tmp_path)
+    save(tmp_path, 4)
+    assert last.read_text() == "checkpoints/step-4\n"
+    aside = {name: content for name, content in contents_only(contents(tmp_path)).items() if "aside" in name}
+    if "notes" not in kind:
+        assert aside == {}
+    else:
+        assert list(aside.values()) == [b"mine"]
+        assert "last is not as sslctl wrote it: not deleted, now last.aside" in capsys.readouterr().err.replace(
+            ".last.removing", "last"
+        )
+    assert hidden(tmp_path) == []
+
+
+def write_notes(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.txt").write_text("mine")
+
+
 def test_checkpoints_that_are_needed_no_more_leave_what_is_not_theirs(tmp_path):
     save(tmp_path / "own", 2)
     checkpoint.remove_all(tmp_path / "own")
@@ -449,8 +507,8 @@ def test_damaged_newer_checkpoints_do_not_push_out_the_one_just_written(tmp_path
 
 
 def test_evaluating_a_living_run_leaves_its_unfinished_checkpoint(tmp_path):
-    save(tmp_path, 2)
     claim.describe(tmp_path, CONFIG, {}, FACTS, PREPROCESS, "")
+    save(tmp_path, 2)
     lock, unfinished = claim.Lock(tmp_path), tmp_path / "checkpoints" / ".step-4.writing"
     unfinished.mkdir()
     (unfinished / "weights.safetensors").write_bytes(b"half")

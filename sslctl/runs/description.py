@@ -1,0 +1,124 @@
+"""What describes a run: config.yaml and environment.json, and the same in the manifest of each of its checkpoints.
+
+What of the two files is lost or damaged is written again from the newest manifest that holds it; those of format 1 do not.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sslctl.config.command_line import recorded_words, shell_words
+from sslctl.errors import InputError, shown
+from sslctl.runs.directory import BACKBONE, CONFIG, ENVIRONMENT, METRICS, RESULTS, write_config, write_json
+from sslctl.runs.fingerprint import fingerprint_keys
+from sslctl.runs.manifest import MANIFEST, CheckpointError, read_manifest
+from sslctl.runs.ownership import steps_on_disk
+from sslctl.runs.reading import Damaged, read_config, read_environment
+
+Description = dict[str, Any]  # {"config": …, "environment": …}, as the two files hold them
+
+
+def identity(description: Description) -> dict[str, Any]:
+    """Returns what two descriptions of one run have in common: its fingerprint's keys, hashes of what it reads, and seed."""
+    config, environment = description["config"], description["environment"]
+    return fingerprint_keys(config, environment.get("hashes", {})) | {"seed": config.get("seed")}
+
+
+def saved_description(run_dir: Path) -> Description | None:
+    """Returns what a directory says of the run in it, None where no run has begun.
+
+    Raises InputError where a file is lost, or cannot be read, that no checkpoint holds.
+    """
+    in_checkpoint = described_by_checkpoint(run_dir)
+    if in_checkpoint:
+        return in_checkpoint[0]
+    begun = any((run_dir / name).exists() for name in (CONFIG, METRICS, RESULTS, BACKBONE)) or steps_on_disk(run_dir)
+    if not begun:  # config.yaml is the last file of a run that begins
+        return None
+    advice = (
+        "no checkpoint there holds it (those of sslctl 0.1 do not): put it back from a copy, or name another run_dir= and"
+        " start from these weights with backbone.weights="
+    )
+    for path in (run_dir / CONFIG, run_dir / ENVIRONMENT):
+        if not path.exists():
+            raise InputError(f"{path} is lost; {advice}")
+    try:
+        description = {"config": read_config(run_dir), "environment": read_environment(run_dir)}
+    except Damaged as damage:
+        raise InputError(f"{damage.describe()}; {advice}") from damage
+    return description
+
+
+def described_by_checkpoint(run_dir: Path) -> tuple[Description, Path] | None:
+    """Returns what the newest manifest that describes its run says, and its path."""
+    for checkpoint in steps_on_disk(run_dir):
+        try:
+            description = read_manifest(checkpoint).get("run")
+        except CheckpointError:
+            continue
+        if description:
+            return description, checkpoint / MANIFEST
+    return None
+
+
+def write_description(run_dir: Path, description: Description, names: Iterable[str] = (ENVIRONMENT, CONFIG)) -> None:
+    """Writes the files that describe a run: config.yaml last, as with it the directory is a run."""
+    if ENVIRONMENT in names:
+        write_json(run_dir / ENVIRONMENT, description["environment"])
+    if CONFIG in names:
+        write_config(run_dir, description["config"])
+
+
+def restore(run_dir: Path) -> None:
+    """Writes again what is lost of a run's two files, or is of another run than its checkpoints, and says so.
+
+    What was there is kept beside it.
+    """
+    lost = lost_files(run_dir)
+    if not lost:
+        return
+    description, manifest = described_by_checkpoint(run_dir)
+    aside = []
+    for name in lost:
+        damaged = run_dir / name
+        if damaged.exists() and damaged.stat().st_size:
+            damaged.replace(damaged.with_name(f"{name}.damaged"))
+            aside.append(f"{name}.damaged")
+    write_description(run_dir, description, lost)
+    kept = f"; what was there is now {' and '.join(aside)}" if aside else ""
+    print(f"sslctl: restored {' and '.join(lost)} of {shown(run_dir)} from {shown(manifest)}{kept}", file=sys.stderr)
+
+
+def lost_files(run_dir: Path) -> list[str]:
+    """Names what of config.yaml and environment.json is lost, cannot be read, or is of another run than the checkpoints."""
+    in_checkpoint = described_by_checkpoint(run_dir)
+    if in_checkpoint is None:
+        return []
+    description, _ = in_checkpoint
+    lost = []
+    for name, part, read in (
+        (CONFIG, "config", lambda: read_config(run_dir)),
+        (ENVIRONMENT, "environment", lambda: read_environment(run_dir)),
+    ):
+        try:
+            if identity(description | {part: read()}) != identity(description):
+                lost.append(name)
+        except (InputError, AttributeError, TypeError):
+            lost.append(name)
+    return lost
+
+
+def lost_description(run_dir: Path) -> InputError | None:
+    """Returns the error of a run whose files are lost that its checkpoints hold, with the command that writes them again."""
+    lost = lost_files(run_dir)
+    if not lost:
+        return None
+    description, manifest = described_by_checkpoint(run_dir)
+    environment = description["environment"]
+    command = f"(cd {shell_words([environment['cwd']])} && {shell_words(recorded_words(environment['command']))})"
+    return InputError(
+        f"{run_dir}: {' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} lost, damaged, or not of its checkpoints;"
+        f" restored from {manifest} by",
+        command,
+    )
