@@ -1,5 +1,6 @@
 """Methods of a user's own, some of which fail, reached by method._target_=tests.own_methods.<name> allow=[tests]."""
 
+import collections
 import dataclasses
 import errno
 import os
@@ -23,6 +24,11 @@ from sslctl.runs import checkpoint
 def own(name: str) -> tuple[str, ...]:
     """The overrides that choose one of the methods below."""
     return "allow=[tests]", f"method._target_=tests.own_methods.{name}"
+
+
+def own_optimizer(name: str) -> tuple[str, ...]:
+    """The overrides that choose one of the optimizers below."""
+    return "allow=[tests]", "optimizer=sgd", f"optimizer._target_=tests.own_methods.{name}"
 
 
 class DropoutSimCLR(SimCLR):
@@ -103,6 +109,46 @@ class FailingMoCo(MoCo):
 
 def _no_space(path: Path, *_) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+class GrowingSimCLR(SimCLR):
+    """SimCLR with a buffer that has one more value after each step."""
+
+    def __init__(self, backbone, facts, **arguments):
+        super().__init__(backbone, facts, **arguments)
+        self.register_buffer("losses", torch.empty(0))
+
+    def after_step(self, schedules: dict, carry: dict) -> None:
+        super().after_step(schedules, carry)
+        self.losses = torch.cat([self.losses, torch.ones(1)])
+
+
+class NumpySGD(torch.optim.SGD):
+    """SGD whose steps depend on NumPy's values in its state: a float32 that shrinks, and an array of its powers."""
+
+    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.0, nesterov: bool = False):
+        super().__init__(params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                scale = state.setdefault("scale", np.float32(1))
+                state["scale"] = scale * np.float32(0.9)
+                state["powers"] = state.get("powers", np.ones((2, 2), np.float32)) * scale
+                weight.grad *= float(state["powers"].sum())
+        super().step(closure)
+
+
+class HistorySGD(NumpySGD):
+    """An optimizer that keeps the last gradients' norms in a deque."""
+
+    def step(self, closure=None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight].setdefault("norms", collections.deque(maxlen=3)).append(weight.grad.norm())
 
 
 class Silent(SimCLR):

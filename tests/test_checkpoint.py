@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections import deque
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch import nn
 from sslctl.runs import checkpoint
 from sslctl.runs.checkpoint import CheckpointError
 from sslctl.runs.manifest import read_manifest
+from sslctl.runs.plain import NotPlain
+from sslctl.training.saved_state import load_optimizer_state, optimizer_state
 
 
 def state_at(step):
@@ -124,6 +127,21 @@ def test_a_saved_optimizer_continues_as_if_it_had_not_been_saved(tmp_path):
     assert torch.equal(module.weight, other.weight)
 
 
+def test_arrays_and_strings_of_an_optimizer_come_back(tmp_path):
+    module, other = linear(), linear()
+    optimizer, resumed = (torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in (module, other))
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    kept = {"name": "warm", "numbers": [np.arange(3), {"deep": np.float32(0.1)}], "count": 2}
+    optimizer.state[module.weight] |= kept
+    state = state_at(1) | {"optimizer": optimizer_state(optimizer, module)}
+    path = checkpoint.save(tmp_path, 1, module, state, keep_last=2)
+    load_optimizer_state(resumed, checkpoint.load(path, other)["optimizer"])
+    found = resumed.state[other.weight]
+    assert torch.equal(found.pop("momentum_buffer"), optimizer.state[module.weight]["momentum_buffer"])
+    assert repr(found) == repr(kept)
+
+
 def test_last_names_the_newest(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step, linear(), state_at(step), keep_last=2)
@@ -193,6 +211,36 @@ def test_a_state_that_lacks_something_is_refused(lacking, tmp_path):
 def test_a_state_that_is_not_plain_is_not_needed_to_read_it(tmp_path):
     path = checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
     assert torch.load(path / "state.pt", weights_only=True)["step"] == 1
+
+
+NUMPY = [
+    np.float32(0.1),
+    np.float64(0.1),
+    np.int64(-3),
+    np.bool_(True),
+    np.array(2.0),
+    np.arange(6.0).reshape(2, 3).T,
+    np.empty((0, 2), "i2"),
+]
+
+
+@pytest.mark.parametrize("value", NUMPY, ids=repr)
+def test_numpys_values_come_back_as_they_were(value, tmp_path):
+    state = state_at(1) | {"optimizer": {"state": {0: {"deep": [({"a": value},)]}}}}
+    path = checkpoint.save(tmp_path, 1, linear(), state, keep_last=2)
+    torch.load(path / "state.pt", weights_only=True)
+    found = checkpoint.load(path, linear())["optimizer"]["state"][0]["deep"][0][0]["a"]
+    assert (type(found), found.dtype, found.shape) == (type(value), value.dtype, value.shape)
+    assert np.array_equal(found, value)
+
+
+@pytest.mark.parametrize(
+    "value", [deque([1]), RunsCode("x"), np.array([None]), {deque: 1}, torch.nn.Linear(1, 1)], ids=repr
+)
+def test_what_no_checkpoint_can_hold_is_refused_before_anything_is_written(value, tmp_path):
+    with pytest.raises(NotPlain, match=r"the state\['optimizer'\]\['mine'\]\[1\] is a .* which no checkpoint can hold"):
+        checkpoint.save(tmp_path, 1, linear(), state_at(1) | {"optimizer": {"mine": [0, value]}}, keep_last=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- The manifest ---

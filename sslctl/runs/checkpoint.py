@@ -37,6 +37,7 @@ from sslctl.runs.ownership import (
     steps_on_disk,
     write_last,
 )
+from sslctl.runs.plain import from_plain, to_plain
 
 _STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
 _GENERATORS = ("torch", "cuda", "numpy", "python")
@@ -64,6 +65,7 @@ def save(
     """
     final = run_dir / CHECKPOINTS / f"step-{step}"
     temporary = final.with_name(f".step-{step}.writing")
+    plain = to_plain(state, "the state")
     try:
         if os.path.lexists(final):
             try:
@@ -75,7 +77,7 @@ def save(
         temporary.mkdir(parents=True)
         save_tensors(temporary / WEIGHTS, module.state_dict())
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(plain, buffer)
         (temporary / STATE).write_bytes(buffer.getbuffer())
         write_manifest(temporary, step, run)
         for path in (*temporary.iterdir(), temporary):
@@ -180,7 +182,10 @@ def load(path: Path, module: nn.Module) -> dict[str, Any]:
     if differences:
         raise CheckpointError(f"{path} is of another model:", *differences)
     module.load_state_dict(tensors, strict=True)
-    state = load_pickle(path / STATE)
+    try:
+        state = from_plain(load_pickle(path / STATE))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path / STATE} holds a NumPy value that is none: {error}") from error
     missing = [part for part in _STATE_PARTS if part not in state]
     for process in state.get("generators", []):
         missing += [f"generators.{part}" for part in _GENERATORS if part not in process]

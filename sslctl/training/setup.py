@@ -22,6 +22,7 @@ from sslctl.training.logger import Log
 from sslctl.training.optim import parameter_groups
 from sslctl.training.plan import Plan
 from sslctl.training.precision import Precision, prepare_device
+from sslctl.training.saved_state import layout_of
 from sslctl.views import ViewMaker
 
 OnlineEvaluation = Callable[[Method, Log, int], None]  # logs the figures and pictures of a step; a signal interrupts it
@@ -40,6 +41,7 @@ class Setup:
     run_dir: Path
     keep_last: int
     tensorboard: bool
+    layout: dict[str, torch.Tensor]  # of the method's tensors, as a resume will build them
     description: dict[str, Any] | None = (
         None  # {"config", "environment"} of a run, once it is claimed, in the first process
     )
@@ -113,6 +115,7 @@ def set_up(
         run_dir=run_dir,
         keep_last=config.trainer.keep_last,
         tensorboard=config.trainer.tensorboard,
+        layout=layout_of(method),
         embed=embed,
         online=online,
         watch=watch,

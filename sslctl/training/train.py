@@ -20,6 +20,7 @@ from sslctl.training.accumulation import merge_outputs
 from sslctl.training.logger import Log
 from sslctl.training.memory import explain_out_of_memory
 from sslctl.training.optim import clip
+from sslctl.training.saved_state import load_optimizer_state, optimizer_state, refuse_other_layout
 from sslctl.training.setup import Setup
 
 
@@ -59,6 +60,12 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
             # One optimizer step: forward, backward, clip, update, then the method's own state.
             schedules, lr, output, grad_norm = train_step(setup, step, batch)
             completed = step + 1
+
+            # What no checkpoint could hold shows once the optimizer has stepped: said now, not after an hour.
+            if step == first_step:
+                refuse_other_layout(method, setup.layout)
+                optimizer_state(setup.optimizer, method)
+
             is_last = completed == plan.total_steps
 
             # Every process must stop after the same step, so they agree on it here, once: a later signal is the next step's.
@@ -219,7 +226,7 @@ def resume(setup: Setup) -> tuple[int, bool]:
     step, total = state["step"], setup.plan.total_steps
     if step > total:
         raise checkpoint.CheckpointError(f"{newest} is at step {step}, beyond the run's {total} steps")
-    setup.optimizer.load_state_dict(state["optimizer"])
+    load_optimizer_state(setup.optimizer, state["optimizer"])
     setup.precision.load(state)
 
     # Bit for bit needs as many processes and threads as before; what cannot be had is said.
@@ -243,9 +250,10 @@ def resume(setup: Setup) -> tuple[int, bool]:
 
 def save(setup: Setup, step: int) -> None:
     """Writes one checkpoint for all processes, with the generators of each."""
+    refuse_other_layout(setup.method, setup.layout)
     state = {
         "step": step,
-        "optimizer": setup.optimizer.state_dict(),
+        "optimizer": optimizer_state(setup.optimizer, setup.method),
         "generators": distributed.all_gather_object(checkpoint.generators()),
         "threads": torch.get_num_threads(),
         **setup.precision.state(),

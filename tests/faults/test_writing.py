@@ -20,7 +20,7 @@ import sslctl.commands.pretrain
 from sslctl.cli import main
 from sslctl.factory.from_run import resolve_runs
 from sslctl.runs import checkpoint, claim
-from tests.own_methods import FailingMoCo, own
+from tests.own_methods import FailingMoCo, own, own_optimizer
 from tests.processes import ended_by
 from tests.runs import (
     CONFIG,
@@ -515,6 +515,40 @@ def test_evaluating_a_living_run_leaves_its_unfinished_checkpoint(tmp_path):
     assert resolve_runs(str(tmp_path)) == [(tmp_path, tmp_path / "checkpoints" / "step-2")]
     assert (unfinished / "weights.safetensors").exists(), "the process that writes it has lost it"
     lock.release()
+
+
+# --- State that no checkpoint can hold ---
+
+
+def test_an_optimizer_with_numpys_values_continues_exactly(tmp_path):
+    words = (*SIMCLR, *own_optimizer("NumpySGD"))
+    run = finish(tmp_path / "run", *words, stops=(4,))
+    assert differences(tensors(run), tensors(finish(tmp_path / "straight", *words))) == []
+
+
+def refused_after_the_first_step(run_dir, words, capsys):
+    """What a run says that is refused before anything is saved."""
+    assert pretrain(run_dir, *words) == 1
+    assert metrics_of(run_dir) == []
+    assert not (run_dir / "checkpoints").exists()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def metrics_of(run_dir):
+    return metrics(run_dir) if (run_dir / "metrics.jsonl").exists() else []
+
+
+def test_an_optimizers_state_that_is_not_plain_is_refused_by_name(tmp_path, capsys):
+    said = refused_after_the_first_step(tmp_path / "run", (*SIMCLR, *own_optimizer("HistorySGD")), capsys)
+    parameter = "backbone.network.conv1.weight"
+    assert f"optimizer state 'norms' of parameter {parameter} is a deque, which no checkpoint can hold" in said
+
+
+def test_a_buffer_that_grows_is_refused_by_name(tmp_path, capsys):
+    said = refused_after_the_first_step(tmp_path / "run", (*SIMCLR, *own("GrowingSimCLR")), capsys)
+    assert "1 tensors of another shape: losses: (1,) found, (0,) expected" in said
 
 
 # --- Whole runs that are killed; scripts/kill_campaign kills more of them ---

@@ -271,7 +271,9 @@ def _setup(method: Method) -> Setup:
     plan = SimpleNamespace(lr=LR, lr_at=rate_at, weight_decay_at=lambda step: WEIGHT_DECAY)
     plan.accumulate_steps, plan.clip_grad_norm = 1, None
     precision = Precision("fp32", cpu, method, str)
-    return Setup(plan, method, _SGD(method), precision, Clock(cpu), iter, Path(), keep_last=1, tensorboard=False)
+    return Setup(
+        plan, method, _SGD(method), precision, Clock(cpu), iter, Path(), keep_last=1, tensorboard=False, layout={}
+    )
 
 
 def _twin(method: Method, networks: dict[str, Callable[[], nn.Module]]) -> nn.Module:
