@@ -25,7 +25,7 @@ from tests.processes import (
     start_python,
     wait_until,
 )
-from tests.runs import MOCO, STEPS, command, differences, metrics, newest, slow, tensors
+from tests.runs import MOCO, STEPS, command, differences, metrics, slow, tensors
 
 FAILING = (*MOCO, *own("FailingMoCo"), "trainer.save_every_steps=2")
 LONG = (*MOCO, "trainer.epochs=200", "trainer.save_every_steps=5")  # 1000 steps of some ten milliseconds
@@ -297,23 +297,12 @@ def test_a_failure_is_shown_and_ends_the_command(fault, rank, words, tmp_path):
 # --- With torchrun ---
 
 
-def torchrun(folder, *options, **environment):
-    words = ["--nproc-per-node=2", "--standalone", *options, "-m", "sslctl"]
-    words += command(folder / "run", *FAILING)
-    return start_python(words, folder, environment, module="torch.distributed.run").wait(timeout=120)
-
-
 @pytest.mark.slow
-def test_torchrun_gives_the_run_of_the_launcher(straight, tmp_path):
-    assert torchrun(tmp_path) == 0
-    assert output(tmp_path).count("done: ") == 1
+def test_torchrun_restarts_a_killed_process_and_gives_the_run_of_the_launcher(straight, tmp_path):
+    words = ["--nproc-per-node=2", "--standalone", "--max-restarts=1", "-m", "sslctl"]
+    words += command(tmp_path / "run", *FAILING)
+    fault = {"TEST_FAULT": "SIGKILL@5", "TEST_RANK": "1"}
+    assert start_python(words, tmp_path, fault, module="torch.distributed.run").wait(timeout=120) == 0
+    assert output(tmp_path).count("resuming at step 4 of 10") == output(tmp_path).count("done: ") == 1
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
-    same_run(tmp_path / "run", straight)
-
-
-@pytest.mark.slow
-def test_torchrun_restarts_a_killed_process_and_the_run_continues(straight, tmp_path):
-    assert torchrun(tmp_path, "--max-restarts=1", TEST_FAULT="SIGKILL@5", TEST_RANK="1") == 0
-    assert "resuming at step 4 of 10" in output(tmp_path)
-    assert newest(tmp_path / "run").name == f"step-{STEPS}"
     same_run(tmp_path / "run", straight)
