@@ -17,12 +17,13 @@ COMPILED = "trainer.compile=true"
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: no g++ here"
 )
+EVALUATED = (*MOCO, "evaluation.knn_every_epochs=1")  # other graphs, those of evaluation, in between
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """The straight compiled run."""
-    return finish(tmp_path_factory.mktemp("compiled") / "run", *MOCO, COMPILED)
+    return finish(tmp_path_factory.mktemp("compiled") / "run", *EVALUATED, COMPILED)
 
 
 @pytest.mark.slow
@@ -46,19 +47,10 @@ def test_compiled_parts_give_the_loss_and_gradients_of_eager_ones():
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_run_resumes_exactly(compiled, tmp_path):
-    run = finish(tmp_path / "run", *MOCO, COMPILED, stops=(1, 7, 10))
+def test_a_compiled_run_resumes_exactly_around_its_evaluations(compiled, tmp_path):
+    run = finish(tmp_path / "run", *EVALUATED, COMPILED, stops=(1, 5, 7, 10))
     assert differences(tensors(run), tensors(compiled)) == []
     assert metrics(run) == metrics(compiled)
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_a_compiled_run_resumes_exactly_around_its_evaluations(tmp_path):
-    words = (*SUPERVISED, COMPILED, "backbone=mlp", "backbone.widths=[8]", "evaluation.knn_every_epochs=1")
-    parts, whole = finish(tmp_path / "parts", *words, stops=(5, 7)), finish(tmp_path / "whole", *words)
-    assert differences(tensors(parts), tensors(whole)) == []
-    assert metrics(parts) == metrics(whole)
 
 
 @pytest.mark.slow
@@ -76,10 +68,11 @@ def test_every_job_of_a_sweep_is_compiled(tmp_path):
 @pytest.mark.slow
 @needs_compiler
 def test_compiled_and_eager_checkpoints_are_of_one_kind(compiled, tmp_path):
-    eager = finish(tmp_path / "eager", *MOCO)
+    eager = finish(tmp_path / "eager", *EVALUATED)
     found, expected = tensors(compiled), tensors(eager)
     assert found.keys() == expected.keys()
-    assert metrics(compiled)[0]["loss"] == pytest.approx(metrics(eager)[0]["loss"], abs=1e-4)
+    losses = [[record["loss"] for record in metrics(run) if "loss" in record] for run in (compiled, eager)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
     for run in (compiled, eager):
         backbone, _ = sslctl.load(run)
         stored = load_tensors(run / "backbone.safetensors")
