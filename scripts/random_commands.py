@@ -77,7 +77,7 @@ _INTERPOLATIONS = _split("""
     ${seed} ${nowhere} ${nowhere.at.all} ${ ${} ${seed $${seed} ${seed:1} ${oc.env:HOME} ${.} ${..}
     ${oc.env:NOT_THERE} ${oc.env:NOT_THERE,5} ${oc.select:nowhere,3} ${oc.decode:'[1'} ${now:%Y}
     ${oc.dict.keys:trainer} ${oc.create:{a:1}} ${hydra:job.name} ${hydra:nowhere} ${python_version:} ${eval:1+1}
-    a${seed}b ${dataset} ${trainer} ${oc.deprecated:seed} ${trainer.epochs} ${${seed}}
+    a${seed}b ${dataset} ${trainer} ${trainer.epochs} ${${seed}}
 """)
 _INTERPOLATIONS += ["${oc.select:a b}"]
 _PATHS = _split("""

@@ -214,7 +214,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
             try:
                 hydra.main(config_path=str(CONFIGS), config_name=verb.replace("-", "_"), version_base="1.3")(job)()
             except SystemExit as stop:  # Hydra's --help and the like end so
-                return stop.code or 0
+                return 2 if stop.code else 0
             finally:
                 ended = jobs.outcomes_in(Path(scratch))
                 for line in jobs.summary(ended):

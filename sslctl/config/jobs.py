@@ -41,5 +41,8 @@ def summary(outcomes: list[Outcome]) -> list[str]:
     lines = [
         f"{len(failed)} of the sweep's {len(outcomes)} jobs failed; its status is {worst(outcomes)}, the worst of theirs:"
     ]
-    lines += [f"  job {o.number}, status {o.status} ({o.choices}): {o.message}" for o in failed]
+    common = set.intersection(*(set(o.choices.split()) for o in outcomes)) if len(outcomes) > 1 else set()
+    for o in failed:
+        choices = " ".join(word for word in o.choices.split() if word not in common)
+        lines.append(f"  job {o.number}, status {o.status} ({choices[:200]}): {o.message[:150]}")
     return lines if failed else []

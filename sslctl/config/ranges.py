@@ -3,7 +3,10 @@
 import re
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from sslctl.config.keys import KeyFacts
+from sslctl.config.kinds import is_number
 
 _AT_LEAST_1 = KeyFacts(low=1)  # sizes and counts
 _NOT_NEGATIVE = KeyFacts(low=0)  # weights of terms, durations, and sizes of what may be left out
@@ -16,7 +19,7 @@ RANGES = {
     r".*_(ratio|chance)|mask_ratio_(low|high)|dropout|colour_drop|gap|overlap|jitter|hidden|rebalance": _SHARE,
     r"colour_resolution|resolution": KeyFacts(above=0, high=1),
     r".*_view_scale": KeyFacts(above=0, high=1),
-    r".*_epochs|skip|stem_stride": _NOT_NEGATIVE,
+    r".*_epochs|skip|stem_stride|queue_size|memory_size": _NOT_NEGATIVE,
     r"(.*_)?(weight|weights|beta|covariance|variance|invariance|adversarial|lambda_|noise_std)": _NOT_NEGATIVE,
     r"epsilon|annealing|clip_grad|scale|sigma|likelihood_std|momentum_stretch|trust|layer_decay": _POSITIVE,
     r".*lr|.*lr_scale|(tiled|paired)_view": _POSITIVE,
@@ -45,4 +48,4 @@ def keys_with_ranges(config: Any) -> list[tuple[str, Any, KeyFacts]]:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, int | float | list) or type(value).__name__ == "ListConfig"
+    return is_number(value) or OmegaConf.is_list(value)

@@ -110,7 +110,7 @@ def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
 
 
 def _range_mistake(path: str, value: Any, limits: KeyFacts) -> list[str]:
-    if OmegaConf.is_list(value):
+    if OmegaConf.is_list(value) or isinstance(value, list):  # a plain one: the default within an interpolation
         return [mistake for entry in value for mistake in _range_mistake(path, entry, limits)]
     if limits.choices and value not in limits.choices:
         choices = [str(choice) for choice in limits.choices]

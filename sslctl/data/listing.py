@@ -38,12 +38,12 @@ class Listing:
 
 
 def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
-    """Returns the folder that dataset.root names; raises InputError where there is none."""
+    """Returns the folder that dataset.root names; raises InputError where there is none. may_be_made: by a download."""
     if not root:
         raise InputError("dataset.root is not set: dataset.root=/path/to/images")
     path = user_path(root)
     if may_be_made and not path.exists():
-        path.mkdir(parents=True)
+        return path
     if not path.is_dir():
         raise InputError(f"dataset.root={path}: {'not a folder' if path.exists() else 'no such folder'}")
     return path
