@@ -104,7 +104,7 @@ def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tupl
             messages.append(f"{text}: several values are a sweep, which -m starts; a list is written [a,b]")
         elif options:
             facts = UNTYPED.get(place, NOTHING_KNOWN)
-            value = list(override.sweep_string_iterator()) if sweep else override.value()
+            value = _swept(override) if sweep else override.value()
             several = sweep or (facts.several and isinstance(value, list))
             names = value if several else [value]
             allowed = [*options, None] if facts.optional else options
@@ -120,8 +120,18 @@ def _each(override: Any) -> list[Any]:
     """Returns the overrides that a sweep's jobs get of one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    key, values = override.input_line.partition("=")[0], override.sweep_string_iterator()
-    return OverridesParser.create().parse_overrides([f"{key}={value}" for value in values])
+    key = override.input_line.partition("=")[0]
+    return OverridesParser.create().parse_overrides([f"{key}={value}" for value in _swept(override)])
+
+
+def _swept(override: Any) -> list[str]:
+    """Returns the values of a sweep; none of glob(*), whose files Hydra alone can list."""
+    from hydra.errors import HydraException
+
+    try:
+        return list(override.sweep_string_iterator())
+    except HydraException:
+        return []
 
 
 def _no_such_choice(text: str, group: str, value: Any, options: list[str]) -> str:

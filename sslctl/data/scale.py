@@ -48,10 +48,10 @@ def _read_values(overrides: list[str]) -> dict[str, list]:
     for text in overrides:
         try:
             override = parser.parse_override(text)
-        except HydraException:
+            swept = override.is_sweep_override()
+            entries = list(override.sweep_iterator(Transformer.identity)) if swept else [override.value()]
+        except HydraException:  # glob(*), too, whose files Hydra alone can list
             continue
-        swept = override.is_sweep_override()
-        entries = override.sweep_iterator(Transformer.identity) if swept else [override.value()]
         plain = [entry.text if isinstance(entry, QuotedString) else entry for entry in entries]
         values[text.partition("=")[0]] = plain
     return values
