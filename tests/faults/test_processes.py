@@ -248,7 +248,8 @@ def test_processes_end_with_a_killed_launcher_also_stopped_ones(number, stopped,
         wait_until(lambda: not (any(map(running, children.values())) or claim.is_held(tmp_path / "run")), seconds=10)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_at_any_moment_while_the_processes_start_ends_them_at_once(number, status, tmp_path):
     moments = random.Random(0)
     for _ in range(4):
