@@ -42,15 +42,6 @@ def _announce_unsynced(kind: str) -> None:
     )
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or which names a folder holds, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a sibling to write to; it takes the place of `path` when the block ends, and is removed when that raises.
