@@ -4,14 +4,9 @@ Nothing here imports torch: help, completion and a typo answer at once. Exit sta
 first step, 1 failure while running, 130 or 143 stopped by a signal.
 """
 
-import functools
 import importlib
-import io
 import os
 import sys
-import traceback
-import warnings
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +18,8 @@ from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import allow, refuse_targets
 from sslctl.config.validation import mistakes
 from sslctl.data.scale import choose_scale
-from sslctl.errors import InputError, Stopped, first_line, nearest, shown
+from sslctl.ending import end, guarded, refuse, report, status_of
+from sslctl.errors import InputError, first_line, nearest, shown
 from sslctl.ops.allocator import keep_freed_memory
 from sslctl.runs.scratch import scratch_folder
 
@@ -74,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb = arguments[0]
     if verb not in VERBS:
-        return _refuse(InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"))
+        return refuse(InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"))
     return guarded(lambda: _run_verb(verb, arguments[1:]))
 
 
@@ -112,34 +108,6 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
 def _allow(prepared: overrides.Prepared) -> None:
     allow(prepared.allow, [*prepared.config_dirs, Path.cwd()])
-
-
-def guarded(work: Callable[[], int | None]) -> int:
-    """Does some work and returns its exit status, 0 for None; what it raises becomes a short message and a status."""
-    python = warnings.formatwarning
-    warnings.formatwarning = functools.partial(_worded, python)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
-    try:
-        return work() or 0
-    except InputError as error:
-        return _refuse(error)
-    except Stopped as stop:
-        return stop.status
-    except KeyboardInterrupt:
-        print("\nsslctl: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return _fail(error)
-    finally:
-        warnings.formatwarning = python
-
-
-def _worded(python: Callable, message: Warning, category: type[Warning], *place: Any) -> str:
-    """Formats a warning of sslctl's own without the place in its code, others as Python shows them."""
-    if category.__module__.startswith("sslctl."):
-        return f"sslctl: {shown(message)}\n"
-    return python(message, category, *place)
 
 
 def _run(verb: str, prepared: overrides.Prepared) -> int:
@@ -227,7 +195,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
         refusal = explain.explain(verb, prepared, error)  # Hydra could not compose it
         if not ended:
             raise refusal from error
-        _report(refusal)
+        report(refusal)
         ended.append(jobs.Outcome(len(ended), "not begun", 2))
     finally:
         sys.argv = before
@@ -248,8 +216,8 @@ def _do_job_of_sweep(verb: str, prepared: overrides.Prepared, config: Any, folde
     try:
         _do_job(verb, config)
     except Exception as error:
-        _report(error, prefix=f"job {number}: ")
-        outcome = jobs.Outcome(number, choices, _status_of(error), first_line(error))
+        report(error, prefix=f"job {number}: ")
+        outcome = jobs.Outcome(number, choices, status_of(error), first_line(error))
     jobs.record(folder, outcome)
 
 
@@ -273,50 +241,6 @@ def _complete(arguments: list[str]) -> int:
         return _run(verb, overrides.Prepared(options=[flag, *arguments[arguments.index(flag) + 1 :]]))
     except InputError:
         return 0  # a half-written line: nothing to offer, and no place for a message
-
-
-def _refuse(error: InputError) -> int:
-    _report(error)
-    return 2
-
-
-def _fail(error: Exception) -> int:
-    if str(error) or not hasattr(error, "status"):  # without a message: another process has given it
-        _report(error)
-    return _status_of(error)
-
-
-def _status_of(error: Exception) -> int:
-    return 2 if isinstance(error, InputError) else getattr(error, "status", 1)
-
-
-def _report(error: Exception, prefix: str = "") -> None:
-    if os.environ.get("SSLCTL_DEBUG"):
-        traceback.print_exception(error)
-    if isinstance(error, OSError):
-        lines = [first_line(error)]
-    else:
-        lines = error.messages if isinstance(error, InputError) else str(error).split("\n")
-    lines = [shown(line) for line in lines if line.strip()] or [type(error).__name__]
-    if not isinstance(error, InputError | RuntimeError | OSError | ValueError | TypeError):
-        lines[0] = f"{type(error).__name__}: {lines[0]}"
-    if len(lines) > _MOST_LINES:
-        lines[_MOST_LINES - 1 :] = [f"… and {len(lines) - _MOST_LINES + 1} more"]
-    for line in lines:
-        line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
-        print(f"sslctl: {shown(prefix)}{line}", file=sys.stderr)
-
-
-_MOST_LINES, _LONGEST_LINE = 12, 360  # of a message: what is longer is read by nobody
-
-
-def end(status: int) -> None:
-    """Ends this process. One of several goes at once: what torch's threads do while Python winds up may end in an abort."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def command() -> None:

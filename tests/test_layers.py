@@ -9,7 +9,7 @@ import sslctl
 ROOT = Path(sslctl.__file__).parent
 LAYERS = (  # from the ground up; the packages of a line do not know each other
     ("errors", "random", "schedules", "signals"),
-    ("distributed",),
+    ("distributed", "ending"),
     ("losses", "ops", "config"),
     ("runs",),
     ("views",),

@@ -7,8 +7,8 @@ import sys
 import threading
 from typing import Any
 
-from sslctl.cli import end, guarded
 from sslctl.config.targets import allow
+from sslctl.ending import end, guarded
 from sslctl.ops.allocator import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # of Linux

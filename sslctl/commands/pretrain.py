@@ -18,7 +18,7 @@ from sslctl.config.command_line import command_line
 from sslctl.data.layout import NoTestSplit
 from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, Stopped, shown, user_path
+from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online
 from sslctl.evaluation.runner import labelled_sources
@@ -33,7 +33,6 @@ from sslctl.factory.from_config import (
 from sslctl.factory.from_run import with_range
 from sslctl.factory.teacher import load_teacher, save_teacher
 from sslctl.methods.base import Method
-from sslctl.models.backbones import describe
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.models.weights import weights_sha256
 from sslctl.runs import directory as rundir
@@ -47,11 +46,10 @@ from sslctl.signals import Interrupted, Signals
 from sslctl.training.dry_run import time_steps
 from sslctl.training.launch import launch
 from sslctl.training.logger import Log
-from sslctl.training.plan import Plan, choose_device, make_plan
+from sslctl.training.plan import choose_device, make_plan, print_plan
 from sslctl.training.precision import NonFiniteError
 from sslctl.training.setup import Setup, set_up
 from sslctl.training.train import Outcome, fit
-from sslctl.views import ViewMaker
 from sslctl.visuals.tensorboard import Board
 
 
@@ -243,27 +241,6 @@ def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Pat
     names = config.names
     mark = fingerprint(fingerprint_keys(resolved, hashes))
     return Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{mark}-s{config.seed}"
-
-
-def print_plan(
-    config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path, warnings: list[str]
-) -> None:
-    """Prints what will be trained, on what and where, before anything happens. warnings: of the data."""
-    backbone, names = method.backbone, config.names
-    count = sum(p.numel() for p in backbone.parameters())
-    sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
-    state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
-    lines = [
-        *plan.lines(),
-        *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
-        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
-        f" stem {describe(backbone.network)}",
-        f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
-        f"run        {state}",
-        *(f"note       {note}" for note in method.notes()),
-        *(f"warning    {shown(warning)}" for warning in warnings),
-    ]
-    print("\n".join(lines), flush=True)
 
 
 # --- Training ---

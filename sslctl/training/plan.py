@@ -1,6 +1,7 @@
 """The numbers of a run, computed once from its configuration and its data, and printed."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +9,12 @@ from omegaconf import OmegaConf
 
 from sslctl import distributed
 from sslctl.data.sources import Source
-from sslctl.errors import InputError
+from sslctl.errors import InputError, shown
 from sslctl.factory.from_config import unused_operations
-from sslctl.methods.base import Facts
+from sslctl.methods.base import Facts, Method
+from sslctl.models.backbones import describe
 from sslctl.schedules import SHAPES, Schedule, cosine_between, fitted_warmup, scaled_lr
+from sslctl.views import ViewMaker
 
 
 @dataclass(frozen=True)
@@ -205,3 +208,24 @@ def choose_device(name: str) -> torch.device:
             f"trainer.device={name}: none here; there is {', '.join(d for d, yes in there.items() if yes)}"
         )
     return torch.device(name)
+
+
+def print_plan(
+    config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path, warnings: list[str]
+) -> None:
+    """Prints what will be trained, on what and where, before anything happens. warnings: of the data."""
+    backbone, names = method.backbone, config.names
+    count = sum(p.numel() for p in backbone.parameters())
+    sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
+    state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
+    lines = [
+        *plan.lines(),
+        *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
+        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
+        f" stem {describe(backbone.network)}",
+        f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
+        f"run        {state}",
+        *(f"note       {note}" for note in method.notes()),
+        *(f"warning    {shown(warning)}" for warning in warnings),
+    ]
+    print("\n".join(lines), flush=True)
