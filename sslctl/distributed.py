@@ -121,10 +121,8 @@ def explain(error: Exception) -> Exception:
 def _words_for_silence(silent: list[int]) -> str:
     place = {n: _store.get(f"place {n}").decode() for n in silent if _store.check([f"place {n}"])}
     names = ", ".join(f"process {n} ({place.get(n, 'which never came')})" for n in silent)
-    return (
-        f"no answer from {names} for {_patience / timedelta(minutes=1):.3g} min (trainer.timeout_minutes); the same command"
-        " continues the run"
-    )
+    minutes = _patience / timedelta(minutes=1)
+    return f"no answer from {names} for {minutes:.3g} min (trainer.timeout_minutes); the same command continues the run"
 
 
 def record_first_failure() -> None:
