@@ -52,10 +52,13 @@ def resolve_runs(ckpt: Any, left_out: list[str] | None = None) -> list[tuple[Pat
             raise InputError(f"ckpt={path}: no run directory there (no config.yaml with environment.json)")
         usable, refused = [], []
         for run in runs:
-            if lost := lost_description(run):
-                refused.append((lost.messages[0], lost))
-            elif damaged := damages(run):
+            damaged, lost = damages(run), lost_description(run)
+            if damaged and lost:
+                refused.append((damaged[0].describe(), InputError(f"{damaged[0]}; {lost}")))
+            elif damaged:
                 refused.append((damaged[0].describe(), damaged[0]))
+            elif lost:
+                refused.append((str(lost), lost))
             elif (newest := checkpoint_of(run)) is None:
                 sentence = f"ckpt={run}: this run has no valid checkpoint yet"
                 refused.append((f"{run} has no valid checkpoint yet", InputError(sentence)))
