@@ -193,12 +193,12 @@ def test_a_bad_image_leaves_no_file(embedded, finished_run, tmp_path):
     Image.new("RGB", (20, 16)).save(root / "000.png")  # of another size: the images are not read beforehand
     (root / "004.png").write_bytes((root / "004.png").read_bytes()[:60])
     out = tmp_path / "made" / "x.npz"
-    out.parent.mkdir()
-    out.write_text("older")
+    embedded(finished_run, f"out={out}")
+    older = out.read_bytes()
     words = ("dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "batch_size=2", f"out={out}")
     assert "004.png" in embedded(finished_run, *words, status=1).err
     assert [path.name for path in out.parent.iterdir()] == ["x.npz"]
-    assert out.read_text() == "older"
+    assert out.read_bytes() == older
 
 
 def test_a_signal_leaves_no_file(embedded, finished_run, tmp_path, monkeypatch):
