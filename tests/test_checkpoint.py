@@ -235,7 +235,9 @@ def test_numpys_values_come_back_as_they_were(value, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [deque([1]), RunsCode("x"), np.array([None]), {deque: 1}, torch.nn.Linear(1, 1)], ids=repr
+    "value",
+    [deque([1]), RunsCode("x"), np.array([None]), {deque: 1}, torch.nn.Linear(1, 1)],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_no_checkpoint_can_hold_is_refused_before_anything_is_written(value, tmp_path):
     with pytest.raises(NotPlain, match=r"the state\['optimizer'\]\['mine'\]\[1\] is a .* which no checkpoint can hold"):

@@ -70,7 +70,7 @@ def rules(found, level=None):
 
 SICK = {
     "collapsed": ({"feature_std": lambda t: 0.5 * math.exp(-20 * t)}, "bad", "collapse"),
-    "collapsed as in the issue's example": ({"feature_std": lambda t: 0.034}, "bad", "collapse"),
+    "collapsed to a few directions": ({"feature_std": lambda t: 0.034}, "bad", "collapse"),
     "collapsed where they are evaluated": ({"backbone_std": lambda t: 0.5 if t == 0 else 0.03}, "bad", "collapse"),
     "collapsed, untrained ones not": (
         {"backbone_std": lambda t: 0.045 if t == 0 else 0.5, "feature_std": lambda t: 0.3 if t < 0.1 else 0.034},
