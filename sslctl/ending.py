@@ -11,7 +11,7 @@ from typing import Any
 
 from sslctl.errors import InputError, Stopped, first_line, shown
 
-_MOST_LINES, _LONGEST_LINE = 12, 360  # of a message: what is longer is read by nobody
+_MOST_LINES, _LONGEST_LINE = 12, 2_000  # of a message: what is longer is read by nobody, but a command must be whole
 
 
 def guarded(work: Callable[[], int | None]) -> int:

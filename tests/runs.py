@@ -19,7 +19,7 @@ from torch import Tensor
 import sslctl.training.train
 from sslctl.cli import main
 from sslctl.runs import checkpoint
-from sslctl.runs.checksums import check_json
+from sslctl.runs.checksums import check_json, check_yaml
 from sslctl.runs.manifest import write_manifest
 from sslctl.runs.metrics import read_metrics
 from sslctl.runs.reading import read_lines
@@ -179,6 +179,19 @@ def results(path: Path) -> list[dict]:
 def unsigned(path: Path) -> dict:
     """What a JSON file of a run holds, without its checksum: written again, it is as its user edited it."""
     return json.loads(check_json(path.read_text()))
+
+
+def without_checksum(path: Path) -> str:
+    """The text of a run's config.yaml without its checksum: written again, it is as its user edited it."""
+    text = path.read_text()
+    check_yaml(text)
+    return text.partition("\n")[2]
+
+
+def forget_run(run_dir: Path) -> None:
+    """Makes a run's checkpoints say nothing of it, as those of format 1 did."""
+    for path in checkpoint.steps_on_disk(run_dir):
+        write_manifest(path, checkpoint.step_of(path), None)
 
 
 def blank_result(**values: Any) -> Result:

@@ -418,7 +418,7 @@ def test_a_finished_run_of_a_users_method_allows_nothing_by_itself(cli, my_metho
     ("before", "after", "said"),
     [
         ("out_dim: 4", "out_dimm: 4", "method.out_dimm is not an argument of MyMethod (nearest: out_dim)"),
-        ("out_dim: 4", "out_dim: four", "method.out_dim=four: MyMethod expects int"),
+        ("out_dim: 4", "out_dim: four", "method.out_dim=four: MyMethod expects a whole number"),
         ("  out_dim: 4\n", "", "method.out_dim is missing: MyMethod needs it"),
         ("MyMethod", "MyMetod", "method._target_=my_method.MyMetod cannot be imported"),
     ],

@@ -417,7 +417,7 @@ def test_a_protocol_of_the_users_own_is_found_by_its_name(cli, run, mine):
     [
         (("protocols=[mine]",), "add allow=[my_protocol] to the command if you trust it"),
         (("allow=[my_protocol]", "protocols=[mine,minee]"), "no such protocols (nearest: mine)"),
-        (("allow=[my_protocol]", "protocols=[mine]", "protocols.mine.feature=x"), "Mine expects int"),
+        (("allow=[my_protocol]", "protocols=[mine]", "protocols.mine.feature=x"), "Mine expects a whole number"),
         (("allow=[my_protocol]", "protocols=[mine]", "protocols.mine.featur=1"), "nearest: protocols.mine.feature"),
         (("protocols=[plain]",), "sslctl.evaluation.linear.draw_labels is no sslctl.evaluation.task.Protocol"),
     ],

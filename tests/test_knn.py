@@ -172,7 +172,7 @@ def test_balanced_accuracy_is_scikit_learns():
     source = uneven(100, 0)
     guesses = [torch.randint(0, 3, (100,), generator=generator) for _ in range(2)]
     hits = [{"top1": guess == source.labels} for guess in guesses]
-    settings = {"protocol": "knn", "labels": "all", "params": {}}
+    settings = {"protocol": "knn", "labels": "all", "params": {"k": 5, "temperature": 0.1, "bank": 100}}
     _, balanced = classifier_results(pixels(Preprocess(1, 8, 8, [0.5], [0.25])), source, hits, **settings)
     expected = [balanced_accuracy_score(source.labels, guess) for guess in guesses]
     assert balanced.value == pytest.approx(sum(expected) / 2, abs=1e-6)

@@ -178,7 +178,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             if teacher is not None:
                 save_teacher(teacher, run_dir)
             described = {"format": 1, "train": source.as_json()} | ({"test": judges[1].as_json()} if judges else {})
-            write_text(run_dir / rundir.DATA, json.dumps(described, indent=1) + "\n")
+            rundir.write_if_other(run_dir / rundir.DATA, json.dumps(described, indent=1) + "\n")
             if source.tokenizer:
                 write_text(run_dir / rundir.TOKENIZER, source.tokenizer)
             return is_finished(run_dir, plan, test)

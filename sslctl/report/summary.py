@@ -66,9 +66,13 @@ def summary_of_one(run: Run, columns: list[Measurement]) -> Summary:
 
 def _main(run: Run, columns: list[Measurement]) -> list[Measurement]:
     """Returns the main measurements, the one that matters most first; of nearest neighbours, the run's own k alone."""
-    own = f", k {run.config['evaluation']['knn']['k']}"
-    main = [column for column in by_importance(columns) if column.main]
-    return [c for c in main if c.k in ("", own)] or main
+    asked, main = run.config["evaluation"]["knn"]["k"], [column for column in by_importance(columns) if column.main]
+
+    def own_k(column: Measurement) -> str:
+        bank = dict(column.settings).get("bank")  # of fewer images all are neighbours
+        return f", k {min(asked, int(bank)) if bank else asked}"
+
+    return [column for column in main if column.k in ("", own_k(column))] or main
 
 
 def _status(run: Run) -> str:

@@ -34,6 +34,12 @@ def write_json(path: Path, value: dict) -> None:
     write_text(path, sign_json(json.dumps(value, indent=1)))
 
 
+def write_if_other(path: Path, text: str) -> None:
+    """Writes a text file unless it holds that text already: what is finished is left as it is."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
 def versions() -> dict[str, str]:
     """Returns the versions that a number may depend on."""
     from importlib.metadata import version

@@ -2,6 +2,8 @@
 
 import copy
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,13 +24,20 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
+def place():
+    """A folder with a short name: the sockets in a temporary folder below it may have no long one."""
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        yield Path(folder).resolve()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    return Undisturbed(place)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_run_that_is_killed_comes_out_as_one_that_is_not(case, undisturbed, tmp_path):
-    in_time, wrong = try_case(case, undisturbed, tmp_path.resolve() / "case")
+def test_a_run_that_is_killed_comes_out_as_one_that_is_not(case, undisturbed, place):
+    in_time, wrong = try_case(case, undisturbed, place / f"case-{CASES.index(case)}")
     assert wrong == []
     assert any(in_time)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from sslctl.cli import main
 from sslctl.errors import InputError
@@ -162,7 +163,7 @@ def straight(tmp_path_factory):
 def test_the_same_command_continues_a_run_that_has_lost_its_files(stopped, straight, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
-    config = (run / "config.yaml").read_bytes()
+    config = yaml.safe_load((run / "config.yaml").read_text())
     lose(run / "config.yaml")
     empty(run / "environment.json")
     before = contents(run, without=("lock",))
@@ -175,7 +176,7 @@ def test_the_same_command_continues_a_run_that_has_lost_its_files(stopped, strai
     assert contents(run, without=("lock",)) == before
     finish(run, *MOCO)
     assert "sslctl: restored config.yaml and environment.json of" in capsys.readouterr().err
-    assert (run / "config.yaml").read_bytes() == config
+    assert yaml.safe_load((run / "config.yaml").read_text()) == config | {"run_dir": str(run)}  # where it is now
     assert differences(tensors(run), tensors(straight)) == []
     assert metrics(run) == metrics(straight)
 

@@ -15,7 +15,6 @@ from sslctl.errors import InputError
 from sslctl.factory.from_run import resolve_runs
 from sslctl.models.weights import read_weights
 from sslctl.runs import checkpoint, claim
-from sslctl.runs.manifest import write_manifest
 from sslctl.runs.reading import read_lines
 from tests.runs import (
     MOCO,
@@ -26,6 +25,7 @@ from tests.runs import (
     differences,
     edit,
     finish,
+    forget_run,
     image_folder,
     metrics,
     newest,
@@ -34,6 +34,7 @@ from tests.runs import (
     sign,
     slow,
     tensors,
+    without_checksum,
 )
 
 WORDS = (*MOCO, "trainer.save_every_steps=2", "trainer.keep_last=3")
@@ -582,16 +583,10 @@ def test_a_malicious_configuration_runs_nothing(text, stopped, tmp_path, capsys)
     assert not (tmp_path / "canary").exists()
 
 
-def forget_run(run_dir):
-    """Makes its checkpoints say nothing of the run."""
-    for path in checkpoint.steps_on_disk(run_dir):
-        write_manifest(path, checkpoint.step_of(path), None)
-
-
 def test_a_run_cannot_name_code_of_its_own(stopped, capsys):
     forget_run(stopped)
     path = stopped / "config.yaml"
-    path.write_text(path.read_text().replace("sslctl.methods.moco.MoCo", "antigravity.fly"))
+    path.write_text(without_checksum(path).replace("sslctl.methods.moco.MoCo", "antigravity.fly"))
     assert main(["knn-eval", str(stopped), "device=cpu", "cache=false"]) == 2
     assert "antigravity.fly is not sslctl's own" in capsys.readouterr().err
 

@@ -24,7 +24,7 @@ from sslctl.errors import InputError, shown
 from sslctl.export.format import FILE, Lines, arguments, literal
 from sslctl.export.formats import FORMATS
 from sslctl.runs.checkpoint import metadata
-from tests.runs import unsigned
+from tests.runs import forget_run, unsigned
 from tests.test_report import commands_of
 
 FAST = ("device=cpu", "cache=false", "images=1", "map_images=10", "neighbours=1", "detailed=1")
@@ -59,6 +59,7 @@ def test_the_payload_would_run_where_a_key_is_pasted(marker):
 @pytest.mark.parametrize("format", FORMATS)
 def test_export_refuses_a_key_that_is_no_name(foreign, cli, marker, format):
     run = foreign()
+    forget_run(run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["backbone"] = {
         "_target_": "sslctl.models.backbones.Timm",
