@@ -425,6 +425,7 @@ def test_completion_does_not_import_torch(spawn):
     assert "torch" not in imported(spawn, "-sc", "query=bash", COMP_LINE="sslctl pretrain method=mo")
 
 
+@pytest.mark.slow
 def test_a_resnet_is_trained_without_packages_that_others_need(spawn):
     modules = imported(spawn, "pretrain", *QUICK, "backbone=small_resnet")
     assert {"torch", "sslctl.runs.checkpoint"} <= modules  # so that these tests can fail

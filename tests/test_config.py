@@ -266,6 +266,7 @@ def test_check_looks_at_every_file(cli, monkeypatch):
     assert result.out.endswith(f"\n{len(listed)} configurations compose, and every signature binds\n")
 
 
+@pytest.mark.slow
 def test_check_names_a_users_wrong_file(cli, own, monkeypatch):
     monkeypatch.setattr("sslctl.commands.check.GROUPS", {"pretrain": ("optimizer", "trainer")})
     own("optimizer/bent.yaml", (CONFIGS / "optimizer" / "sgd.yaml").read_text() + "momentun: 0.9\n")

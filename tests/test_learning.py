@@ -21,7 +21,6 @@ from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import load_method, resolve_runs, run_preprocess
 from sslctl.runs import checkpoint
 from sslctl.runs.reading import read_config
-from tests.runs import slow
 
 SEEDS = (0, 1)
 COMMON = (
@@ -101,13 +100,15 @@ def learns(tmp_path_factory, request):
     return measure
 
 
-@pytest.mark.parametrize("name", [name if name == "wmse" else slow(name) for name in METHODS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_the_worst_seed_beats_the_best_random_network(name, learns):
     worst, best_random = learns(name)
     print(f"{name}: worst trained {worst:.3f}, best random {best_random:.3f}")
     assert worst >= best_random + 0.01
 
 
+@pytest.mark.slow
 def test_a_method_that_does_not_move_does_not_pass(learns):
     worst, best_random = learns("wmse", "trainer.epochs=2", "optimizer.base_lr=1e-9")
     assert worst < best_random + 0.01

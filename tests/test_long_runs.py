@@ -27,6 +27,7 @@ MANY = (
 BOUND = 8000  # bytes a step: half a batch of projections; in a run so short the allocator comes and goes
 
 
+@pytest.mark.slow
 def test_memory_open_files_and_disk_stay_flat(tmp_path, capsys):
     with sampled(every=5) as samples:
         assert main(command(tmp_path / "run", *MANY, "trainer.epochs=10")) == 0

@@ -438,7 +438,9 @@ def accepted(cli, command: str) -> None:
     assert result.status == 0, (command, result.err)
 
 
-@pytest.mark.parametrize("which", ["", "simclr-0"], ids=["sweep", "run"])
+@pytest.mark.parametrize(
+    "which", [pytest.param("", id="sweep", marks=pytest.mark.slow), pytest.param("simclr-0", id="run")]
+)
 def test_every_command_of_the_page_is_accepted(page, cli, sweep, workdir, which):
     run = sweep / "simclr-0"
     shutil.copytree(sweep, workdir / "runs")

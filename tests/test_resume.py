@@ -231,7 +231,7 @@ def test_resume_at_another_position_differs(skew, straight, tmp_path, monkeypatc
 
 # --- Every method: chains of five stops, and what its state must hold ---
 
-FAST = ("nnclr", "swav", "seed", "jigsaw", "mae", "inpainting")
+FAST = ("nnclr", "swav", "seed", "mae")
 STATE = {
     "nnclr": ("queue", "queue_pointer"),
     "swav": ("queue", "queue_filled", "prototypes.weight"),
@@ -256,7 +256,7 @@ STATE = {
 }
 FAST_PARTS = (
     *(("nnclr", part) for part in STATE["nnclr"]),
-    *(("swav", "queue"), ("swav", "prototypes.weight"), ("jigsaw", "table")),
+    *(("swav", "queue"), ("swav", "prototypes.weight")),
     *(("seed", part) for part in STATE["seed"]),
 )
 
@@ -412,7 +412,7 @@ def test_a_finished_run_is_left_as_it_is(straight, capsys):
 # --- Resume, processes ---
 
 
-@pytest.mark.parametrize("kind", ["verification", slow("order"), "language"])
+@pytest.mark.parametrize("kind", [slow("verification"), slow("order"), "language"])
 def test_resume_of_sequences_at_five_points_equals_the_straight_run(kind, sequences, tmp_path):
     straight = finished(kind, sequences, tmp_path / "straight")
     assert metrics(straight)[-1]["step"] >= 10
@@ -427,7 +427,7 @@ def test_resume_of_sequences_at_five_points_equals_the_straight_run(kind, sequen
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
-        ("verification", "classifier.0.weight"),
+        slow("verification", "classifier.0.weight"),
         slow("order", "pair_head.0.weight"),
         slow("order", "classifier.weight"),
         ("language", "bias"),
