@@ -9,7 +9,9 @@ from PIL import Image
 
 from sslctl.data import sources
 from sslctl.data.files import ImageError
+from sslctl.data.held_out import held_out_groups, held_out_names
 from sslctl.data.layout import class_folders, count_training_images, without_labels
+from sslctl.data.listing import name_hash
 from sslctl.data.overlap import doubts
 from sslctl.errors import InputError
 from tests.conftest import QUICK, write_images
@@ -72,6 +74,34 @@ def test_two_folders_that_may_be_a_split_are_refused_until_one_is_named(tmp_path
     with pytest.raises(InputError, match=r"Train/ and training/ may both be the train split: say dataset\.splits="):
         class_folders("train", str(tmp_path))
     assert class_folders("train", str(tmp_path), {"train": "training", "test": "test"}).names == ["a/000.png"]
+
+
+def test_every_class_of_two_images_or_more_has_one_held_out_and_one_to_train_on():
+    names, classes = zip(
+        *((f"{c:02d}/{n}.png", [c]) for c in range(60) for n in range(4 if c < 40 else c % 3)), strict=True
+    )
+    by_hash, is_test = (np.array([name_hash(n) % 5 == 0 for n in names]), held_out_names(names, classes))
+    of = np.array([c for [c] in classes])
+    lacking = [c for c in range(40) if not by_hash[of == c].any()]
+    assert len(lacking) > 5  # what the hash alone leaves without
+    for c in set(of.tolist()):
+        count = int((of == c).sum())
+        assert 1 <= is_test[of == c].sum() < count or (count == 1 and not is_test[of == c].any())
+    whole = [c for c in range(40) if 0 < by_hash[of == c].sum() < 4]
+    assert all((is_test == by_hash)[of == c].all() for c in whole)  # other images stay where they were
+
+
+def test_held_out_groups_are_whole_and_near_a_fifth_of_each_class():
+    draw = np.random.default_rng(0)
+    groups = [f"patient {g}" for g in range(60) for _ in range(draw.integers(1, 9))]
+    classes = [list(np.flatnonzero(draw.random(3) < (0.6, 0.3, 0.1))) for _ in groups]  # several each, or none
+    is_test = held_out_groups(groups, classes)
+    assert not set(np.array(groups)[is_test]) & set(np.array(groups)[~is_test])
+    assert 0.17 < is_test.mean() < 0.23
+    for c in range(3):
+        own = np.array([c in row for row in classes])
+        assert 0.15 < is_test[own].mean() < 0.25
+    assert not held_out_groups(["a", "a", "b"], [[0], [0], [1]]).any()  # each alone has a class
 
 
 def test_a_train_folder_alone_is_trained_on_whole_and_has_no_test_split(tmp_path):

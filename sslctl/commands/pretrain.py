@@ -119,7 +119,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             {name: config.method.get(f"teacher_{name}") for name in ("mean", "std")},
         )
         hashes["teacher"] = weights_sha256(teacher.network)
-    facts = plan.facts(len(source.classes))
+    facts = plan.facts(len(source.classes) if source.labelled else 0)
     method = build_method(config.method, backbone, facts, teacher)
 
     # Views, and whether data, views, method and networks fit one another.
@@ -218,10 +218,11 @@ def labelled_judges(config: Any, source: Source, preprocess: Preprocess) -> tupl
         train, test = labelled_sources(with_range(node, preprocess))
         preprocess.refuse_other("this run", train, "eval_dataset")
         return train, test
-    if not source.labelled:
+    train = source.labelled_part()
+    if not train.labelled and not train.has_several:
         return None
     try:
-        return source, build_source(config.dataset, "test")
+        return train, build_source(config.dataset, "test").labelled_part()
     except NoTestSplit as error:  # which training does not need
         print(f"not judged: {error}", flush=True)
         return None

@@ -38,6 +38,8 @@ UNTYPED = {
     "dataset.root": KeyFacts(path=True, fingerprint=False),
     "dataset.splits": KeyFacts(free=True, old_behaviour=None),
     "dataset.label": KeyFacts(path=True, old_behaviour=None),  # a pattern is written as freely as a path
+    "dataset.columns": KeyFacts(free=True),
+    "dataset.separator": KeyFacts(path=True),
     "dataset.range": KeyFacts(old_behaviour=None),
     "dataset.on_error": KeyFacts(choices=("raise", "skip"), fingerprint=False),  # a row keeps its place
     "dataset.max_bad": KeyFacts(low=0, fingerprint=False),
@@ -53,6 +55,8 @@ UNTYPED = {
     "eval_dataset.root": KeyFacts(path=True),
     "eval_dataset.splits": KeyFacts(free=True),
     "eval_dataset.label": KeyFacts(path=True),
+    "eval_dataset.columns": KeyFacts(free=True),
+    "eval_dataset.separator": KeyFacts(path=True),
     "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # their content counts
     "backbone.partial": KeyFacts(own=True, hint=bool),
     "backbone.kwargs": KeyFacts(free=True),

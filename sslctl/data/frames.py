@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sslctl.data import files
-from sslctl.data.listing import EXTENSIONS, existing_folder, held_out
+from sslctl.data.held_out import held_out_names
+from sslctl.data.listing import EXTENSIONS, existing_folder
 from sslctl.data.modality import VIDEOS, Modality
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
@@ -89,7 +90,8 @@ def frames(
     if not labelled and split == "test":
         raise InputError(f"{base} has no labels to evaluate on: put the videos into a folder for each class")
     if labelled and not has_splits:
-        names = [name for name in names if held_out(name) == (split == "test")]
+        is_test = held_out_names(names, [[name.partition("/")[0]] for name in names])
+        names = [name for name, test in zip(names, is_test, strict=True) if test == (split == "test")]
         if not names:
             raise InputError(f"{base}: too few videos for a {split} split of a fifth; make train/ and test/ folders")
     paths = [os.path.join(folder, name) for name in names]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sslctl.data.listing import EXTENSIONS, Listing, existing_folder, held_out, is_hidden, scan
+from sslctl.data.held_out import held_out_names
+from sslctl.data.listing import EXTENSIONS, Listing, existing_folder, is_hidden, scan
 from sslctl.errors import InputError, nearest, user_path
 
 # A folder of this name, in any spelling (Training, TEST_SET, val-images), holds a split; of test and val, test is preferred.
@@ -30,6 +31,8 @@ class Layout:
 
     names: of the split's images. labels: the number of each one's class, -1 without classes. origin: where the split comes
     from. warnings: what may not be meant, each with the key that answers it. stand_ins: row -> row that is read in its place.
+    targets: the numbers of each image's classes, where it may have several; its label is -1 then. groups: what each image was
+    taken from (a patient, a slide, a day), where that is named.
     """
 
     listing: Listing
@@ -38,8 +41,9 @@ class Layout:
     classes: tuple[str, ...]
     origin: str
     warnings: list[str] = field(default_factory=list)
-
     stand_ins: dict[int, int] = field(default_factory=dict)
+    targets: list[tuple[int, ...]] | None = None
+    groups: list[str] | None = None
 
     def paths(self, *, as_read: bool = True) -> list[str]:
         """Returns where the split's images lie. as_read: with those that stand in for others."""
@@ -68,7 +72,7 @@ def class_folders(
     own = scan(folders[split]) if split in folders else train
     class_of, of_training = _labels(own, label), _labels(train, label)
     classes = tuple(sorted(set(of_training.values())))
-    names, origin = _split_of(own, split, folders)
+    names, origin = _split_of(own, split, folders, class_of)
     if not names:
         raise InputError(f"{base}: too few images for a {split} split of a fifth; make train/ and test/ folders")
     unknown = next((class_of[name] for name in names if class_of[name] not in classes), None)
@@ -86,7 +90,7 @@ def without_labels(root: str | None, splits: Mapping[str, str] | None = None) ->
     folders = _split_folders(base, splits) if splits else {}
     listing, warnings = scan(folders.get("train", base)), []
     tests = sorted(
-        {top for name in listing.names if (top := name.split("/")[0]) != name and _kind(top) in ("test", "val")}
+        {top for name in listing.names if (top := name.split("/")[0]) != name and split_kind(top) in ("test", "val")}
     )
     if tests and not splits:
         warnings = [
@@ -120,7 +124,7 @@ def _split_folders(base: Path, splits: Mapping[str, str] | None) -> dict[str, Pa
     if splits:
         return _named(base, splits)
     below = _folders(base)
-    of_kind = {kind: [d for d in below if _kind(d.name) == kind] for kind in ("train", "test", "val")}
+    of_kind = {kind: [d for d in below if split_kind(d.name) == kind] for kind in ("train", "test", "val")}
     for kind, folders in of_kind.items():
         exact = [d for d in folders if d.name == kind]
         if len(folders) > 1 and not exact:
@@ -152,19 +156,22 @@ def _named(base: Path, splits: Mapping[str, str]) -> dict[str, Path]:
     return {kind: base / str(name) for kind, name in splits.items()}
 
 
-def _kind(name: str) -> str | None:
+def split_kind(name: str) -> str | None:
     """Tells of which split a folder's name is: train, test, val or none."""
     match = _SPLIT.fullmatch(name)
     return ("train", "test", "val")[match.lastindex - 1] if match else None
 
 
-def _split_of(listing: Listing, split: str, folders: dict[str, Path]) -> tuple[list[str], str]:
+def _split_of(
+    listing: Listing, split: str, folders: dict[str, Path], class_of: dict[str, str]
+) -> tuple[list[str], str]:
     """Returns the images of a split, and where it comes from: a folder of its own, or a part of the training images."""
     if folders:
         return listing.names, f"{listing.base}"
     part = "a fixed fifth" if split == "test" else "four fixed fifths"
     origin = f"{part} of {listing.base}, by the hash of the names; dataset.splits={{train: …, test: …}} names folders"
-    return [name for name in listing.names if held_out(name) == (split == "test")], origin
+    is_test = held_out_names(listing.names, [[class_of[name]] for name in listing.names])
+    return [name for name, test in zip(listing.names, is_test, strict=True) if test == (split == "test")], origin
 
 
 # --- Labels ---
@@ -206,7 +213,7 @@ def _inside_wrapper(base: Path) -> tuple[Path, list[str]]:
     """
     inner = base
     while len(below := _folders(inner)) == 1 and not _has_images(inner):
-        if _kind(below[0].name):
+        if split_kind(below[0].name):
             return base, []
         inner = below[0]
     if inner == base or not below:
@@ -227,7 +234,7 @@ def _doubts(train: Listing, classes: tuple[str, ...], label: str | None, folders
             doubts.append(
                 f"folders without images are no classes: {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}"
             )
-    named_so = [name for name in classes if _kind(name)]
+    named_so = [name for name in classes if split_kind(name)]
     if named_so and "train" not in folders:
         doubts.append(
             f"class {named_so[0]} has the name of a split: if it is one, say dataset.splits={{train: FOLDER, test:"

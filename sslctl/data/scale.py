@@ -3,11 +3,10 @@
 from typing import Any
 
 from sslctl.config.command_line import PLACED, Prepared
-from sslctl.data.layout import count_training_images
 from sslctl.errors import InputError
 
 FEWER_THAN = {"tiny": 5_000, "small": 200_000}  # images; what is larger is of the scale of ImageNet
-_IN_CLASSES = {"folder": False, "imagefolder": True}  # the datasets that are counted
+_COUNTED = ("folder", "imagefolder", "csv")  # the datasets that are
 
 
 def choose_scale(prepared: Prepared) -> str | None:
@@ -20,19 +19,25 @@ def choose_scale(prepared: Prepared) -> str | None:
     if PLACED["scale"] in values or values.get("experiment", [None]) != [None]:
         return None
     datasets, roots = values.get("dataset", []), values.get("dataset.root", [])
-    splits, label = (values.get(f"dataset.{name}", [None])[0] for name in ("splits", "label"))
-    scales = {f"{dataset} {root}": _scale_of(dataset, root, splits, label) for dataset in datasets for root in roots}
+    own = {name: values.get(f"dataset.{name}", [None])[0] for name in ("splits", "label", "columns")}
+    scales = {f"{dataset} {root}": _scale_of(dataset, root, own) for dataset in datasets for root in roots}
     if len(set(scales.values())) > 1:
         described = ", ".join(f"{job}: {scale or 'its own'}" for job, scale in scales.items())
         raise InputError(f"this sweep's datasets are of several scales ({described}): name one for all with scale=…")
     return next(iter(scales.values()), None)
 
 
-def _scale_of(dataset: Any, root: Any, splits: Any, label: Any) -> str | None:
-    if dataset not in _IN_CLASSES or root is None:
+def _scale_of(dataset: Any, root: Any, values: dict[str, Any]) -> str | None:
+    if dataset not in _COUNTED or root is None:
         return None
+    from sslctl.data.layout import count_training_images  # with NumPy, which a typo or --help does not wait for
+    from sslctl.data.table_layout import count_training_rows
+
     try:
-        count = count_training_images(str(root), _IN_CLASSES[dataset], splits, label)
+        if dataset == "csv":
+            count = count_training_rows(str(root), values["columns"], values["splits"])
+        else:
+            count = count_training_images(str(root), dataset == "imagefolder", values["splits"], values["label"])
     except InputError:
         return None
     return next((scale for scale, bound in FEWER_THAN.items() if count < bound), "imagenet")

@@ -47,9 +47,17 @@ class Source:
     original_rows: tuple[int, ...] = ()  # of a subset's samples in the whole split
     description: Description | None = None  # of files: what was inferred of them
     value_range: tuple[float, float] | None = None  # that becomes 0 and 255, of files of more than 8 bits
+    targets: Tensor | None = None  # (N, C) bool, where an image may have several labels: `labels` are -1 then
+    groups: Tensor | None = None  # (N,) int64, what each image was taken from, where that is named
     modality: ClassVar[Modality] = IMAGES
     tokenizer: ClassVar[str] = ""  # of texts, as JSON
-    per_sample: ClassVar[tuple[str, ...]] = ("images", "paths", "labels")  # what has an entry for each sample
+    per_sample: ClassVar[tuple[str, ...]] = (
+        "images",
+        "paths",
+        "labels",
+        "targets",
+        "groups",
+    )  # with an entry for each sample
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,6 +70,16 @@ class Source:
     @property
     def labelled(self) -> bool:
         return len(self.classes) > 0 and bool((self.labels >= 0).all())
+
+    @property
+    def has_several(self) -> bool:
+        """Tells whether an image may have several labels."""
+        return self.targets is not None
+
+    def labelled_part(self) -> "Source":
+        """Returns the images that have a label, where some have and others have none; else all."""
+        labelled = self.labels >= 0
+        return self.subset(labelled.nonzero()[:, 0]) if self.classes and labelled.any() and not labelled.all() else self
 
     @property
     def in_memory(self) -> Tensor | None:
@@ -96,6 +114,10 @@ class Source:
             if self.classes
             else "no labels"
         )
+        if self.targets is not None:
+            of += f"; an image has {self.targets.sum(1).double().mean():.2g} of them on average"
+        if self.groups is not None:
+            of += f"; {len(self.groups.unique()):,} groups"
         return [of, *(self.description.lines() if self.description else [])]
 
     def as_json(self) -> dict[str, Any]:
@@ -224,7 +246,7 @@ def imagefolder(
     """
     lay_out = functools.partial(class_folders, root=root, splits=splits, label=label)
     lay_out = readable(lay_out, on_error, max_bad, data_home() / "checked")
-    return _from_files(name or base_name(root), split, lay_out, image_size, channels, memory_gb, range)
+    return from_files(name or base_name(root), split, lay_out, image_size, channels, memory_gb, range)
 
 
 def folder(
@@ -250,10 +272,10 @@ def folder(
         return class_folders(part, root, splits, label) if label is not None else without_labels(root, splits)
 
     read = readable(lay_out, on_error, max_bad, data_home() / "checked")
-    return _from_files(base_name(root), split, read, image_size, channels, memory_gb, range)
+    return from_files(base_name(root), split, read, image_size, channels, memory_gb, range)
 
 
-def _from_files(
+def from_files(
     name: str,
     split: str,
     lay_out: Callable[[str], Layout],
@@ -278,6 +300,7 @@ def _from_files(
         images = files.read_all(paths, channels, (height, width), values)
     table = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(layout.names, originals, strict=True))
     table += f"\nvalues {values}" if values else ""
+    table += f"\nlabels {layout.targets}" if layout.targets is not None else ""
     digest = hashlib.blake2b(table.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     times = hashlib.blake2b(
         " ".join(str(os.stat(p).st_mtime_ns) for p in originals).encode(), digest_size=16
@@ -285,4 +308,11 @@ def _from_files(
     description = describe(layout, headers, images, channels, image_size, values)
     labels = torch.tensor(layout.labels)
     source = Source(name, split, images, tuple(paths), labels, layout.classes, channels, image_size, digest, times)
-    return replace(source, description=description, value_range=values)
+    targets = groups = None
+    if layout.targets is not None:
+        targets = torch.zeros(len(paths), len(layout.classes), dtype=torch.bool)
+        for row, own in enumerate(layout.targets):
+            targets[row, list(own)] = True
+    if layout.groups is not None:
+        groups = torch.from_numpy(np.unique(np.array(layout.groups), return_inverse=True)[1])
+    return replace(source, description=description, value_range=values, targets=targets, groups=groups)

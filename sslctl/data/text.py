@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sslctl.data.listing import existing_folder, held_out
+from sslctl.data.held_out import held_out_names
+from sslctl.data.listing import existing_folder
 from sslctl.data.modality import TEXTS, Modality
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
@@ -73,18 +74,20 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
     if unknown:
         raise InputError(f"{folder}: class folder {unknown[0]} does not exist in {train_folder}")
     # Each file is cut into pieces of length - 1 tokens, which [CLS] goes before.
-    rows, labels, paths, short, count = [], [], [], 0, 0
+    rows, labels, paths, names, short, count = [], [], [], [], 0, 0
     for path, content in texts.items():
         ids = torch.tensor(encoder.encode(content).ids, dtype=torch.int64)
         count += len(ids)
         pieces = ids[: len(ids) // (length - 1) * (length - 1)].view(-1, length - 1)  # a rest is left out
         short += not len(pieces)
         for number, piece in enumerate(pieces):
-            name = f"{path.relative_to(folder).as_posix()}#{number}"
-            if not classes or folder != base or held_out(name) == (split == "test"):
-                rows.append(torch.cat([torch.tensor([CLS]), piece]))
-                labels.append(classes.index(path.parent.name) if classes else -1)
-                paths.append(str(path))
+            rows.append(torch.cat([torch.tensor([CLS]), piece]))
+            labels.append(classes.index(path.parent.name) if classes else -1)
+            paths.append(str(path))
+            names.append(f"{path.relative_to(folder).as_posix()}#{number}")
+    if classes and folder == base:
+        taken = (held_out_names(names, [[label] for label in labels]) == (split == "test")).nonzero()[0].tolist()
+        rows, labels, paths = ([values[row] for row in taken] for values in (rows, labels, paths))
     if not rows:
         raise InputError(f"{folder}: {count} tokens are too few for samples of {length} (dataset.length)")
     if short:

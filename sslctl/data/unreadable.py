@@ -40,9 +40,11 @@ def readable(lay_out: Callable[[str], Layout], on_error: str, max_bad: float, ca
                 f"{max_bad:g} allows {allowed:,}"
             )
         stand_ins = _next_readable(count, bad)
-        labels = [layout.labels[stand_ins.get(row, row)] for row in range(count)]
+        rows = [stand_ins.get(row, row) for row in range(count)]
+        own = {"labels": layout.labels, "targets": layout.targets, "groups": layout.groups}
+        own = {name: values and [values[row] for row in rows] for name, values in own.items()}
         warning = f"{len(bad):,} of {count:,} images cannot be read, others stand in for them: {listed}"
-        return replace(layout, labels=labels, stand_ins=stand_ins, warnings=[*layout.warnings, warning])
+        return replace(layout, **own, stand_ins=stand_ins, warnings=[*layout.warnings, warning])
 
     return without_bad
 

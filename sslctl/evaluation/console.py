@@ -113,6 +113,8 @@ def show_notes(results: list[Result]) -> None:
     """Says below a table what a constant answer scores, and which of its probes' settings no held-out labels have chosen."""
     for majority in dict.fromkeys(r.details["majority"] for r in results if "majority" in r.details):
         print(f"classes are uneven: who always names the largest is right in {majority:.2%}", flush=True)
+    for constant in dict.fromkeys(r.details["constant"] for r in results if "constant" in r.details):
+        print(f"several labels an image: who answers alike for all has a mAP of {constant:.2%}", flush=True)
     fixed = [(r.labels, r.params["regularisation"]) for r in results if "regularisation" in r.params]
     for labels, regularisation in dict.fromkeys(fixed):
         print(f"linear-cached, {labels} labels: {regularisation}", flush=True)

@@ -29,11 +29,21 @@ _FILE = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
 
 @dataclass(frozen=True)
 class Features:
-    """One split: features (N, D) float32 on the CPU, labels (N,) int64."""
+    """One split: features (N, D) float32 on the CPU, labels (N,) int64.
+
+    targets: (N, C) bool, where images have several labels. groups: (N,) int64, what each was taken from, where that is named.
+    """
 
     features: Tensor
     labels: Tensor
     num_classes: int
+    targets: Tensor | None = None
+    groups: Tensor | None = None
+
+    def take(self, rows: Tensor) -> "Features":
+        """Returns the images at rows: (n,) int64, or a mask (N,)."""
+        own = (values if values is None else values[rows] for values in (self.targets, self.groups))
+        return Features(self.features[rows], self.labels[rows], self.num_classes, *own)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from sslctl import signals
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
+from sslctl.evaluation.multi_label import ranking_results
 from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task
@@ -46,6 +47,18 @@ def votes_of(similarity: Tensor, labels: Tensor, num_classes: int, *, temperatur
     """
     weight = ((similarity - similarity[:, :1]) / temperature).exp()  # at most 1: no overflow
     return torch.zeros(len(labels), num_classes).scatter_add_(1, labels, weight)
+
+
+def shares_of(similarity: Tensor, targets: Tensor, rows: Tensor, *, temperature: float) -> Tensor:
+    """Returns (N, C): the share of the votes of each image's neighbours that has each label.
+
+    similarity, rows: (N, k), the nearest first. targets: (M, C) bool, of the bank.
+    """
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    weight = weight / weight.sum(1, keepdim=True)
+    chunk = max(1, _CHUNK_BYTES // (4 * rows.shape[1] * targets.shape[1]))
+    parts = zip(weight.split(chunk), rows.split(chunk), strict=True)
+    return torch.cat([(own[:, None] @ targets[near].float())[:, 0] for own, near in parts])
 
 
 def knn_votes(
@@ -134,6 +147,7 @@ def search(subject: Subject, task: Task, depth: int) -> tuple[Features, Features
 class Knn(Protocol):
     """Weighted kNN of the test split against the whole training split, with every k."""
 
+    takes_several = True
     k: list[int]
     temperature: float
 
@@ -145,9 +159,13 @@ class Knn(Protocol):
         bank, queries, similarity, rows = search(subject, task, max(self.k))
         results = []
         for k in dict.fromkeys(min(k, len(bank.labels)) for k in self.k):  # there are no more neighbours than images
+            params = {"k": k, "temperature": self.temperature, "bank": len(bank.labels)}
+            settings = {"protocol": "knn", "labels": "all", "params": params}
+            if bank.targets is not None:
+                scores = shares_of(similarity[:, :k], bank.targets, rows[:, :k], temperature=self.temperature)
+                results += ranking_results(subject, task.test, scores, **settings)
+                continue
             near = bank.labels[rows[:, :k]]  # (N, k)
             votes = votes_of(similarity[:, :k], near, bank.num_classes, temperature=self.temperature)
-            params = {"k": k, "temperature": self.temperature, "bank": len(bank.labels)}
-            hits = [hits_of(votes, queries.labels)]
-            results += classifier_results(subject, task.test, hits, protocol="knn", labels="all", params=params)
+            results += classifier_results(subject, task.test, [hits_of(votes, queries.labels)], **settings)
         return results

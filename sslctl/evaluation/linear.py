@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl import signals
+from sslctl.data.held_out import choose_groups
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import classifier_results, hits_of
+from sslctl.evaluation.multi_label import METRIC, mean_average_precision, ranking_results
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number, label_amount
 from sslctl.runs.results import Result
@@ -77,12 +79,14 @@ def train_classifiers(
 ) -> Classifiers:
     """Trains multinomial logistic regression by SGD (momentum 0.9, cosine), every (lr, weight_decay) in one matrix product.
 
-    Features are standardised with the training rows' statistics, so that one grid suits every feature scale.
+    Of several labels an image: one logistic regression a label. Features are standardised with the training rows' statistics, so
+    that one grid suits every feature scale.
     """
+    several = data.targets is not None
     mean, std = data.features.mean(0), data.features.std(0).clamp(min=1e-6)
     x = (data.features - mean) / std  # (N, D)
     (n, dim), classes, count = x.shape, data.num_classes, len(settings)
-    target = F.one_hot(data.labels, classes).float()  # (N, C)
+    target = data.targets.float() if several else F.one_hot(data.labels, classes).float()  # (N, C)
     lr = torch.tensor([s[0] for s in settings]).repeat_interleave(classes)  # (G·C,)
     decay = torch.tensor([s[1] for s in settings]).repeat_interleave(classes)
     weight, bias = torch.zeros(dim, count * classes), torch.zeros(count * classes)
@@ -100,7 +104,12 @@ def train_classifiers(
         rows = order[place * batch_size : (place + 1) * batch_size]
         batch = x[rows]  # (b, D)
         logits = torch.addmm(bias, batch, weight).view(-1, count, classes)
-        error = logits.softmax(2).sub_(target[rows][:, None]).view(-1, count * classes).div_(batch_size)
+        error = (
+            (logits.sigmoid() if several else logits.softmax(2))
+            .sub_(target[rows][:, None])
+            .view(-1, count * classes)
+            .div_(batch_size)
+        )
         rate = lr * (0.5 * (1 + math.cos(math.pi * step / total)))
         weight_momentum.mul_(0.9).addmm_(batch.T, error).addcmul_(weight, decay)
         bias_momentum.mul_(0.9).add_(error.sum(0))
@@ -115,44 +124,73 @@ def fit_probe(data: Features, grid: ProbeGrid, seed: int) -> tuple[Classifiers, 
     """Picks a setting on a held-out part of the rows, then trains it on all of them.
 
     Up to 20 rows a class: stratified folds instead of one held-out part, each row judged once. Where a class has a
-    single row there is nothing to hold out, and the middle of the grid is taken. Returns one classifier and what was
-    picked: {"lr", "weight_decay", "validation_top1"}, the last None for the middle, with the number of steps.
+    single row there is nothing to hold out, and the middle of the grid is taken. Of several labels an image, what is picked
+    by is mAP. Returns one classifier and what was picked: {"lr", "weight_decay", "validation_top1" or "validation_mAP"}, the
+    last None for the middle, with the number of steps.
     """
+    metric = "top1" if data.targets is None else METRIC
     settings, trained = grid.settings(), (grid.epochs, grid.batch_size, seed, grid.most_steps)
     steps = steps_of(len(data.labels), grid.epochs, grid.batch_size, grid.most_steps)
     if too_few(data):
         lr, decay = grid.middle()
-        picked = {"lr": lr, "weight_decay": decay, "validation_top1": None, "steps": steps}
+        picked = {"lr": lr, "weight_decay": decay, f"validation_{metric}": None, "steps": steps}
         return train_classifiers(data, [(lr, decay)], *trained), picked
-    correct, loss, count = torch.zeros(len(settings)), torch.zeros(len(settings)), 0
+    right, loss, count = torch.zeros(len(settings)), torch.zeros(len(settings)), 0
     for held_out in folds(data, grid.validation, seed):
-        rest = Features(data.features[~held_out], data.labels[~held_out], data.num_classes)
-        classifiers = train_classifiers(rest, settings, *trained)
-        scores, labels = classifiers.scores(data.features[held_out]), data.labels[held_out]
-        correct += (scores.argmax(2) == labels).sum(1)
-        loss += torch.stack([F.cross_entropy(s, labels, reduction="sum") for s in scores])
-        count += len(labels)
-    best = max(range(len(settings)), key=lambda g: (correct[g].item(), -loss[g].item()))  # equal hits: the surer one
+        classifiers, judged = train_classifiers(data.take(~held_out), settings, *trained), data.take(held_out)
+        scores, images = classifiers.scores(judged.features), len(judged.labels)
+        right += torch.tensor([_right(s, judged) for s in scores])
+        loss += torch.stack([_loss(s, judged) for s in scores])
+        count += images
+    best = max(range(len(settings)), key=lambda g: (right[g].item(), -loss[g].item()))  # equal hits: the surer one
     picked = dict(zip(("lr", "weight_decay"), settings[best], strict=True))
-    picked |= {"validation_top1": correct[best].item() / count, "steps": steps}
+    picked |= {f"validation_{metric}": right[best].item() / count, "steps": steps}
     return train_classifiers(data, [settings[best]], *trained), picked
 
 
+def _right(scores: Tensor, data: Features) -> float:
+    """Returns how many images scores (N, C) are right about; of several labels, mAP times their number."""
+    if data.targets is not None:
+        return mean_average_precision(scores, data.targets) * len(scores)
+    return (scores.argmax(1) == data.labels).sum().item()
+
+
+def _loss(scores: Tensor, data: Features) -> Tensor:
+    if data.targets is not None:
+        return F.binary_cross_entropy_with_logits(scores, data.targets.float(), reduction="sum")
+    return F.cross_entropy(scores, data.labels, reduction="sum")
+
+
 def too_few(data: Features) -> bool:
-    """Tells whether no part of few labels can be held out: a class has one alone, and the rows are not enough for a share."""
+    """Tells whether no part of few labels can be held out: a class has one alone, and the rows are not enough for a share.
+
+    Of groups: whether there are fewer than two of them.
+    """
+    if data.groups is not None:
+        return len(data.groups.unique()) < 2
+    if data.targets is not None:
+        return len(data.targets) < 2
     counts = torch.bincount(data.labels)
     return len(data.labels) <= _FOLDED * data.num_classes and int(counts[counts > 0].min()) < 2
 
 
 def folds(data: Features, share: float, seed: int) -> list[Tensor]:
-    """Returns masks (N,) of held-out rows: five stratified folds for few labels, else one part of the given share."""
+    """Returns masks (N,) of held-out rows: five stratified folds for few labels, else one part of the given share.
+
+    Of groups: one part of whole groups, a fifth for few labels. Of several labels an image: one part in any case.
+    """
     n = len(data.labels)
+    few = n <= _FOLDED * data.num_classes
+    if data.groups is not None:
+        return [_part_of_groups(data, 0.2 if few else share, seed)]
     order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch=-1))
-    counts = torch.bincount(data.labels, minlength=data.num_classes)
-    if n > _FOLDED * data.num_classes:
+    if few and data.targets is not None:
+        few, share = False, 0.2
+    if not few:
         mask = torch.zeros(n, dtype=torch.bool)
         mask[order[: max(1, round(share * n))]] = True
         return [mask]
+    counts = torch.bincount(data.labels, minlength=data.num_classes)
     fewest = int(counts[counts > 0].min())
     if fewest < 2:
         raise ValueError("a class has one row alone: no fold can be held out (too_few)")
@@ -161,6 +199,17 @@ def folds(data: Features, share: float, seed: int) -> list[Tensor]:
         rows = order[data.labels[order] == label]
         fold[rows] = torch.arange(len(rows)) % min(5, fewest)
     return [fold == f for f in range(min(5, fewest))]
+
+
+def _part_of_groups(data: Features, share: float, seed: int) -> Tensor:
+    """Returns the mask (N,) of whole groups that are about this share of the rows and of each class."""
+    groups = data.groups.unique(return_inverse=True)[1].numpy()
+    order = permuted(np.arange(groups.max() + 1), int(groups.max()) + 1, seed, epoch=-1)
+    targets = data.targets if data.targets is not None else F.one_hot(data.labels, data.num_classes)
+    part = torch.from_numpy(choose_groups(groups, [row.nonzero()[0] for row in targets.numpy()], order, share))
+    if not part.any():  # each group alone has a class: any of them
+        part = torch.from_numpy(groups == order[0])
+    return part
 
 
 def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
@@ -190,49 +239,56 @@ class LinearProbe(Protocol):
     that are too few to choose lr and weight decay by, results say `FIXED`.
     """
 
+    takes_several = True
     grid: ProbeGrid
     amount: float | None = None
     draws: int = 1
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         train, test = task.read(subject, task.train), task.read(subject, task.test)
+        if train.targets is not None and self.amount is not None:
+            raise InputError(
+                f"labels={self.amount:g}: images have several labels, none can be drawn a class; labels=all"
+            )
         draws = 1 if self.amount is None else self.draws
-        hits, picks = [], []
+        all_scores, picks = [], []
         for draw in range(draws):
             # Each draw has its own labels; on all of them there is one.
             number = draw_number(task.seed, draw)
             rows = torch.arange(len(train.labels))
             if self.amount is not None:
                 rows = draw_labels(train.labels, self.amount, number)
-            labelled = Features(train.features[rows], train.labels[rows], train.num_classes)
+            labelled = train.take(rows)
             # lr and weight decay are picked without the test split, which is looked at once.
             classifier, picked = fit_probe(labelled, self.grid, seed=number)
-            hits.append(hits_of(classifier.scores(test.features)[0], test.labels))
+            all_scores.append(classifier.scores(test.features)[0])
             picks.append(picked)
         choices = len(self.grid.settings())
         params, rule = plain(self.grid) | {"draws": draws, "training_images": len(train.labels)}, ""
-        if choices > 1 and picks[0]["validation_top1"] is None:  # draws are stratified: all of them, or none
+        if choices > 1 and None in picks[0].values():  # draws are stratified: all of them, or none
             params["regularisation"] = fixed = FIXED.format(**picks[0])
             rule = f", {fixed}"
         elif choices > 1:
             rule = ", lr and weight decay picked on held-out training images"
-        return classifier_results(
-            subject,
-            task.test,
-            hits,
-            protocol="linear-cached",
-            labels=amount_in_words(self.amount),
-            seed=task.seed,
-            epoch_rule=f"last of {picks[0]['steps']} steps{rule}",
-            params=params,
-            details={"picked": picks, "grid": choices, "images_with_labels": len(rows)},
-        )
+        settings = {
+            "protocol": "linear-cached",
+            "labels": amount_in_words(self.amount),
+            "seed": task.seed,
+            "epoch_rule": f"last of {picks[0]['steps']} steps{rule}",
+            "params": params,
+            "details": {"picked": picks, "grid": choices, "images_with_labels": len(rows)},
+        }
+        if test.targets is not None:
+            return ranking_results(subject, task.test, all_scores[0], **settings)
+        hits = [hits_of(scores, test.labels) for scores in all_scores]
+        return classifier_results(subject, task.test, hits, **settings)
 
 
 @dataclass(frozen=True)
 class LinearProbes(Protocol):
     """The linear probe on all labels, and on draws of each amount of few. Amounts that a class lacks are left out."""
 
+    takes_several = True
     probe: dict
     few_labels: list[float]
     draws: int

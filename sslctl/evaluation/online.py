@@ -12,8 +12,9 @@ from torch import Tensor
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features, extract, refuse_non_finite
-from sslctl.evaluation.knn import accuracy, knn_votes
+from sslctl.evaluation.knn import accuracy, knn_votes, neighbours, shares_of
 from sslctl.evaluation.label_free import feature_std, rankme
+from sslctl.evaluation.multi_label import mean_average_precision
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import calibrating
 from sslctl.models.preprocess import Preprocess
@@ -23,11 +24,19 @@ MOST_QUERIES, MOST_BANK = 5_000, 20_000
 BATCH, CALIBRATING = 512, 8  # images that are embedded at a time, batches that BatchNorm is calibrated by
 
 
-def online_rows(size: int) -> tuple[Tensor, Tensor]:
-    """Returns (queries, bank): a fixed tenth of the training images, at most 5,000, and at most 20,000 others; of no seed."""
+def online_rows(size: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns (queries, bank): a fixed tenth of the training images, at most 5,000, and at most 20,000 others; of no seed.
+
+    groups: (size,) of the images; none of those asked about answers for its own then, and queries are about as many.
+    """
     order = torch.from_numpy(permuted(np.arange(size), size, seed=0, epoch=-3))
     queries = min(MOST_QUERIES, max(1, size // 10))
-    return order[:queries], order[queries : queries + MOST_BANK]
+    if groups is None:
+        return order[:queries], order[queries : queries + MOST_BANK]
+    asked = torch.isin(groups[order], groups[order[: max(1, queries * len(groups.unique()) // size)]])  # (size,)
+    if asked.all():
+        asked[1:] = False  # one group alone
+    return order[asked][:MOST_QUERIES], order[~asked][:MOST_BANK]
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Online:
 
     def __call__(self, method: Method) -> tuple[dict[str, float], EmbeddedImages]:
         """Measures top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
-        queries, bank = online_rows(len(self.source))
+        queries, bank = online_rows(len(self.source), self.source.groups)
         rows = torch.cat([queries, bank])
         both = extract(
             lambda images: next(iter(method.features(images).values())),
@@ -71,6 +80,11 @@ class Online:
             labelled = Features(both[len(queries) :], self.source.labels[bank], len(self.source.classes))
             votes = knn_votes(both[: len(queries)], labelled, **self.settings)
             figures["knn"] = accuracy(votes, self.source.labels[queries])["top1"]
+        elif self.source.has_several:
+            similarity, rows = neighbours(both[: len(queries)], both[len(queries) :], self.settings["k"])
+            temperature = self.settings["temperature"]
+            scores = shares_of(similarity, self.source.targets[bank], rows, temperature=temperature)
+            figures["knn_mAP"] = mean_average_precision(scores, self.source.targets[queries])
         figures |= {"rankme": rankme(both), "backbone_std": feature_std(both) * both.shape[1] ** 0.5}
         return figures, EmbeddedImages(rows, both, len(queries))
 

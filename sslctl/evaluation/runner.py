@@ -30,6 +30,11 @@ from sslctl.training.plan import choose_device
 def evaluate_all(config: Any, protocol: Protocol) -> None:
     """Applies one protocol to every subject of every run that ckpt= names, or to a foreign backbone, and prints a table."""
     for subjects, task, out in subjects_and_tasks(config, labelled_sources, protocol.subjects):
+        if task.train.has_several and not protocol.takes_several:
+            raise InputError(
+                f"{task.train.name} has several labels an image, which this takes not: sslctl knn-eval, or sslctl"
+                " linear-eval protocol=cached"
+            )
         if config.plan_only:
             print_plan([protocol], subjects, task)
             continue
@@ -178,9 +183,9 @@ def _dataset_of_run(run: Path) -> Any:
 
 def labelled_sources(node: Any) -> tuple[Source, Source]:
     """Returns (train, test) of a dataset. Raises InputError where it has no labels."""
-    train, test = build_source(node, "train"), build_source(node, "test")
+    train, test = build_source(node, "train").labelled_part(), build_source(node, "test").labelled_part()
     for source in (train, test):
-        if not source.labelled:
+        if not source.labelled and not source.has_several:
             raise InputError(
                 f"{source.name} has no labels to evaluate on: name a labelled dataset, with eval_dataset=… in sslctl"
                 " pretrain, dataset=… elsewhere"

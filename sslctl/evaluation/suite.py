@@ -25,8 +25,8 @@ def build_protocols(nodes: Any) -> dict[str, Protocol]:
 
 def sources_of(node: Any) -> tuple[Source, Source | None]:
     """Returns (train, test) of a dataset; test is None where there are no labels."""
-    train = build_source(node, "train")
-    return train, build_source(node, "test") if train.labelled else None
+    train = build_source(node, "train").labelled_part()
+    return train, build_source(node, "test").labelled_part() if train.labelled or train.has_several else None
 
 
 def measure(subject: Subject, task: Task, protocols: dict[str, Protocol]) -> list[Result]:
@@ -39,5 +39,9 @@ def measure(subject: Subject, task: Task, protocols: dict[str, Protocol]) -> lis
         task.omitted.append(
             f"{', '.join(impossible)}: {task.train.name} has no labels; name labelled images with eval_dataset=…"
         )
+    if task.train.has_several:
+        others = [name for name, protocol in protocols.items() if protocol.needs_labels and not protocol.takes_several]
+        impossible += others
+        task.omitted.append(f"{', '.join(others)}: {task.train.name} has several labels an image")
     possible = [protocol for name, protocol in protocols.items() if name not in impossible]
     return [result for protocol in possible for result in protocol(subject, task)]

@@ -43,7 +43,8 @@ class Reader:
             return refuse_non_finite(features, features_of(subject, source))
 
         def read() -> Features:
-            return Features(cached(key, extract_all, self.cache_gb), source.labels, len(source.classes))
+            features = cached(key, extract_all, self.cache_gb)
+            return Features(features, source.labels, len(source.classes), source.targets, source.groups)
 
         return self.once(subject, key, read)
 
@@ -114,6 +115,7 @@ class Protocol(abc.ABC):
     """
 
     needs_labels: ClassVar[bool] = True  # it is left out where a task has no test split
+    takes_several: ClassVar[bool] = False  # labels an image; else it is left out where images have several
     subjects: ClassVar[tuple[str, ...]] = ("trained", "random", "pixels")  # that it can measure
     title: ClassVar[str] = "frozen {features} features"  # of its table
 

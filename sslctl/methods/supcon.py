@@ -21,7 +21,7 @@ class SupCon(Method):
     def __init__(self, backbone: Backbone, facts: Facts, *, hidden_dim: int | None, out_dim: int, temperature: float):
         super().__init__(backbone, facts)
         if not facts.num_classes:
-            raise InputError("method=supcon needs labels; this dataset has none")
+            raise InputError("method=supcon needs labels; this dataset does not have one for each image")
         width = backbone.embed_dim
         self.projector = mlp(width, hidden_dim or width, out_dim, 2, norm=False)
         self.temperature = temperature

@@ -38,7 +38,7 @@ class Supervised(Method):
     ):
         super().__init__(backbone, facts)
         if not facts.num_classes:
-            raise InputError("method=supervised needs labels; this dataset has none")
+            raise InputError("method=supervised needs labels; this dataset does not have one for each image")
         if pool not in ("own", "mean"):
             raise ValueError(f"pool={pool}: expected own or mean")
         self.frozen, self.layer_decay, self.classifier_lr_scale = frozen, layer_decay, classifier_lr_scale

@@ -31,7 +31,7 @@ class Measurement:
     @property
     def main(self) -> bool:
         """Tells whether it is among what a reader looks at first: top-1 of a classifier."""
-        return self.metric == "top1" and self.protocol in _PREFERRED
+        return self.metric in ("top1", "mAP") and self.protocol in _PREFERRED
 
     @property
     def k(self) -> str:

@@ -141,7 +141,7 @@ def _protocol(result: Result) -> tuple:
 
 def _is_compared(result: Result) -> bool:
     """Tells whether a trained network's result is compared with that of random weights."""
-    return result.metric == "top1" and result.labels == "all" and result.protocol in ("knn", "linear-cached")
+    return result.metric in ("top1", "mAP") and result.labels == "all" and result.protocol in ("knn", "linear-cached")
 
 
 def _early(history: History, worse: list[tuple[str, float, float]], sound: bool) -> Finding:

@@ -87,7 +87,8 @@ def _contradiction(values: dict) -> str | None:
     number, _, per_class = values["labels"].partition("/")
     is_amount = number.replace(".", "", 1).isdecimal() and per_class in ("", "class")
     expected = {
-        "value: expected a share, from 0 to 1": values["metric"] not in ("top1", "top5") or 0 <= values["value"] <= 1,
+        "value: expected a share, from 0 to 1": values["metric"] not in ("top1", "top5", "mAP")
+        or 0 <= values["value"] <= 1,
         "labels: expected all, none, a number a class or a share": values["labels"] in ("all", "none") or is_amount,
         "ci95: expected two numbers": values["ci95"] is None or len(values["ci95"]) == 2,
         "images: expected at least 1": values["images"] > 0,

@@ -1,0 +1,81 @@
+"""Judging by several labels an image: average precision of each, their mean (mAP), and its interval."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslctl import signals
+from sslctl.data.sources import Source
+from sslctl.evaluation.results import make_result
+from sslctl.evaluation.subjects import Subject
+from sslctl.runs.results import Result
+
+METRIC = "mAP"
+_RESAMPLES = 200  # of the test images, or groups of them, for an interval
+
+
+def average_precision(scores: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Returns the average precision of each label, (C,) float64: Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores, from the highest on.
+
+    scores: (N, C); targets: (N, C) bool; weight: (N,) of the images. A label that no image has is NaN.
+    """
+    weight = torch.ones(len(scores), dtype=torch.float64) if weight is None else weight.double()
+    order = scores.argsort(dim=0, descending=True)  # (N, C)
+    ordered = scores.gather(0, order)
+    # Images of one score come together: precision and recall are those at the last of them.
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    last[:-1] = ordered[:-1] != ordered[1:]
+    n = len(scores)
+    places = torch.where(last, torch.arange(n)[:, None], n)
+    end = places.flip(0).cummin(0).values.flip(0)  # (N, C)
+    own = weight[order]
+    hits = own * targets.gather(0, order)
+    precision = hits.cumsum(0).gather(0, end) / own.cumsum(0).gather(0, end).clamp(min=1e-12)
+    return (hits * precision).sum(0) / hits.sum(0)  # 0 / 0: no image has it
+
+
+def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
+    """Returns the mean over the labels that an image has; 0 where none has any."""
+    return average_precision(scores, targets).nanmean().nan_to_num(0).item()
+
+
+def interval(scores: Tensor, targets: Tensor, groups: Tensor | None, seed: int = 0) -> list[float]:
+    """Returns [low, high]: 95 % of the mAP of resampled images, or groups of images, lie there (percentile bootstrap)."""
+    generator = np.random.default_rng(seed)
+    own = torch.arange(len(scores)) if groups is None else groups.unique(return_inverse=True)[1]
+    count, values = int(own.max()) + 1, []
+    for _ in range(_RESAMPLES):
+        signals.check()
+        times = torch.from_numpy(generator.multinomial(count, np.full(count, 1 / count)))
+        values.append(average_precision(scores, targets, times[own]).nanmean().nan_to_num(0).item())
+    return np.quantile(values, [0.025, 0.975]).tolist()
+
+
+def ranking_results(
+    subject: Subject, source: Source, scores: Tensor, *, details: dict | None = None, **settings: Any
+) -> list[Result]:
+    """Returns the mAP of scores (N, C) on a source's images; details hold each label's figure and its share of the images, which
+    is what a constant answer scores. settings: of `make_result`."""
+    each = average_precision(scores, source.targets)
+    shares = source.targets.double().mean(0)
+    present = ~each.isnan()
+    details = (details or {}) | {
+        "of_each_class": {
+            c: value for c, value, there in zip(source.classes, each.tolist(), present, strict=True) if there
+        },
+        "share_of_each_class": dict(zip(source.classes, shares.tolist(), strict=True)),
+        "constant": shares[present].mean().nan_to_num(0).item(),
+    }
+    return [
+        make_result(
+            subject,
+            source,
+            metric=METRIC,
+            values=[each.nanmean().nan_to_num(0).item()],
+            ci95=interval(scores, source.targets, source.groups),
+            details=details,
+            **settings,
+        )
+    ]
