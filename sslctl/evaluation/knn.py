@@ -45,8 +45,12 @@ def votes_of(similarity: Tensor, labels: Tensor, num_classes: int, *, temperatur
 
     similarity, labels: (N, k), the nearest first.
     """
-    weight = ((similarity - similarity[:, :1]) / temperature).exp()  # at most 1: no overflow
+    weight = _weights(similarity, temperature)
     return torch.zeros(len(labels), num_classes).scatter_add_(1, labels, weight)
+
+
+def _weights(similarity: Tensor, temperature: float) -> Tensor:
+    return ((similarity - similarity[:, :1]) / temperature).exp()  # at most 1: no overflow
 
 
 def shares_of(similarity: Tensor, targets: Tensor, rows: Tensor, *, temperature: float) -> Tensor:
@@ -54,7 +58,7 @@ def shares_of(similarity: Tensor, targets: Tensor, rows: Tensor, *, temperature:
 
     similarity, rows: (N, k), the nearest first. targets: (M, C) bool, of the bank.
     """
-    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    weight = _weights(similarity, temperature)
     weight = weight / weight.sum(1, keepdim=True)
     chunk = max(1, _CHUNK_BYTES // (4 * rows.shape[1] * targets.shape[1]))
     parts = zip(weight.split(chunk), rows.split(chunk), strict=True)
