@@ -112,8 +112,8 @@ def test_a_text_is_shown_as_it_is_read_and_as_it_is_completed():
     wanted = ids.gather(1, place)
     seen = []
     for guess in (wanted, torch.full_like(wanted, 7)):
-        said = torch.nn.functional.one_hot(guess, 300).float()
-        method.said = lambda tokens, said=said: said
+        logits = torch.nn.functional.one_hot(guess, 300).float()
+        method.token_logits = lambda tokens, logits=logits: logits
         with torch.no_grad():
             seen.append(list(method.pictures(batch).values()))
     (read, right), (again, wrong) = seen

@@ -70,6 +70,6 @@ class Autoencoder(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]
         spoilt = self.spoilt(x, batch)
-        made = self.reconstruction(self.backbone(spoilt)).clamp(0, 1)
+        reconstruction = self.reconstruction(self.backbone(spoilt)).clamp(0, 1)
         seen = {} if torch.equal(x, spoilt) else {"spoilt": spoilt.clamp(0, 1)}
-        return {"view": x, **seen, "reconstruction": made}
+        return {"view": x, **seen, "reconstruction": reconstruction}

@@ -67,16 +67,16 @@ class Colorization(Method):
         lab = rgb_to_lab(x)
         colours = F.interpolate(lab[:, 1:], (self.side, self.side), mode="area")  # (B, 2, s, s)
         h = self.backbone.feature_map(x)  # (B, D, h, w), of the lightness
-        said = self.predicted(h)  # (B, Q or 2, s, s)
+        predicted = self.predicted(h)  # (B, Q or 2, s, s)
         std = feature_std(h.mean((2, 3)))
         if self.form == "regression":
-            loss = gather(squared_error(said, colours / 110)[None]).mean()
+            loss = gather(squared_error(predicted, colours / 110)[None]).mean()
             blind = gather((colours / 110).square().mean()[None]).mean()  # error of a grey image
             return {"loss": loss, "unexplained": loss.detach() / blind, "feature_std": std}
         target, chosen = self.soft_targets(colours.permute(0, 2, 3, 1).flatten(0, 2))  # (n, Q), (n,)
         coloured = (colours.abs().amax((1, 2, 3)) > GREY).repeat_interleave(self.side**2)  # grey images say nothing
         weight = self.weights()[chosen] * coloured
-        logits = said.permute(0, 2, 3, 1).flatten(0, 2)  # (n, Q)
+        logits = predicted.permute(0, 2, 3, 1).flatten(0, 2)  # (n, Q)
         loss = soft_cross_entropy(logits, target, weight)
         hits = (logits.argmax(1) == chosen).float().mean()
         counts = F.one_hot(chosen.view(len(lab), -1), len(self.bins)).float().mean(1)  # (B, Q)
@@ -117,8 +117,8 @@ class Colorization(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]
         lab = rgb_to_lab(x)
-        said = self.predicted(self.backbone.feature_map(x))
-        ab = self.annealed_mean(said) if self.form == "classification" else 110 * said
+        predicted = self.predicted(self.backbone.feature_map(x))
+        ab = self.annealed_mean(predicted) if self.form == "classification" else 110 * predicted
         ab = F.interpolate(ab, x.shape[-2:], mode="bilinear", align_corners=False)
         return {"lightness": lightness(x), "coloured": lab_to_rgb(torch.cat([lab[:, :1], ab], 1)), "view": x}
 

@@ -131,12 +131,14 @@ class FrameOrder(Method):
         frames = batch.views["frames"][0]
         shown, label = self.question(batch)
         h = self.backbone(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
-        said = self.answer(h).argmax(1)
+        guessed = self.answer(h).argmax(1)
         if self.task == "verification":
             question, names = "in order?", ("no", "yes")
         else:
             question, names = "order:", [" ".join(str(1 + t) for t in order) for order in ORDERS]
-        cards = [card(question, names[right], names[guess]) for right, guess in torch.stack([label, said], 1).tolist()]
+        cards = [
+            card(question, names[right], names[guess]) for right, guess in torch.stack([label, guessed], 1).tolist()
+        ]
         return {
             **{f"frame {t + 1}": frames[:, t] for t in range(frames.shape[1])},
             **{f"shown {t + 1}": shown[:, t] for t in range(shown.shape[1])},

@@ -47,18 +47,18 @@ class Inpainting(Method):
         x = batch.views["global"][0]  # (B, C, S, S)
         predicted, hidden = self.holes(batch)  # (S, S) bool each
         h = self.backbone(self.pierced(x, hidden))  # (B, D)
-        made = self.filling(h)  # (B, C, S, S)
+        filled = self.filling(h)  # (B, C, S, S)
         weight = predicted.float() + (BORDER_WEIGHT - 1) * (predicted & ~hidden)
-        error = squared_error(made, x, weight)
+        error = squared_error(filled, x, weight)
         loss, opinions = error, {}
         if self.discriminator is not None:
-            real, fake = x * predicted, made * predicted  # it sees the hole alone
+            real, fake = x * predicted, filled * predicted  # it sees the hole alone
             judging = _judged(self.discriminator(real), True) + _judged(self.discriminator(fake.detach()), False)
             frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
             fooling = _judged(functional_call(self.discriminator, frozen, (fake,)), True)  # no gradient to the judge
             loss = (1 - self.adversarial) * error + self.adversarial * fooling + judging
             opinions = {"discriminator_loss": gather(judging.detach()[None]).mean()}
-        plain = squared_error(made.detach(), x, predicted.float())
+        plain = squared_error(filled.detach(), x, predicted.float())
         return {
             "loss": gather(loss[None]).mean(),
             "unexplained": gather(plain[None]).mean() / self.backbone.std.square().mean(),
@@ -98,8 +98,8 @@ class Inpainting(Method):
         x = batch.views["global"][0]
         predicted, hidden = self.holes(batch)
         pierced = self.pierced(x, hidden)
-        made = self.filling(self.backbone(pierced)).clamp(0, 1)
-        return {"view": x, "with a hole": pierced, "filled": torch.where(predicted, made, x)}
+        filled = self.filling(self.backbone(pierced)).clamp(0, 1)
+        return {"view": x, "with a hole": pierced, "filled": torch.where(predicted, filled, x)}
 
 
 def discriminator(channels: int, side: int) -> nn.Sequential:

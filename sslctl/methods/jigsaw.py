@@ -69,10 +69,10 @@ class Jigsaw(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         tiles, label = self.puzzle(batch)
         z = self.tile_head(self.backbone(tiles.flatten(0, 1))).unflatten(0, (-1, 9))
-        said = self.table[self.classifier(z.flatten(1)).argmax(1)]  # (B, 9)
+        order = self.table[self.classifier(z.flatten(1)).argmax(1)]  # (B, 9)
         whole = self.tiles(batch)
         shuffled = whole.take_along_dim(self.table[label][..., None, None, None], 1)
-        solved = shuffled.take_along_dim(said.argsort(1)[..., None, None, None], 1)
+        solved = shuffled.take_along_dim(order.argsort(1)[..., None, None, None], 1)
         return {
             "view": batch.views["global"][0],
             "shuffled": mosaic(shuffled, 3),

@@ -78,15 +78,15 @@ class MAE(Method):
         x = batch.views["global"][0]
         rows, columns = grid_of(self.backbone.vision_transformer(), x)
         keep, mask = random_order(batch.key, "mae", rows * columns, self.kept)
-        made = self.decoded(self.backbone.tokens(x, keep=keep), keep, rows, columns).float()
+        reconstruction = self.decoded(self.backbone.tokens(x, keep=keep), keep, rows, columns).float()
         target = patchify(self.backbone.normalize(x), self.patch)
         if self.normalize_target:  # back to each patch's own brightness and contrast, which the network never says
             variance, mean = torch.var_mean(target, 2, keepdim=True)
-            made = made * (variance + 1e-6).sqrt() + mean
+            reconstruction = reconstruction * (variance + 1e-6).sqrt() + mean
         hidden = mask[..., None]
         seen = self.backbone.normalize(torch.full_like(x, 0.5))
         masked = torch.where(hidden, patchify(seen, self.patch), target)
-        filled = torch.where(hidden, made, target)
+        filled = torch.where(hidden, reconstruction, target)
         images = (self.backbone.denormalize(unpatchify(patches, self.patch, rows)) for patches in (masked, filled))
         masked, filled = (image.clamp(0, 1) for image in images)
         return {"view": x, f"{self.kept} of {rows * columns} patches": masked, "reconstruction": filled}

@@ -39,7 +39,9 @@ class MaskedLanguage(Method):
         ids = batch.views["tokens"][0]  # (B, L)
         shown, place = self.masked(ids, batch)  # (B, L), (B, n)
         tokens = self.backbone.network.tokens(shown)  # (B, L, D)
-        logits = self.said(tokens.take_along_dim(place[..., None], 1)).float()  # (B, n, V), hidden positions only
+        logits = self.token_logits(
+            tokens.take_along_dim(place[..., None], 1)
+        ).float()  # (B, n, V), hidden positions only
         wanted = ids.gather(1, place)  # (B, n)
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
         hits = (logits.argmax(2) == wanted).float().mean()
@@ -60,7 +62,7 @@ class MaskedLanguage(Method):
         shown = torch.where(what >= AS_MASK + AS_IT_IS, other, shown)
         return ids.scatter(1, place, shown), place
 
-    def said(self, tokens: Tensor) -> Tensor:
+    def token_logits(self, tokens: Tensor) -> Tensor:
         """(…, D) -> (…, V)."""
         return F.linear(self.transform(tokens), self.backbone.network.embedding.weight, self.bias)
 
@@ -69,11 +71,11 @@ class MaskedLanguage(Method):
         ids = batch.views["tokens"][0]
         read, place = self.masked(ids, batch)
         tokens = self.backbone.network.tokens(read).take_along_dim(place[..., None], 1)
-        said = ids.scatter(1, place, self.said(tokens).argmax(2))  # (B, L)
+        filled = ids.scatter(1, place, self.token_logits(tokens).argmax(2))  # (B, L)
         asked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, place, True)
         spelt = batch.targets.get("spelt") or [f"{i} " for i in range(self.backbone.network.vocabulary)]
         question, answer = [], []
-        for one in zip(ids.tolist(), read.tolist(), said.tolist(), asked.tolist(), strict=True):
+        for one in zip(ids.tolist(), read.tolist(), filled.tolist(), asked.tolist(), strict=True):
             rows = list(zip(*one, strict=True))[1:]  # without [CLS]
             question.append([Word(spelt[seen], GREY if hidden else None) for _, seen, _, hidden in rows])
             answer.append([word for true, _, guess, hidden in rows for word in completed(spelt, true, guess, hidden)])

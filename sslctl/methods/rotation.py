@@ -30,8 +30,8 @@ class Rotation(Method):
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         turned = four_turns(batch.views["global"][0])
-        said = self.classifier(self.backbone(turned.flatten(0, 1))).argmax(1).unflatten(0, (4, -1))  # (4, B)
-        back = [torch.stack([_turn(*pair) for pair in zip(turned[k], -said[k], strict=True)]) for k in range(4)]
+        predicted = self.classifier(self.backbone(turned.flatten(0, 1))).argmax(1).unflatten(0, (4, -1))  # (4, B)
+        back = [torch.stack([_turn(*pair) for pair in zip(turned[k], -predicted[k], strict=True)]) for k in range(4)]
         return {f"{90 * k}°": turned[k] for k in range(4)} | {f"{90 * k}° put upright": back[k] for k in range(4)}
 
     def uninformative_loss(self) -> float:

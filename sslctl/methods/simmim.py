@@ -72,10 +72,14 @@ class SimMIM(Method):
         rows, _ = grid_of(self.backbone.vision_transformer(), x)
         mask = self.mask(batch, x)
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)[:, self.prefix :]
-        made = self.backbone.denormalize(unpatchify(self.head(h).float(), self.patch, rows)).clamp(0, 1)
+        reconstruction = self.backbone.denormalize(unpatchify(self.head(h).float(), self.patch, rows)).clamp(0, 1)
         hidden = unpatchify(mask[..., None].expand(-1, -1, self.patch**2).float(), self.patch, rows) > 0  # (B, 1, S, S)
         grey = torch.full_like(x, 0.5)
-        return {"view": x, "masked": torch.where(hidden, grey, x), "reconstruction": torch.where(hidden, made, x)}
+        return {
+            "view": x,
+            "masked": torch.where(hidden, grey, x),
+            "reconstruction": torch.where(hidden, reconstruction, x),
+        }
 
     def notes(self) -> list[str]:
         return [

@@ -50,8 +50,8 @@ class VAE(Method):
         h = self.backbone(x)  # (B, D)
         mean, log_variance = self.mean_head(h).float(), self.log_variance_head(h).float()  # (B, code_dim) each
         noise = batch.key.normal("vae/noise", mean.shape[1])
-        made = self.decoded(mean + (log_variance / 2).exp() * noise)
-        error = (x - made).square().flatten(1).sum(1)  # (B,)
+        decoded = self.decoded(mean + (log_variance / 2).exp() * noise)
+        error = (x - decoded).square().flatten(1).sum(1)  # (B,)
         divergence = gaussian_kl(mean, log_variance)  # (B, code_dim)
         each = error / (2 * self.likelihood_std**2) + schedules["beta"] * divergence.sum(1)  # (B,)
         divergence, error = gather(divergence.detach()), gather(error.detach())
