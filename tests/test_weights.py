@@ -88,7 +88,7 @@ def state_of(backbone):
 def test_load_weights_takes_torchvisions_resnet_whole(foreign, tmp_path, suffix):
     backbone = resnet18().eval()
     report = load_weights(backbone, save(tmp_path / f"r18{suffix}", foreign.state_dict()), partial=False)
-    assert f"{RESNET18} of {RESNET18} tensors matched, 0 missing, 2 unexpected (2 of a classifier, left out)" in report
+    assert f"{RESNET18} of {RESNET18} tensors matched, 0 missing; left out: 2 of fc" in report
     assert f"r18{suffix}" in report
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     headless = copy.deepcopy(foreign)
@@ -106,7 +106,7 @@ def test_load_weights_takes_timms_resnet_whole(tmp_path, make):
     model, backbone = timm.create_model("resnet18", num_classes=7).eval(), make().eval()
     report = load_weights(backbone, save(tmp_path / "timm.pt", model.state_dict()), partial=False)
     assert f"{RESNET18} of {RESNET18} tensors matched" in report
-    assert "2 of a classifier, left out" in report
+    assert "left out: 2 of fc" in report
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model.forward_features(backbone.normalize(images)).mean((2, 3))
@@ -120,24 +120,8 @@ def test_load_weights_takes_timms_transformer_whole(tmp_path):
     backbone = Backbone(Timm("vit_tiny_patch16_224", 3, 32, kwargs), MEAN, STD)
     report = load_weights(backbone, save(tmp_path / "vit.safetensors", model.state_dict()), partial=False)
     expected = {n: t for n, t in model.state_dict().items() if not n.startswith("head.")}
-    assert f"{len(expected)} of {len(expected)} tensors matched, 0 missing, 2 unexpected (2 of a class" in report
+    assert f"{len(expected)} of {len(expected)} tensors matched, 0 missing; left out: 2 of head" in report
     assert_loaded(backbone, {f"model.{name}": tensor for name, tensor in expected.items()})
-
-
-@pytest.mark.parametrize("key", ["backbone", "method.teacher_backbone"])
-def test_a_transformer_of_other_images_says_how_its_positions_are_resampled(tmp_path, key):
-    kwargs = {"patch_size": 8, "depth": 1}
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **kwargs).eval()
-    file = save(tmp_path / "vit.safetensors", model.state_dict())
-    with pytest.raises(CheckpointError) as caught:
-        load_weights(Backbone(Timm("vit_tiny_patch16_224", 3, 24, kwargs), MEAN, STD), file, partial=False, key=key)
-    assert f"+{key}.kwargs.img_size=32 resamples the position embedding" in str(caught.value)
-    backbone = Backbone(Timm("vit_tiny_patch16_224", 3, 24, kwargs | {"img_size": 32}), MEAN, STD).eval()
-    assert " 0 missing" in load_weights(backbone, file, partial=False, key=key)
-    images = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    model.set_input_size((24, 24))  # timm's own resampling, once and for all
-    with torch.no_grad():
-        torch.testing.assert_close(backbone(images), model(backbone.normalize(images)))
 
 
 def test_other_widths_are_not_said_to_be_other_sizes(tmp_path):
@@ -146,7 +130,7 @@ def test_other_widths_are_not_said_to_be_other_sizes(tmp_path):
     file = save(tmp_path / "vit.safetensors", model.state_dict())
     with pytest.raises(CheckpointError) as caught:
         load_weights(Backbone(Timm("vit_tiny_patch16_224", 3, 24, kwargs), MEAN, STD), file, partial=False)
-    assert "img_size" not in str(caught.value)
+    assert "resampled" not in str(caught.value)
 
 
 def test_a_network_of_other_heads_is_told_to_be_so(tmp_path):
@@ -158,7 +142,7 @@ def test_a_network_of_other_heads_is_told_to_be_so(tmp_path):
         str(tmp_path / "vit.safetensors"),
         Backbone(Timm("vit_tiny_patch16_224", 3, 16, {"depth": 1}), MEAN, STD),
     )
-    assert load_weights(vit, file, partial=False).endswith("0 unexpected")
+    assert load_weights(vit, file, partial=False).endswith("0 missing")
     assert "backbone.kwargs.num_heads=6" in load_weights(other, file, partial=False)
 
 
@@ -172,9 +156,7 @@ def test_load_weights_takes_its_own_backbones_with_their_normalisation(tmp_path,
     source, backbone = small(), Backbone(SmallResNet([6, 8], 1, 1, "batch", 3, 16), [0.0] * 3, [1.0] * 3)
     source.load_state_dict({f"network.{name}": tensor for name, tensor in inner(source).items()}, strict=False)
     report = load_weights(backbone, save(tmp_path / f"own{suffix}", source.state_dict()), partial=False)
-    assert (
-        f"{len(source.state_dict())} of {len(source.state_dict())} tensors matched, 0 missing, 0 unexpected" in report
-    )
+    assert f"{len(source.state_dict())} of {len(source.state_dict())} tensors matched, 0 missing" in report
     assert_unchanged(backbone, source.state_dict())
 
 
@@ -202,7 +184,7 @@ def test_weights_of_a_network_that_saw_or_pooled_otherwise_are_told_to_be_so(tmp
     settings = Preprocess(3, 16, 16, [0.5] * 3, [0.3] * 3)
     backbone = small()
     save_backbone(tmp_path / "own.safetensors", backbone, {}, settings)
-    assert load_weights(backbone, str(tmp_path / "own.safetensors"), partial=False).endswith("0 unexpected")
+    assert load_weights(backbone, str(tmp_path / "own.safetensors"), partial=False).endswith("0 missing")
     backbone.sees_lightness = True
     save_backbone(tmp_path / "grey.safetensors", backbone, {}, settings)
     assert "saw the lightness of colours alone" in load_weights(
@@ -222,7 +204,7 @@ def test_load_weights_strips_a_wrappers_prefix(tmp_path, prefix):
     content = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     content |= {"projector.0.weight": torch.zeros(3, 3)} if prefix.endswith("backbone.") else {}
     report = load_weights(backbone, save(tmp_path / "file.pt", content), partial=False)
-    assert f"{len(tensors)} of {len(tensors)} tensors matched, 0 missing, 0 unexpected" in report
+    assert f"{len(tensors)} of {len(tensors)} tensors matched, 0 missing" in report
     assert_loaded(backbone, tensors)
 
 
@@ -285,7 +267,7 @@ def test_load_weights_refuses_missing_tensors_with_counts_and_names(tmp_path):
         load_weights(backbone, save(tmp_path / "part.pt", kept), partial=False)
     message = str(caught.value)
     counted = sum(not name.endswith("num_batches_tracked") for name in tensors.keys() - kept.keys())
-    assert f"{len(kept)} of {len(kept) + counted} tensors matched, {counted} missing, 0 unexpected" in message
+    assert f"{len(kept)} of {len(kept) + counted} tensors matched, {counted} missing" in message
     assert 0 < counted < missing
     assert f"{counted} tensors missing: network.layers.1." in message
     assert "backbone.partial=true" in message
@@ -300,7 +282,7 @@ def test_load_weights_refuses_unexpected_tensors_with_counts_and_names(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         load_weights(backbone, save(tmp_path / "more.pt", content), partial=False)
     message = str(caught.value)
-    assert "0 missing, 2 unexpected (1 of a classifier, left out)" in message
+    assert "0 missing; left out: 1 of fc" in message
     assert "1 tensors unexpected: layers.9.conv1.weight" in message
     assert_unchanged(backbone, before)
 
@@ -350,7 +332,7 @@ def test_load_weights_partial_loads_exactly_what_matches(tmp_path):
     content = {n: t for n, t in tensors.items() if n.startswith("layers.0.")} | {"stranger": torch.zeros(2)}
     report = load_weights(backbone, save(tmp_path / "part.pt", content), partial=True)
     assert f"{len(content) - 1} of " in report
-    assert "1 unexpected" in report
+    assert "left out: 1 of stranger" in report
     for name, tensor in backbone.network.state_dict().items():
         expected = tensors[name] if name.startswith("layers.0.") else before[f"network.{name}"]
         assert torch.equal(tensor, expected), name
@@ -368,8 +350,8 @@ def test_load_weights_of_another_model_is_refused_even_in_part(tmp_path, partial
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"epoch": 3}, {"state_dict": {}}, [torch.zeros(2)], torch.zeros(2), {"a": torch.zeros(2), "b": 1}, "words"],
-    ids=["empty", "numbers", "empty inside", "list", "tensor", "mixed", "string"],
+    [{}, {"epoch": 3}, {"state_dict": {}}, [torch.zeros(2)], torch.zeros(2), "words"],
+    ids=["empty", "numbers", "empty inside", "list", "tensor", "string"],
 )
 def test_read_weights_refuses_what_is_no_dictionary_of_tensors(tmp_path, content):
     with pytest.raises(CheckpointError, match="holds no dictionary of tensors"):

@@ -59,6 +59,7 @@ UNTYPED = {
     "eval_dataset.separator": KeyFacts(path=True),
     "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # their content counts
     "backbone.partial": KeyFacts(own=True, hint=bool),
+    "backbone.resample_patches": KeyFacts(own=True, hint=bool, old_behaviour=False),
     "backbone.kwargs": KeyFacts(free=True),
     "optimizer.base_lr": KeyFacts(own=True, hint=float, above=0),
     "optimizer.lr_scaling": KeyFacts(own=True, choices=("linear", "sqrt", "none")),

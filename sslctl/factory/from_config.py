@@ -48,7 +48,8 @@ def build_backbone(
     arguments |= {name: getattr(preprocess, name) for name in has.network_arguments}
     backbone = preprocess.to_backbone(build(key, target, **arguments))
     if with_weights and node.get("weights"):
-        print(f"  {load_weights(backbone, node.weights, partial=bool(node.get('partial')), key=key)}")
+        options = {name: bool(node.get(name)) for name in ("partial", "resample_patches")}
+        print(f"  {load_weights(backbone, node.weights, key=key, **options)}")
     return backbone
 
 

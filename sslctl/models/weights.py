@@ -1,16 +1,18 @@
-"""Weights from elsewhere: a run, a safetensors file, a torch file, with torchvision's, timm's or sslctl's key names."""
+"""Weights from elsewhere: a run, a safetensors file, a torch file, in the layouts that `sslctl.models.layouts` lists."""
 
 import hashlib
 import json
-import math
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sslctl.errors import user_path
+from sslctl.models.adaptation import adapt
 from sslctl.models.backbones import Backbone
-from sslctl.models.vit import patch_size_of
+from sslctl.models.layouts import ADVICE
+from sslctl.models.matching import Match, bare, flatten, match
 from sslctl.runs.checkpoint import (
     WEIGHTS,
     CheckpointError,
@@ -23,32 +25,22 @@ from sslctl.runs.checkpoint import (
 )
 from sslctl.runs.directory import BACKBONE, is_run
 
-# Wrappers that training codes leave around a backbone's names, and classifiers that a backbone has no place for.
-_PREFIXES = (
-    *("", "network.", "model.", "module.", "backbone.", "backbone.network.", "module.backbone.", "encoder."),
-    *("student.backbone.", "module.encoder_q.", "encoder_q."),  # MoCo v1, v2
-    *("module.base_encoder.", "base_encoder.", "module.momentum_encoder."),  # MoCo v3
-)
-_CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")
-_NESTED = ("state_dict", "model", "model_state_dict", "teacher")
-
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the named tensors of a file, or of a run's backbone: the one that was evaluated, before the end its student.
 
-    Never runs code from the file. Raises CheckpointError where there is no dictionary of tensors.
+    Names of tensors inside nested dictionaries are dotted. Never runs code from the file. Raises CheckpointError where there
+    is no tensor.
     """
     if is_run(path):
         return _run_backbone(path)
     if not path.is_file():
         raise CheckpointError(f"backbone.weights={path}: {'not a run or a file' if path.exists() else 'no such file'}")
     content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
-    for name in _NESTED:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    tensors = flatten(content) if isinstance(content, dict) else {}
+    if not tensors:
         raise CheckpointError(f"{path} holds no dictionary of tensors")
-    return content
+    return tensors
 
 
 def _run_backbone(run: Path) -> dict[str, Tensor]:
@@ -61,54 +53,52 @@ def _run_backbone(run: Path) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
 
 
-def load_weights(backbone: Backbone, path: str, *, partial: bool, key: str = "backbone") -> str:
-    """Copies foreign weights into a backbone and returns a report; refuses any missing or misshapen tensor.
+def load_weights(
+    backbone: Backbone, path: str, *, partial: bool, key: str = "backbone", resample_patches: bool = False
+) -> str:
+    """Copies given weights into a backbone and returns a report; refuses any missing or misshapen tensor of the backbone.
 
-    Refused too are integers where floating-point numbers belong, and values that are not finite where the network's are.
-    partial: load what matches all the same. The file's classifier is left out and reported. key: where
-    the configuration has the backbone.
+    Refused too are tensors of a larger backbone, integers where floating-point numbers belong, and values that are not finite
+    where the network's are. Heads, decoders and other networks in the file are left out and reported. partial: load what
+    matches all the same. key: where the configuration has the backbone. resample_patches: see `sslctl.models.adaptation.adapt`.
     """
-    file = user_path(path)
-    theirs, ours = read_weights(file), backbone.state_dict()
+    file, ours = user_path(path), backbone.state_dict()
+    translated = match(read_weights(file), backbone)
+    tensors, changes = adapt(translated.tensors, backbone, resample_patches=resample_patches)
 
-    # The file's names in the backbone's own terms, by the wrapper's prefix under which most of them fit.
-    inner = {name.removeprefix("network."): name for name in ours if name.startswith("network.")}
-    renamings = (_rename(theirs, prefix, inner, ours) for prefix in _PREFIXES)
-    tensors = max(renamings, key=lambda renamed: len(renamed.keys() & ours.keys()))
-
-    # What fits, what the backbone has no place for, and what it cannot do without.
-    matched = {n: t for n, t in tensors.items() if n in ours and t.shape == ours[n].shape and same_kind(t, ours[n])}
-    unexpected = {name for name in tensors if name not in ours}
-    classifiers = {name for name in unexpected if name.removeprefix("network.").startswith(_CLASSIFIERS)}
-    normalisation = {"mean", "std"}  # sslctl's; foreign files have none
+    # What fits, and what the backbone cannot do without.
+    matched = {n: t for n, t in tensors.items() if t.shape == ours[n].shape and same_kind(t, ours[n])}
+    normalisation = {"mean", "std"}  # sslctl's; other files have none
     counters = {name for name in ours if name.endswith("num_batches_tracked")}  # absent in old files, not used
     needed = {name: t for name, t in ours.items() if name in matched or name not in normalisation | counters}
 
-    differences = compare({name: t for name, t in tensors.items() if name not in classifiers}, needed)
     report = (
-        f"weights {file}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing,"
-        f" {len(unexpected)} unexpected" + (f" ({len(classifiers)} of a classifier, left out)" if classifiers else "")
+        f"weights {file}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing"
+        + _left_out(translated)
+        + "".join(f"; {change}" for change in changes)
+        + _network_differences(file, backbone)
     )
-    report += _network_differences(file, backbone)
-    if differences and not partial:
-        raise CheckpointError(report, *differences, _advice(tensors, backbone, key))
+    differences = compare({**tensors, **translated.unexpected}, needed)
     if not matched:
         raise CheckpointError(f"{report}: not one tensor fits this backbone", *differences)
+    if differences and not partial:
+        raise CheckpointError(report, *differences, _advice(tensors, translated.unexpected, needed, backbone, key))
     refuse_non_finite(file, matched, ours)
     backbone.load_state_dict({**ours, **matched}, strict=True)
     backbone.pretrained = frozenset(matched)
     return report
 
 
-def _rename(tensors: dict[str, Tensor], prefix: str, inner: dict[str, str], ours: dict) -> dict[str, Tensor]:
-    """Returns the tensors whose names begin with a prefix, under the backbone's own names where it has them.
-
-    inner: the network's names -> the backbone's. A bare timm name is looked for under `model.`, where a backbone keeps the model.
-    """
-    stripped = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    return {
-        name if name in ours else inner.get(name, inner.get(f"model.{name}", name)): t for name, t in stripped.items()
-    }
+def _left_out(translated: Match) -> str:
+    """Returns, for the report, which network of the file was taken and what else the file holds."""
+    report = ""
+    if translated.alternatives:
+        others = ", ".join(prefix.rstrip(".") or "bare names" for prefix in dict.fromkeys(translated.alternatives))
+        report += f"; taken from {translated.prefix.rstrip('.') or 'bare names'}, not {others}"
+    if translated.parts:
+        parts = [f"{count} of {part}" for part, count in translated.parts.most_common()]
+        report += f"; left out: {', '.join(parts[:6])}{' …' if len(parts) > 6 else ''}"
+    return report
 
 
 def refuse_non_finite(file: Path, tensors: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
@@ -126,23 +116,29 @@ def refuse_non_finite(file: Path, tensors: dict[str, Tensor], ours: dict[str, Te
         raise CheckpointError(f"{file}: {len(bad)} tensors hold values that are not finite numbers: {listed}")
 
 
-def _advice(tensors: dict[str, Tensor], backbone: Backbone, key: str) -> str:
-    """Returns what may help where the tensors of a file do not fit those of the backbone at `key`."""
-    ours = backbone.state_dict()
-    advice = "load what matches all the same with backbone.partial=true"
-    if key != "backbone":
-        advice = f"choose the network of these weights with backbone@{key}=…"
-    misfits = [name for name, t in tensors.items() if name in ours and t.shape != ours[name].shape]
-    fixed_size = getattr(backbone.network, "fixed_size", False)
-    if misfits == ["network.model.pos_embed"] and not fixed_size:  # by its number of places alone
-        places = tensors[misfits[0]].shape[1]
-        side = math.isqrt(places)  # the class token and registers are fewer than another row of patches
-        pixels = side * patch_size_of(backbone.network)
-        advice = (
-            f"for weights of images of {pixels} pixels, +{key}.kwargs.img_size={pixels} resamples the position embedding;"
-            f" else {advice}"
+def _advice(
+    tensors: dict[str, Tensor], unexpected: dict[str, Tensor], needed: dict[str, Tensor], backbone: Backbone, key: str
+) -> str:
+    """Returns what makes the backbone at `key` the network of the file; where that is unknown, what is left to try."""
+    missing = {bare(name): t for name, t in needed.items() if name not in tensors}
+    depth = 1 + max([int(n[1]) for name in unexpected if (n := re.match(r"blocks\.(\d+)\.", name))], default=-1)
+    for names, cases in ((unexpected, ADVICE["unexpected"]), (missing, ADVICE["missing"])):
+        for pattern, advice in cases:
+            for name, tensor in names.items():
+                if re.search(pattern, name):
+                    return advice.format(key=key, depth=depth, rows=tensor.shape[1] if tensor.ndim > 1 else 1)
+    misfits = {bare(name): t for name, t in tensors.items() if name in needed and t.shape != needed[name].shape}
+    patches = misfits.get("patch_embed.proj.weight")
+    if patches is not None and set(misfits) <= {"patch_embed.proj.weight", "pos_embed"} and patches.ndim == 4:
+        return (
+            f"{key}.resample_patches=true resamples the patches,"
+            f" +{key}.kwargs.patch_size={patches.shape[-1]} keeps those of the file"
         )
-    return advice
+    if set(misfits) == {"conv1.weight"} and getattr(backbone.network, "stem", "").startswith("3×3"):
+        return f"{key}.stem=imagenet is the first layer of the file; or begin with the rest of it: {key}.partial=true"
+    if key != "backbone":
+        return f"choose the network of these weights with backbone@{key}=…"
+    return "choose the network of these weights with backbone=…, or begin training with what matches: backbone.partial=true"
 
 
 def file_metadata(file: Path) -> dict[str, str]:
