@@ -290,6 +290,13 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     assert [r["step"] for r in reading.read_lines(tmp_path / "m.jsonl")] == [1, 2]
 
 
+@pytest.mark.parametrize("more", ["}", ' {"step": 4', "0"])
+def test_a_last_line_with_more_behind_it_was_not_cut_off(more, tmp_path):
+    (tmp_path / "m.jsonl").write_text(lines(1, 2) + '{"step": 3}' + more)
+    with pytest.raises(InputError, match=r"m\.jsonl line 3"):
+        reading.read_lines(tmp_path / "m.jsonl")
+
+
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "m.jsonl").write_text(lines(1) + "garbage\n" + lines(2))
     with pytest.raises(InputError, match=r"m\.jsonl line 2"):

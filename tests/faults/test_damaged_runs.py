@@ -485,6 +485,15 @@ def test_a_checksum_comes_off_again_and_sees_every_changed_byte(value, tmp_path)
             assert read == value or not read.keys() <= value.keys()  # a schema knows no such key
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("# crc32", "  crc32"), ("# crc32", "# crc33"), ("# crc32", "\x00 crc\x0012")]
+)
+def test_a_damaged_checksum_is_none_that_somebody_took_out(old, new):
+    """Of the line's three parts one is left: its first sign, its key, its end."""
+    with pytest.raises(ValueError, match="checksum"):
+        check_yaml(sign_yaml("a: 1\n").replace(old, new))
+
+
 def test_yaml_without_its_checksum_is_taken_as_it_is(whole, tmp_path):
     check_yaml("a: 1\n")
     check_yaml(sign_yaml("a: 1\n"))
