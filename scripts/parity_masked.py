@@ -141,7 +141,7 @@ def ijepa(official: Official) -> Sides:
     plain = transformer(class_token=False, global_pool="avg", fc_norm=False)
     method = IJEPA(
         plain, facts(), targets=3, predictor_dim=8, predictor_depth=2, predictor_heads=2,
-        teacher_momentum=0.9, teacher_momentum_end=1.0,
+        initial_std=0.02, teacher_momentum=0.9, teacher_momentum_end=1.0,
     ).double()  # fmt: skip
     shake(method.embed, method.predictor, method.head, method.teacher_backbone)
     vit = official.load("ijepa", "src.models.vision_transformer")

@@ -35,7 +35,7 @@ def mae(size=28, ratio=0.75, patch=4, channels=1):
 
 def ijepa(size=28, **changes):
     arguments = {"targets": 4, "predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2}
-    arguments |= {"teacher_momentum": 0.9, "teacher_momentum_end": 1.0} | changes
+    arguments |= {"initial_std": 0.02, "teacher_momentum": 0.9, "teacher_momentum_end": 1.0} | changes
     return IJEPA(small_vit(size), facts(size=size), **arguments)
 
 
@@ -88,6 +88,27 @@ def test_as_many_squares_are_hidden_as_the_official_code_hides(size, unit, patch
 
 
 # --- I-JEPA ---
+
+
+def test_initial_weights_have_one_deviation_whatever_their_depth():
+    """helper.py of the official code: its init_model draws anew what vision_transformer.py has divided by depth; biases are 0."""
+    method = ijepa(predictor_dim=64, predictor_depth=2, initial_std=0.02)
+    layers = [part for part in method.modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
+    assert len(layers) == 1 + 4 + 1 + 2 * 4 + 1 + (1 + 4)  # patches, blocks; embedding, blocks, head; the teacher's
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.15)
+        assert not layer.bias.any()
+    assert method.backbone.network.model.cls_token.abs().max() < 1e-5
+
+
+def test_initial_weights_by_the_number_of_inputs_are_timms_and_torchs():
+    plain, method = small_vit(), ijepa(predictor_dim=64, initial_std=None)
+    for own, layer in zip(plain.network.model.blocks, method.backbone.network.model.blocks, strict=True):
+        assert torch.equal(own.mlp.fc1.weight, layer.mlp.fc1.weight)
+    patches = method.backbone.network.model.patch_embed.proj
+    assert torch.equal(plain.network.model.patch_embed.proj.weight, patches.weight)
+    for layer, inputs in ((patches, 16), (method.predictor[0].mlp.fc1, 64)):
+        assert layer.weight.std().item() == pytest.approx((3 * inputs) ** -0.5, rel=0.1)
 
 
 def test_context_and_targets_do_not_meet():

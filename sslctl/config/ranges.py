@@ -21,7 +21,7 @@ RANGES = {
     r".*_view_scale": KeyFacts(above=0, high=1),
     r".*_epochs|skip|stem_stride|queue_size|memory_size": _NOT_NEGATIVE,
     r"(.*_)?(weight|weights|beta|covariance|variance|invariance|adversarial|lambda_|noise_std)": _NOT_NEGATIVE,
-    r"epsilon|annealing|clip_grad|scale|sigma|likelihood_std|momentum_stretch|trust|layer_decay": _POSITIVE,
+    r"epsilon|annealing|clip_grad|scale|sigma|likelihood_std|initial_std|momentum_stretch|trust|layer_decay": _POSITIVE,
     r".*lr|.*lr_scale|(tiled|paired)_view": _POSITIVE,
     r"(.*_)?(dim|size|layers|blocks|depth|heads|views|grid|iterations|prototypes|targets|epochs)": _AT_LEAST_1,
     r"draws|directions|permutations|reach|slices|widths|batchnorm_groups|frames|window_frames|length|vocabulary": _AT_LEAST_1,

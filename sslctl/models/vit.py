@@ -1,6 +1,5 @@
 """What masked methods ask of timm's vision transformers: hidden patches, tokens of some patches only, fixed positions."""
 
-import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -124,7 +123,8 @@ def blocks(dim: int, depth: int, heads: int) -> list[nn.Module]:
 def initialize_(*modules: nn.Module, draw: Callable[[str, Tensor], None], token_std: float = 0.02) -> None:
     """Draws initial weights of linear layers and of the patches' convolution, seen as one; their biases are 0.
 
-    draw: fills a layer's weight (out, in), given its name: one of those below. What a backbone has from a file stays.
+    draw: fills a layer's weight (out, in), given its name: one of those below, or a method's own. What a backbone has from
+    a file stays.
     """
     for module in modules:
         pretrained = getattr(module, "pretrained", ())
@@ -149,11 +149,3 @@ def xavier_apart(name: str, weight: Tensor) -> None:
     """Xavier's uniform weights, where queries, keys and values are three layers (MoCo v3's official code)."""
     for part in weight.chunk(3 if name.endswith("qkv") else 1):
         nn.init.xavier_uniform_(part)
-
-
-def normal_by_depth(name: str, weight: Tensor) -> None:
-    """A standard deviation of 0.02, over √(2·n) in the two layers by which block n adds to its input (I-JEPA's official code)."""
-    shares = 1.0
-    if name.endswith(("attn.proj", "mlp.fc2")):
-        shares = math.sqrt(2 * (int(name.split(".")[-3]) + 1))
-    nn.init.trunc_normal_(weight, std=0.02 / shares)

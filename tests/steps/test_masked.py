@@ -156,7 +156,7 @@ def means_of_patches(its, x):
 
 def test_ijepa_steps_as_its_paper():
     settings = {"targets": 4, "predictor_dim": 8, "predictor_depth": 2, "predictor_heads": 4}
-    settings |= {"teacher_momentum": 0.6, "teacher_momentum_end": 0.9}
+    settings |= {"initial_std": 0.02, "teacher_momentum": 0.6, "teacher_momentum_end": 0.9}
     method = IJEPA(vision_transformer(16), facts(image_size=16), **settings)
     assert method.mask_token.numel() == 8
     positions_are_fixed(method.backbone, 8)
@@ -169,6 +169,7 @@ def test_ijepa_steps_as_its_paper():
 def test_ijepa_draws_blocks_as_its_paper():
     """In a finer grid, where roundings hide less."""
     sizes = {"targets": 4, "predictor_dim": 8, "predictor_depth": 2, "predictor_heads": 4}
+    sizes |= {"initial_std": None}
     method = IJEPA(
         vision_transformer(32), facts(image_size=32), teacher_momentum=1.0, teacher_momentum_end=1.0, **sizes
     )
