@@ -49,7 +49,14 @@ def test_a_living_process_keeps_its_folder(temporary):
 
 
 @pytest.mark.parametrize(
-    "name", ["sslctl-sweep-abcdefgh", "sslctl.other.abcdefgh", "sslctl.sweep.abcdefg", "pytest-of-root"]
+    "name",
+    [
+        "sslctl-sweep.abcdefgh",
+        "sslctl.sweep-abcdefgh",
+        "sslctl.other.abcdefgh",
+        "sslctl.sweep.abcdefg",
+        "pytest-of-root",
+    ],
 )
 def test_what_has_another_name_stays(name, temporary):
     (temporary / name).mkdir()
