@@ -23,6 +23,8 @@ from PIL import Image
 from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
 from sslctl.data import files
+from sslctl.data.folders import FolderKeys
+from sslctl.data.pixels import Reading
 from sslctl.data.sources import Source, folder
 from sslctl.evaluation import label_free
 from sslctl.evaluation.features import Features, extract
@@ -148,11 +150,11 @@ def extraction(rows: int, images: int) -> None:
             Image.fromarray(small).resize((2000, 1500), Image.BICUBIC).save(
                 Path(place) / f"{number:03}.jpg", quality=90
             )
-        large = folder("train", place, 64, 3, 0.0)
+        large = folder("train", FolderKeys(place, 64, 3, 0.0))
         compare(
             f"extraction of {images} JPEG files of 2000 × 1500, decoding alone",
             lambda: extract(backbone, large, torch.arange(images), resize=73),
-            lambda: [files.read(path, 3) for path in large.paths],
+            lambda: [files.read(path, Reading(3)) for path in large.paths],
         )
 
 

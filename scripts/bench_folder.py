@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
+from sslctl.data.folders import FolderKeys
 from sslctl.data.loader import batches
 from sslctl.data.sources import folder
 from sslctl.ops.allocator import keep_freed_memory
@@ -41,7 +42,7 @@ def make_folder(place: Path, count: int) -> float:
 
 def ours(root: Path, batch_size: int, workers: int) -> Pass:
     """sslctl's path; memory_gb=0 keeps the images on disk."""
-    source = folder("train", str(root), SIZE, 3, 0.0)
+    source = folder("train", FolderKeys(str(root), SIZE, 3, 0.0))
     views, cpu = ViewMaker(recipe(blur=True), SIZE), torch.device("cpu")
     settings = {"batch_size": batch_size, "seed": 0, "first_step": 0, "total_steps": len(source) // batch_size}
 

@@ -15,7 +15,9 @@ from sklearn.datasets import load_digits
 from sslctl.config.schema import CONFIGS
 from sslctl.data import files, listing, sources
 from sslctl.data.downloads import data_home
+from sslctl.data.folders import FolderKeys
 from sslctl.data.loader import batches, clean_batches
+from sslctl.data.pixels import Reading
 from sslctl.errors import InputError
 from sslctl.ops.timing import Clock
 from sslctl.views import ViewMaker
@@ -24,11 +26,11 @@ from tests.conftest import QUICK, write_images
 
 
 def folder(root, image_size=None, channels=3, memory_gb=1.0):
-    return sources.folder("train", str(root), image_size, channels, memory_gb)
+    return sources.folder("train", FolderKeys(str(root), image_size, channels, memory_gb))
 
 
 def imagefolder(root, split="train", image_size=None, channels=3, memory_gb=1.0):
-    return sources.imagefolder(split, str(root), image_size, channels, memory_gb)
+    return sources.imagefolder(split, FolderKeys(str(root), image_size, channels, memory_gb))
 
 
 def names_of(source, root) -> list[str]:
@@ -270,7 +272,7 @@ def test_a_folder_finds_flat_and_nested_images_in_a_fixed_order(tmp_path):
 
 def test_a_folder_has_no_test_split(tmp_path):
     with pytest.raises(InputError, match="eval_dataset="):
-        sources.folder("test", str(write_images(tmp_path)), None, 3, 1.0)
+        sources.folder("test", FolderKeys(str(write_images(tmp_path)), None, 3, 1.0))
 
 
 def test_a_link_to_a_folder_is_followed(tmp_path):
@@ -334,7 +336,7 @@ def test_images_of_every_mode_are_converted(tmp_path, mode, suffix, channels):
     picture(mode).save(path)
     with Image.open(path) as saved:
         assert saved.mode == mode
-    image = files.read(str(path), channels)
+    image = files.read(str(path), Reading(channels))
     assert image.shape == (channels, 6, 4)
     assert image.dtype == torch.uint8
     coloured = channels == 3 and mode in ("RGB", "RGBA", "P", "CMYK")
@@ -346,7 +348,7 @@ def test_images_of_every_mode_are_converted(tmp_path, mode, suffix, channels):
 def test_rows_stay_rows_and_channels_channels(tmp_path):
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    assert np.array_equal(files.read(str(tmp_path / "image.png"), 3).numpy(), pixels.transpose(2, 0, 1))
+    assert np.array_equal(files.read(str(tmp_path / "image.png"), Reading(3)).numpy(), pixels.transpose(2, 0, 1))
 
 
 def damage(path: Path, how: str) -> None:
@@ -412,7 +414,7 @@ def test_images_in_memory_equal_those_read_one_by_one(tmp_path):
     assert held.images.shape == (20, 3, 16, 16)
     for index in range(20):
         assert torch.equal(held.images[index], streamed.read(index))
-        assert torch.equal(held.read(index), files.read(streamed.paths[index], 3))
+        assert torch.equal(held.read(index), files.read(streamed.paths[index], Reading(3)))
     assert held.content_hash == streamed.content_hash
 
 

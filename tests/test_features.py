@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sslctl.data.folders import FolderKeys
 from sslctl.data.sources import digits
 from sslctl.data.sources import folder as folder_source
 from sslctl.errors import InputError
@@ -220,10 +221,10 @@ def test_extraction_keeps_the_order_of_the_rows(batch_size):
 def test_files_that_were_written_again_are_read_again(tmp_path):
     """The names and sizes of bitmaps stay when their pixels change."""
     root = write_images(tmp_path / "images", count=4, suffix=".bmp")
-    before = folder_source("train", str(root), 16, 3, 1.0)
+    before = folder_source("train", FolderKeys(str(root), 16, 3, 1.0))
     for path in root.glob("*.bmp"):
         Image.new("RGB", (16, 16)).save(path)
-    after = folder_source("train", str(root), 16, 3, 1.0)
+    after = folder_source("train", FolderKeys(str(root), 16, 3, 1.0))
     assert before.content_hash == after.content_hash
     assert before.version != after.version
-    assert folder_source("train", str(root), 16, 3, 1.0).version == after.version
+    assert folder_source("train", FolderKeys(str(root), 16, 3, 1.0)).version == after.version

@@ -9,8 +9,9 @@ from PIL import Image
 
 from sslctl.data import sources
 from sslctl.data.files import ImageError
+from sslctl.data.folders import FolderKeys
 from sslctl.data.held_out import held_out_groups, held_out_names
-from sslctl.data.layout import class_folders, count_training_images, without_labels
+from sslctl.data.layout import class_folders, training_layout, without_labels
 from sslctl.data.listing import name_hash
 from sslctl.data.overlap import doubts
 from sslctl.errors import InputError
@@ -18,7 +19,8 @@ from tests.conftest import QUICK, write_images
 
 
 def imagefolder(root, split="train", **changes):
-    return sources.imagefolder(split, str(root), **{"image_size": None, "channels": 3, "memory_gb": 1.0} | changes)
+    keys = FolderKeys(str(root), **{"image_size": None, "channels": 3, "memory_gb": 1.0} | changes)
+    return sources.imagefolder(split, keys)
 
 
 def labels_of(layout):
@@ -129,8 +131,8 @@ def test_labels_in_file_names_are_found_by_a_pattern(tmp_path):
         "rolled-in_scale_1.png": "rolled-in_scale",
         "rolled-in_scale_17.png": "rolled-in_scale",
     }
-    assert sources.folder("train", str(tmp_path), 16, 3, 1.0, splits, r"(.+)_\d+").labelled
-    assert not sources.folder("train", str(tmp_path), 16, 3, 1.0).labelled
+    assert sources.folder("train", FolderKeys(str(tmp_path), 16, 3, 1.0, splits=splits, label=r"(.+)_\d+")).labelled
+    assert not sources.folder("train", FolderKeys(str(tmp_path), 16, 3, 1.0)).labelled
 
 
 @pytest.mark.parametrize(
@@ -149,9 +151,9 @@ def test_wrong_patterns_are_refused(tmp_path, label, message):
 
 def test_the_number_of_images_is_counted_as_they_are_trained_on(tmp_path):
     write_images(tmp_path, "Training/a", "Training/b", "Testing/a", "Testing/b", count=3)
-    assert count_training_images(str(tmp_path), True) == 6
-    assert count_training_images(str(tmp_path), False) == 12
-    assert count_training_images(str(tmp_path), False, {"train": "Training"}) == 6
+    assert len(training_layout(str(tmp_path), True).names) == 6
+    assert len(training_layout(str(tmp_path), False).names) == 12
+    assert len(training_layout(str(tmp_path), False, {"train": "Training"}).names) == 6
 
 
 # --- What is no image or no class ---
@@ -292,20 +294,22 @@ def test_12_bits_in_16_bit_files_keep_their_grey_levels(tmp_path, memory_gb):
     small, deep = deep_twins(tmp_path)
     settings = {"splits": {"train": ".", "test": "."}, "channels": 1, "memory_gb": memory_gb}
     plain, measured = imagefolder(small, **settings), imagefolder(deep, **settings)
-    assert plain.value_range is None
-    assert measured.value_range == (0.0, 4095.0)
+    assert plain.reading.value_range is None
+    assert measured.reading.value_range == (0.0, 4095.0)
     assert imagefolder(deep, range=12, **settings).content_hash == measured.content_hash
     for row in range(len(plain)):
-        np.testing.assert_array_equal(plain.read(row), measured.read(row))
+        pixels = np.asarray(Image.open(measured.paths[row]))
+        np.testing.assert_allclose(measured.read(row)[0], pixels / 4095, atol=1e-7)  # at full depth
+        np.testing.assert_array_equal((measured.read(row) * 255).round(), plain.read(row))
     assert "16-bit grey, 0–4095 as 0–1; dataset.range=" in measured.description.lines()[1]
     window = imagefolder(deep, range=[1000, 2000], **settings)
     assert window.content_hash != measured.content_hash
-    white = (np.asarray(Image.open(window.paths[0])) >= 1998).mean()
-    assert (window.read(0) == 255).float().mean() == pytest.approx(white, abs=0.01)
+    white = (np.asarray(Image.open(window.paths[0])) >= 2000).mean()
+    assert (window.read(0) == 1).float().mean() == pytest.approx(white, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("pixels", "expected"), [([[0.0, 0.5, 1.0]], [0, 128, 255]), ([[-2.0, np.nan, 2.0]], [0, 128, 255])]
+    ("pixels", "expected"), [([[0.0, 0.5, 1.0]], [0, 0.5, 1]), ([[-2.0, np.nan, 2.0]], [0, 0.5, 1])]
 )
 def test_floating_point_and_negative_values_are_not_cut(tmp_path, pixels, expected):
     (tmp_path / "a").mkdir()
@@ -336,13 +340,14 @@ def test_a_run_keeps_its_range_of_values_in_every_evaluation(cli, workdir):
     assert "0–4095 as 0–1" in plan.out, plan.err
 
 
-def test_images_stand_upright_as_their_exif_says(tmp_path):
+@pytest.mark.parametrize("name", ["0.jpg", "0.png"])
+def test_images_stand_upright_as_their_exif_says(tmp_path, name):
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 255  # the left half
     (tmp_path / "a").mkdir()
     image, exif = Image.fromarray(pixels), Image.Exif()
     exif[274] = 6  # the camera lay on its right side
-    image.save(tmp_path / "a" / "0.jpg", exif=exif, quality=100)
+    image.save(tmp_path / "a" / name, exif=exif, quality=100)
     source = imagefolder(tmp_path, splits={"train": ".", "test": "."}, image_size=8)
     assert source.description.sizes == {(8, 16): 1}
     assert source.read(0).shape == (3, 16, 8)

@@ -1,5 +1,7 @@
 """The scale of a dataset: what a method takes of it, and how a folder of one's own gets one."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
@@ -7,6 +9,7 @@ from sslctl.config.command_line import prepare
 from sslctl.config.schema import CONFIGS
 from sslctl.data import layout as layout_of
 from sslctl.data import scale, sources
+from sslctl.data.folders import FolderKeys
 from sslctl.data.scale import choose_scale
 from tests.conftest import QUICK, write_images
 from tests.test_config import choices, composed, own  # noqa: F401  own is a fixture
@@ -43,7 +46,7 @@ def test_the_command_line_chooses_another_scale_and_beats_it(cli):
 
 @pytest.mark.parametrize(("count", "name"), [(39, "tiny"), (40, "small"), (64, "small"), (65, "imagenet")])
 def test_a_folders_scale_is_that_of_its_number_of_images(images, monkeypatch, count, name):
-    monkeypatch.setattr(scale, "count_training_images", lambda *arguments: count)
+    monkeypatch.setattr(layout_of, "training_layout", lambda *arguments: SimpleNamespace(names=range(count)))
     assert choose_scale(prepare([*FOLDER])) == name
 
 
@@ -51,9 +54,9 @@ def test_a_folders_scale_is_that_of_its_number_of_images(images, monkeypatch, co
 def test_the_images_counted_are_those_trained_on(tmp_path, layout):
     folders = [f"{part}{name}" for part in layout or ("",) for name in ("a", "b")]
     write_images(tmp_path, *folders, count=40)
-    arguments = {"root": str(tmp_path), "image_size": None, "channels": 3, "memory_gb": 1}
-    assert layout_of.count_training_images(str(tmp_path), True) == len(sources.imagefolder("train", **arguments))
-    assert layout_of.count_training_images(str(tmp_path), False) == len(sources.folder("train", **arguments))
+    keys = FolderKeys(str(tmp_path), image_size=None, channels=3, memory_gb=1)
+    assert len(layout_of.training_layout(str(tmp_path), True).names) == len(sources.imagefolder("train", keys))
+    assert len(layout_of.training_layout(str(tmp_path), False).names) == len(sources.folder("train", keys))
 
 
 @pytest.mark.parametrize(

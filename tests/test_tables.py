@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from sslctl.data.folders import TableKeys
 from sslctl.data.table import choose_columns, labels_of, read_table
 from sslctl.data.table_layout import table_rows
 from sslctl.data.tables import csv as csv_source
@@ -44,7 +45,7 @@ def rows_of(layout):
 
 
 def source(root, split="train", **changes):
-    return csv_source(split, root, **{"image_size": None, "channels": 3, "memory_gb": 1.0} | changes)
+    return csv_source(split, TableKeys(root, **{"image_size": None, "channels": 3, "memory_gb": 1.0} | changes))
 
 
 # --- Columns, labels and splits ---

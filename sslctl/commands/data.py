@@ -10,6 +10,7 @@ from sslctl.data import sources
 from sslctl.data.audit import Audit, audit, headers_of
 from sslctl.data.description import describe
 from sslctl.data.layout import Layout, NoTestSplit, class_folders, without_labels
+from sslctl.data.pixels import Reading
 from sslctl.errors import InputError, shown, user_path
 from sslctl.runs.atomic import make_folder_of, write_text
 from sslctl.training.progress import Progress
@@ -66,7 +67,7 @@ def lines_of(result: Audit, node: Any) -> list[str]:
                 f"none of the {len(looks):,} images in {layout.listing.base} can be read: {looks[0].error}"
             )
         described = describe(
-            layout, headers, None, node.channels, node.image_size or headers.sizes.most_common(1)[0][0][0], None
+            layout, headers, None, Reading(node.channels), node.image_size or headers.sizes.most_common(1)[0][0][0]
         )
         origin, sizes, *left_out = described.lines()
         lines += [f"{split:<12}{len(looks):,} images{f', {bad:,} of them cannot be read' if bad else ''}: {origin}"]

@@ -5,6 +5,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def target_of(node: DictConfig, path: str) -> Any:
 def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = (), kind: type | None = None) -> tuple[Any, dict]:
     """Returns a node's target and its arguments, checked against the signature before anything is built.
 
-    Keys that sslctl reads itself are left out. given: arguments that the caller adds. kind: what a class must be derived from.
+    Keys that sslctl reads itself are left out. A parameter that is a dataclass takes the keys that are its fields. given:
+    arguments that the caller adds. kind: what a class must be derived from.
     Raises InputError with every mismatch: unknown names with the nearest one, missing arguments, wrong types.
     """
     target = target_of(node, path)
@@ -92,9 +94,13 @@ def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = (), kind: type
         for key, value in node.items()
         if key not in ("_target_", *own_keys(path))
     }
-    parameters = inspect.signature(target).parameters
+    parameters, hints = dict(inspect.signature(target).parameters), _hints(target)
+    of_keys = {name: hints[name] for name in parameters if name not in given and is_dataclass(hints.get(name))}
+    for name, kind in of_keys.items():
+        del parameters[name]
+        parameters |= inspect.signature(kind).parameters
+        hints |= _hints(kind)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(target)
     messages = []
     for key, value in arguments.items():
         if key not in parameters and not takes_any:
@@ -112,6 +118,9 @@ def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = (), kind: type
             messages.append(f"{path}.{name} is missing: {target.__name__} needs it")
     if messages:
         raise InputError(*messages)
+    for name, kind in of_keys.items():
+        own = {field.name: arguments.pop(field.name) for field in fields(kind) if field.name in arguments}
+        arguments[name] = kind(**own)
     return target, arguments
 
 

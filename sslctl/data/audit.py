@@ -1,9 +1,7 @@
 """What a folder's images are, file by file, before any training: which cannot be read, which are alike."""
 
 import hashlib
-import io
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from sslctl.data.files import UNREADABLE, Headers, as_8_bit, is_deep
+from sslctl.data import files
+from sslctl.data.files import UNREADABLE, Headers
 from sslctl.data.layout import Layout
+from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array
 
 _OUTLINE = 8  # rows and columns of the differences that a hash holds
 _ALIKE = 4.0  # mean difference of small copies, of 255, up to which images of one hash are near duplicates
@@ -26,7 +26,7 @@ class Look:
     path: str
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
-    mode: str = ""
+    kind: str = ""
     outline: bytes = b""
     small: np.ndarray | None = None
     error: str = ""
@@ -77,36 +77,33 @@ def audit(layouts: dict[str, Layout]) -> Iterator[int | Audit]:
 
 
 def look_at(path: str) -> Look:
-    """Decodes one image, at reduced scale where its format has that."""
+    """Decodes one image, at reduced scale where its format has that; deep ones by their own range of values."""
     try:
         with open(path, "rb") as opened:
-            data = opened.read()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                size, mode = image.size, image.mode
-                image.draft("L", (64, 64))
-                grey = as_8_bit(image, _own_range(image)).convert("L")
+            digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
+        (size, kind), grey = files.header_of(path), _brightness(path)
     except UNREADABLE as error:
         return Look(path, error=" ".join(str(error).split()))
     outline = np.asarray(grey.resize((_OUTLINE + 1, _OUTLINE), Image.Resampling.BOX), np.int16)
     small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16)
     bits = np.packbits(outline[:, 1:] > outline[:, :-1]).tobytes()
-    return Look(path, hashlib.blake2b(data, digest_size=16).digest(), size, mode, bits, small)
+    return Look(path, digest, size, kind, bits, small)
+
+
+def _brightness(path: str) -> Image.Image:
+    """Returns an image in grey of 8 bits, the mean of its bands where it is none of the usual kinds."""
+    values = files.raw_values(path, takes_colours=True, draft=(64, 64))
+    values = values.mean(2) if values.ndim == 3 else values
+    if values.dtype != np.uint8:
+        reading = Reading(1, finite_range([values]) or SIXTEEN_BITS)
+        values = (from_array(values[..., None], reading)[0] * 255).round().byte().numpy()
+    return Image.fromarray(values)
 
 
 def headers_of(looks: list[Look]) -> Headers:
-    """Returns sizes and modes of those that can be read."""
+    """Returns sizes and kinds of those that can be read."""
     whole = [look for look in looks if not look.error]
-    return Headers(Counter(look.size for look in whole), Counter(look.mode for look in whole))
-
-
-def _own_range(image: Image.Image) -> tuple[float, float] | None:
-    if not is_deep(image.mode):
-        return None
-    values = np.asarray(image, np.float64)
-    values = values[np.isfinite(values)]
-    return (values.min(), values.max()) if values.size and values.min() < values.max() else None
+    return Headers(Counter(look.size for look in whole), Counter(look.kind for look in whole))
 
 
 def _groups(looks: list[Look], key: str) -> list[list[Look]]:

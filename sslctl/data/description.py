@@ -7,14 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sslctl.data.files import Headers, ImageError, is_deep, measure_range
+from sslctl.data.files import Headers, ImageError
 from sslctl.data.layout import Layout
+from sslctl.data.pixels import Reading, bands_in, is_deep, is_grey, name_of
 from sslctl.errors import InputError
-
-# Pillow's modes in the words of people who have such files.
-_PIXELS = {"1": "1-bit", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "8-bit palette", "RGB": "8-bit RGB"}
-_PIXELS |= {"RGBA": "8-bit RGB with alpha", "CMYK": "8-bit CMYK", "YCbCr": "8-bit YCbCr", "I": "32-bit integers"}
-_PIXELS |= {"F": "floating point"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,8 @@ class Description:
     warnings: tuple[str, ...]
     value_range: tuple[float, float] | None = None
     unreadable: tuple[str, ...] = ()  # files that others stand in for
+    bands: tuple[int, ...] | None = None  # that are taken, where not all are
+    tiles: str | None = None  # of these images, if they are the samples
 
     def lines(self) -> list[str]:
         """Returns what the plan says of it."""
@@ -43,6 +41,10 @@ class Description:
         low, high = self.value_range or (0, 255)
         other = "; dataset.range=[low,high] or bits" if self.value_range else ""
         lines.append(f"sizes {_listed(sizes)}{of}; {_listed(self.pixels)}, {low:g}–{high:g} as 0–1{other}")
+        if self.tiles is not None:
+            lines.append(self.tiles)
+        if self.bands is not None:
+            lines.append(f"bands {', '.join(map(str, self.bands))}, counted from 0; dataset.bands=[…]")
         if self.left_out:
             lines.append("left out " + ", ".join(f"{count:,} {kind}" for kind, count in self.left_out.items()))
         return lines
@@ -57,15 +59,15 @@ def describe(
     layout: Layout,
     headers: Headers,
     images: Tensor | None,
-    channels: int,
+    reading: Reading,
     image_size: int,
-    values: tuple[float, float] | None,
+    tiles: str | None = None,
 ) -> Description:
-    """Describes a split's files. images: (N, C, H, W) uint8 where they are in memory. values: the range of deep ones."""
+    """Describes a split's files. images: (N, C, H, W) where they are in memory. tiles: a sentence on those that are samples."""
     pixels = Counter()
-    for mode, count in headers.modes.items():
-        pixels[pixel_type(mode)] += count
-    warnings = [*layout.warnings, *_pixel_doubts(headers.modes, channels), *_size_doubts(headers, image_size)]
+    for kind, count in headers.kinds.items():
+        pixels[name_of(kind)] += count
+    warnings = [*layout.warnings, *_pixel_doubts(headers.kinds, reading), *_size_doubts(headers, image_size)]
     if images is not None:
         flat = images.flatten(1)
         constant = int((flat.amin(1) == flat.amax(1)).sum())
@@ -79,18 +81,20 @@ def describe(
         headers.sizes,
         pixels,
         tuple(warnings),
-        values,
+        reading.value_range,
         tuple(layout.names[row] for row in layout.stand_ins),
+        reading.bands,
+        tiles,
     )
 
 
 def value_range(
-    asked: int | list[float] | None, modes: Counter, trained: Callable[[], list[str]]
+    asked: int | list[float] | None, kinds: Counter, measure: Callable[[], tuple[float, float]]
 ) -> tuple[float, float] | None:
     """Returns the (low, high) of values that become 0 and 1, of images of more than 8 bits; None where there are none.
 
-    asked: dataset.range, so many bits or two numbers; None: the least and the largest value of training images, whose paths
-    `trained` gives. Images of 8 bits are always 0 to 255.
+    asked: dataset.range, so many bits or two numbers; None: what `measure` returns, the least and the largest value of
+    training images. Images of 8 bits are always 0 to 255.
     """
     if isinstance(asked, int | float) and asked in range(1, 33):
         asked = (0, 2**asked - 1)
@@ -98,43 +102,59 @@ def value_range(
         numbers = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else []
         if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or not numbers[0] < numbers[1]:
             raise InputError(f"dataset.range={asked}: expected a number of bits, from 1 to 32, or [low,high]")
-    if not any(map(is_deep, modes)):
+    if not any(map(is_deep, kinds)):
         return None
     if asked is None:
         try:
-            return measure_range(trained())
+            return measure()
         except ImageError as error:
             raise InputError(str(error)) from error
     return float(numbers[0]), float(numbers[1])
 
 
-def _pixel_doubts(modes: Counter, channels: int) -> list[str]:
-    """Says what reading as so many 8-bit channels loses, or invents."""
-    doubts, total = [], modes.total()
-    grey = sum(count for mode, count in modes.items() if mode in ("1", "L", "LA", "F", "I") or mode.startswith("I;16"))
-    if channels == 3 and grey == total:
+def refuse_bands(kinds: Counter, reading: Reading) -> None:
+    """Raises InputError where most images have other bands than the keys say, and no rule makes channels of them."""
+    bands = Counter()
+    for kind, count in kinds.items():
+        bands[bands_in(kind)] += count
+    (most, _), *_ = bands.most_common(1)
+    if reading.bands is not None:
+        if max(reading.bands) >= most:
+            raise InputError(f"dataset.bands={list(reading.bands)}: images have {most} bands, counted from 0")
+    elif most != reading.channels and not (reading.takes_colours and most <= 4):
+        raise InputError(
+            f"images have {most} bands: dataset.channels={most} takes all, dataset.bands=[…] with as many"
+            " dataset.channels some of them"
+        )
+
+
+def _pixel_doubts(kinds: Counter, reading: Reading) -> list[str]:
+    """Says what reading as grey or as colours loses, or invents."""
+    if not reading.takes_colours:
+        return []
+    doubts, total = [], kinds.total()
+    grey = sum(count for kind, count in kinds.items() if is_grey(kind))
+    if reading.channels == 3 and grey == total:
         doubts.append("every image is grey and is read as three equal channels: dataset.channels=1 reads one")
-    if channels == 1 and grey < total:
+    if reading.channels == 1 and grey < total:
         doubts.append(
             f"{total - grey:,} of {total:,} images have colours, which are dropped: dataset.channels=3 keeps them"
         )
-    alpha = modes["RGBA"] + modes["LA"]
+    alpha = kinds["RGBA"] + kinds["LA"]
     if alpha:
         doubts.append(f"{alpha:,} of {total:,} images have an alpha channel, which is dropped")
+    more = sum(count for kind, count in kinds.items() if bands_in(kind) == 4) - kinds["RGBA"] - kinds["CMYK"]
+    if more:
+        doubts.append(f"{more:,} of {total:,} images have a fourth band, which is dropped: dataset.channels=4 keeps it")
     return doubts
 
 
 def _size_doubts(headers: Headers, image_size: int) -> list[str]:
     """Says where the network's size is far from that of most images."""
-    (width, height), most = headers.sizes.most_common(1)[0]
-    if 2 * most > headers.looked_at and width == height <= 96 and image_size != width:
-        return [f"most images have {width}×{height} pixels, the network sees {image_size}: dataset.image_size={width}"]
-    return []
-
-
-def pixel_type(mode: str) -> str:
-    """Returns what one of Pillow's modes holds."""
-    return _PIXELS.get(mode, "16-bit grey" if mode.startswith("I;16") else mode)
+    side = headers.small_square()
+    if side in (None, image_size):
+        return []
+    return [f"most images have {side}×{side} pixels, the network sees {image_size}: dataset.image_size={side}"]
 
 
 def _listed(counts: Iterable) -> str:

@@ -1,22 +1,26 @@
-"""Image files: reading them, and saying which one is bad. Finding them: listing.py."""
+"""Image files: reading them, and saying which one is bad. Finding them: listing.py; what their values mean: pixels.py."""
 
 import contextlib
+import importlib.util
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from sslctl.data import arrays
+from sslctl.data.listing import ARRAYS
+from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array, from_pillow, is_deep
 from sslctl.errors import InputError
 
-SIXTEEN_BITS = (0.0, 65535.0)
 _SAMPLED = 2_000  # headers that are read of images of several sizes
+_PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what of a PNG's header may say an orientation
 _MEASURED = 1_000  # images whose values are looked at for their range
 # What Pillow raises for files that are damaged, too large, or none of images.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -26,109 +30,183 @@ class ImageError(RuntimeError):
     """An image that cannot be read. Names its path."""
 
 
-def read(path: str, channels: int, value_range: tuple[float, float] | None = None) -> Tensor:
-    """Reads one image file as (C, H, W) uint8, upright as its EXIF orientation says. Raises ImageError with the path.
+def read(path: str, reading: Reading) -> Tensor:
+    """Reads one image file as (C, H, W), upright as its EXIF orientation says. Raises ImageError with the path.
 
-    value_range: of images of more than 8 bits, see `as_8_bit`.
+    uint8 or, of values of more than 8 bits, float32 in [0, 1]: see Reading.
     """
     try:
-        with _opened(path) as image:
-            if image.format != "PNG":  # whose orientation may stand behind the pixels
-                ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.asarray(as_8_bit(image, value_range).convert("L" if channels == 1 else "RGB"))
+        if not _is_array(path, reading.takes_colours):
+            with contextlib.suppress(_OtherTiff), opened(path) as image:
+                if not _is_cut(image):
+                    ImageOps.exif_transpose(image, in_place=True)
+                    return from_pillow(image, reading)
+        return from_array(arrays.read(path), reading)
     except UNREADABLE as error:
         raise ImageError(f"cannot read {path}: {error}") from error
-    tensor = torch.from_numpy(pixels.copy())
-    return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
 
 
-def as_8_bit(image: Image.Image, value_range: Sequence[float] | None) -> Image.Image:
-    """Returns an image of more than 8 bits with its range of values, None for 16 bits, as 0 to 255; others as they are."""
-    if not is_deep(image.mode):
-        return image
-    low, high = value_range or SIXTEEN_BITS
-    levels = (np.nan_to_num(np.asarray(image, np.float64)) - low) * (255 / (high - low))
-    return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+class _OtherTiff(Exception):
+    """A TIFF file of more bands or bits than Pillow has modes for."""
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
+def opened(path: str) -> Iterator[Image.Image]:
+    """Opens an image by Pillow; one that is too large to be meant raises, and a TIFF that Pillow does not know _OtherTiff."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        try:
+            image = Image.open(path)
+        except UnidentifiedImageError as error:
+            if not path.lower().endswith(arrays.TIFF):
+                raise
+            if importlib.util.find_spec("tifffile") is None:
+                raise OSError(f"{error}; it may have other bands or bits: pip install 'sslctl[tiff]'") from None
+            raise _OtherTiff from None
+        with image:
             yield image
 
 
-def is_deep(mode: str) -> bool:
-    """Tells whether one of Pillow's modes holds more than 8 bits a value: integers of 16 or 32, or floating point."""
-    return mode.startswith("I") or mode == "F"
+def _is_array(path: str, takes_colours: bool) -> bool:
+    """Tells whether a file is none that Pillow opens, or has bands of which Pillow might leave some out."""
+    name = path.lower()
+    return name.endswith(ARRAYS) or (not takes_colours and name.endswith(arrays.TIFF))
 
 
-def measure_range(paths: list[str]) -> tuple[float, float]:
+def _is_cut(image: Image.Image) -> bool:
+    """Tells whether Pillow would give less of a file than it holds: 8 of 16 bits of its colours, or three bands of four."""
+    if image.format == "TIFF" and image.mode == "RGB" and image.tag_v2.get(277) not in (None, 3):
+        return True
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def measure_range(paths: list[str], reading: Reading, skip: bool = False) -> tuple[float, float]:
     """Returns the least and the largest value of images of more than 8 bits, of some 1,000 spread over them.
 
-    Raises ImageError for one that cannot be read.
+    reading: which bands count. Raises ImageError for one that cannot be read, unless it is to be skipped.
     """
-    low, high = np.inf, -np.inf
-    for path in paths[:: max(1, len(paths) // _MEASURED)]:
-        try:
-            with _opened(path) as image:
-                if is_deep(image.mode):
-                    values = np.asarray(image, np.float64)
-                    values = values[np.isfinite(values)]
-                    low, high = min(low, values.min(initial=np.inf)), max(high, values.max(initial=-np.inf))
-        except UNREADABLE as error:
-            raise ImageError(f"cannot read {path}: {error}") from error
-    return (float(low), float(high)) if low < high else SIXTEEN_BITS
+
+    def values() -> Iterator[np.ndarray]:
+        for path in paths[:: max(1, len(paths) // _MEASURED)]:
+            try:
+                array = raw_values(path, takes_colours=reading.takes_colours)
+            except UNREADABLE as error:
+                if not skip:
+                    raise ImageError(f"cannot read {path}: {error}") from error
+                continue
+            if array.dtype != np.uint8:
+                yield array if reading.bands is None else array[..., list(reading.bands)]
+
+    return finite_range(values()) or SIXTEEN_BITS
+
+
+def raw_values(path: str, *, takes_colours: bool, draft: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads a file's own values, (H, W) or (H, W, bands), those of 8 bits in grey. Raises what is in UNREADABLE.
+
+    draft: the least (width, height) that is asked for, which some formats decode faster.
+    """
+    if not _is_array(path, takes_colours):
+        with contextlib.suppress(_OtherTiff), opened(path) as image:
+            if not _is_cut(image):
+                image.draft("L", draft)
+                return np.asarray(image if is_deep(image.mode) else image.convert("L"))
+    return arrays.read(path)
 
 
 @dataclass(frozen=True)
 class Headers:
-    """What image files say of themselves: (width, height) and Pillow's modes, each with the number of files."""
+    """What image files say of themselves: (width, height) and kinds of pixels, see pixels.py, with the numbers of files."""
 
     sizes: Counter
-    modes: Counter
+    kinds: Counter
 
     @property
     def looked_at(self) -> int:
         return self.sizes.total()
 
+    def small_square(self) -> int | None:
+        """Returns the side of most images, where they are squares of at most 96 pixels."""
+        (width, height), most = self.sizes.most_common(1)[0]
+        return width if width == height <= 96 and 2 * most > self.looked_at else None
 
-def read_headers(paths: list[str]) -> Headers:
+
+def read_headers(paths: list[str], takes_colours: bool, skip: bool = False) -> Headers:
     """Reads the headers of all images while they are of one size, else of some 2,000 spread over them.
 
-    Raises InputError for one that cannot be read.
+    takes_colours: see Reading. Raises InputError for one that cannot be read, unless it is to be skipped, and where none can.
     """
-    headers, total = {}, len(paths)
+    headers, total, size = {}, len(paths), None
+
+    def look_at(row: int) -> None:
+        if row not in headers:
+            headers[row] = _header(paths[row], takes_colours, skip)
+
     for row in (*range(0, total, max(1, total // 16)), *range(total)):  # a few first, as they tell most sets apart
-        headers[row] = headers.get(row) or _header(paths[row])
-        if headers[row][0] != headers[0][0]:
+        look_at(row)
+        if headers[row] and headers[row][0] != (size := size or headers[row][0]):
             for other in range(0, total, max(1, total // _SAMPLED)):
-                headers[other] = headers.get(other) or _header(paths[other])
+                look_at(other)
             break
-    return Headers(Counter(size for size, _ in headers.values()), Counter(mode for _, mode in headers.values()))
+    whole = [header for header in headers.values() if header]
+    if not whole:
+        raise InputError(f"none of the {total:,} images can be read, the first is {paths[0]}")
+    return Headers(Counter(size for size, _ in whole), Counter(kind for _, kind in whole))
 
 
-def _header(path: str) -> tuple[tuple[int, int], str]:
+def _header(path: str, takes_colours: bool, skip: bool) -> tuple[tuple[int, int], str] | None:
     try:
-        with Image.open(path) as image:
-            turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if turned else image.size, image.mode
-    except (OSError, Image.DecompressionBombError) as error:
+        return header_of(path, takes_colours)
+    except UNREADABLE as error:
+        if skip:
+            return None
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def read_all(paths: list[str], channels: int, size: tuple[int, int], value_range: tuple[float, float] | None) -> Tensor:
-    """Reads all images of one size as (N, C, H, W) uint8; decoding runs in threads."""
-    images = torch.empty((len(paths), channels, *size), dtype=torch.uint8)
+def header_of(path: str, takes_colours: bool = True) -> tuple[tuple[int, int], str]:
+    """Returns (width, height) of an image as it is read, and its kind of pixels. Raises what is in UNREADABLE."""
+    if not _is_array(path, takes_colours):
+        with contextlib.suppress(_OtherTiff), opened(path) as image:
+            if not _is_cut(image):
+                return image.size[::-1] if _is_turned(image, path) else image.size, image.mode
+    return arrays.header(path)
 
-    def fill(index: int) -> None:
-        images[index] = read(paths[index], channels, value_range)
+
+def _is_turned(image: Image.Image, path: str) -> bool:
+    """Tells whether EXIF data exchange rows and columns. Those of PNG may stand behind the pixels, which are passed over."""
+    if image.format == "PNG" and not (_PNG_EXIF & image.info.keys() or _png_has_exif(path)):
+        return False
+    return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+
+
+def _png_has_exif(path: str) -> bool:
+    with open(path, "rb") as opened:
+        opened.seek(8)
+        while len(chunk := opened.read(8)) == 8:
+            if chunk[4:] == b"eXIf":
+                return True
+            opened.seek(int.from_bytes(chunk[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
+def read_all(paths: list[str], reading: Reading, size: tuple[int, int], skip: bool = False) -> tuple[Tensor, list[int]]:
+    """Reads all images of one size (H, W) as (N, C, H, W), in threads. Returns the rows that cannot be read, too.
+
+    Raises InputError for one of these, unless they are to be skipped; they are zeros.
+    """
+    images = torch.zeros((len(paths), reading.channels, *size), dtype=reading.dtype)
+
+    def fill(index: int) -> bool:
+        try:
+            images[index] = read(paths[index], reading)
+        except ImageError:
+            if not skip:
+                raise
+            return False
+        return True
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for _ in pool.map(fill, range(len(paths)), chunksize=256):
-                pass
+            whole = list(pool.map(fill, range(len(paths)), chunksize=256))
         except ImageError as error:
             raise InputError(str(error)) from error
-    return images
+    return images, [row for row, is_whole in enumerate(whole) if not is_whole]

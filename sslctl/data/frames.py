@@ -14,6 +14,7 @@ from sslctl.data import files
 from sslctl.data.held_out import held_out_names
 from sslctl.data.listing import EXTENSIONS, existing_folder
 from sslctl.data.modality import VIDEOS, Modality
+from sslctl.data.pixels import Reading
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.random import Key
@@ -157,7 +158,7 @@ def read_frames(path: str, positions: list[int], channels: int) -> list[Tensor]:
     """Reads the frames at ascending positions, (C, H, W) uint8 each. Raises files.ImageError with the path."""
     if os.path.isdir(path):
         names = _frame_files(path)
-        return [files.read(names[position], channels) for position in positions]
+        return [files.read(names[position], Reading(channels)) for position in positions]
     av, frames = _av(path), []
     try:
         with av.open(path) as container:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.data.held_out import held_out_names
-from sslctl.data.listing import EXTENSIONS, Listing, existing_folder, is_hidden, scan
+from sslctl.data.listing import ARRAYS, EXTENSIONS, Listing, existing_folder, is_hidden, scan
 from sslctl.errors import InputError, nearest, user_path
 
 # A folder of this name, in any spelling (Training, TEST_SET, val-images), holds a split; of test and val, test is preferred.
@@ -45,9 +45,9 @@ class Layout:
     targets: list[tuple[int, ...]] | None = None
     groups: list[str] | None = None
 
-    def paths(self, *, as_read: bool = True) -> list[str]:
-        """Returns where the split's images lie. as_read: with those that stand in for others."""
-        rows = (self.stand_ins.get(row, row) if as_read else row for row in range(len(self.names)))
+    def paths(self) -> list[str]:
+        """Returns where the split's images lie, those that stand in for others among them."""
+        rows = (self.stand_ins.get(row, row) for row in range(len(self.names)))
         return [os.path.join(self.listing.base, self.names[row]) for row in rows]
 
 
@@ -106,11 +106,10 @@ def base_name(root: str) -> str:
     return user_path(root).resolve().name
 
 
-def count_training_images(root: str, in_classes: bool, splits: Any = None, label: str | None = None) -> int:
-    """Counts the images that a folder gives for training. in_classes: with labels, so that a part may be for testing."""
+def training_layout(root: str, in_classes: bool, splits: Any = None, label: str | None = None) -> Layout:
+    """Lays out the images that a folder gives for training. in_classes: with labels, so that a part may be for testing."""
     labelled = in_classes or label is not None
-    layout = class_folders("train", root, splits, label) if labelled else without_labels(root, splits)
-    return len(layout.names)
+    return class_folders("train", root, splits, label) if labelled else without_labels(root, splits)
 
 
 # --- Splits ---
@@ -248,4 +247,4 @@ def _folders(base: Path) -> list[Path]:
 
 
 def _has_images(base: Path) -> bool:
-    return any(f.name.lower().endswith(EXTENSIONS) and not is_hidden(f.name) for f in base.iterdir())
+    return any(f.name.lower().endswith((*EXTENSIONS, *ARRAYS)) and not is_hidden(f.name) for f in base.iterdir())

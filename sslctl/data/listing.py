@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ EXTENSIONS = (
     ".pnm",
 )
 EXTENSIONS += (".gif", ".avif", ".jp2", ".tga")
+ARRAYS = (".npy", ".npz", ".dcm", ".dicom")  # images where a folder has none of the usual kinds
+_SETTLED = 10**9  # nanoseconds since the last change of a folder, after which its listing is kept
+_listings: dict[str, tuple["Listing", dict[str, int]]] = {}
 _HIDDEN = ("__MACOSX", "@eaDir")  # what archives and storage boxes put beside images; else names that begin with a dot
 
 
@@ -50,8 +54,30 @@ def existing_folder(root: str | None, may_be_made: bool = False) -> Path:
 
 
 def scan(base: Path) -> Listing:
-    """Lists the images below a folder. Hidden entries and runs of sslctl are left out, and counted."""
-    names, left_out, visited = [], Counter(), set()
+    """Lists the images below a folder. Hidden entries and runs of sslctl are left out, and counted.
+
+    One command asks several times, for the scale and for each split: a listing serves while no folder below has changed.
+    """
+    place = os.path.abspath(base)
+    listing, times = _listings.get(place, (None, {}))
+    if listing is None or listing.base != base or any(_changed(folder) != then for folder, then in times.items()):
+        listing, folders = _scan(base)
+        times = {folder: _changed(folder) for folder in folders}
+        if max(times.values()) < time.time_ns() - _SETTLED:  # within a clock's tick a second change would not be seen
+            _listings[place] = listing, times
+    return listing
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _scan(base: Path) -> tuple[Listing, set[str]]:
+    """Lists the images below a folder. Returns the folders that were looked into, too."""
+    names, arrays, left_out, visited = [], [], Counter(), set()
     for directory, below, entries in os.walk(base, followlinks=True):
         visited.add(os.path.realpath(directory))  # a link to a parent is not entered again
         if directory != str(base) and MARKER in entries:
@@ -64,14 +90,18 @@ def scan(base: Path) -> Listing:
         for entry in entries:
             if is_hidden(entry):
                 left_out["hidden files"] += 1
-            elif entry.lower().endswith(EXTENSIONS):
-                names.append(inside.removeprefix("./") + entry)
+            elif entry.lower().endswith((*EXTENSIONS, *ARRAYS)):
+                of_kind = arrays if entry.lower().endswith(ARRAYS) else names
+                of_kind.append(inside.removeprefix("./") + entry)
             else:
                 left_out[os.path.splitext(entry)[1].lower() or "without extension"] += 1
-    left_out = {kind: count for kind, count in left_out.most_common() if count}
+    if names:  # beside images, arrays are masks or features of them
+        left_out.update(os.path.splitext(name)[1].lower() for name in arrays)
+    left_out, names = {kind: count for kind, count in left_out.most_common() if count}, names or arrays
     if not names:
-        raise InputError(f"no images in {base} ({_counts(left_out)}); looked for {' '.join(EXTENSIONS)}")
-    return Listing(base, sorted(names), left_out)
+        looked_for = " ".join((*EXTENSIONS, *ARRAYS))
+        raise InputError(f"no images in {base} ({_counts(left_out)}); looked for {looked_for}")
+    return Listing(base, sorted(names), left_out), visited
 
 
 def is_hidden(name: str) -> bool:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sslctl.data import files
+from sslctl.data.pixels import Reading
 from sslctl.data.sources import Source, from_tensors
 
 NAMES, THIRDS = ("china", "flower"), ("top", "middle", "bottom")
@@ -25,7 +26,7 @@ def photos(split: str, image_size: int) -> Source:
     )  # found, not imported: see digits
     patches, labels = [], []
     for number, name in enumerate(NAMES):
-        photograph = files.read(str(folder / f"{name}.jpg"), 3)  # (3, 427, 640)
+        photograph = files.read(str(folder / f"{name}.jpg"), Reading(3))  # (3, 427, 640)
         _, height, width = photograph.shape
         for x in range(0, width - PATCH + 1, STEP):
             if any(_is_test(edge) != (split == "test") for edge in (x, x + PATCH - 1)):

@@ -73,11 +73,6 @@ def table_rows(
     )
 
 
-def count_training_rows(root: str, columns: Any = None, splits: Any = None) -> int:
-    """Counts the images that a table gives for training."""
-    return len(table_rows("train", root, columns, splits).names)
-
-
 def _split_column(
     table: Table, columns: Columns, splits: Mapping[str, Any] | None
 ) -> tuple[list[str | None], dict[str, int]]:

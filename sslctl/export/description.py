@@ -75,6 +75,10 @@ def _image_input(network: Network, outside: bool) -> Input:
     size, resize, mode, colour = literal(settings.image_size), literal(settings.resize), "RGB", "RGB"
     if settings.channels == 1:
         mode, colour = "L", "greyscale"
+    of_arrays = settings.channels not in (1, 3) or settings.value_range is not None
+    low, high = settings.value_range or (0, 255)
+    if of_arrays:
+        colour = f"{settings.channels}-band"
     shape = f"(B, {literal(settings.channels)}, {size}, {size}) float32"
     buffers = network.backbone or settings
     mean, std = (
@@ -85,14 +89,17 @@ def _image_input(network: Network, outside: bool) -> Input:
     return Input(
         f"images: {shape}{{}} in [0, 1]",
         {
-            "input": f"{colour} images, {shape} in [0, 1]",
+            "input": f"{colour} images, {shape} in [0, 1]"
+            + (f", from values of {low:g} to {high:g}" if of_arrays else ""),
             "resize": f"shorter side to {resize} pixels, bilinear with antialiasing, then the central {size}×{size}",
             "normalisation": f"{inside}; mean {mean}, std {std}",
             **(
                 {"colours": "inside: only their lightness is seen"} if getattr(buffers, "sees_lightness", False) else {}
             ),
         },
-        [
+        _of_arrays(low, high, size, resize)
+        if of_arrays
+        else [
             "import torch",
             "from torchvision.transforms import v2",
             "",
@@ -102,3 +109,15 @@ def _image_input(network: Network, outside: bool) -> Input:
             "])",
         ],
     )
+
+
+def _of_arrays(low: float, high: float, size: str, resize: str) -> list[str]:
+    """Returns the lines that make an input of an array, of bands or depths that pictures have not got."""
+    return [
+        "import torch",
+        "from torchvision.transforms.v2 import functional as F",
+        "",
+        "def preprocess(array):  # (H, W, bands)",
+        f"    image = torch.from_numpy(((array.astype('float32') - {low!r}) / {high - low!r}).clip(0, 1)).permute(2, 0, 1)",
+        f"    return F.center_crop(F.resize(image, [{resize}], antialias=True), [{size}])",
+    ]

@@ -9,12 +9,10 @@ from omegaconf import OmegaConf
 from sslctl.errors import InputError, user_path
 from sslctl.factory.backbone_file import backbone_metadata, backbone_of_run, load_backbone, save_backbone
 from sslctl.factory.from_config import build_backbone
-from sslctl.models.preprocess import Preprocess
+from sslctl.models.preprocess import IMAGENET, Preprocess
 from sslctl.models.teacher import TEACHER, Teacher
 from sslctl.models.weights import read_weights
 from sslctl.runs.directory import is_run
-
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def save_teacher(teacher: Teacher, run_dir: Path) -> None:

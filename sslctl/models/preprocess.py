@@ -1,6 +1,7 @@
 """What a backbone expects of a sample, kept beside its weights."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,15 +10,17 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from sslctl.data.files import as_8_bit
 from sslctl.data.modality import IMAGES, TEXTS, VIDEOS, Modality
+from sslctl.data.pixels import Reading, from_array, from_pillow
 from sslctl.data.sources import Source
 from sslctl.data.text import TextTransform
 from sslctl.errors import InputError
 from sslctl.models.backbones import Backbone
 from sslctl.models.network import Network
 from sslctl.runs.schema import misfit, preprocess_keys
-from sslctl.views.maker import resize_and_crop
+from sslctl.views.maker import clean, resize_and_crop
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,15 @@ class Preprocess:
     modality: ClassVar[Modality] = IMAGES
 
     @classmethod
-    def of(cls, node: Any, source: Source) -> "Preprocess":
-        """Raises InputError where the dataset's configuration does not fit its images."""
-        for key in ("mean", "std"):
-            if len(node[key]) != source.channels:
-                raise InputError(f"dataset.{key} has {len(node[key])} values for {source.channels} channels")
+    def of(cls, node: Any, source: Source, trained: Callable[[], Source] | None = None) -> "Preprocess":
+        """Raises InputError where the dataset's configuration does not fit its images. trained: see `statistics_of`."""
+        mean, std = statistics_of(node, source, trained)
         size = source.image_size
         resize = node.get("resize") or (size if source.all_of_one_size else round(size * 256 / 224))
         if resize < size:
             raise InputError(f"dataset.resize={resize} is less than the image size {size}")
-        values = list(source.value_range) if source.value_range else None
-        return cls(source.channels, size, resize, list(node.mean), list(node.std), values)
+        values = source.reading and source.reading.value_range
+        return cls(source.channels, size, resize, mean, std, list(values) if values else None)
 
     def summary(self) -> str:
         cut = "" if self.resize == self.image_size else f", shorter side to {self.resize}, central square"
@@ -64,10 +65,18 @@ class Preprocess:
         """(count, C, S, S) in [0, 1], inputs that no two networks treat alike."""
         return torch.rand(count, self.channels, self.image_size, self.image_size, generator=generator)
 
-    def refuse_other(self, what: str, source: Source, key: str) -> None:
-        """Raises InputError for images of another size than in pretraining: they are refused, not converted silently."""
+    def at(self, image_size: int) -> "Preprocess":
+        """Returns what becomes the input of a network that is judged at another size: all lengths in proportion."""
+        return replace(self, image_size=image_size, resize=round(self.resize * image_size / self.image_size))
+
+    def refuse_other(self, what: str, source: Source, key: str, *, judges: bool = False) -> None:
+        """Raises InputError for images of another size than in pretraining: they are refused, not converted silently.
+
+        judges: they are to be judged by, at another size where a key asks for it.
+        """
         _refuse_other_modality(what, self, source)
-        if (source.channels, source.image_size) != (self.channels, self.image_size):
+        asked_for = source.image_size if judges and source.size_is_asked else self.image_size
+        if (source.channels, source.image_size) != (self.channels, asked_for):
             size = f"{source.channels}×{source.image_size}×{source.image_size}"
             channels = "" if source.channels == self.channels else f" and {key}.channels={self.channels}"
             raise InputError(
@@ -90,7 +99,7 @@ class TextPreprocess:
     modality: ClassVar[Modality] = TEXTS
 
     @classmethod
-    def of(cls, node: Any, source: Source) -> "TextPreprocess":
+    def of(cls, node: Any, source: Source, trained: Callable[[], Source] | None = None) -> "TextPreprocess":
         return cls(source.vocabulary, source.image_size, source.tokenizer_hash)
 
     def summary(self) -> str:
@@ -110,7 +119,11 @@ class TextPreprocess:
         """(count, L) ids, without the padding."""
         return torch.randint(1, self.vocabulary, (count, self.length), generator=generator)
 
-    def refuse_other(self, what: str, source: Source, key: str) -> None:
+    def at(self, length: int) -> "TextPreprocess":
+        """Returns itself: a text has one length."""
+        return self
+
+    def refuse_other(self, what: str, source: Source, key: str, *, judges: bool = False) -> None:
         """Raises InputError for texts of another tokenizer, whose ids the backbone does not know."""
         _refuse_other_modality(what, self, source)
         if (source.vocabulary, source.image_size) != (self.vocabulary, self.length):
@@ -132,9 +145,11 @@ def _refuse_other_modality(what: str, preprocess: Preprocess | TextPreprocess, s
         raise InputError(f"{what} takes {preprocess.modality.plural}, {source.name} has {source.summary()}")
 
 
-def preprocess_of(node: Any, source: Source) -> Preprocess | TextPreprocess:
-    """Returns what a backbone gets to see of a dataset. node: the dataset's configuration."""
-    return _CLASSES[source.modality].of(node, source)
+def preprocess_of(
+    node: Any, source: Source, trained: Callable[[], Source] | None = None
+) -> Preprocess | TextPreprocess:
+    """Returns what a backbone gets to see of a dataset. node: the dataset's configuration. trained: gives its training split."""
+    return _CLASSES[source.modality].of(node, source, trained)
 
 
 def preprocess_from(saved: dict[str, Any]) -> Preprocess | TextPreprocess:
@@ -145,6 +160,34 @@ def preprocess_from(saved: dict[str, Any]) -> Preprocess | TextPreprocess:
     return kind(**saved)
 
 
+def measures_statistics(node: Any, source: Source) -> bool:
+    """Tells whether mean and std are measured: where none are given, and where ImageNet's would be of other pixels.
+
+    A folder's configuration has those of ImageNet: of three channels, of 8 bits, that are red, green and blue.
+    """
+    if source.reading is None:
+        return False
+    given, reading = {key: node[key] for key in IMAGENET}, source.reading
+    usual = reading.channels == 3 and reading.value_range is None and reading.bands is None
+    return None in given.values() or (given == IMAGENET and not usual)
+
+
+def statistics_of(
+    node: Any, source: Source, trained: Callable[[], Source] | None = None
+) -> tuple[list[float], list[float]]:
+    """Returns mean and std of a dataset's channels, of images in [0, 1]. Raises InputError for more or fewer values.
+
+    trained: gives the training split, where `source` is another.
+    """
+    if measures_statistics(node, source):
+        return (trained() if trained and source.split != "train" else source).statistics()
+    for key in ("mean", "std"):
+        if node[key] is None or len(node[key]) != source.channels:
+            values = "null" if node[key] is None else f"{len(node[key])} values"
+            raise InputError(f"dataset.{key}={values} for {source.channels} channels: expected a value for each")
+    return list(node.mean), list(node.std)
+
+
 class Transform:
     """One image to the backbone's input."""
 
@@ -152,16 +195,27 @@ class Transform:
         self.settings = settings
 
     def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
-        """A PIL image, (H, W, C) uint8 array or (C, H, W) uint8 tensor -> (C, S, S) float in [0, 1]."""
+        """A PIL image, (H, W, C) array or (C, H, W) tensor -> (C, S, S) float in [0, 1].
+
+        Arrays and tensors are of uint8, or of any type where the backbone was trained on values of more than 8 bits.
+        """
+        settings = self.settings
+        reading = Reading(settings.channels, tuple(settings.value_range) if settings.value_range else None)
         if isinstance(image, Image.Image):
-            image = np.asarray(
-                as_8_bit(image, self.settings.value_range).convert("L" if self.settings.channels == 1 else "RGB")
+            image = from_pillow(image, reading)
+        else:
+            array = (
+                image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
             )
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(image.copy())
-            image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
-        if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != self.settings.channels:
-            raise InputError(
-                f"expected ({self.settings.channels}, H, W) uint8, found {tuple(image.shape)} {image.dtype}"
-            )
-        return resize_and_crop(image, self.settings.image_size, self.settings.resize).float() / 255
+            array = array[..., None] if array.ndim == 2 else array
+            if (
+                (array.dtype != np.uint8 and reading.value_range is None)
+                or array.ndim != 3
+                or array.shape[2] != settings.channels
+            ):
+                kind = "numbers" if reading.value_range else "uint8"
+                raise InputError(
+                    f"expected ({settings.channels}, H, W) {kind}, found {tuple(image.shape)} {image.dtype}"
+                )
+            image = from_array(array, reading)
+        return clean(resize_and_crop(image, settings.image_size, settings.resize))

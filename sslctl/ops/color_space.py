@@ -51,3 +51,9 @@ def colour_bins(spacing: int) -> Tensor:
     level = torch.linspace(0, 1, 65)
     cube = torch.cartesian_prod(level, level, level).T.reshape(1, 3, -1, 1)
     return torch.unique((rgb_to_lab(cube)[0, 1:, :, 0].T / spacing).round(), dim=0) * spacing
+
+
+def visible(images: Tensor) -> Tensor:
+    """(..., C, H, W) -> what of it can be shown: grey or three channels as they are, of others the first, or the first three."""
+    channels = images.shape[-3]
+    return images if channels in (1, 3) else images[..., : 1 if channels == 2 else 3, :, :]

@@ -15,6 +15,8 @@ from torch import Tensor
 from sslctl.data.loader import clean_batches
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
+from sslctl.ops.color_space import visible
+from sslctl.views.maker import clean
 
 MAP_SIDE, LARGE_SIDE = 40, 96  # pixels of a tile: many together, and few
 _QUALITY = {MAP_SIDE: 70, LARGE_SIDE: 82}
@@ -71,6 +73,7 @@ def side_for(image_size: int, most: int) -> int:
 
 def tile(image: Tensor, side: int) -> Tensor:
     """Makes a tile, (C, h, w) float in [0, 1] -> (C, side, side) uint8: the whole image, in a grey square."""
+    image = visible(image)
     height, width = image.shape[1:]
     scale = side / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -84,7 +87,7 @@ def thumbnails(source: Source, rows: Tensor, *, resize: int, side: int, workers:
     """Returns the images at some rows as the backbone sees them, (n, C, side, side) uint8."""
     parts = []
     for images in clean_batches(source, rows, resize=resize, batch_size=256, workers=workers):
-        parts += [tile(image.float() / 255, side) for image in images]
+        parts += [tile(clean(image), side) for image in images]
     return torch.stack(parts)
 
 

@@ -12,7 +12,8 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError, shown
 from sslctl.factory.from_config import unused_operations
 from sslctl.methods.base import Facts, Method
-from sslctl.models.backbones import describe
+from sslctl.models.backbones import Backbone, describe
+from sslctl.models.preprocess import measures_statistics
 from sslctl.schedules import SHAPES, Schedule, cosine_between, fitted_warmup, scaled_lr
 from sslctl.views import ViewMaker
 
@@ -210,6 +211,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _normalisation(backbone: Backbone) -> str:
+    """Says by which mean and std of the training images channels are normalised, the first few of them."""
+    mean, std = (
+        ", ".join(f"{v:.3g}" for v in values.flatten()[:4].tolist()) + (", …" if values.numel() > 4 else "")
+        for values in (backbone.mean, backbone.std)
+    )
+    return f"normalise  by mean {mean} and std {std}, measured on training images: dataset.mean=[…] dataset.std=[…]"
+
+
 def print_plan(
     config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path, warnings: list[str]
 ) -> None:
@@ -220,6 +230,7 @@ def print_plan(
     state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
     lines = [
         *plan.lines(),
+        *([_normalisation(backbone)] if measures_statistics(config.dataset, source) else []),
         *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
         f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",

@@ -13,9 +13,11 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def luma(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, 1, H, W), ITU-R 601-2 as torchvision and PIL; greyscale images are their own."""
+    """(B, C, H, W) -> (B, 1, H, W), ITU-R 601-2 as torchvision and PIL; greyscale images are their own, other bands' the mean."""
     if images.shape[1] == 1:
         return images
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
     red, green, blue = images.unbind(1)
     return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).unsqueeze(1)
 

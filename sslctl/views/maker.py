@@ -1,4 +1,4 @@
-"""From a batch of uint8 images to the views a method asks for."""
+"""From a batch of images, uint8 or float32 in [0, 1], to the views a method asks for."""
 
 import functools
 import math
@@ -13,17 +13,19 @@ from torch import Tensor
 from sslctl.random import Key
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
-from sslctl.views.resample import box_taps, by_columns, crop_boxes, cut_uint8, resample_
+from sslctl.views.resample import box_taps, by_columns, crop_boxes, cut_image, resample_
 
 OPERATIONS = ("flip", *colour.JITTER, "grayscale", "blur", "solarize")
 _LARGE, _PART = 1 << 14, 1 << 20  # values: an image that is worked on alone, and those that are worked on together
 _Step = Callable[[Tensor, slice], None]
 _NEEDS_COLOUR = ("saturation", "hue", "grayscale")
+_OF_PICTURES = (*_NEEDS_COLOUR, "solarize")  # what other bands than grey, or red, green and blue, have not got
 
 
 def dropped_operations(augmentation: dict, drops: list[str], channels: int) -> list[str]:
     """The operations of an augmentation that a dataset cannot use: those it names, and colour where there is none."""
-    unwanted = set(drops) | (set(_NEEDS_COLOUR) if channels == 1 else set())
+    without_colour = {1: _NEEDS_COLOUR, 3: ()}.get(channels, _OF_PICTURES)
+    unwanted = {*drops, *without_colour}
     wanted = set()
     for group in augmentation.values():
         wanted |= {name for name in ("flip", "grayscale") if _at_least_once(group[name])}
@@ -57,7 +59,7 @@ class ViewMaker:
     multiple: int = 1
 
     def __call__(self, images: Tensor, key: Key) -> dict[str, Tensor]:
-        """images: (B, C, H, W) uint8, all of one size. Returns group -> (V, B, C, h, w) float in [0, 1]."""
+        """images: (B, C, H, W), all of one size. Returns group -> (V, B, C, h, w) float in [0, 1]."""
         batch, channels, height, width = images.shape
         sides = torch.full_like(key.index, height), torch.full_like(key.index, width)
         made, plans = {}, []
@@ -69,7 +71,8 @@ class ViewMaker:
                 taps = box_taps(boxes, height, width, size, settings["interpolation"], flip)
                 plans.append((crops, *taps, self._photometric(settings, key, group, view, size)))
         for rows in _parts(images):
-            columns = by_columns(images[rows]).div_(255)
+            columns = by_columns(images[rows])
+            columns = columns.div_(255) if images.dtype == torch.uint8 else columns
             for crops, vertical, horizontal, steps in plans:
                 resample_(crops[rows], columns, vertical[rows], horizontal[rows])
                 for step in steps:
@@ -79,7 +82,7 @@ class ViewMaker:
     def cut(self, images: list[Tensor], key: Key) -> dict[str, Tensor]:
         """The crops of images of any size, for a loader's worker: what is left is `finish`, on the whole batch.
 
-        images: (C, H, W) uint8 each. Returns group -> (V, B, C, h, w) uint8, as PIL would round them.
+        images: (C, H, W) each. Returns group -> (V, B, C, h, w): of uint8 the same, as PIL would round them.
         """
         height, width = (torch.tensor([image.shape[axis] for image in images]) for axis in (1, 2))
         crops = {}
@@ -89,12 +92,12 @@ class ViewMaker:
             for view in range(settings["count"]):
                 boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
                 for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), made[view], strict=True):
-                    place.copy_(cut_uint8(image, box, size, kernel, flipped))
+                    place.copy_(cut_image(image, box, size, kernel, flipped))
             crops[group] = made
         return crops
 
     def finish(self, crops: dict[str, Tensor], key: Key) -> dict[str, Tensor]:
-        """What follows `cut`. crops: group -> (V, B, C, h, w) uint8. Returns the same shapes, float in [0, 1]."""
+        """What follows `cut`. crops: group -> (V, B, C, h, w), may be overwritten. Returns the same shapes, float in [0, 1]."""
         views = {}
         for group, settings in self.augmentation.items():
             views[group] = clean(crops[group])
@@ -175,14 +178,16 @@ def _parts(images: Tensor) -> Iterator[slice]:
 
 
 def clean(images: Tensor) -> Tensor:
-    """(B, C, H, W) uint8 -> float in [0, 1], for evaluation."""
+    """(B, C, H, W), uint8 or float32 in [0, 1], -> float32 in [0, 1], for evaluation."""
+    if images.dtype != torch.uint8:
+        return images
     return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def resize_and_crop(image: Tensor, size: int, resize: int) -> Tensor:
     """The evaluation transform for images of any size: shorter side to `resize`, central square of `size`.
 
-    image: (C, H, W) uint8. Returns (C, size, size) uint8.
+    image: (C, H, W), uint8 or float32. Returns (C, size, size) of the same type.
     """
     height, width = image.shape[1:]
     shorter = min(height, width)

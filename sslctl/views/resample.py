@@ -141,10 +141,11 @@ def resample(images: Tensor, boxes: Tensor, out_size: int, kernel: str, flip: Te
     return out
 
 
-def cut_uint8(image: Tensor, box: list[int], out_size: int, kernel: str, flip: bool) -> Tensor:
-    """The same for one uint8 image, rounded as PIL does: (C, H, W) -> (C, out_size, out_size)."""
+def cut_image(image: Tensor, box: list[int], out_size: int, kernel: str, flip: bool) -> Tensor:
+    """The same for one image: (C, H, W) -> (C, out_size, out_size), of uint8 rounded as PIL does, else in [0, 1] again."""
     top, left, height, width = box
     part = image[None, :, top : top + height, left : left + width]
     part = part.contiguous(memory_format=torch.channels_last)  # the layout of files, and of torch's fastest kernel
     part = F.interpolate(part, (out_size, out_size), mode=kernel, antialias=True)[0]
+    part = part if image.dtype == torch.uint8 else part.clamp_(0, 1)
     return part.flip(2) if flip else part

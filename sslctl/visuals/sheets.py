@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
+from sslctl.ops.color_space import visible
 from sslctl.random import Key
 from sslctl.runs.atomic import make_folder_of
-from sslctl.views.maker import ViewMaker
+from sslctl.views.maker import ViewMaker, clean
 
 _CELL, _GAP = 96, 4  # pixels
 
@@ -28,7 +29,7 @@ def lines_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int,
     lines = []
     for row in rows.tolist():
         image = source.read(row)
-        line = [image.float() / 255]
+        line = [clean(image)]
         for epoch in range(draws):
             key = Key(seed, epoch, torch.tensor([row]))
             crops = maker.cut([image], key)  # group -> (V, 1, C, h, w)
@@ -70,6 +71,7 @@ def as_image(picture: Tensor) -> Image.Image:
 
 def cell(image: Tensor) -> Tensor:
     """(C, h, w) in [0, 1] -> (3, cell, cell) with a white margin, nearest neighbours so that pixels stay visible."""
+    image = visible(image)
     height, width = image.shape[1:]
     scale = _CELL / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -16,7 +16,9 @@ from sslctl.evaluation.knn import neighbours
 from sslctl.evaluation.online import EmbeddedImages
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
+from sslctl.ops.color_space import visible
 from sslctl.views import ViewMaker
+from sslctl.views.maker import clean
 from sslctl.visuals.method_pictures import sheet_of
 from sslctl.visuals.sheets import cell, sheet_of_views
 
@@ -88,10 +90,10 @@ class Board:
 
 
 def sheet_of_neighbours(images: Tensor) -> Tensor:
-    """images: (N, 1 + k, C, H, W) uint8, an image and those nearest to it. Returns (3, H, W) in [0, 1]: a row a query,
+    """images: (N, 1 + k, C, H, W), an image and those nearest to it. Returns (3, H, W) in [0, 1]: a row a query,
     which stands apart from the rest."""
     lines = []
-    for row in images.float() / 255:
+    for row in clean(images):
         query, *others = [cell(image) for image in row]
         lines.append(torch.cat([query, torch.ones_like(query)[:, :, : query.shape[2] // 4], *others], 2))
     return torch.cat(lines, 1)
@@ -107,10 +109,10 @@ def mapped(features: Tensor) -> Tensor:
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """(B, C, H, W) uint8 -> (B, 3, THUMBNAIL, THUMBNAIL) float in [0, 1]."""
+    """(B, C, H, W) -> (B, 3, THUMBNAIL, THUMBNAIL) float in [0, 1]."""
     size = (THUMBNAIL, THUMBNAIL)
     mode = "nearest" if images.shape[-1] <= THUMBNAIL else "area"
-    return F.interpolate(images.float() / 255, size, mode=mode).expand(-1, 3, -1, -1)
+    return F.interpolate(visible(clean(images)), size, mode=mode).expand(-1, 3, -1, -1)
 
 
 def _word(text: str) -> str:

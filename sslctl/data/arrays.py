@@ -1,0 +1,155 @@
+"""Images that Pillow does not hold as they are: arrays of NumPy, TIFF of any bands, DICOM, PNG of 16-bit colours."""
+
+import importlib
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from sslctl.data.pixels import BandsError, as_bands
+from sslctl.errors import InputError
+
+TIFF = (".tif", ".tiff")
+# What decoders of a TIFF's parts raise beside OSError and ValueError; imagecodecs' own are RuntimeErrors.
+DAMAGED = (RuntimeError, LookupError, TypeError, zlib.error, lzma.LZMAError, struct.error)
+
+
+def read(path: str) -> np.ndarray:
+    """Reads a file as (H, W, bands) of its own type. Raises OSError or ValueError where it cannot be read."""
+    return _reader(path)(path)
+
+
+def header(path: str) -> tuple[tuple[int, int], str]:
+    """Returns (width, height), and the kind of the pixels, of which a TIFF or DICOM file is asked for its header only."""
+    if path.lower().endswith(TIFF):
+        return _of_tiff(path, _tiff_header)
+    if path.lower().endswith((".dcm", ".dicom")):
+        return _dicom_header(path)
+    array = _load(path, "r") if path.lower().endswith(".npy") else read(path)
+    return _described(array.shape, array.dtype)
+
+
+def _described(shape: tuple[int, ...], dtype: Any) -> tuple[tuple[int, int], str]:
+    height, width, bands = shape
+    return (width, height), f"{np.dtype(dtype)}×{bands}"
+
+
+def _reader(path: str) -> Callable[[str], np.ndarray]:
+    name = path.lower()
+    if name.endswith(TIFF):
+        return read_tiff
+    if name.endswith(".png"):
+        return _read_png
+    return _read_dicom if name.endswith((".dcm", ".dicom")) else _read_numpy
+
+
+def package(name: str, extra: str, path: str) -> ModuleType:
+    """Imports an optional package; raises InputError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"{path} needs {name}: pip install 'sslctl[{extra}]'") from None
+
+
+# --- NumPy: never a pickle, which can run code ---
+
+
+def _read_numpy(path: str) -> np.ndarray:
+    return _load(path, None)
+
+
+def _load(path: str, mode: str | None) -> np.ndarray:
+    """Reads the array of a .npy file, or the one of a .npz file, or of several the one called image. mode: "r" maps it."""
+    try:
+        loaded = np.load(path, mmap_mode=mode, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return as_bands(loaded)
+        with loaded:
+            name = "image" if "image" in loaded.files or len(loaded.files) != 1 else loaded.files[0]
+            if name not in loaded.files:
+                raise BandsError(f"arrays {', '.join(loaded.files[:5])}; expected one, or one called image")
+            return as_bands(loaded[name])
+    except (EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise OSError(str(error)) from error
+
+
+# --- TIFF ---
+
+
+def read_tiff(path: str) -> np.ndarray:
+    """Reads the first image of a TIFF file in full resolution, all its bands: of one page, or of as many pages."""
+
+    def values(series: Any, shape: tuple[int, ...], bands_last: bool) -> np.ndarray:
+        array = series.asarray().reshape(shape)
+        return array if bands_last else np.moveaxis(array, 0, 2)
+
+    return _of_tiff(path, values)
+
+
+def _tiff_header(series: Any, shape: tuple[int, ...], bands_last: bool) -> tuple[tuple[int, int], str]:
+    return _described(shape if bands_last else (*shape[1:], shape[0]), series.dtype)
+
+
+def _of_tiff(path: str, look: Callable[[Any, tuple[int, ...], bool], Any]) -> Any:
+    """Returns what `look` makes of a file's first series, its shape in three axes, and whether the bands are the last."""
+    tifffile = package("tifffile", "tiff", path)
+    try:
+        with tifffile.TiffFile(path) as opened:
+            series = opened.series[0]
+            axes = [(axis, n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"]
+            names, shape = "".join(axis for axis, _ in axes), tuple(n for _, n in axes)
+            if len(names) not in (2, 3) or "YX" not in names:
+                raise BandsError(f"axes {series.axes} of {series.shape}; expected rows, columns and bands")
+            return look(series, shape if len(names) == 3 else (*shape, 1), names.startswith("YX"))
+    except (tifffile.TiffFileError, *DAMAGED) as error:
+        raise OSError(str(error)) from error
+
+
+# --- PNG of 16 bits a colour, of which Pillow gives 8 ---
+
+
+def _read_png(path: str) -> np.ndarray:
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    return decode_image(read_file(path), ImageReadMode.UNCHANGED, apply_exif_orientation=True).permute(1, 2, 0).numpy()
+
+
+# --- DICOM ---
+
+
+def _read_dicom(path: str) -> np.ndarray:
+    """Reads a picture in the units of its modality, by RescaleSlope and RescaleIntercept or its table; bright is large."""
+    pydicom = package("pydicom", "dicom", path)
+    try:
+        data = pydicom.dcmread(path)
+        _refuse_frames(data)
+        values = data.pixel_array
+        if data.PhotometricInterpretation == "MONOCHROME1":  # the least value is white
+            values = (-1 if data.PixelRepresentation else 2**data.BitsStored - 1) - values.astype(np.int64)
+            values = values.astype(data.pixel_array.dtype)
+        return as_bands(pydicom.pixels.apply_modality_lut(values, data))
+    except (pydicom.errors.InvalidDicomError, AttributeError, KeyError, RuntimeError) as error:
+        raise OSError(str(error)) from error
+
+
+def _dicom_header(path: str) -> tuple[tuple[int, int], str]:
+    pydicom = package("pydicom", "dicom", path)
+    try:
+        data = pydicom.dcmread(path, stop_before_pixels=True)
+        _refuse_frames(data)
+        scaled = "RescaleSlope" in data or "ModalityLUTSequence" in data
+        dtype = "float64" if scaled else f"{'' if data.PixelRepresentation else 'u'}int{data.BitsAllocated}"
+        return _described((data.Rows, data.Columns, data.get("SamplesPerPixel", 1)), dtype)
+    except (pydicom.errors.InvalidDicomError, AttributeError, KeyError) as error:
+        raise OSError(str(error)) from error
+
+
+def _refuse_frames(data: Any) -> None:
+    frames = int(data.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise BandsError(f"{frames} frames; expected one picture a file")
