@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sslctl.data.sources import Source
+from sslctl.data.tiles import Tiles
 from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.feature_files import WRITERS, About, Rows, is_own, refuse_missing
 from sslctl.evaluation.features import extract_batches
@@ -70,7 +71,8 @@ def _rows(one: NamedNetwork, source: Source, config: Any, device: torch.device) 
         index = everything[done : done + len(features)]
         done += len(features)
         names = [_name(source, row) for row in index.tolist()]
-        yield Rows(features.numpy(), index.numpy(), source.labels[index].numpy(), names, source.split)
+        places = np.array([source.places[row] for row in index.tolist()]) if isinstance(source, Tiles) else None
+        yield Rows(features.numpy(), index.numpy(), source.labels[index].numpy(), names, source.split, places)
 
 
 def _name(source: Source, row: int) -> str:
@@ -135,4 +137,5 @@ def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
     }
     origin = {key: _as_utf8(value) if isinstance(value, str) else value for key, value in origin.items()}
     classes = tuple(map(_as_utf8, one.source.classes))
-    return About(sum(map(len, sources)), subject.width(), classes, json.dumps(origin, ensure_ascii=False))
+    tiled = isinstance(one.source, Tiles)
+    return About(sum(map(len, sources)), subject.width(), classes, json.dumps(origin, ensure_ascii=False), tiled)

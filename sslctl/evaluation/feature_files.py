@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,23 +19,28 @@ _GROUP = 64 * 2**20  # bytes of features in a row group of parquet
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of all its rows. origin: where its features come from, as JSON."""
+    """What a file says of all its rows. origin: where its features come from, as JSON. tiled: whether rows have places."""
 
     rows: int
     width: int
     classes: tuple[str, ...]
     origin: str
+    tiled: bool = False
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows, in order. features: (n, D) float32; index: (n,) of the images in their split; labels: (n,), -1 unknown."""
+    """Some rows, in order. features: (n, D) float32; index: (n,) of the images in their split; labels: (n,), -1 unknown.
+
+    places: (n, 2) top and left of tiles in the images that are named.
+    """
 
     features: np.ndarray
     index: np.ndarray
     labels: np.ndarray
     names: list[str]
     split: str
+    places: np.ndarray | None = None
 
 
 Writer = Callable[[Rows], None]
@@ -44,6 +49,8 @@ Writer = Callable[[Rows], None]
 @contextmanager
 def npz(path: Path, about: About) -> Iterator[Writer]:
     """Writes features (N, D), labels, index, split, names, classes, and about as JSON: numpy.load(path), without pickles.
+
+    Of tiles, top and left (N,) as well.
 
     The features go straight into the archive; what is kept until the end is a number and a reference for each row.
     """
@@ -56,12 +63,14 @@ def npz(path: Path, about: About) -> Iterator[Writer]:
 
             def write(rows: Rows) -> None:
                 opened.write(np.ascontiguousarray(rows.features, "<f4"))
-                written.append(Rows(nothing, rows.index, rows.labels, rows.names, rows.split))
+                written.append(replace(rows, features=nothing))
 
             yield write
         # Text columns have one width, that of the longest name, which is known only now.
         longest = max(len(name) for rows in written for name in rows.names)
+        places = (("top", "<i8", lambda rows: rows.places[:, 0]), ("left", "<i8", lambda rows: rows.places[:, 1]))
         for name, dtype, part in (
+            *(places if about.tiled else ()),
             ("labels", "<i8", lambda rows: rows.labels),
             ("index", "<i8", lambda rows: rows.index),
             ("split", "<U5", lambda rows: [rows.split] * len(rows.names)),
@@ -86,15 +95,23 @@ def _header(opened: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 @contextmanager
 def comma_separated(path: Path, about: About) -> Iterator[Writer]:
-    """Writes name, split, index, label, class, then f0, f1, … with the nine digits that give a float32 back."""
+    """Writes name, split, index, label, class, then f0, f1, … with the nine digits that give a float32 back.
+
+    Of tiles, top and left come before f0, also in Parquet.
+    """
     with path.open("w", newline="", encoding="utf-8") as opened:
         lines = csv.writer(opened)
-        lines.writerow(["name", "split", "index", "label", "class", *(f"f{i}" for i in range(about.width))])
+        own = ("top", "left") if about.tiled else ()
+        lines.writerow(["name", "split", "index", "label", "class", *own, *(f"f{i}" for i in range(about.width))])
 
         def write(rows: Rows) -> None:
-            own = zip(rows.names, rows.index.tolist(), rows.labels.tolist(), rows.features.tolist(), strict=True)
-            for name, index, label, values in own:
-                lines.writerow([name, rows.split, index, label, _class(about, label), *(f"{v:.9g}" for v in values)])
+            places = rows.places.tolist() if about.tiled else [()] * len(rows.names)
+            own = zip(
+                rows.names, rows.index.tolist(), rows.labels.tolist(), places, rows.features.tolist(), strict=True
+            )
+            for name, index, label, place, values in own:
+                first = [name, rows.split, index, label, _class(about, label), *place]
+                lines.writerow([*first, *(f"{v:.9g}" for v in values)])
 
         yield write
 
@@ -114,6 +131,7 @@ def parquet(path: Path, about: About) -> Iterator[Writer]:
             ("index", arrow.int64()),
             ("label", arrow.int64()),
             ("class", arrow.string()),
+            *((name, arrow.int64()) for name in ("top", "left") if about.tiled),
             ("features", arrow.list_(arrow.float32(), about.width)),
         ],
         metadata={"classes": json.dumps(about.classes, ensure_ascii=False), "about": about.origin},
@@ -135,6 +153,7 @@ def parquet(path: Path, about: About) -> Iterator[Writer]:
                 arrow.array(rows.index),
                 arrow.array(rows.labels),
                 arrow.array([_class(about, label) for label in rows.labels.tolist()], arrow.string()),
+                *(arrow.array(rows.places[:, axis]) for axis in (0, 1) if about.tiled),
                 arrow.FixedSizeListArray.from_arrays(flat, about.width),
             ]
             waiting.append(arrow.record_batch(columns, schema=schema))
@@ -160,7 +179,9 @@ def is_own(path: Path, kind: str) -> bool:
     """Tells whether a file is one of features, as the writer of its kind writes them."""
     if kind == "csv":
         with path.open("rb") as opened:
-            return opened.readline(100).startswith(b"name,split,index,label,class,f0")
+            return opened.readline(100).startswith(
+                (b"name,split,index,label,class,f0", b"name,split,index,label,class,top,left,f0")
+            )
     if kind == "npz":
         try:
             with zipfile.ZipFile(path) as archive:
