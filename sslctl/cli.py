@@ -17,7 +17,7 @@ from sslctl.config import jobs
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import allow, refuse_targets
 from sslctl.config.validation import mistakes
-from sslctl.data.scale import choose_scale
+from sslctl.data.scale import choose_patch, choose_scale
 from sslctl.ending import end, guarded, refuse, report, status_of
 from sslctl.errors import InputError, first_line, nearest, shown
 from sslctl.ops.allocator import keep_freed_memory
@@ -103,6 +103,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     explain.refuse_new_keys(verb, prepared)
     if "augmentation" in keys and (scale := choose_scale(prepared)):
         prepared.overrides.append(f"{overrides.PLACED['scale']}={scale}")
+    if "augmentation" in keys and (patch := choose_patch(prepared)):
+        prepared.overrides.append(f"+dataset.scale.patch_size={patch}")
     return _run(verb, prepared)
 
 

@@ -28,6 +28,7 @@ from sslctl.factory.from_config import (
     build_source,
     build_views,
     refuse_other_views,
+    refuse_size,
     refuse_sizes,
 )
 from sslctl.factory.from_run import with_range
@@ -130,10 +131,13 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         teacher.refuse_size(views.sizes()["global"][1], config.method.teacher)
 
     # What watches the training: the online evaluation with its pictures, and the verdict on the run's health.
-    judges = labelled_judges(config, source, preprocess)
+    judges, judged = labelled_judges(config, source, preprocess), preprocess
+    if judges and judges[0].image_size != source.image_size:
+        refuse_size(backbone, judges[0].image_size, "eval_dataset")
+        judged = preprocess.at(judges[0].image_size)
     run_dir = run_directory_of(config, resolved, hashes)
-    measure = Online(config.evaluation.knn, judges[0] if judges else source, preprocess, plan, config.trainer.workers)
-    board = Board(source, measure.source, views, preprocess, config.seed, plan.total_steps, config.trainer.workers)
+    measure = Online(config.evaluation.knn, judges[0] if judges else source, judged, plan, config.trainer.workers)
+    board = Board(source, measure.source, views, judged, config.seed, plan.total_steps, config.trainer.workers)
     setup = set_up(
         config,
         plan,
@@ -216,7 +220,7 @@ def labelled_judges(config: Any, source: Source, preprocess: Preprocess) -> tupl
         if source.tokenizer and "tokenizer" in node and not node.tokenizer:
             node = OmegaConf.merge(node, {"tokenizer": source.tokenizer})
         train, test = labelled_sources(with_range(node, preprocess))
-        preprocess.refuse_other("this run", train, "eval_dataset")
+        preprocess.refuse_other("this run", train, "eval_dataset", judges=True)
         return train, test
     train = source.labelled_part()
     if not train.labelled and not train.has_several:

@@ -48,7 +48,10 @@ def closing_results(
     knn = config.evaluation.knn
     protocols = (Knn([knn.k], knn.temperature), LinearProbe(grid))
     trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
-    subjects = [replace(s, origin=origin_of(run_dir, None, s.name)) for s in (trained, who.random(run_dir, None))]
+    subjects = [
+        replace(who.judged_at(subject, test), origin=origin_of(run_dir, None, subject.name))
+        for subject in (trained, who.random(run_dir, None))
+    ]
     task = Task(train, test, Reader(plan.device, config.trainer.workers, config.evaluation.cache_gb))
     results = [result for subject in subjects for protocol in protocols for result in protocol(subject, task)]
     return [replace(result, details=result.details | {"closing": True}) for result in results]
@@ -70,7 +73,7 @@ def finish(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Sour
         results = closing_results(config, run_dir, method, preprocess, setup.plan, *judges)
         append_results(run_dir / RESULTS, results)
         features = f"frozen features after {setup.plan.epochs} epochs"
-        show(results, f"{tested_on(judges[1])}, {preprocess.summary()}, {features}")
+        show(results, f"{tested_on(judges[1])}, {preprocess.at(judges[1].image_size).summary()}, {features}")
     elif not judges:
         print(
             "  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval"

@@ -51,8 +51,8 @@ def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[Na
         if few and "memory_gb" in node:
             node = OmegaConf.merge(node, {"memory_gb": 0})
         source = build_source(node, split)
-        run_preprocess(run).refuse_other(str(run), source, "dataset")
-        subject = who.trained(run, path, config.features)
+        run_preprocess(run).refuse_other(str(run), source, "dataset", judges=not few)
+        subject = who.judged_at(who.trained(run, path, config.features), source)
         name, backbone = saved.names.backbone, {**OmegaConf.to_container(saved.backbone), "weights": None}
         title = f"{run} at {path.name}"
         yield NamedNetwork(subject, run, name, backbone, node, source, run, title)
@@ -71,7 +71,8 @@ def _foreign_network(config: Any, split: str) -> NamedNetwork:
     if config.features not in (None, "backbone"):
         raise InputError(f"features={config.features}: foreign weights offer backbone")
     source = build_source(config.dataset, split)
-    subject = who.foreign(config.backbone, preprocess_of(config.dataset, source), with_weights=True)
+    preprocess = preprocess_of(config.dataset, source, lambda: build_source(config.dataset, "train"))
+    subject = who.foreign(config.backbone, preprocess, with_weights=True)
     weights = user_path(config.backbone.weights)
     node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True)
     folder = Path("runs") / source.name / "foreign"

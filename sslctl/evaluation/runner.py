@@ -104,7 +104,7 @@ def subjects_and_tasks(
     for run, path in resolve_runs(config.ckpt):
         node = as_in_run(named or _dataset_of_run(run), run)
         train, test = _warned_of(sources(node))
-        run_preprocess(run).refuse_other(str(run), train, "dataset")
+        run_preprocess(run).refuse_other(str(run), train, "dataset", judges=True)
         makers = {
             "trained": lambda run=run, path=path: who.trained(run, path, config.get("features"), config.backbone),
             "random": lambda run=run: who.random(run, config.get("features"), config.backbone),
@@ -113,7 +113,10 @@ def subjects_and_tasks(
         }
         # Built one after the other, only those that are asked for: each is a network in memory.
         print(f"{run} at {path.name}", flush=True)
-        subjects = [replace(makers[name](), origin=origin_of(run, config.ckpt, name)) for name in config.subjects]
+        subjects = [
+            replace(who.judged_at(makers[name](), train), origin=origin_of(run, config.ckpt, name))
+            for name in config.subjects
+        ]
         place = out or place_of_results(run)
         work = run / PROBES
         if why_unwritable(work):

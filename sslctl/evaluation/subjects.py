@@ -1,17 +1,19 @@
 """What is evaluated: the trained weights of a run, the same network with random weights, raw pixels, foreign weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sslctl.data.modality import IMAGES
+from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.provenance import UNKNOWN, Origin
 from sslctl.factory.exportable import feature_names
-from sslctl.factory.from_config import build_backbone
+from sslctl.factory.from_config import build_backbone, refuse_size
 from sslctl.factory.from_run import load_method, open_run, run_preprocess
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess
@@ -79,6 +81,16 @@ def method_subject(name: str, method: Method, preprocess: Preprocess, features: 
         backbone,
         method,
     )
+
+
+def judged_at(subject: Subject, source: Source, key: str = "dataset") -> Subject:
+    """Returns a subject that takes images of a source's size: networks of convolutions as they are, vision transformers by
+    resampled positions. Raises InputError for a network that takes no other size than its own."""
+    if subject.preprocess.modality != IMAGES or source.image_size == subject.preprocess.image_size:
+        return subject
+    if subject.backbone is not None:
+        refuse_size(subject.backbone, source.image_size, key)
+    return replace(subject, preprocess=subject.preprocess.at(source.image_size))
 
 
 def foreign(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject:

@@ -97,6 +97,19 @@ def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: 
         )
 
 
+def refuse_size(backbone: Backbone, image_size: int, key: str) -> None:
+    """Raises InputError where a backbone cannot be judged at another size than the one it was trained at."""
+    network = backbone.network
+    if getattr(network, "fixed_size", False):
+        raise InputError(
+            f"{key}.image_size={image_size}: this backbone takes images of the size it was trained at only"
+        )
+    patch = patch_size_of(network)
+    if image_size % patch:
+        near = max(1, round(image_size / patch)) * patch
+        raise InputError(f"{key}.image_size={image_size}: patches of {patch} pixels do not divide it; {near} would do")
+
+
 def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:
     """Raises InputError for views of other sizes than the images' where a backbone takes only these."""
     others = [f"{group} views of {size}" for group, (_, size) in views.sizes().items() if size != image_size]

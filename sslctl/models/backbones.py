@@ -74,8 +74,10 @@ class Backbone(nn.Module):
 
 
 def describe(network: Network) -> str:
-    """Returns what the plan says of a network: its stem, where it has a choice."""
-    return getattr(network, "stem", "as the model defines it")
+    """Returns what the plan says of a network's beginning, where it has a choice: its stem, or its patches."""
+    patch = vit.patch_size_of(network)
+    patches = f"patches of {patch} px (backbone.kwargs.patch_size)" if patch > 1 else "as the model defines it"
+    return getattr(network, "stem", patches)
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module]:

@@ -96,7 +96,7 @@ def data_of(run: Run, config: Any) -> Data | str:
     names = [_short_name(source.describe(int(row))) for row in rows]
     thumbs = None
     if source.modality.visible:
-        resize = run_preprocess(run.path).resize
+        resize = run_preprocess(run.path).at(source.image_size).resize
         side = side_for(source.image_size, MAP_SIDE)
         thumbs = thumbnails(source, torch.from_numpy(rows), resize=resize, side=side, workers=config.workers)
     return Data(trained, source, test, rows, names, thumbs, notes)
@@ -114,12 +114,13 @@ def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, 
     opened = open_run(run.path, run.checkpoint)
     method, preprocess = opened.method.to(device), opened.preprocess
     subject = who.method_subject("trained", method, preprocess, config.features, opened.step)
+    subject = who.judged_at(subject, data.source)
     detail.feature_names = tuple(feature_names(method, preprocess))
     detail.features = subject.features
     _draw(detail, run, method, data, config)
     chosen = features.features_at(subject, data.source, data.rows, read)
     if data.thumbs is not None and len(data.rows) > 2:
-        detail.neighbours = _neighbours(number, chosen.features, data, preprocess.resize, config)
+        detail.neighbours = _neighbours(number, chosen.features, data, subject.preprocess.resize, config)
     _map(detail, chosen.features, data, config)
     if data.test is not None:
         knn = run.config["evaluation"]["knn"]
