@@ -110,6 +110,10 @@ def test_16_bits_a_colour_and_a_fourth_band_are_not_cut_by_pillow(tmp_path):
     (tmp_path / "four.tif").rename(tmp_path / "four" / "0.tif")
     np.testing.assert_array_equal(folder(tmp_path / "four", 4).read(0), np.moveaxis(four, 2, 0))
     assert "a fourth band, which is dropped: dataset.channels=4" in folder(tmp_path / "four", 3).description.warnings[0]
+    (tmp_path / "two").mkdir()
+    np.save(tmp_path / "two" / "0.npy", scene(2))
+    assert "a second band, which is dropped: dataset.channels=2" in folder(tmp_path / "two", 1).description.warnings[0]
+    assert folder(tmp_path / "two", 2).description.warnings == ()
 
 
 def _write_png(path, array):

@@ -143,9 +143,12 @@ def _pixel_doubts(kinds: Counter, reading: Reading) -> list[str]:
     alpha = kinds["RGBA"] + kinds["LA"]
     if alpha:
         doubts.append(f"{alpha:,} of {total:,} images have an alpha channel, which is dropped")
-    more = sum(count for kind, count in kinds.items() if bands_in(kind) == 4) - kinds["RGBA"] - kinds["CMYK"]
-    if more:
-        doubts.append(f"{more:,} of {total:,} images have a fourth band, which is dropped: dataset.channels=4 keeps it")
+    for bands, last in ((2, "second"), (4, "fourth")):
+        more = sum(count for kind, count in kinds.items() if "×" in kind and bands_in(kind) == bands)
+        if more:
+            doubts.append(
+                f"{more:,} of {total:,} images have a {last} band, which is dropped: dataset.channels={bands} keeps it"
+            )
     return doubts
 
 

@@ -67,8 +67,8 @@ def bands_in(kind: str) -> int:
 
 
 def is_grey(kind: str) -> bool:
-    """Tells whether an image has no colours."""
-    return kind == "LA" or bands_in(kind) == 1
+    """Tells whether an image has no colours: one band, and perhaps a second that is an alpha channel or no picture."""
+    return bands_in(kind) <= 2
 
 
 def name_of(kind: str) -> str:
