@@ -22,8 +22,8 @@ from sslctl.errors import InputError
 _SAMPLED = 2_000  # headers that are read of images of several sizes
 _PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what of a PNG's header may say an orientation
 _MEASURED = 1_000  # images whose values are looked at for their range
-# What Pillow raises for files that are damaged, too large, or none of images.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What is raised for files that are damaged, too large, or none of images.
+UNREADABLE = (OSError, ValueError, SyntaxError)
 
 
 class ImageError(RuntimeError):
@@ -63,6 +63,8 @@ def opened(path: str) -> Iterator[Image.Image]:
             if importlib.util.find_spec("tifffile") is None:
                 raise OSError(f"{error}; it may have other bands or bits: pip install 'sslctl[tiff]'") from None
             raise _OtherTiff from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise OSError(f"{error} dataset.tiles={{size: 256}} takes huge images as tiles") from None
         with image:
             yield image
 
