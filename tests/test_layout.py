@@ -1,13 +1,14 @@
 """What a folder of images is taken for: splits, classes, what is left out, and what of it is doubted aloud."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sslctl.data import sources
+from sslctl.data import listing, sources
 from sslctl.data.files import ImageError
 from sslctl.data.folders import FolderKeys
 from sslctl.data.held_out import held_out_groups, held_out_names
@@ -271,6 +272,25 @@ def test_a_picture_is_not_written_among_the_images(cli, workdir):
     assert "would lie among the images of dataset.root=images: out=views.png" in refused.err
     assert len(list((workdir / "images").iterdir())) == 4
     assert cli("views", "dataset=folder", "dataset.root=images", "out=views.png").status == 0
+
+
+def test_a_folder_is_listed_once_until_one_below_it_changes(tmp_path, monkeypatch):
+    write_images(tmp_path, "train/a", "train/b", "test/a", "test/b", count=2)
+    long_ago = [d for d in (tmp_path, *tmp_path.rglob("*")) if d.is_dir()]
+    for directory in long_ago:
+        os.utime(directory, (1e9, 1e9))
+    listed = []
+    listing_of = listing._scan
+    monkeypatch.setattr(listing, "_scan", lambda base: listed.append(base.name) or listing_of(base))
+    for split in ("train", "test", "train"):
+        class_folders(split, str(tmp_path))
+    assert listed == ["train", "test"]
+    write_images(tmp_path, "train/a/deeper", count=1)
+    assert len(class_folders("train", str(tmp_path)).names) == 5
+    os.utime(tmp_path / "train/a/deeper", (1e9, 1e9))
+    (tmp_path / "train/b/000.png").unlink()  # a change of this moment is looked for again
+    assert len(class_folders("train", str(tmp_path)).names) == 4
+    assert listed == ["train", "test", "train", "train"]
 
 
 # --- Values of more than 8 bits ---

@@ -64,9 +64,11 @@ def describe(
     tiles: str | None = None,
 ) -> Description:
     """Describes a split's files. images: (N, C, H, W) where they are in memory. tiles: a sentence on those that are samples."""
+    # Several of Pillow's modes are one kind to people who have such files.
     pixels = Counter()
     for kind, count in headers.kinds.items():
         pixels[name_of(kind)] += count
+    # What may not be meant: of the folders, of the pixels, of the network's size, and images that show nothing.
     warnings = [*layout.warnings, *_pixel_doubts(headers.kinds, reading), *_size_doubts(headers, image_size)]
     if images is not None:
         flat = images.flatten(1)
@@ -96,6 +98,7 @@ def value_range(
     asked: dataset.range, so many bits or two numbers; None: what `measure` returns, the least and the largest value of
     training images. Images of 8 bits are always 0 to 255.
     """
+    # What is asked for is checked first, also where images of 8 bits do not need it.
     if isinstance(asked, int | float) and asked in range(1, 33):
         asked = (0, 2**asked - 1)
     if asked is not None:

@@ -59,6 +59,7 @@ def class_folders(
     splits: the folders of "train" and "test" below root. label: a pattern whose group is the class, matched from the
     beginning of an image's path below the split's folder.
     """
+    # Where the splits lie: in folders that are named, or called so; else the whole folder is divided.
     base, warnings = existing_folder(root), []
     if label is None and not splits:
         base, warnings = _inside_wrapper(base)
@@ -68,10 +69,12 @@ def class_folders(
             f"{folders['train']} has no test split beside it: dataset.splits={{train: {folders['train'].name}, test:"
             f" FOLDER}} names one, eval_dataset=… other labelled images; dataset.root={folders['train']} holds out a fifth"
         )
+    # Classes are those of the training images in every split, so that a number means the same in each.
     train = scan(folders.get("train", base))
-    own = scan(folders[split]) if split in folders else train
+    own = scan(folders["test"]) if split == "test" and folders else train
     class_of, of_training = _labels(own, label), _labels(train, label)
     classes = tuple(sorted(set(of_training.values())))
+    # Which images: of a divided folder, a fifth by the hash of the names, the same for everyone who has these files.
     names, origin = _split_of(own, split, folders, class_of)
     if not names:
         raise InputError(f"{base}: too few images for a {split} split of a fifth; make train/ and test/ folders")
