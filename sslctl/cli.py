@@ -94,7 +94,7 @@ def _describe_version() -> str:
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
     """Prepares one verb's command line, refuses what cannot be meant, and runs it."""
-    prepared = overrides.prepare(arguments)
+    prepared = overrides.prepare(arguments, verb)
     _allow(prepared)
     keys = {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}
     if prepared.runs and "ckpt" not in keys:
@@ -104,7 +104,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if "augmentation" in keys and (scale := choose_scale(prepared)):
         prepared.overrides.append(f"{overrides.PLACED['scale']}={scale}")
     if "augmentation" in keys and (patch := choose_patch(prepared)):
-        prepared.overrides.append(f"+dataset.scale.patch_size={patch}")
+        prepared.overrides.append(f"{overrides.CHOSEN_PATCH}{patch}")
     return _run(verb, prepared)
 
 

@@ -16,11 +16,14 @@ class Stopped(BaseException):
 
 
 class InputError(Exception):
-    """Bad input, found before the first step: one or several short messages, exit status 2."""
+    """Bad input, found before the first step: one or several short messages, exit status 2.
 
-    def __init__(self, *messages: str):
+    advice: what the messages tell to say: words to add to the command, or whole commands (sslctl …). Tests execute it.
+    """
+
+    def __init__(self, *messages: str, advice: typing.Iterable[str] = ()):
         super().__init__("\n".join(messages))
-        self.messages = messages
+        self.messages, self.advice = messages, tuple(advice)
 
 
 def user_path(text: Any) -> Path:

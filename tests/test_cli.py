@@ -101,6 +101,7 @@ MISTAKES = {
     "value-in-a-sweep": ("pretrain -m seed=abc,1", "seed=abc", "a whole number"),
     "long-name": (f"runs {'x' * 300}", "not a name that a file can have"),
     "precision": ("pretrain trainer.precision=fp61", "trainer.precision=fp61", "fp32", "nearest: fp16"),
+    "drops": ("pretrain dataset.drops=[hflip]", "dataset.drops=hflip", "nearest: flip"),
     "seed-unknown-variable": ("pretrain seed=${nowhere}", "seed", "nowhere"),
     "unreadable": ("pretrain optimizer.base_lr=(", "optimizer.base_lr=(", "cannot be read"),
     "method": ("pretrain method=moca", "method=moca", "nearest: moco", "simclr"),
@@ -471,6 +472,28 @@ def test_a_run_with_special_characters_in_its_paths_finishes_and_continues(cli, 
     assert f"already finished: {name}/run" in cli(*recorded[1:]).out
 
 
+def test_variables_in_paths_are_replaced_and_each_job_of_a_sweep_has_its_own(cli, workdir, monkeypatch):
+    write_images(workdir / "images")
+    monkeypatch.setenv("DATA", str(workdir))
+    words = ("dataset=folder", "dataset.root=${oc.env:DATA}/images", "run_dir=runs/x-${seed}")
+    result = cli("pretrain", "-m", *PLAN, *words, "seed=3,4")
+    assert result.status == 0, result.err
+    assert "images (train): 16 images" in result.out
+    assert "scale      tiny" in result.out  # counted before the configuration is composed
+    for seed in (3, 4):
+        assert f"run        runs/x-{seed}\n" in result.out
+
+
+def test_a_word_with_an_equals_sign_that_exists_is_a_path(cli, workdir, finished_run):
+    shutil.copytree(finished_run, workdir / "runs" / "lr=0.1")
+    assert cli("runs", "runs/lr=0.1").status == 0
+    assert "runs/lr is not a key of runs" in cli("runs", "runs/lr=0.2").err
+    (workdir / "images=2").touch()  # a key stays one
+    assert "views.png: 2 images" in cli("views", "images=2").out
+    teacher = ("method=seed", "method.teacher=runs/lr=0.1", "dataset=imagefolder", "dataset.root=nowhere")
+    assert cli("pretrain", *teacher).err == "sslctl: dataset.root=nowhere: no such folder\n"
+
+
 def test_tilde_is_expanded(cli, workdir, monkeypatch):
     monkeypatch.setenv("HOME", str(workdir / "home"))
     write_images(workdir / "home" / "my images")
@@ -482,8 +505,11 @@ def test_tilde_is_expanded(cli, workdir, monkeypatch):
 
 @pytest.mark.parametrize("form", ["{}", "ckpt={}"])
 @pytest.mark.parametrize("name", [n for n in NAMES if "=" not in n])
-def test_words_and_ckpt_name_runs(refuse, form, name):
-    assert f"ckpt={name}: no such run" in refuse("knn-eval", form.format(name))
+def test_words_and_ckpt_name_runs(refuse, workdir, form, name):
+    if "${" in name:  # no variable, as there is one of this name
+        (workdir / name).mkdir()
+    missing = "no run directory there" if "${" in name else "no such run"
+    assert f"ckpt={name}: {missing}" in refuse("knn-eval", form.format(name))
 
 
 def test_several_words_are_several_runs(cli, workdir, finished_run):

@@ -470,7 +470,7 @@ def test_closing_results_are_measured_again_by_all_their_settings(page, sweep, c
     assert (again["value"], again["params"]) == (before["value"], before["params"])
 
 
-def test_more_seeds_of_every_setting_with_its_own_words(page, sweep, monkeypatch):
+def test_more_seeds_of_every_setting_with_its_own_words(page, cli, sweep, monkeypatch):
     monkeypatch.setattr(recorded, "findings", lambda run: [health.Finding("ok", "healthy", "healthy")])  # long enough
     found = [c for c in commands_of(page(sweep)) if " -m " in c]
     methods = [[w for w in shlex.split(c) if w.startswith("method=")][-1] for c in found]
@@ -479,7 +479,9 @@ def test_more_seeds_of_every_setting_with_its_own_words(page, sweep, monkeypatch
         words = shlex.split(command)
         assert {"seed=2", "trainer.epochs=3", "probe.epochs=2"} <= set(words)
         (place,) = [w for w in words if w.startswith("run_dir=")]
-        assert place.endswith("-s${seed}'")
+        assert place.endswith("-s${seed}")
+        assert f"'{place}'" in command  # no quotes within quotes
+    accepted(cli, found[0])
 
 
 def test_seeds_in_sslctls_own_directories_are_named_together(sweep):

@@ -17,6 +17,10 @@ _PATHS = {path for path, facts in UNTYPED.items() if facts.path} | {
 }
 # Choices that stand at another place of the configuration than their group's name says.
 PLACED = {"eval_dataset": "dataset@eval_dataset", "scale": "scale@dataset.scale"}
+CHOSEN_PATCH = (
+    "+dataset.scale.patch_size="  # what sslctl adds where a vision transformer's patches follow the images' size
+)
+_OF_FOLDERS = ("data", "pack")  # verbs whose bare word is a folder of images
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
 _CFG, _INFO = ("job", "hydra", "all"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VALUES = {"--cfg": _CFG, "-c": _CFG, "--info": _INFO, "-i": _INFO}
@@ -50,8 +54,11 @@ class Prepared:
         return not self.options and not any(o.lstrip("+~").startswith("hydra") for o in self.overrides)
 
 
-def prepare(arguments: list[str]) -> Prepared:
-    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] out for sslctl, and sets options apart."""
+def prepare(arguments: list[str], verb: str | None = None) -> Prepared:
+    """Quotes paths, expands ~, turns bare words into ckpt=[…], takes allow=[…] out for sslctl, and sets options apart.
+
+    verb: whose keys decide whether a word with = that exists as a path (runs/lr=0.1) is that path.
+    """
     prepared = Prepared(allow=[p for p in os.environ.get("SSLCTL_ALLOW", "").split(",") if p])
     sweeps = any(a in ("-m", "--multirun") for a in arguments)
     queue = list(arguments)
@@ -73,16 +80,25 @@ def prepare(arguments: list[str]) -> Prepared:
                 prepared.options += [name, value] if name in _WITH_VALUE else [argument]
         elif argument.startswith("allow="):
             prepared.allow += [p.strip() for p in argument.removeprefix("allow=").strip("[]").split(",") if p.strip()]
-        elif "=" in argument or argument.startswith(("~", "+")):
+        elif ("=" in argument or argument.startswith(("~", "+"))) and not (verb and _is_path(argument, verb)):
             prepared.overrides.append(_for_hydra(argument, sweeps))
         else:
             prepared.runs.append(argument)
+    if prepared.runs and verb in _OF_FOLDERS and len(prepared.runs) == 1:
+        prepared.overrides.append(f"dataset.root={quote(os.path.expanduser(prepared.runs.pop()))}")
     if prepared.runs:
         prepared.overrides.append(f"ckpt=[{','.join(quote(os.path.expanduser(run)) for run in prepared.runs)}]")
     for directory in prepared.config_dirs:
         if not directory.is_dir():
             raise InputError(f"--config-dir {directory}: no such directory")
     return prepared
+
+
+def _is_path(word: str, verb: str) -> bool:
+    """Tells whether a word with = names no key of a verb, and a file or folder that is there."""
+    first = re.split(r"[.@=]", word.lstrip("+~"), maxsplit=1)[0]
+    keys = {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])} | set(PLACED) | {"experiment"}
+    return first not in keys and not first.startswith("hydra") and os.path.exists(os.path.expanduser(word))
 
 
 def _for_hydra(argument: str, sweeps: bool) -> str:
@@ -99,24 +115,32 @@ def as_typed(override: str) -> str:
     return f"{next((name for name, placed in PLACED.items() if placed == place), place)}={value}"
 
 
-def quote(value: str) -> str:
-    """Quotes a string so that Hydra's grammar and OmegaConf's interpolation read it back as it is."""
+def quote(value: str, *, interpolated: bool = False) -> str:
+    """Quotes a string so that Hydra's grammar reads it back as it is. interpolated: ${seed} in it is replaced by what it names,
+    else that is no interpolation either."""
     escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
-    escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", escaped)
+    if not interpolated:
+        escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", escaped)
     return "'" + escaped + "'"
 
 
 def _path_value(key: str, value: str, sweeps: bool) -> str:
+    """Writes a path as Hydra's grammar wants it. One that exists is taken as it is; in any other ${…} is an interpolation."""
     if value in ("", "null") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return value
     expanded = os.path.expanduser(value)
     if not os.path.exists(expanded):  # unlike Path.exists() for a name that is too long as well
-        if key == "ckpt" and value.startswith("[") and value.endswith("]"):
+        if key in ("ckpt", "out") and value.startswith("[") and value.endswith("]"):
             return value
         if sweeps and "," in value:  # a sweep over several paths
             return ",".join(_path_value(key, part, False) for part in value.split(","))
-    return quote(expanded)
+    return quote(expanded, interpolated=not (key.endswith(".label") or _is_name(expanded)))
+
+
+def _is_name(path: str) -> bool:
+    """Tells whether a ${…} in a path is part of a name: it, or a folder of this name in it, is there."""
+    return any("${" in part and os.path.exists(part) for part in (path, *map(str, Path(path).parents)))
 
 
 def task_overrides() -> list[str]:
@@ -145,7 +169,8 @@ def command_line() -> str:
     options = [f"--config-dir={s}" for s in sources if s != CONFIGS]
     allow = allowed_by_user()
     options += [f"allow=[{','.join(allow)}]"] if allow else []
-    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *options, *task_overrides()])
+    words = [word for word in task_overrides() if not word.startswith(CHOSEN_PATCH)]  # which is chosen again
+    return shlex.join(["sslctl", hydra.job.config_name.replace("_", "-"), *options, *words])
 
 
 def recorded_words(command: str) -> list[str]:
@@ -159,10 +184,24 @@ def recorded_words(command: str) -> list[str]:
     return words
 
 
+def unquoted_path(override: str) -> str | None:
+    """Returns the path of an override that `prepare` has put into quotes; None of any other."""
+    key, _, value = override.partition("=")
+    return value[1:-1] if key in _PATHS and _path_value(key, value[1:-1], False) == value else None
+
+
+def path_of(override: str, key: str) -> str | None:
+    """Returns the path that an override gives one key, None for another override and for null."""
+    name, _, value = override.partition("=")
+    if name != key or value in ("", "null"):
+        return None
+    return value[1:-1] if value[0] == value[-1] and value[0] in "'\"" else value
+
+
 def with_plain_paths(override: str) -> str:
     """Returns an override without the quotes that `prepare` puts around a path."""
-    key, _, value = override.partition("=")
-    return f"{key}={value[1:-1]}" if key in _PATHS and _path_value(key, value[1:-1], False) == value else override
+    path = unquoted_path(override)
+    return override if path is None else f"{override.partition('=')[0]}={path}"
 
 
 def shell_words(words: Iterable[Any]) -> str:

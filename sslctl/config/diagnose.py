@@ -12,6 +12,10 @@ from sslctl.config.schema import CONFIGS, SCHEMAS, register_schema
 from sslctl.config.validation import located, mistakes
 from sslctl.errors import InputError, first_line, nearest
 
+# Words of everyday that stand in several places: the key that is meant by them alone.
+_MEANT = {"lr": "optimizer.base_lr", "learning_rate": "optimizer.base_lr", "momentum": "optimizer.momentum"}
+_MEANT |= {name: f"trainer.{name}" for name in ("epochs", "batch_size", "precision", "workers", "device")}
+_MEANT |= {"warmup_epochs": "scheduler.warmup_epochs", "weight_decay": "optimizer.weight_decay"}
 _FREE = tuple(f"{path}." for path, facts in UNTYPED.items() if facts.free)
 
 
@@ -218,7 +222,9 @@ def _nearest_key(group: str, leaf: str, keys: list[str]) -> str:
         own = key.rpartition(".")[2]
         return max(difflib.SequenceMatcher(None, leaf, part).ratio() for part in (own, *own.split("_")))
 
-    near = sorted((k for k in here if likeness(k) >= 0.6), key=likeness, reverse=True)[:2] or elsewhere[:1]
+    meant = [key for key in [_MEANT.get(leaf)] if key in keys]
+    near = sorted((k for k in here if likeness(k) >= 0.6), key=likeness, reverse=True)[:2]
+    near = (meant or near or elsewhere[:1]) if not group else (near or meant or elsewhere[:1])
     return f" (nearest: {', '.join(near)})" if near else ""
 
 

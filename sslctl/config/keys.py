@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import MISSING
 
 ALWAYS_COUNTS = object()
+# Of a view's operations, in their order: what a dataset can drop.
+OPERATIONS = ("flip", "brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ UNTYPED = {
     "dataset.bands": KeyFacts(old_behaviour=None),
     "dataset.tiles": KeyFacts(free=True, old_behaviour=None),
     "dataset.scale": KeyFacts(own=True, fingerprint=False, hint=dict),  # what methods take of it counts itself
-    "dataset.drops": KeyFacts(own=True, hint=list[str]),
+    "dataset.drops": KeyFacts(own=True, hint=list[str], choices=OPERATIONS),
     "dataset.mean": KeyFacts(own=True, hint=list[float] | None),
     "dataset.std": KeyFacts(own=True, hint=list[float] | None, above=0),
     "dataset.resize": KeyFacts(own=True, hint=int | None, low=1, high=16384),
@@ -83,7 +85,7 @@ UNTYPED = {
     "scheduler.milestones_share": KeyFacts(hint=list[float] | None, above=0),
     "scheduler.milestones_epochs": KeyFacts(hint=list[float] | None, above=0),
     "scheduler.milestones_steps": KeyFacts(hint=list[int] | None, low=1),
-    "method.teacher": KeyFacts(own=True, fingerprint=False, hint=str | None),  # its weights count
+    "method.teacher": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # its weights count
     "method.teacher_backbone": KeyFacts(own=True, hint=dict | None),
     "method.teacher_backbone.kwargs": KeyFacts(free=True),
     "method.teacher_mean": KeyFacts(own=True, hint=list[float] | None),

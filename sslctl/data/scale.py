@@ -5,6 +5,9 @@ import contextlib
 from collections import Counter
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from sslctl.config.command_line import PLACED, Prepared
 from sslctl.errors import InputError
 
@@ -104,10 +107,11 @@ def _layout_of(dataset: Any, root: Any, values: dict[str, Any]) -> Any | None:
     from sslctl.data.table_layout import table_rows
 
     try:
+        root = OmegaConf.create({"root": str(root)}).root if "${" in str(root) else str(root)  # ${oc.env:DATA}
         if dataset == "csv":
-            return table_rows("train", str(root), values["columns"], values["splits"])
-        return training_layout(str(root), dataset == "imagefolder", values["splits"], values["label"])
-    except InputError:
+            return table_rows("train", root, values["columns"], values["splits"])
+        return training_layout(root, dataset == "imagefolder", values["splits"], values["label"])
+    except (InputError, OmegaConfBaseException):
         return None
 
 

@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sslctl.config.command_line import quote, recorded_words, shell_words
+from sslctl.config.command_line import quote, recorded_words, shell_words, with_plain_paths
 from sslctl.errors import InputError, shown
 from sslctl.evaluation.provenance import words_of
 from sslctl.report.run import Run
 from sslctl.runs.reading import run_word
 from sslctl.runs.results import Result
 
-_PLAIN = re.compile(r"(run_dir|(?:eval_)?dataset\.root|backbone\.weights|out)='([\w./-]+)'")
 _KNN = ("k", "temperature")
 _PROBE = ("lr", "weight_decay", "epochs", "most_steps", "batch_size", "validation")
 LEAST_STEPS = 500  # of a run that is long enough to be judged
@@ -27,7 +26,7 @@ def placed(cwd: str, words: Sequence[str]) -> str:
 def words_in(command: str) -> list[str]:
     """Returns the words of a recorded command; paths without the quotes that Hydra's grammar asks for, where they need none."""
     words = (word.replace("dataset@eval_dataset=", "eval_dataset=") for word in recorded_words(command))
-    return [_PLAIN.sub(r"\1=\2", word) for word in words]
+    return [with_plain_paths(word) for word in words]
 
 
 def without(words: list[str], *keys: str) -> list[str]:
@@ -80,7 +79,8 @@ def more_seeds(runs: Sequence[Run], count: int = 3) -> str:
     place = []
     if chosen:
         name = re.sub(rf"[-_]?(s|seed)?(?<!\d){first.config['seed']}$", "", first.path.name)
-        place = [f"run_dir={quote(str(first.path.parent / f'{name}-s'))[:-1]}${{seed}}'"]
+        stem = str(first.path.parent / f"{name}-s")
+        place = [f"run_dir={stem}${{seed}}" if "${" not in stem else f"run_dir={quote(stem)[:-1]}${{seed}}'"]
     sweep = [*words[:2], "-m", *words[2:], f"seed={','.join(map(str, seeds))}", *place]
     return placed(first.environment["cwd"], sweep)
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslctl.config.keys import OPERATIONS
 from sslctl.random import Key
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
 from sslctl.views.resample import box_taps, by_columns, crop_boxes, cut_image, resample_
 
-OPERATIONS = ("flip", *colour.JITTER, "grayscale", "blur", "solarize")
 _LARGE, _PART = 1 << 14, 1 << 20  # values: an image that is worked on alone, and those that are worked on together
 _Step = Callable[[Tensor, slice], None]
 _NEEDS_COLOUR = ("saturation", "hue", "grayscale")
