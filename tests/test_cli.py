@@ -463,7 +463,8 @@ def test_a_run_with_special_characters_in_its_paths_finishes_and_continues(cli, 
     words = ("pretrain", *QUICK, "dataset=folder", f"dataset.root={name}", f"run_dir={name}/run")
     assert cli(*words).status == 0
     assert (workdir / name / "run" / "backbone.safetensors").exists()
-    assert yaml.safe_load((workdir / name / "run" / "config.yaml").read_text())["dataset"]["root"] == name
+    config = yaml.safe_load((workdir / name / "run" / "config.yaml").read_text())
+    assert (config["dataset"]["root"], config["as_typed"]) == (str(workdir / name), {"dataset.root": name})
     again = cli(*words)
     assert again.status == 0
     assert f"already finished: {name}/run" in again.out

@@ -231,7 +231,7 @@ def test_features_that_are_no_numbers_are_counted(embedded, finished_run, tmp_pa
         (("out=x.csv", "format=npz"), ("ends in .csv, format=npz",)),
         (("split=tset",), ("split=tset", "nearest: test")),
         (("features=projecter",), ("features=projecter", "backbone, projector")),
-        (("dataset=digits",), ("takes 3×16×16", "dataset.image_size")),
+        (("dataset=digits",), ("takes 3×16×16", "name other images")),
         (("out=/proc/none/x.npz",), ("out=/proc/none/x.npz cannot be written",)),
         (("backbone=mlp",), ("not both",)),
         (("dataset=folder", "dataset.root=nowhere"), ("dataset.root=nowhere", "no such folder")),

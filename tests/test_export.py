@@ -431,7 +431,7 @@ def test_features_that_are_no_numbers_do_not_pass(exported, teacher_run, tmp_pat
         (("features=tutor",), ("features=tutor", "teacher, backbone")),
         (("format=torchvision", "features=teacher"), ("SmallResNet",)),
         (("backbone=resnet18",), ("not both",)),
-        (("dataset=digits",), ("takes 3×16×16", "dataset.image_size")),
+        (("dataset=digits",), ("takes 3×16×16", "name other images")),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_a_line(exported, teacher_run, words, fragments, workdir):

@@ -225,7 +225,9 @@ def test_sentences_have_figures():
 def result(subject, value, k=20, **other):
     """A result of kNN with all labels."""
     line = {"protocol": "knn", "metric": "top1", "labels": "all", "dataset": "d", "split": "test", "features": "cls"}
-    return blank_result(**line | {"params": {"k": k, "bank": 90}, "subject": subject, "value": value} | other)
+    return blank_result(
+        **line | {"params": {"k": k, "bank": 90}, "images": 1000, "subject": subject, "value": value} | other
+    )
 
 
 def test_results_worse_than_those_of_random_weights_are_said():

@@ -10,8 +10,9 @@ from sslctl.cli import main
 from sslctl.evaluation.console import percent
 from sslctl.evaluation.linear import draw_labels
 from sslctl.evaluation.provenance import as_named, settings
-from sslctl.evaluation.results import interval, interval_of_mean, wilson
+from sslctl.evaluation.results import interval, interval_of_mean
 from sslctl.evaluation.task import draw_number
+from sslctl.runs.health_rules import wilson
 from tests.runs import PROBE, SIMCLR, STEPS, finish, results
 
 SUITE = (
@@ -32,6 +33,8 @@ FIELDS = {
     "labels": str,
     "dataset": str,
     "split": str,
+    "content": str,
+    "classes": str,
     "images": int,
     "seed": int | None,
     "step": int | None,
@@ -195,13 +198,13 @@ def test_neighbours_take_no_seed(run, capsys):
 def test_the_interval_of_a_mean_is_students():
     values = np.random.default_rng(0).normal(0.7, 0.02, 5)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert interval_of_mean(values.tolist()) == pytest.approx([expected.low, expected.high])
+    assert interval_of_mean(values.tolist()) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize(("right", "count"), [(4, 4), (0, 36), (7, 9)])
 def test_wilsons_interval_is_scipys(right, count):
     expected = stats.binomtest(right, count).proportion_ci(method="wilson")
-    assert wilson(right, count) == pytest.approx([expected.low, expected.high])
+    assert wilson(right / count, count) == pytest.approx((expected.low, expected.high))
 
 
 def test_four_of_four_images_are_no_certainty():

@@ -20,7 +20,7 @@ from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.closing import finish, is_finished
-from sslctl.evaluation.online import Embedder, Online
+from sslctl.evaluation.online import Embedder, Online, class_facts
 from sslctl.evaluation.runner import labelled_sources
 from sslctl.factory.from_config import (
     build_backbone,
@@ -40,7 +40,9 @@ from sslctl.runs import directory as rundir
 from sslctl.runs.atomic import write_text
 from sslctl.runs.checkpoint import newest_valid
 from sslctl.runs.claim import claim, refuse_unwritable
-from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
+from sslctl.runs.continuing import find_run
+from sslctl.runs.description import with_absolute_roots
+from sslctl.runs.file_list import mark_unreadable
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch
 from sslctl.runs.ownership import refuse_other
 from sslctl.signals import Interrupted, Signals
@@ -81,7 +83,7 @@ def pretrain(config: Any, command: str | None = None) -> None:
         parts = distributed.world_size() * config.trainer.accumulate_steps
         if config.trainer.batch_size % parts:
             raise InputError(f"trainer.batch_size={config.trainer.batch_size} does not divide into {parts} parts")
-        _pretrain(config, resolved, command)
+        _pretrain(config, with_absolute_roots(resolved), command)
         distributed.leave()
     except distributed.OtherProcessFailed:
         raise
@@ -131,7 +133,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         teacher.refuse_size(views.sizes()["global"][1], config.method.teacher)
 
     # What watches the training: the online evaluation with its pictures, and the verdict on the run's health.
-    judges, judged = labelled_judges(config, source, preprocess), preprocess
+    judges, judged = labelled_judges(config, source, preprocess, command.split()), preprocess
     if judges and judges[0].image_size != source.image_size:
         refuse_size(backbone, judges[0].image_size, "eval_dataset")
         judged = preprocess.at(judges[0].image_size)
@@ -213,39 +215,28 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
 
 
-def labelled_judges(config: Any, source: Source, preprocess: Preprocess) -> tuple[Source, Source] | None:
-    """Returns the labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else None."""
+def labelled_judges(
+    config: Any, source: Source, preprocess: Preprocess, words: list[str]
+) -> tuple[Source, Source] | None:
+    """Returns the labelled (train, test) that the run is judged on: eval_dataset, else the dataset itself, else None.
+
+    words: of the command, which decide what is read as the run reads its own images.
+    """
     if config.eval_dataset is not None:
         node = config.eval_dataset
         if source.tokenizer and "tokenizer" in node and not node.tokenizer:
             node = OmegaConf.merge(node, {"tokenizer": source.tokenizer})
-        train, test = labelled_sources(with_range(node, preprocess))
+        train, test = labelled_sources(with_preprocess(node, preprocess, "eval_dataset", words))
         preprocess.refuse_other("this run", train, "eval_dataset", judges=True)
         return train, test
     train = source.labelled_part()
     if not train.labelled and not train.has_several:
         return None
     try:
-        return train, build_source(config.dataset, "test").labelled_part()
+        return train, build_source(with_preprocess(config.dataset, preprocess, words=words), "test").labelled_part()
     except NoTestSplit as error:  # which training does not need
         print(f"not judged: {error}", flush=True)
         return None
-
-
-def class_facts(source: Source) -> dict[str, float]:
-    """Counts the classes that kNN is asked about, and the share of the largest; {} without labels."""
-    if not source.labelled:
-        return {}
-    return {"num_classes": len(source.classes), "majority": source.labels.bincount().max().item() / len(source)}
-
-
-def run_directory_of(config: Any, resolved: dict, hashes: dict[str, str]) -> Path:
-    """Returns run_dir=, or runs/<dataset>/<method>-<backbone>-<fingerprint>-s<seed>."""
-    if config.run_dir:
-        return user_path(config.run_dir)
-    names = config.names
-    mark = fingerprint(fingerprint_keys(resolved, hashes))
-    return Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{mark}-s{config.seed}"
 
 
 # --- Training ---

@@ -35,6 +35,7 @@ class KeyFacts:
 
 UNTYPED = {
     "experiment": KeyFacts(optional=True),
+    "as_typed": KeyFacts(fingerprint=False),  # roots, in the config.yaml of a run
     "dataset@eval_dataset": KeyFacts(optional=True),
     "protocols": KeyFacts(several=True),
     "dataset.root": KeyFacts(path=True, fingerprint=False),

@@ -55,6 +55,11 @@ class Source:
         return self.content_hash + self.mtime_hash
 
     @property
+    def classes_hash(self) -> str:
+        """Returns a hash of the classes' names, in their order."""
+        return hashlib.blake2b("\n".join(self.classes).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+    @property
     def labelled(self) -> bool:
         return len(self.classes) > 0 and bool((self.labels >= 0).all())
 

@@ -28,7 +28,8 @@ from sslctl.training.setup import Setup
 
 def has_closing_results(run_dir: Path, plan: Plan, test: Source) -> bool:
     """Tells whether every closing result is on disk: two subjects, two protocols, top-1 and of many classes top-5, or mAP."""
-    results = [r for r in read_results(run_dir / RESULTS) if r.details.get("closing")]
+    now = (None, test.content_hash)  # not of images that have changed since
+    results = [r for r in read_results(run_dir / RESULTS) if r.details.get("closing") and r.content in now]
     metrics = ("mAP",) if test.has_several else ("top1", "top5") if len(test.classes) > 5 else ("top1",)
     measured = {(r.protocol, r.subject, r.metric) for r in results if r.step in (0, plan.total_steps)}
     return sum(metric in metrics for _, _, metric in measured) == 2 * 2 * len(metrics)

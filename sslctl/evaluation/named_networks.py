@@ -12,7 +12,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.subjects import Subject
 from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import as_in_run, resolve_runs, run_preprocess
+from sslctl.factory.from_run import as_in_run, as_in_weights, dataset_of, resolve_runs, run_preprocess
 from sslctl.models.preprocess import preprocess_of
 from sslctl.runs.reading import read_config
 
@@ -47,7 +47,7 @@ def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[Na
         raise InputError(f"out={config.out} is one file, ckpt names {len(runs)} runs: leave out= away")
     for run, path in runs:
         saved = OmegaConf.create(read_config(run))
-        node = as_in_run(config.dataset or saved.dataset, run)
+        node = as_in_run(config.dataset, run) if config.dataset else dataset_of(run)
         if few and "memory_gb" in node:
             node = OmegaConf.merge(node, {"memory_gb": 0})
         source = build_source(node, split)
@@ -70,10 +70,11 @@ def _foreign_network(config: Any, split: str) -> NamedNetwork:
         raise InputError("a foreign backbone needs a dataset, whose size and normalisation it takes: dataset=…")
     if config.features not in (None, "backbone"):
         raise InputError(f"features={config.features}: foreign weights offer backbone")
-    source = build_source(config.dataset, split)
-    preprocess = preprocess_of(config.dataset, source, lambda: build_source(config.dataset, "train"))
+    dataset = as_in_weights(config.dataset, config.backbone.weights)
+    source = build_source(dataset, split)
+    preprocess = preprocess_of(dataset, source, lambda: build_source(dataset, "train"))
     subject = who.foreign(config.backbone, preprocess, with_weights=True)
     weights = user_path(config.backbone.weights)
     node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True)
     folder = Path("runs") / source.name / "foreign"
-    return NamedNetwork(subject, None, weights.stem, node, config.dataset, source, folder, str(weights))
+    return NamedNetwork(subject, None, weights.stem, node, dataset, source, folder, str(weights))

@@ -39,6 +39,14 @@ def online_rows(size: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor
     return order[asked][:MOST_QUERIES], order[~asked][:MOST_BANK]
 
 
+def class_facts(source: Source) -> dict[str, float]:
+    """Counts the classes and images that kNN is asked about, and the share of the largest class; {} without labels."""
+    if not source.labelled:
+        return {}
+    majority = source.labels.bincount().max().item() / len(source)
+    return {"num_classes": len(source.classes), "majority": majority, "knn_images": len(online_rows(len(source))[0])}
+
+
 @dataclass(frozen=True)
 class EmbeddedImages:
     """Features of some images, extracted once. rows: (N,) which images; features: (N, D); the first `queries` are asked

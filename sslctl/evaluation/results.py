@@ -12,6 +12,7 @@ from sslctl.errors import InputError
 from sslctl.evaluation.provenance import measured_by
 from sslctl.evaluation.subjects import Subject
 from sslctl.runs.directory import now, versions
+from sslctl.runs.health_rules import wilson
 from sslctl.runs.results import Result
 
 RESAMPLES = 1000  # of the test images, for an interval
@@ -56,6 +57,8 @@ def make_result(
         labels=labels,
         dataset=source.name,
         split=source.split,
+        content=source.content_hash,
+        classes=source.classes_hash,
         images=len(source),
         seed=seed,
         step=subject.step,
@@ -84,7 +87,7 @@ def interval(each: Tensor, seed: int = 0) -> list[float]:
     Where all images are right, or none is, it is Wilson's.
     """
     if each.dtype == torch.bool and bool((each == each[0]).all()):
-        return wilson(int(each.sum()), len(each))  # resampling finds no other value
+        return list(wilson(float(each[0]), len(each)))  # resampling finds no other value
     values, counts = np.unique(each.double().numpy(), return_counts=True)
     generator = np.random.default_rng(seed)
     if len(values) <= 64:  # drawing images is drawing how often each value comes
@@ -93,13 +96,6 @@ def interval(each: Tensor, seed: int = 0) -> list[float]:
         each = each.double().numpy()
         means = [each[generator.integers(0, len(each), len(each))].mean() for _ in range(RESAMPLES)]
     return np.quantile(means, [0.025, 0.975]).tolist()
-
-
-def wilson(right: int, count: int) -> list[float]:
-    """Returns [low, high]: the 95 % interval of a share of which so many of so many are right (Wilson 1927)."""
-    z2, p = 1.959964**2, right / count
-    middle, half = p + z2 / (2 * count), (z2 * (p * (1 - p) / count + z2 / (4 * count**2))) ** 0.5
-    return [(middle + sign * half) / (1 + z2 / count) for sign in (-1, 1)]
 
 
 def interval_of_mean(values: list[float]) -> list[float]:

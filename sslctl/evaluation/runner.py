@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, shown, user_path
@@ -18,7 +16,7 @@ from sslctl.evaluation.provenance import Origin, config_choice, origin_of
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Reader, Task
 from sslctl.factory.from_config import build_source
-from sslctl.factory.from_run import as_in_run, resolve_runs, run_preprocess
+from sslctl.factory.from_run import as_in_run, as_in_weights, dataset_of, resolve_runs, run_preprocess
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.runs.atomic import why_unwritable, why_unwritable_file
 from sslctl.runs.directory import PROBES, RESULTS
@@ -102,9 +100,9 @@ def subjects_and_tasks(
         return
     # Runs: each on its own dataset unless another is named, whose images it must take as they are.
     for run, path in resolve_runs(config.ckpt):
-        node = as_in_run(named or _dataset_of_run(run), run)
+        node = _dataset_of_run(run, config, named)
         train, test = _warned_of(sources(node))
-        run_preprocess(run).refuse_other(str(run), train, "dataset", judges=True)
+        run_preprocess(run).refuse_other(str(run), train, _key_of_named(config), judges=True)
         makers = {
             "trained": lambda run=run, path=path: who.trained(run, path, config.get("features"), config.backbone),
             "random": lambda run=run: who.random(run, config.get("features"), config.backbone),
@@ -161,7 +159,7 @@ def _dataset_of_foreign(config: Any, named: Any | None) -> Any:
         raise InputError("nothing to evaluate: name a run (ckpt=runs/latest) or backbone=… backbone.weights=FILE")
     if named is None:
         raise InputError("a foreign backbone needs labelled images: dataset=…")
-    return named
+    return as_in_weights(named, config.backbone.get("weights"))
 
 
 def _foreign_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
@@ -178,10 +176,16 @@ def _foreign_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
     return replace(subject, name=subject.name if weights else name, origin=origin)
 
 
-def _dataset_of_run(run: Path) -> Any:
-    """Returns the configuration of the dataset that a run is evaluated on."""
-    saved = read_config(run)
-    return OmegaConf.create(saved.get("eval_dataset") or saved["dataset"])
+def _dataset_of_run(run: Path, config: Any, named: Any | None) -> Any:
+    """Returns the configuration of the dataset that a run is evaluated on, read as the run does: a named one, or its own."""
+    if named is not None:
+        return as_in_run(named, run, _key_of_named(config))
+    return dataset_of(run, "eval_dataset" if read_config(run).get("eval_dataset") else "dataset")
+
+
+def _key_of_named(config: Any) -> str:
+    """Returns the key by which a command names what to evaluate on."""
+    return "eval_dataset" if config.dataset is None and config.get("eval_dataset") is not None else "dataset"
 
 
 def labelled_sources(node: Any) -> tuple[Source, Source]:

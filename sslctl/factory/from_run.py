@@ -1,5 +1,6 @@
 """From a run directory to its configuration, data and method."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,17 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from sslctl.config.command_line import task_words
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, shown, user_path
 from sslctl.factory.from_config import build_backbone, build_method, build_views
 from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
-from sslctl.models.teacher import TEACHER
-from sslctl.models.weights import refuse_non_finite
+from sslctl.models.weights import file_metadata, refuse_non_finite
 from sslctl.runs import checkpoint
 from sslctl.runs.description import lost_description
-from sslctl.runs.directory import TOKENIZER, find_runs, is_run, run_named_by
+from sslctl.runs.directory import TEACHER, TOKENIZER, find_runs, is_run, run_named_by
 from sslctl.runs.manifest import MANIFEST
 from sslctl.runs.ownership import LAST
 from sslctl.runs.reading import read_config, read_environment, read_preprocess
@@ -83,32 +84,57 @@ def _verified(path: Path) -> Path:
     return path
 
 
-def as_in_run(node: Any, run: Path) -> Any:
+def as_in_run(node: Any, run: Path, key: str = "dataset", command: str | None = None) -> Any:
     """Returns a dataset's configuration that reads samples as a run does, where it does not say itself: by the run's tokenizer,
-    by its range of values."""
+    in its size, channels and range of values. key: where the command has it; command: a recorded one, else the running one."""
     tokenizer = run / TOKENIZER
     if "tokenizer" in node and not node.tokenizer and tokenizer.exists():
         return OmegaConf.merge(node, {"tokenizer": str(tokenizer)})
-    if "range" in node and node.range is None:
-        return with_range(node, run_preprocess(run))
-    return node
+    words = task_words() if command is None else command.split()
+    return with_preprocess(node, run_preprocess(run), key, words)
 
 
-def with_range(node: Any, preprocess: Preprocess | TextPreprocess) -> Any:
-    """Returns a dataset's configuration with the range of values that a backbone was trained with, if it has one."""
-    values = getattr(preprocess, "value_range", None)
-    return OmegaConf.merge(node, {"range": values}) if values and "range" in node and node.range is None else node
+def as_in_weights(node: Any, weights: str | None, key: str = "dataset") -> Any:
+    """Returns a dataset's configuration that reads samples as weights from elsewhere expect them, where these are a run's, or a
+    file's that says so."""
+    path = user_path(weights) if weights else None
+    if path and is_run(path):
+        return as_in_run(node, path, key)
+    saved = file_metadata(path).get("preprocess") if path and path.is_file() else None
+    return with_preprocess(node, preprocess_from(json.loads(saved)), key) if saved else node
+
+
+def with_preprocess(
+    node: Any, preprocess: Preprocess | TextPreprocess, key: str = "dataset", words: list[str] | None = None
+) -> Any:
+    """Returns a dataset's configuration with the size, channels and range of values that a backbone was trained with.
+
+    What it names itself, or the command does at this key, stays. words: of the command; None: of the running one.
+    """
+    values = {"range": "value_range", "image_size": "image_size", "channels": "channels"}
+    of_run = {name: getattr(preprocess, attribute, None) for name, attribute in values.items()}
+    named = {word.partition("=")[0] for word in (task_words() if words is None else words)}
+    unnamed = {
+        name: value
+        for name, value in of_run.items()
+        if value is not None
+        and name in node
+        and f"{key}.{name}" not in named
+        and (node[name] is None or name != "range")
+    }
+    return OmegaConf.merge(node, unnamed)
 
 
 def dataset_of(run: Path, key: str = "dataset") -> Any:
-    """Returns a dataset's configuration of a run; a relative root is looked for here, then where the run was started."""
-    node = OmegaConf.create(read_config(run)[key])
-    root = node.get("root")
-    if root and not user_path(root).exists():
-        from_start = Path(read_environment(run)["cwd"]) / user_path(root)
-        if from_start.exists():
-            node.root = str(from_start)
-    return as_in_run(node, run)
+    """Returns a dataset's configuration of a run. Its root is where the run had it; of data that have moved, where it was typed,
+    seen from here. Earlier versions kept relative roots: those are where the run was started."""
+    config = read_config(run)
+    node = OmegaConf.create(config[key])
+    if root := node.get("root"):
+        typed = config.get("as_typed", {}).get(f"{key}.root", root)
+        places = (Path(read_environment(run)["cwd"]) / user_path(root), user_path(typed))
+        node.root = str(next((place for place in places if place.exists()), user_path(root)))
+    return as_in_run(node, run, key, read_environment(run)["command"])
 
 
 def run_preprocess(run: Path) -> Preprocess | TextPreprocess:

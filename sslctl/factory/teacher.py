@@ -10,9 +10,9 @@ from sslctl.errors import InputError, user_path
 from sslctl.factory.backbone_file import backbone_metadata, backbone_of_run, load_backbone, save_backbone
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.preprocess import IMAGENET, Preprocess
-from sslctl.models.teacher import TEACHER, Teacher
+from sslctl.models.teacher import Teacher
 from sslctl.models.weights import read_weights
-from sslctl.runs.directory import is_run
+from sslctl.runs.directory import TEACHER, is_run
 
 
 def save_teacher(teacher: Teacher, run_dir: Path) -> None:

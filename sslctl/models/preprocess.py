@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from sslctl.config.command_line import task_words
 from sslctl.data.modality import IMAGES, TEXTS, VIDEOS, Modality
 from sslctl.data.pixels import Reading, from_array, from_pillow
 from sslctl.data.sources import Source
@@ -76,13 +77,16 @@ class Preprocess:
         """
         _refuse_other_modality(what, self, source)
         asked_for = source.image_size if judges and source.size_is_asked else self.image_size
-        if (source.channels, source.image_size) != (self.channels, asked_for):
-            size = f"{source.channels}×{source.image_size}×{source.image_size}"
-            channels = "" if source.channels == self.channels else f" and {key}.channels={self.channels}"
-            raise InputError(
-                f"{what} takes {self.summary()}, {source.name} has {size} images:"
-                f" set {key}.image_size={self.image_size}{channels}"
-            )
+        if (source.channels, source.image_size) == (self.channels, asked_for):
+            return
+        # A configuration takes size and channels of the run unless the command names others, or the dataset has no such key.
+        named = {word.partition("=")[0] for word in task_words()}
+        needed = {f"{key}.image_size": self.image_size, f"{key}.channels": self.channels}
+        named |= {f"{key}.image_size"} if source.paths and source.image_size != self.image_size else set()
+        advice = [f"{name}={value}" for name, value in needed.items() if name in named]
+        size = f"{source.channels}×{source.image_size}×{source.image_size}"
+        what_to_do = f"set {' and '.join(advice)}" if advice else "name other images"
+        raise InputError(f"{what} takes {self.summary()}, {source.name} has {size} images: {what_to_do}", advice=advice)
 
 
 @dataclass(frozen=True)

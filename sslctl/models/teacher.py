@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from sslctl.errors import InputError, first_line
 from sslctl.models.preprocess import Preprocess
 
-TEACHER = "teacher.safetensors"  # in a run directory
-
 
 @dataclass
 class Teacher:

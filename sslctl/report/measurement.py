@@ -21,6 +21,8 @@ class Measurement:
     labels: str
     dataset: str
     split: str
+    content: str | None
+    classes: str | None
     features: str
     settings: tuple[tuple[str, str], ...]
 
@@ -49,7 +51,13 @@ class Measurement:
     @property
     def compared_settings(self) -> tuple[tuple[str, str], ...]:
         """Returns what tells it from others of its protocol."""
-        return (("features", self.features), *(pair for pair in self.settings if pair[0] != "k"))
+        content = (self.content or "unknown")[:8]
+        return (
+            ("features", self.features),
+            ("images", content),
+            ("classes", self.classes or "unknown"),
+            *(pair for pair in self.settings if pair[0] != "k"),
+        )
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -65,7 +73,7 @@ class Measurement:
 def measurement_of(r: Result) -> Measurement:
     """Returns what a result must share with another to be compared with it."""
     settings = tuple(flat_words(r.params))
-    return Measurement(r.protocol, r.metric, r.share, r.labels, r.dataset, r.split, r.features, settings)
+    return Measurement(r.protocol, r.metric, r.share, r.labels, *r.measured_on, r.features, settings)
 
 
 def distinguishing_settings(columns: Iterable[Measurement]) -> dict[Measurement, str]:

@@ -3,13 +3,14 @@
 What of the two files is lost or damaged is written again from the newest manifest that holds it; those of format 1 do not.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sslctl.config.command_line import recorded_words, shell_words
-from sslctl.errors import InputError, shown
+from sslctl.errors import InputError, shown, user_path
 from sslctl.runs.directory import BACKBONE, CONFIG, ENVIRONMENT, METRICS, RESULTS, write_config, write_json
 from sslctl.runs.fingerprint import fingerprint_keys
 from sslctl.runs.manifest import MANIFEST, CheckpointError, read_manifest
@@ -17,6 +18,14 @@ from sslctl.runs.ownership import steps_on_disk
 from sslctl.runs.reading import Damaged, read_config, read_environment
 
 Description = dict[str, Any]  # {"config": …, "environment": …}, as the two files hold them
+
+
+def with_absolute_roots(resolved: dict) -> dict:
+    """Returns a configuration that names its images wherever it is read: roots from the top, those as typed beside it."""
+    nodes = {name: resolved[name] for name in ("dataset", "eval_dataset") if (resolved.get(name) or {}).get("root")}
+    typed = {f"{name}.root": node["root"] for name, node in nodes.items()}
+    absolute = {name: node | {"root": os.path.abspath(user_path(node["root"]))} for name, node in nodes.items()}
+    return resolved | absolute | ({"as_typed": typed} if typed else {})
 
 
 def identity(description: Description) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sslctl.runs.directory import RESULTS
-from sslctl.runs.health_rules import KNN_NOISE, RULES, features_collapsed, few_directions
+from sslctl.runs.health_rules import RULES, features_collapsed, few_directions, wilson_noise
 from sslctl.runs.history import Finding, History, RunFacts
 from sslctl.runs.metrics import read_metrics, readable_metrics
 from sslctl.runs.reading import read_config, read_environment, read_stopped
@@ -119,16 +119,24 @@ def _against_random(results: list[Result]) -> list[tuple[str, float, float]]:
     worse = []
     for (*protocol, subject), result in latest.items():
         untrained = latest.get((*protocol, "random"))
-        if subject == "trained" and untrained and result.value < untrained.value - KNN_NOISE:
+        if subject == "trained" and untrained and result.value < untrained.value - _noise(result, untrained):
             k = f" with k {result.params['k']}" if "k" in result.params else ""
             worse.append((f"{result.protocol}{k} on {result.dataset}", result.value, untrained.value))
     return worse
 
 
+def _noise(result: Result, other: Result) -> float:
+    """Returns by how much two shares may differ by chance: half of the 95 % interval of their difference, as if each were
+    of images of its own."""
+    return wilson_noise(result.value, other.value, min(result.images, other.images))
+
+
 def _online(history: History) -> tuple[str, float, float] | None:
     """Compares the run's own kNN among its training images with that of its first weights."""
     values = history.series("knn")
-    if len(values) < 2 or values[0][0] != 0 or values[-1][1] >= values[0][1] - KNN_NOISE:
+    if len(values) < 2 or values[0][0] != 0:
+        return None
+    if values[-1][1] >= values[0][1] - wilson_noise(values[-1][1], values[0][1], history.facts.knn_images):
         return None
     return "kNN", values[-1][1], values[0][1]
 
@@ -136,7 +144,7 @@ def _online(history: History) -> tuple[str, float, float] | None:
 def _protocol(result: Result) -> tuple:
     """Returns all that two results must share to be compared."""
     settings = json.dumps(result.params, sort_keys=True)
-    return result.protocol, result.dataset, result.split, result.features, result.labels, settings
+    return result.protocol, *result.measured_on, result.features, result.labels, settings
 
 
 def _is_compared(result: Result) -> bool:

@@ -22,7 +22,7 @@ class RunFacts:
     """Holds what is known of a run before its first step.
 
     uninformative_loss: of outputs that say nothing of an image; feature_dim: D of features. num_classes: of the images that
-    kNN is asked about; majority: the share of the largest class among them.
+    kNN is asked about; majority: the share of the largest class among them; knn_images: how many they are.
     """
 
     steps_per_epoch: int
@@ -30,6 +30,7 @@ class RunFacts:
     warmup_steps: int = 0
     num_classes: int = 0
     majority: float = 0.0
+    knn_images: int | None = None
     uninformative_loss: float | None = None
     feature_dim: int | None = None
     prototypes: int | None = None

@@ -26,7 +26,9 @@ class Result:
     share: whether the value is a part of 1, which is shown in percent. std, draws: of several draws of labels. ci95:
     [low, high]. params: every setting of the protocol that decides the value, so that results with equal params can be
     compared; details: what came out beside the value. seed: of the evaluation; pretrain_seed: of the run. run, method and
-    pretrain_seed are None of foreign weights, step and epoch of what is no run's.
+    pretrain_seed are None of foreign weights, step and epoch of what is no run's. data_changed: at which steps the run went on
+    with other images, of one that did. content: the hash of the images measured on, classes: of their classes' names; None in
+    lines of earlier versions.
     """
 
     protocol: str
@@ -44,6 +46,8 @@ class Result:
     labels: str
     dataset: str
     split: str
+    content: str | None = None
+    classes: str | None = None
     images: int
     seed: int | None
     step: int | None
@@ -60,9 +64,21 @@ class Result:
     versions: dict[str, str]
     time: str
 
+    @property
+    def measured_on(self) -> tuple[str, str, str | None, str | None]:
+        """Returns which images and classes it is of: name, split, hash of the images and of the classes' names."""
+        return self.dataset, self.split, self.content, self.classes
+
     def to_json(self) -> str:
-        """Returns its line of results.jsonl: std and draws only of several draws, share only where it is not the usual one."""
-        left_out = {"std": None, "draws": None, "share": _gives_shares(self.protocol)}
+        """Returns its line of results.jsonl: what few results have only where they do, share where it is not the usual one."""
+        left_out = {
+            "std": None,
+            "draws": None,
+            "data_changed": None,
+            "content": None,
+            "classes": None,
+            "share": _gives_shares(self.protocol),
+        }
         values = {key: value for key, value in vars(self).items() if key not in left_out or value != left_out[key]}
         return json.dumps({"format": FORMAT, **values})
 

@@ -20,7 +20,7 @@ FACTS_KEYS = dict.fromkeys(
     ("channels", "image_size", "num_images", "num_classes", "batch_size", "steps_per_epoch", "total_steps"), int
 )
 HEALTH_KEYS = {
-    **dict.fromkeys(("num_classes?", "majority?"), float),
+    **dict.fromkeys(("num_classes?", "majority?", "knn_images?"), float),
     **dict.fromkeys(("uninformative_loss?", "feature_dim?"), float | None),
 }
 ENVIRONMENT_KEYS = {
