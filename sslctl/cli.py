@@ -21,6 +21,7 @@ from sslctl.data.scale import choose_patch, choose_scale
 from sslctl.ending import end, guarded, refuse, report, status_of
 from sslctl.errors import InputError, first_line, nearest, shown
 from sslctl.ops.allocator import keep_freed_memory
+from sslctl.runs.continuing import named_run, words_of
 from sslctl.runs.scratch import scratch_folder
 
 VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
@@ -99,6 +100,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     keys = {f.name for f in fields(SCHEMAS[verb.replace("-", "_")])}
     if prepared.runs and "ckpt" not in keys:
         raise InputError(f"{' '.join(prepared.runs)}: {verb} takes key=value words only")
+    if verb == "pretrain":
+        _take_over_words(prepared)
     explain.refuse_lists_of_choices(prepared)
     explain.refuse_new_keys(verb, prepared)
     if "augmentation" in keys and (scale := choose_scale(prepared)):
@@ -106,6 +109,14 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if "augmentation" in keys and (patch := choose_patch(prepared)):
         prepared.overrides.append(f"{overrides.CHOSEN_PATCH}{patch}")
     return _run(verb, prepared)
+
+
+def _take_over_words(prepared: overrides.Prepared) -> None:
+    """Puts the words of the run that continue_run= names before those of this command, which win."""
+    run = next((path for word in prepared.overrides if (path := overrides.path_of(word, "continue_run"))), None)
+    if run:
+        options = [f"allow={prepared.allow}"] * bool(prepared.allow) + ["--config-dir="] * bool(prepared.config_dirs)
+        prepared.overrides[:0] = words_of(named_run(run), [*prepared.overrides, *options])
 
 
 def _allow(prepared: overrides.Prepared) -> None:

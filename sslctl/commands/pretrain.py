@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from sslctl import distributed
 from sslctl.config.command_line import command_line
+from sslctl.data.files import ImageError
 from sslctl.data.layout import NoTestSplit
 from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
@@ -22,6 +23,7 @@ from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online, class_facts
 from sslctl.evaluation.runner import labelled_sources
+from sslctl.factory.continued import Beginning, same_run
 from sslctl.factory.from_config import (
     build_backbone,
     build_method,
@@ -31,7 +33,7 @@ from sslctl.factory.from_config import (
     refuse_size,
     refuse_sizes,
 )
-from sslctl.factory.from_run import with_range
+from sslctl.factory.from_run import as_in_run, with_preprocess
 from sslctl.factory.teacher import load_teacher, save_teacher
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess, preprocess_of
@@ -51,6 +53,7 @@ from sslctl.training.launch import launch
 from sslctl.training.logger import Log
 from sslctl.training.plan import choose_device, make_plan, print_plan
 from sslctl.training.precision import NonFiniteError
+from sslctl.training.saved_state import take_over_optimizer_state
 from sslctl.training.setup import Setup, set_up
 from sslctl.training.train import Outcome, fit
 from sslctl.visuals.tensorboard import Board
@@ -95,15 +98,26 @@ def pretrain(config: Any, command: str | None = None) -> None:
         raise
 
 
-def _pretrain(config: Any, resolved: dict, command: str) -> None:
-    """Does `pretrain` in one of the run's processes."""
+def _pretrain(
+    config: Any, resolved: dict, command: str, as_before: tuple[Path, Source, Preprocess] | None = None
+) -> None:
+    """Does `pretrain` in one of the run's processes.
+
+    as_before: the directory of a run that goes on although some of its files were repaired or removed, its images and what it
+    makes of them.
+    """
     # Data first: channels, image size and steps follow from it.
     if not config.plan_only:
         refuse_unwritable(user_path(config.run_dir or "runs"))
     if config.run_dir:
         refuse_other(user_path(config.run_dir))
-    source = distributed.main_process_first(lambda: build_source(config.dataset, "train"))
-    preprocess = preprocess_of(config.dataset, source)
+    beginning = Beginning.of(config.continue_run) if config.continue_run else None
+    node = as_in_run(config.dataset, beginning.run) if beginning else config.dataset
+    if as_before:
+        run_dir, source, preprocess = as_before
+    else:
+        source = distributed.main_process_first(lambda: build_source(node, "train"))
+        preprocess = preprocess_of(node, source)
     plan = make_plan(config, source)
 
     # Networks, each drawn from the seed; what they read from files decides the run as much as its configuration does.
@@ -124,6 +138,18 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         hashes["teacher"] = weights_sha256(teacher.network)
     facts = plan.facts(len(source.classes) if source.labelled else 0)
     method = build_method(config.method, backbone, facts, teacher)
+    notes = []
+    if beginning:
+        notes.append(f"begins with {beginning.load(method)}")
+        hashes["continued run"] = beginning.digest
+
+    # The same run on other images, in its own directory or, by default, beside it: where it can, it goes on.
+    if as_before is None:
+        run_dir, candidates, more = distributed.on_main_process(lambda: find_run(config, resolved, hashes))
+        notes += more
+        if mine := distributed.main_process_first(lambda: same_run(candidates, node, source)):
+            _pretrain(config, resolved, command, mine)
+            return
 
     # Views, and whether data, views, method and networks fit one another.
     views = build_views(config, source, backbone.network)
@@ -137,7 +163,6 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
     if judges and judges[0].image_size != source.image_size:
         refuse_size(backbone, judges[0].image_size, "eval_dataset")
         judged = preprocess.at(judges[0].image_size)
-    run_dir = run_directory_of(config, resolved, hashes)
     measure = Online(config.evaluation.knn, judges[0] if judges else source, judged, plan, config.trainer.workers)
     board = Board(source, measure.source, views, judged, config.seed, plan.total_steps, config.trainer.workers)
     setup = set_up(
@@ -151,9 +176,11 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         online=functools.partial(evaluate_online, measure, board),
         watch=None if distributed.rank() else Watch(run_dir, config.trainer.on_collapse),
     )
+    if beginning and config.continue_optimizer:
+        take_over_optimizer_state(setup.optimizer, beginning.optimizer_state())
     if distributed.rank() == 0:
         warnings = doubts(source, judges[1] if judges else None)
-        print_plan(config, plan, method, source, views, run_dir, warnings)
+        print_plan(config, plan, method, source, views, run_dir, warnings, notes)
     if config.plan_only:
         time_steps(setup, measure)
         return
@@ -179,6 +206,7 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
                 preprocess=vars(preprocess),
                 command=command,
                 health_facts=health_facts,
+                files=source.file_list,
             )
             stack.callback(lock.release)
             if teacher is not None:
@@ -257,6 +285,9 @@ def train(setup: Setup, signals: Signals) -> Outcome:
         note.unlink(missing_ok=True)
     try:
         outcome = fit(setup, signals)
+    except ImageError as error:
+        mark_unreadable(setup.run_dir, str(error))
+        raise
     except NonFiniteError as error:
         if first:
             write_text(note, json.dumps({"reason": str(error)}))

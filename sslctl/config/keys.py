@@ -46,6 +46,7 @@ UNTYPED = {
     "dataset.range": KeyFacts(old_behaviour=None),
     "dataset.on_error": KeyFacts(choices=("raise", "skip"), fingerprint=False),  # a row keeps its place
     "dataset.max_bad": KeyFacts(low=0, fingerprint=False),
+    "dataset.skip": KeyFacts(path=True, fingerprint=False),
     "dataset.memory_gb": KeyFacts(fingerprint=False, low=0),
     "dataset.download": KeyFacts(fingerprint=False),
     "dataset.image_size": KeyFacts(low=1, high=16384),
@@ -60,6 +61,7 @@ UNTYPED = {
     "eval_dataset.root": KeyFacts(path=True),
     "eval_dataset.splits": KeyFacts(free=True),
     "eval_dataset.label": KeyFacts(path=True),
+    "eval_dataset.skip": KeyFacts(path=True),
     "eval_dataset.columns": KeyFacts(free=True),
     "eval_dataset.separator": KeyFacts(path=True),
     "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # their content counts

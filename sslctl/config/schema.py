@@ -77,6 +77,9 @@ class _EvaluationConfig(_OfNetworks, _OfCachedFeatures):
 class PretrainConfig:
     seed: int = key(low=0, high=_LARGEST_SEED, fingerprint=False)  # stands in the directory's name itself
     run_dir: str | None = key(path=True, fingerprint=False)
+    continue_run: str | None = key(path=True, fingerprint=False)  # the content of its weights counts
+    continue_optimizer: bool = key(old_behaviour=False)
+    on_data_change: str = key(choices=("refuse", "continue"), fingerprint=False)
     plan_only: bool = key(fingerprint=False)
     names: dict[str, str | None] = key(fingerprint=False)
     dataset: dict[str, Any] = MISSING

@@ -17,8 +17,9 @@ from sslctl.data.layout import Layout
 from sslctl.data.pixels import MOST_BANDS, Reading
 from sslctl.data.source import Source
 from sslctl.data.table import AUTO
-from sslctl.data.unreadable import refuse_skipping, unreadable_rows, with_stand_ins
+from sslctl.data.unreadable import listed_rows, refuse_skipping, unreadable_rows, with_stand_ins
 from sslctl.errors import InputError
+from sslctl.runs.file_list import FileList
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class FileKeys:
     channels, 1 to 16: of grey or colour images 1 or 3, of others all their bands, or those that bands names, counted from 0.
     image_size None: that of most images when they are small squares, else 224.
     range: of values of more than 8 bits, see `description.value_range`. on_error "skip": others stand in for at most max_bad
-    files, a number or a share, that cannot be read. memory_gb: images of one size that fit are kept in memory. tiles: see
-    `tiles.Tiling`.
+    files, a number or a share, that cannot be read. skip: see `unreadable.listed_rows`. memory_gb: images of one size that fit
+    are kept in memory. tiles: see `tiles.Tiling`.
     """
 
     root: str | None
@@ -39,6 +40,7 @@ class FileKeys:
     range: int | list[float] | None = None
     on_error: str = "raise"
     max_bad: float = 0.01
+    skip: str | None = None
     bands: list[int] | None = None
     tiles: Mapping[str, Any] | None = None
 
@@ -72,7 +74,7 @@ class TableKeys(FileKeys):
 def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: FileKeys) -> Source:
     """Makes a source of a split's files. lay_out: of a split's name; the training split's values are measured for both."""
     refuse_skipping(keys.on_error, keys.max_bad)
-    skips, reading = keys.on_error == "skip", keys.reading()
+    skips, reading = keys.on_error == "skip" or keys.skip is not None, keys.reading()
     layout = lay_out(split)
     if keys.tiles is not None:
         return _from_tiles(name, split, layout, lay_out, keys)
@@ -94,10 +96,11 @@ def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: Fi
     size = len(originals) * reading.channels * width * height * reading.dtype.itemsize
     if len(headers.sizes) == 1 and size <= keys.memory_gb * 2**30:
         images, bad = files.read_all(originals, reading, (height, width), skips)
-    elif skips:
+    elif keys.on_error == "skip":
         bad = unreadable_rows(originals, reading, data_home() / "checked")
-    layout = with_stand_ins(layout, bad, keys.max_bad)
-    if images is not None and bad:
+    listed = listed_rows(originals, keys.skip)
+    layout = with_stand_ins(layout, sorted({*bad, *listed}), keys.max_bad + len(listed) if listed else keys.max_bad)
+    if images is not None and layout.stand_ins:
         images[list(layout.stand_ins)] = images[list(layout.stand_ins.values())]
 
     digest, times = _hashes(layout, originals, reading)
@@ -106,15 +109,15 @@ def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: Fi
     source = Source(name, split, images, paths, labels, layout.classes, keys.channels, image_size, digest, times)
     targets, groups = _targets(layout), _groups(layout.groups)
     asked = keys.image_size is not None
-    return replace(
-        source, description=description, size_is_asked=asked, reading=reading, targets=targets, groups=groups
-    )
+    file_list = FileList(tuple(layout.names), tuple(map(os.path.getsize, originals)), frozenset(layout.stand_ins))
+    source = replace(source, description=description, size_is_asked=asked, reading=reading, file_list=file_list)
+    return replace(source, targets=targets, groups=groups)
 
 
 def _from_tiles(name: str, split: str, layout: Layout, lay_out: Callable[[str], Layout], keys: FileKeys) -> tiles.Tiles:
     """Makes a source whose samples are the tiles of a split's images. Those of one image are in one split."""
-    if keys.on_error == "skip":
-        raise InputError("dataset.on_error=skip lets images stand in for others, not tiles: leave dataset.tiles away")
+    if keys.on_error == "skip" or keys.skip is not None:
+        raise InputError("on_error=skip and skip= let images stand in for others, not tiles: leave dataset.tiles away")
     tiling, cache = tiles.Tiling.of(keys.tiles), data_home()
     grid = tiles.lay_tiles(layout.paths(), tiling, cache / "decoded")
     reading = keys.reading()

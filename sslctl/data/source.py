@@ -12,6 +12,7 @@ from sslctl.data.description import Description
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.pixels import Reading
 from sslctl.random import Key
+from sslctl.runs.file_list import FileList
 from sslctl.views.maker import clean
 
 _MEASURED = 1_000  # images whose mean and std are measured
@@ -40,6 +41,7 @@ class Source:
     targets: Tensor | None = None  # (N, C) bool, where an image may have several labels: `labels` are -1 then
     groups: Tensor | None = None  # (N,) int64, what each image was taken from, where that is named
     size_is_asked: bool = False  # image_size is what a key says of files, which tells nothing about them
+    file_list: FileList | None = None  # that the content hash is of, one a row
     reading: Reading | None = None  # of files other than those of 8 bits that Pillow reads as grey or colours
     modality: ClassVar[Modality] = IMAGES
     tokenizer: ClassVar[str] = ""  # of texts, as JSON
@@ -142,7 +144,7 @@ class Source:
         parts = {name: _taken(getattr(self, name), rows) for name in self.per_sample}
         original_rows = tuple(self.original_rows[row] for row in chosen) if self.original_rows else tuple(chosen)
         digest = hashlib.blake2b(f"{self.content_hash} {chosen}".encode(), digest_size=16).hexdigest()
-        return replace(self, **parts, original_rows=original_rows, content_hash=digest)
+        return replace(self, **parts, original_rows=original_rows, content_hash=digest, file_list=None)
 
 
 def _taken(values: Tensor | tuple | None, rows: Tensor) -> Tensor | tuple | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 from sslctl.data.files import ImageError, read
 from sslctl.data.layout import Layout
 from sslctl.data.pixels import Reading
-from sslctl.errors import InputError
-from sslctl.runs.atomic import write_text
+from sslctl.errors import InputError, user_path
+from sslctl.runs.atomic import write_bytes, write_text
 
 
 def refuse_skipping(on_error: str, max_bad: float) -> None:
@@ -22,6 +23,29 @@ def refuse_skipping(on_error: str, max_bad: float) -> None:
         raise InputError(f"dataset.max_bad={max_bad}: expected a number of images, or a share below 1")
 
 
+def listed_rows(paths: list[str], skip: str | None) -> list[int]:
+    """Returns the rows of files that a list names, a path a line, seen from the list's folder; none where there is no list.
+
+    Raises InputError for a list that cannot be read.
+    """
+    if skip is None:
+        return []
+    file = user_path(skip)
+    try:
+        lines = file.read_text(errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise InputError(f"dataset.skip={file}: {error.strerror}") from error
+    named = {os.path.abspath(file.parent / line.strip()) for line in lines if line.strip()}
+    return [row for row, path in enumerate(paths) if os.path.abspath(path) in named]
+
+
+def write_list(file: Path, paths: Sequence[str]) -> None:
+    """Writes the list that `listed_rows` reads."""
+    folder = os.path.abspath(file.parent)
+    lines = "".join(f"{os.path.relpath(path, folder)}\n" for path in paths)
+    write_bytes(file, lines.encode(errors="surrogateescape"))
+
+
 def with_stand_ins(layout: Layout, bad: list[int], max_bad: float) -> Layout:
     """Returns a layout with others in the place of its bad rows, and a warning that names them.
 
@@ -30,23 +54,32 @@ def with_stand_ins(layout: Layout, bad: list[int], max_bad: float) -> Layout:
     """
     if not bad:
         return layout
-    names, count = [layout.names[row] for row in bad], len(layout.names)
-    allowed = int(max_bad if max_bad >= 1 else max_bad * count)
-    listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    if len(bad) > allowed or len(bad) == count:
-        raise InputError(
-            f"{len(bad):,} of {count:,} images in {layout.listing.base} cannot be read ({listed}), dataset.max_bad="
-            f"{max_bad:g} allows {allowed:,}"
-        )
-    stand_ins = _next_readable(count, bad)
+    count, listed = len(layout.names), refuse_too_many(layout.names, bad, max_bad, layout.listing.base)
+    stand_ins = next_readable(count, bad)
     rows = [stand_ins.get(row, row) for row in range(count)]
     own = {"labels": layout.labels, "targets": layout.targets, "groups": layout.groups}
     own = {name: values and [values[row] for row in rows] for name, values in own.items()}
-    warning = f"{len(bad):,} of {count:,} images cannot be read, others stand in for them: {listed}"
+    warning = (
+        f"{len(bad):,} of {count:,} images cannot be read, or are to be skipped, others stand in for them: {listed}"
+    )
     return replace(layout, **own, stand_ins=stand_ins, warnings=[*layout.warnings, warning])
 
 
-def _next_readable(count: int, bad: list[int]) -> dict[int, int]:
+def refuse_too_many(names: Sequence[str], bad: list[int], max_bad: float, where: Path) -> str:
+    """Raises InputError where more rows are bad than dataset.max_bad allows; returns the names of the first few."""
+    first = [names[row] for row in bad[:3]]
+    listed = ", ".join(first) + (", …" if len(bad) > 3 else "")
+    allowed = int(max_bad if max_bad >= 1 else max_bad * len(names))
+    if len(bad) > allowed or len(bad) == len(names) > 0:
+        raise InputError(
+            f"{len(bad):,} of {len(names):,} images in {where} cannot be read ({listed}), dataset.max_bad={max_bad:g} allows"
+            f" {allowed:,}",
+            advice=[f"dataset.max_bad={len(bad)}"] if len(bad) < len(names) else [],
+        )
+    return listed
+
+
+def next_readable(count: int, bad: list[int]) -> dict[int, int]:
     """Returns bad row -> the next row, around the end, that is not."""
     unread, rows = set(bad), {}
     for row in bad:

@@ -9,18 +9,21 @@ from typing import Any
 from sslctl.config.command_line import command_line
 from sslctl.errors import user_path
 from sslctl.runs.directory import run_named_by
-from sslctl.runs.reading import read_config
+from sslctl.runs.reading import read_config, read_environment
+from sslctl.runs.segments import data_changes
 
 
 @dataclass(frozen=True)
 class Origin:
     """run: its path as the user named it; None of foreign weights. method, backbone: names of choices; None of pixels.
-    pretrain_seed: of the run, whose random weights it decides as well."""
+    pretrain_seed: of the run, whose random weights it decides as well. data_changed: at which steps a run went on with other
+    images; None where it never did."""
 
     run: str | None = None
     method: str | None = None
     backbone: str | None = None
     pretrain_seed: int | None = None
+    data_changed: str | None = None
 
 
 UNKNOWN = Origin()
@@ -31,9 +34,9 @@ def origin_of(run: Path, ckpt: Any, subject: str) -> Origin:
     config, named = read_config(run), as_named(run, ckpt)
     if subject == "pixels":
         return Origin(named)
-    return Origin(
-        named, config["names"]["method"], config_choice("backbone") or config["names"]["backbone"], config["seed"]
-    )
+    backbone = config_choice("backbone") or config["names"]["backbone"]
+    changed = data_changes(read_environment(run)) if subject == "trained" else None
+    return Origin(named, config["names"]["method"], backbone, config["seed"], changed)
 
 
 def as_named(run: Path, ckpt: Any) -> str:

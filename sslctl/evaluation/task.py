@@ -20,6 +20,7 @@ from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import dataset_of
 from sslctl.runs.reading import read_environment
 from sslctl.runs.results import Result
+from sslctl.runs.segments import current_hashes
 
 
 class Reader:
@@ -101,7 +102,7 @@ class Task:
                     f"figures without labels are of {self.train.name}, those pretrained on are not there any more: {error}"
                 )
                 return self.train
-        trained_on = read_environment(self.run).get("hashes", {}).get("data")
+        trained_on = current_hashes(read_environment(self.run)).get("data")
         if trained_on and source.content_hash != trained_on:
             self.notes.append(f"figures without labels: {source.name} has changed since the run was trained on it")
         return self.train if source.version == self.train.version else source

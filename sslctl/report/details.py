@@ -32,6 +32,7 @@ from sslctl.report.images import (
     thumbnails,
 )
 from sslctl.report.run import Run
+from sslctl.runs.segments import current_hashes
 from sslctl.visuals import method_pictures as pictured
 from sslctl.visuals.sheets import as_image, lines_of_views
 
@@ -90,7 +91,7 @@ def data_of(run: Run, config: Any) -> Data | str:
     except InputError as error:
         return f"The images are not where they were, so none are shown: {error}."
     notes = []
-    if trained.content_hash != run.environment.get("hashes", {}).get("data"):
+    if trained.content_hash != current_hashes(run.environment).get("data"):
         notes.append("The images there now are not those the run was trained on: files were added, removed or changed.")
     rows = spread(len(source), config.rows, seed=0)
     names = [_short_name(source.describe(int(row))) for row in rows]

@@ -14,6 +14,7 @@ from sslctl.runs.health import Finding, findings, verdict
 from sslctl.runs.metrics import read_metrics
 from sslctl.runs.reading import read_config, read_environment
 from sslctl.runs.results import Result, read_results
+from sslctl.runs.segments import data_changes
 from sslctl.training.progress import duration
 
 
@@ -71,8 +72,10 @@ class Run:
 
     @property
     def fingerprint_keys(self) -> dict:
-        """Returns the keys that can change a weight, with the names of the choices."""
-        return fingerprint_keys(self.config, self.environment.get("hashes", {}))
+        """Returns the keys that can change a weight, and the hashes of what the run reads, on which images it went on."""
+        changed = data_changes(self.environment)
+        hashes = self.environment.get("hashes", {}) | ({"data changes": changed} if changed else {})
+        return fingerprint_keys(self.config, hashes)
 
     @property
     def keys(self) -> dict:

@@ -39,8 +39,16 @@ def lines_of(run: Run, data: Any, detail: Detail | None = None) -> list[tuple[st
     if time := run.training_time():
         lines.append(("time", f"{time} in training steps, by the logged speed"))
     lines.append(("versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items())))
+    lines += [("went on", _went_on(segment)) for segment in environment.get("segments", [])]
     lines += [("content", f"{name} {digest}") for name, digest in environment.get("hashes", {}).items()]
     return lines
+
+
+def _went_on(segment: dict) -> str:
+    """Returns 'from step 120 on other images (2 added) under torch 2.10.0, …'."""
+    images = f" on other images ({segment['data']['changes']}): not exact any more" if "data" in segment else ""
+    listed = ", ".join(f"{name} {version}" for name, version in segment["versions"].items())
+    return f"from step {segment['step']:,}{images} under {listed}"
 
 
 def _features(run: Run, detail: Detail | None) -> str:

@@ -14,12 +14,22 @@ from typing import Any
 
 from sslctl.errors import InputError, shown
 from sslctl.runs.atomic import NOT_OFFERED, make_folder, point, why_unwritable, why_unwritable_file
-from sslctl.runs.description import Description, identity, restore, saved_description, write_description
-from sslctl.runs.directory import PREPROCESS, RESULTS, environment, run_named_by, write_json
+from sslctl.runs.continuing import DATA_KEY, ways_on
+from sslctl.runs.description import (
+    Description,
+    current_identity,
+    identity,
+    restore,
+    saved_description,
+    write_description,
+)
+from sslctl.runs.directory import BACKBONE, ENVIRONMENT, PREPROCESS, RESULTS, environment, run_named_by, write_json
+from sslctl.runs.file_list import Changes, FileList
 from sslctl.runs.fingerprint import value_of
 from sslctl.runs.ownership import LOCK, mark, refuse_other
 from sslctl.runs.reading import Damaged, read_preprocess
 from sslctl.runs.repair import move_aside, repair_logs
+from sslctl.runs.segments import next_segment
 
 
 def claim(run_dir: Path, **description: Any) -> tuple["Lock", Description]:
@@ -66,22 +76,46 @@ def describe(
     preprocess: dict,
     command: str,
     health_facts: dict | None = None,
+    files: FileList | None = None,
 ) -> Description:
     """Writes a new run's config.yaml, environment.json and preprocess.json, or checks that what is there is of this run.
 
     What is lost of the three is written again. Returns what the manifests of the run's checkpoints hold.
-    health_facts: fields of RunFacts, for the verdict on the run.
+    health_facts: fields of RunFacts, for the verdict on the run. files: those that the hash of the data is of.
     """
     there = saved_description(run_dir)
-    if there is not None:
-        refuse_another_config(run_dir, there, config, hashes)
-        restore(run_dir)
-        _restore_preprocess(run_dir, preprocess)
+    if there is None:
+        write_json(run_dir / PREPROCESS, preprocess)
+        if files:
+            files.write(run_dir)
+        facts_of_run = {"hashes": hashes, "facts": facts, "known": health_facts or {}}
+        there = {"config": {**config, "run_dir": str(run_dir)}, "environment": environment(command) | facts_of_run}
+        write_description(run_dir, there)
         return there
-    write_json(run_dir / PREPROCESS, preprocess)
-    facts_of_run = {"hashes": hashes, "facts": facts, "known": health_facts or {}}
-    there = {"config": {**config, "run_dir": str(run_dir)}, "environment": environment(command) | facts_of_run}
-    write_description(run_dir, there)
+    refuse_another_config(run_dir, there, config, hashes, files)
+    restore(run_dir)
+    _restore_preprocess(run_dir, preprocess)
+    if not (run_dir / BACKBONE).exists():
+        there = _go_on(run_dir, there, hashes, facts, files)
+    if files and FileList.read(run_dir) is None:
+        files.write(run_dir)
+    return there
+
+
+def _go_on(
+    run_dir: Path, there: Description, hashes: dict[str, str], facts: dict, files: FileList | None
+) -> Description:
+    """Records in environment.json that a run goes on under other versions, or on other images, and says so, once."""
+    segment, sentences = next_segment(run_dir, there["environment"], hashes, files)
+    if segment is None:
+        return there
+    segments = [*there["environment"].get("segments", []), segment]
+    there = there | {"environment": there["environment"] | {"segments": segments, "facts": facts}}
+    write_json(run_dir / ENVIRONMENT, there["environment"])
+    if "data" in segment and files:
+        files.write(run_dir)
+    for sentence in sentences:
+        print(f"sslctl: {shown(run_dir)} {shown(sentence)}", file=sys.stderr, flush=True)
     return there
 
 
@@ -99,15 +133,27 @@ def _restore_preprocess(run_dir: Path, preprocess: dict) -> None:
     print(f"sslctl: {shown(reason)}; written again", file=sys.stderr)
 
 
-def refuse_another_config(run_dir: Path, there: Description, config: dict, hashes: dict[str, str]) -> None:
-    """Raises InputError with the keys that differ when the directory holds another run."""
-    old, new = identity(there), identity({"config": config, "environment": {"hashes": hashes}})
-    if old == new:
-        return
+def refuse_another_config(
+    run_dir: Path, there: Description, config: dict, hashes: dict[str, str], files: FileList | None = None
+) -> None:
+    """Raises InputError with the keys, and the files, that differ when the directory holds another run.
+
+    on_data_change=continue lets an unfinished one go on with other images. files: those that the hash of the data is of.
+    """
+    old, new = current_identity(there), identity({"config": config, "environment": {"hashes": hashes}})
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    finished = (run_dir / BACKBONE).exists()
+    if not keys or (keys == [DATA_KEY] and config.get("on_data_change") == "continue" and not finished):
+        return
     lines = [f"  {k}: {value_of(old, k)} → {value_of(new, k)}" for k in keys[:10]] + (["  …"] if len(keys) > 10 else [])
+    older, changes = FileList.read(run_dir), Changes()
+    if DATA_KEY in keys and older and files:
+        changes = Changes.between(older, files)
+        lines += [f"  {line}" for line in changes.lines()]
+    bad = len({*changes.removed, *(older.names[row] for row in older.unreadable)}) if older else 0
+    ways, advice = ways_on(run_dir, old, new, changes, bad, finished=finished)
     raise InputError(
-        f"{run_dir} holds a run with another configuration (there → asked for):", *lines, "choose another run_dir="
+        f"{run_dir} holds a run with another configuration (there → asked for):", *lines, *ways, advice=advice
     )
 
 

@@ -16,6 +16,7 @@ from sslctl.runs.fingerprint import fingerprint_keys
 from sslctl.runs.manifest import MANIFEST, CheckpointError, read_manifest
 from sslctl.runs.ownership import steps_on_disk
 from sslctl.runs.reading import Damaged, read_config, read_environment
+from sslctl.runs.segments import current_hashes
 
 Description = dict[str, Any]  # {"config": …, "environment": …}, as the two files hold them
 
@@ -34,6 +35,12 @@ def identity(description: Description) -> dict[str, Any]:
     return fingerprint_keys(config, environment.get("hashes", {})) | {"seed": config.get("seed")}
 
 
+def current_identity(description: Description) -> dict[str, Any]:
+    """Returns the identity of a run as of its latest segment: with the images that it went on with, if it did with others."""
+    config, environment = description["config"], description["environment"]
+    return identity({"config": config, "environment": {"hashes": current_hashes(environment)}})
+
+
 def saved_description(run_dir: Path) -> Description | None:
     """Returns what a directory says of the run in it, None where no run has begun.
 
@@ -41,7 +48,7 @@ def saved_description(run_dir: Path) -> Description | None:
     """
     in_checkpoint = described_by_checkpoint(run_dir)
     if in_checkpoint:
-        return in_checkpoint[0]
+        return _with_segments(in_checkpoint[0], run_dir)
     begun = any((run_dir / name).exists() for name in (CONFIG, METRICS, RESULTS, BACKBONE)) or steps_on_disk(run_dir)
     if not begun:  # config.yaml is the last file of a run that begins
         return None
@@ -57,6 +64,18 @@ def saved_description(run_dir: Path) -> Description | None:
     except Damaged as damage:
         raise InputError(f"{damage.describe()}; {advice}") from damage
     return description
+
+
+def _with_segments(description: Description, run_dir: Path) -> Description:
+    """Adds what environment.json alone holds, as no checkpoint has been written since: segments, and the facts of the latest."""
+    try:
+        environment = read_environment(run_dir)
+    except Damaged:
+        return description
+    if len(environment.get("segments", [])) <= len(description["environment"].get("segments", [])):
+        return description
+    later = {key: environment[key] for key in ("segments", "facts")}
+    return description | {"environment": description["environment"] | later}
 
 
 def described_by_checkpoint(run_dir: Path) -> tuple[Description, Path] | None:

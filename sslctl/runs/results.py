@@ -43,6 +43,7 @@ class Result:
     method: str | None
     backbone: str | None
     pretrain_seed: int | None
+    data_changed: str | None = None
     labels: str
     dataset: str
     split: str

@@ -30,6 +30,7 @@ ENVIRONMENT_KEYS = {
     "hashes?": dict[str, str],
     "facts": FACTS_KEYS,
     "known?": HEALTH_KEYS,
+    "segments?": list[dict],
 }
 IMAGE_KEYS = {
     **dict.fromkeys(("channels", "image_size", "resize"), int),

@@ -221,9 +221,16 @@ def _normalisation(backbone: Backbone) -> str:
 
 
 def print_plan(
-    config: Any, plan: Plan, method: Method, source: Source, views: ViewMaker, run_dir: Path, warnings: list[str]
+    config: Any,
+    plan: Plan,
+    method: Method,
+    source: Source,
+    views: ViewMaker,
+    run_dir: Path,
+    warnings: list[str],
+    notes: list[str],
 ) -> None:
-    """Prints what will be trained, on what and where, before anything happens. warnings: of the data."""
+    """Prints what will be trained, on what and where, before anything happens. warnings: of the data; notes: of other runs."""
     backbone, names = method.backbone, config.names
     count = sum(p.numel() for p in backbone.parameters())
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
@@ -236,7 +243,7 @@ def print_plan(
         f" stem {describe(backbone.network)}",
         f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
         f"run        {state}",
-        *(f"note       {note}" for note in method.notes()),
+        *(f"note       {shown(note)}" for note in (*method.notes(), *notes)),
         *(f"warning    {shown(warning)}" for warning in warnings),
     ]
     print("\n".join(lines), flush=True)

@@ -83,6 +83,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         optimizer.state[key] = _mapped(values, release)
 
 
+def take_over_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Gives an optimizer what another one remembers of each parameter, its settings as they are. Raises InputError where the
+    two are not of one kind, over the same parameters."""
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in state["param_groups"]]:
+        raise InputError(
+            "the other run's optimizer has other groups of parameters: continue_optimizer=false begins with a new one",
+            advice=["continue_optimizer=false"],
+        )
+    load_optimizer_state(optimizer, {"state": state["state"], "param_groups": groups})
+
+
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """Returns a value with a function applied to what its dictionaries, lists and tuples hold."""
     if isinstance(value, dict):

@@ -88,7 +88,7 @@ def test_another_run_is_refused_by_what_the_checkpoints_say(damage, asked, line,
     before = contents(run)
     with pytest.raises(InputError) as caught:
         start(run, **asked)
-    assert [text.strip() for text in caught.value.messages[1:-1]] == [line]
+    assert [text.strip() for text in caught.value.messages[1:] if "→" in text] == [line]
     assert contents(run) == before
 
 
