@@ -19,5 +19,7 @@ def linear_eval(config: Any) -> None:
         evaluate_all(config, LinearProbe(grid, amount, config.draws))
         return
     if amount is not None:
-        raise InputError("protocol=augmented trains on all labels; few labels go with protocol=cached")
+        raise InputError(
+            "protocol=augmented trains on all labels; few labels go with protocol=cached", advice=["protocol=cached"]
+        )
     evaluate_all(config, LinearAugmented())

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Iterable
@@ -50,7 +51,9 @@ def _refuse_other(name: Any, path: str) -> None:
         raise InputError(f"{path}._target_={name}: expected the name of a class or function")
     if not is_below(name, _allowed):
         whose = "cannot be named by a file" if is_below(name, ["sslctl"]) else "is not sslctl's own"
-        raise InputError(f"{path}._target_={name} {whose}: {allow_advice(name)}")
+        words = allow_advice(name)
+        advice = re.findall(r"allow=\[[\w.]+\]", words)
+        raise InputError(f"{path}._target_={name} {whose}: {words}", advice=advice)
 
 
 def allow_advice(name: str) -> str:

@@ -67,7 +67,8 @@ def class_folders(
     if split not in folders and folders:
         raise NoTestSplit(
             f"{folders['train']} has no test split beside it: dataset.splits={{train: {folders['train'].name}, test:"
-            f" FOLDER}} names one, eval_dataset=… other labelled images; dataset.root={folders['train']} holds out a fifth"
+            f" FOLDER}} names one, eval_dataset=… other labelled images; dataset.root={folders['train']} holds out a fifth",
+            advice=[f"dataset.root={folders['train']}"],
         )
     # Classes are those of the training images in every split, so that a number means the same in each.
     train = scan(folders.get("train", base))
@@ -186,7 +187,8 @@ def _labels(listing: Listing, label: str | None) -> dict[str, str]:
         if loose:
             raise InputError(
                 f"{listing.base}: {len(loose)} images lie outside class folders (first: {loose[0]}); for images without"
-                " labels say dataset=folder, for labels in file names dataset.label=PATTERN"
+                " labels say dataset=folder, for labels in file names dataset.label=PATTERN",
+                advice=["dataset=folder"],
             )
         return {name: name.partition("/")[0] for name in listing.names}
     try:

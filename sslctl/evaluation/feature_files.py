@@ -171,7 +171,8 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError("format=parquet needs pyarrow: pip install 'sslctl[parquet]', or format=npz") from None
+        message = "format=parquet needs pyarrow: pip install 'sslctl[parquet]', or format=npz"
+        raise InputError(message, advice=["format=npz"]) from None
     return pyarrow, pyarrow.parquet
 
 

@@ -105,7 +105,9 @@ def settings_for(subject: Subject, task: Task, source: Source) -> Any:
     New weights have no layers to spare: from scratch, every layer learns at the same rate.
     """
     if source.modality == VIDEOS:
-        raise InputError(f"finetune takes images or texts; {source.name} has {source.summary()}: dataset=imagefolder")
+        raise InputError(
+            f"finetune takes images or texts; {source.name} has {source.summary()}: dataset=imagefolder dataset.root=FOLDER"
+        )
     settings = resolve_settings(task)
     trainer = settings.trainer
     trainer.batch_size = min(trainer.batch_size, len(source))

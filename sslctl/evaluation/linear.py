@@ -248,7 +248,8 @@ class LinearProbe(Protocol):
         train, test = task.read(subject, task.train), task.read(subject, task.test)
         if train.targets is not None and self.amount is not None:
             raise InputError(
-                f"labels={self.amount:g}: images have several labels, none can be drawn a class; labels=all"
+                f"labels={self.amount:g}: images have several labels, none can be drawn a class; labels=all",
+                advice=["labels=all"],
             )
         draws = 1 if self.amount is None else self.draws
         all_scores, picks = [], []

@@ -31,7 +31,8 @@ def evaluate_all(config: Any, protocol: Protocol) -> None:
         if task.train.has_several and not protocol.takes_several:
             raise InputError(
                 f"{task.train.name} has several labels an image, which this takes not: sslctl knn-eval, or sslctl"
-                " linear-eval protocol=cached"
+                " linear-eval protocol=cached",
+                advice=["protocol=cached"] if "protocol" in config else [],
             )
         if config.plan_only:
             print_plan([protocol], subjects, task)

@@ -105,5 +105,5 @@ def foreign(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject
 def pixels(preprocess: Preprocess) -> Subject:
     """Returns the images themselves, flattened, as features."""
     if not preprocess.modality.visible:
-        raise InputError("texts have no pixels: subjects=[trained,random]")
+        raise InputError("texts have no pixels: subjects=[trained,random]", advice=["subjects=[trained,random]"])
     return Subject("pixels", lambda images: images.flatten(1), preprocess, "pixels", "pixels", 0)

@@ -39,7 +39,7 @@ def resolve_settings(task: Task) -> Any:
 def refuse_processes(config: Any, what: str) -> None:
     """Raises InputError for several processes."""
     if config.trainer.processes > 1 or distributed.is_distributed():
-        raise InputError(f"{what} runs in one process: trainer.processes=1")
+        raise InputError(f"{what} runs in one process: trainer.processes=1", advice=["trainer.processes=1"])
 
 
 def directory_of(task: Task, name: str, settings: Any, keys: tuple[str, ...], hashes: dict[str, str]) -> Path:

@@ -24,11 +24,15 @@ def _safetensors_lines(network: Network) -> Lines:
     if network.backbone is None:
         raise InputError(
             f"format=safetensors holds a backbone's weights, and features={network.features} of this method is not a"
-            " backbone's own output: format=onnx or torch_export, or other features="
+            " backbone's own output: format=onnx or torch_export, or other features=",
+            advice=["format=torch_export"],
         )
     again = build_backbone(with_pooling(network.node, network.pool), network.preprocess, with_weights=False)
     if compare(network.backbone.state_dict(), again.state_dict()):
-        raise InputError(f"features={network.features} is of another network than the run's backbone: format=onnx")
+        raise InputError(
+            f"features={network.features} is of another network than the run's backbone: format=onnx",
+            advice=["format=onnx"],
+        )
     return Lines(
         ["import sslctl", "", f"model, preprocess = sslctl.load({FILE})"],
         "features = model(images)",
@@ -54,7 +58,8 @@ def _onnx_lines(network: Network) -> Lines:
     size = sum(t.numel() * t.element_size() for t in network.module.state_dict().values())
     if size >= 2**31:
         raise InputError(
-            f"an ONNX file holds less than 2 GiB, this network has {size / 2**30:.1f}: format=torch_export"
+            f"an ONNX file holds less than 2 GiB, this network has {size / 2**30:.1f}: format=torch_export",
+            advice=["format=torch_export"],
         )
     load = [
         "import onnxruntime",

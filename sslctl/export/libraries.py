@@ -24,7 +24,8 @@ def torchvision_lines(network: Network) -> Lines:
     if not isinstance(resnet, ResNet):
         near = "timm" if isinstance(resnet, Timm) else "onnx"
         raise InputError(
-            f"format=torchvision takes resnet18, resnet34 and resnet50, this backbone is a {_kind(resnet)}: format={near}"
+            f"format=torchvision takes resnet18, resnet34 and resnet50, this backbone is a {_kind(resnet)}: format={near}",
+            advice=[f"format={near}"],
         )
     layer = "norm_layer=functools.partial(torch.nn.GroupNorm, 1)" if _norm_of(resnet) else ""
     return _with_normalization(
@@ -110,7 +111,8 @@ def _timm_call(network: Network) -> tuple[str, dict[str, Any]]:
         return f"resnet{inner.depth}", {"num_classes": 0, "in_chans": inner.conv1.in_channels, **norm}
     if not isinstance(inner, Timm):
         raise InputError(
-            f"format=timm takes backbone=timm, small_vit and resnets, this backbone is a {_kind(inner)}: format=onnx"
+            f"format=timm takes backbone=timm, small_vit and resnets, this backbone is a {_kind(inner)}: format=onnx",
+            advice=["format=onnx"],
         )
     if not re.fullmatch(r"\w+(\.\w+)?", inner.model_name):
         raise InputError(f"backbone.model={inner.model_name!r}: expected the name of a timm model")
@@ -193,15 +195,20 @@ def _normalized(network: Network, model: nn.Module) -> Loaded:
 def own_backbone(network: Network, name: str) -> Backbone:
     """Returns the backbone whose weights alone make the features. Raises InputError where there is none."""
     if network.preprocess.modality == TEXTS:
-        raise InputError(f"format={name} has no networks for texts: format=safetensors, onnx or torch_export")
+        raise InputError(
+            f"format={name} has no networks for texts: format=safetensors, onnx or torch_export",
+            advice=["format=safetensors"],
+        )
     if network.backbone is not None and network.backbone.sees_lightness:
         raise InputError(
-            f"format={name} has no place for the step from colours to lightness: format=safetensors, onnx or torch_export"
+            f"format={name} has no place for the step from colours to lightness: format=safetensors, onnx or torch_export",
+            advice=["format=safetensors"],
         )
     if network.backbone is None:
         raise InputError(
             f"format={name} holds a backbone's weights, and features={network.features} of this method is not a backbone's"
-            " own output: format=onnx or torch_export, or other features="
+            " own output: format=onnx or torch_export, or other features=",
+            advice=["format=torch_export"],
         )
     return network.backbone
 

@@ -93,7 +93,8 @@ def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: 
     if count < least or count > (most or count):
         number = f"{least} global views" if most == least else f"{least} global views or more"
         raise InputError(
-            f"method={names.method} compares {number}, the augmentation makes {count}: augmentation.global.count={least}"
+            f"method={names.method} compares {number}, the augmentation makes {count}: augmentation.global.count={least}",
+            advice=[f"augmentation.global.count={least}"],
         )
 
 
@@ -107,7 +108,10 @@ def refuse_size(backbone: Backbone, image_size: int, key: str) -> None:
     patch = patch_size_of(network)
     if image_size % patch:
         near = max(1, round(image_size / patch)) * patch
-        raise InputError(f"{key}.image_size={image_size}: patches of {patch} pixels do not divide it; {near} would do")
+        raise InputError(
+            f"{key}.image_size={image_size}: patches of {patch} pixels do not divide it; {near} would do",
+            advice=[f"{key}.image_size={near}"],
+        )
 
 
 def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:

@@ -12,7 +12,10 @@ def layer_depths(network: Network) -> tuple[dict[str, int], int]:
     does not say.
     """
     if not hasattr(network, "layer_names"):
-        raise InputError(f"{type(network).__name__} does not say what its layers are (layer_names): layer_decay=1")
+        raise InputError(
+            f"{type(network).__name__} does not say what its layers are (layer_names): layer_decay=1",
+            advice=["layer_decay=1"],
+        )
     layers = network.layer_names()
 
     def depth(parameter: str) -> int:

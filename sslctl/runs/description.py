@@ -147,5 +147,6 @@ def lost_description(run_dir: Path) -> InputError | None:
     command = f"(cd {shell_words([environment['cwd']])} && {shell_words(recorded_words(environment['command']))})"
     return InputError(
         f"{run_dir}: {' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} lost, damaged, or not of its checkpoints;"
-        f" restored from {manifest} by {command}"
+        f" restored from {manifest} by {command}",
+        advice=[command],
     )

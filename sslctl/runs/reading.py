@@ -25,8 +25,9 @@ class Damaged(InputError):
     def __init__(self, path: Path, reason: str, line: int | None = None, *, repairable: bool = True):
         self.path, self.reason, self.line = path, " ".join(reason.split()), line
         self.repairable = repairable and holds_run(path.parent)
-        advice = f"; {repair_command(path.parent)} sets aside what cannot be read" if self.repairable else ""
-        super().__init__(f"{self.describe()}{advice}")
+        command = [repair_command(path.parent)] if self.repairable else []
+        what_to_do = "".join(f"; {words} sets aside what cannot be read" for words in command)
+        super().__init__(f"{self.describe()}{what_to_do}", advice=command)
 
     def describe(self) -> str:
         """Returns file, line and reason, without advice."""

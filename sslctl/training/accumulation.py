@@ -24,7 +24,8 @@ def refuse_inexact_accumulation(plan: Plan, method: Method, approximately: bool)
     if reasons:
         raise InputError(
             f"trainer.accumulate_steps={plan.accumulate_steps}: {plan.accumulate_steps} parts of a batch are not the batch"
-            f" here: {'; '.join(reasons)}. trainer.accumulate_approximately=true trains on the parts all the same"
+            f" here: {'; '.join(reasons)}. trainer.accumulate_approximately=true trains on the parts all the same",
+            advice=["trainer.accumulate_approximately=true"],
         )
 
 

@@ -119,7 +119,8 @@ def make_plan(config: Any, source: Source) -> Plan:
     if steps_per_epoch == 0:
         raise InputError(
             f"0 steps per epoch: {source.name} has {len(source)} images, trainer.batch_size={trainer.batch_size}"
-            f" (incomplete batches are left out): trainer.batch_size={_fitting(len(source))}"
+            f" (incomplete batches are left out): trainer.batch_size={fitting_batch(len(source))}",
+            advice=[f"trainer.batch_size={fitting_batch(len(source))}"],
         )
     total = trainer.epochs * steps_per_epoch
     scaling = config.optimizer.lr_scaling
@@ -205,8 +206,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if there[d])
     if not there[name]:
+        others = [device for device, yes in there.items() if yes]
         raise InputError(
-            f"trainer.device={name}: none here; there is {', '.join(d for d, yes in there.items() if yes)}"
+            f"trainer.device={name}: none here; there is {', '.join(others)}", advice=[f"trainer.device={others[0]}"]
         )
     return torch.device(name)
 

@@ -56,7 +56,8 @@ def refuse_among_images(out: Path, source: Source, root: str | None) -> None:
     folder = user_path(root).resolve()
     if out.resolve().is_relative_to(folder):
         elsewhere = os.path.relpath(folder.parent / out.name)
-        raise InputError(f"out={out} would lie among the images of dataset.root={root}: out={elsewhere}")
+        message = f"out={out} would lie among the images of dataset.root={root}: out={elsewhere}"
+        raise InputError(message, advice=[f"out={elsewhere}"])
 
 
 def save(picture: Tensor, out: Path) -> None:
