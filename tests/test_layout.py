@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from sslctl.data.layout import class_folders, training_layout, without_labels
 from sslctl.data.listing import name_hash
 from sslctl.data.overlap import doubts
 from sslctl.errors import InputError
+from sslctl.training import suggestion
 from tests.conftest import QUICK, write_images
 
 
@@ -413,7 +416,7 @@ def test_a_folder_is_looked_at_before_any_training(cli, workdir):
     shutil.copy(train / "a" / "001.png", test / "b" / "copy.png")
     Image.open(train / "b" / "002.png").save(train / "b" / "again.jpg", quality=95)
     (train / "a" / "005.png").write_bytes((train / "a" / "005.png").read_bytes()[:300])
-    result = cli("data", "dataset=imagefolder", "dataset.root=images", "out=audit.json")
+    result = cli("data", "images", "dataset=imagefolder", "out=[audit.json,page.html]", "seconds=0")
     assert result.status == 0, result.err
     audit = json.loads((workdir / "audit.json").read_text())
     assert list(audit["unreadable"]) == ["images/train/a/005.png"]
@@ -421,11 +424,36 @@ def test_a_folder_is_looked_at_before_any_training(cli, workdir):
     assert audit["near"] == [["images/train/b/002.png", "images/train/b/again.jpg"]]
     assert audit["splits"]["train"]["classes"] == {"a": 6, "b": 7}
     assert "1 groups of alike images lie in both splits" in result.out
-    assert "dataset.on_error=skip dataset.max_bad=1" in result.out
+    assert "dataset.skip=audit.skip.txt lets others stand in for them" in result.out
+    page = (workdir / "page.html").read_text()
+    for words in (
+        "images/train/a/005.png",
+        "images/train/b/again.jpg",
+        '<td class="num">7</td>',
+        "data:image/png;base64,",
+    ):
+        assert words in page
+    assert "http" not in page.replace("http-equiv", "")
+    # The command that it suggests leaves the damaged file out, and can be planned.
     (line,) = (line for line in result.out.splitlines() if line.startswith("next "))
-    assert line.split()[1:] == ["sslctl", "pretrain", "dataset=imagefolder", "dataset.root=images", "plan_only=true"]
-    advice = ("dataset.on_error=skip", "dataset.max_bad=1")
-    assert cli("pretrain", *QUICK, *line.split()[3:5], *advice, "trainer.batch_size=4", "run_dir=run").status == 0
+    words = shlex.split(line)[1:]
+    assert words[:4] == ["sslctl", "pretrain", "dataset=imagefolder", "dataset.root=images"]
+    assert words[4] == "dataset.skip=audit.skip.txt"
+    assert (workdir / "audit.skip.txt").read_text() == "images/train/a/005.png\n"
+    planned = cli(*words[1:], "plan_only=true", "trainer.device=cpu", "trainer.threads=1")
+    assert planned.status == 0, planned.err
+    assert "1 of 13 images cannot be read, or are to be skipped" in planned.out
+    assert "no such file" in cli("pretrain", *words[2:4], "dataset.skip=none.txt", "plan_only=true").err.lower()
+
+
+def test_what_the_suggested_command_takes_is_measured_or_why_not(monkeypatch):
+    def ends(**outcome):
+        monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], **outcome))
+        return suggestion.measure(["sslctl", "pretrain"], 9)
+
+    out = "steps      3\ntime       5 ms a step\nspent on   all\nmemory     7 MiB\n"
+    assert ends(returncode=0, stdout=out) == ["time       5 ms a step", "memory     7 MiB"]
+    assert ends(returncode=2, stdout="", stderr="sslctl: no images\n") == ["time       not known: no images"]
 
 
 def test_data_that_is_no_folder_is_refused(cli, workdir):

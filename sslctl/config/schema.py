@@ -159,7 +159,8 @@ class ViewsConfig:
 @dataclass
 class DataConfig:
     seed: int = key(low=0)
-    out: str | None = key(path=True)
+    out: Any = key(path=True)
+    seconds: float = key(low=0)
     dataset: dict[str, Any] = MISSING
 
 

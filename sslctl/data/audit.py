@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -55,15 +55,15 @@ class Audit:
         )
 
 
-def audit(layouts: dict[str, Layout]) -> Iterator[int | Audit]:
-    """Looks at every image of the splits; yields after each how many have been, and the audit in the end."""
+def audit(layouts: dict[str, Layout], progress: Callable[[int], None] = lambda done: None) -> Audit:
+    """Looks at every image of the splits. progress: is told after each how many have been."""
     paths = {split: layout.paths() for split, layout in layouts.items()}
     looks, done = {split: [] for split in paths}, 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for split, of_split in paths.items():
             for look in pool.map(look_at, of_split):
                 looks[split].append(look)
-                yield (done := done + 1)
+                progress(done := done + 1)
     result = Audit(layouts, looks)
     whole = [look for of_split in looks.values() for look in of_split if not look.error]
     result.copies = [[look.path for look in group] for group in _groups(whole, "digest")]
@@ -73,7 +73,7 @@ def audit(layouts: dict[str, Layout]) -> Iterator[int | Audit]:
         alike = [look.path for look in group if _difference(look, group[0]) <= _ALIKE]
         if len(alike) > 1:
             result.near.append(alike)
-    yield result
+    return result
 
 
 def look_at(path: str) -> Look:

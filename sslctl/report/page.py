@@ -53,40 +53,53 @@ def page(runs: list[Run], common: Path, config: Any, left_out: Sequence[str] = (
         "names": map_names,
         "sheet": next(({"columns": s.columns, "rows": s.rows} for s in sheets if s.name == "map"), None),
     }
-    environment = Environment(
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            title=summary.title_of(runs, common),
+            made=rundir.now(),
+            versions=rundir.versions(),
+            summary=opening,
+            one=one,
+            runs=runs,
+            groups=groups,
+            results=tables.results_of(one) if one else None,
+            has_results=bool(one.results if one else columns),
+            parts=parts,
+            means=[] if one else [tables.means_of(groups, runs, part) for part in parts],
+            speeds=[tables.speed_of(group) for group in groups],
+            label_free=tables.label_free_of(groups),
+            differences=compare.difference_rows(groups),
+            setups=[
+                (group, setup.lines_of(group.runs[0], data, detail_by_number.get(group.number))) for group in groups
+            ],
+            charts=charts,
+            details=group_details,
+            left_out=[group.name for group in groups[config.detailed :]],
+            data=None if isinstance(data, str) else data,
+            notes=[
+                *(f"left out: {sentence}" for sentence in left_out),
+                *([data] if isinstance(data, str) else data.notes),
+            ],
+            sheets=sheets,
+            repeat=setup.repeat_rows(runs, groups),
+            script=script,
+            measured=measured,
+            figures=figures,
+        )
+    )
+
+
+def environment() -> Environment:
+    """Returns what fills the pages' templates; texts in them are no markup."""
+    return Environment(
         loader=PackageLoader("sslctl.report", "."),
         autoescape=True,
         finalize=_without_control_characters,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("template.html").render(
-        title=summary.title_of(runs, common),
-        made=rundir.now(),
-        versions=rundir.versions(),
-        summary=opening,
-        one=one,
-        runs=runs,
-        groups=groups,
-        results=tables.results_of(one) if one else None,
-        has_results=bool(one.results if one else columns),
-        parts=parts,
-        means=[] if one else [tables.means_of(groups, runs, part) for part in parts],
-        speeds=[tables.speed_of(group) for group in groups],
-        label_free=tables.label_free_of(groups),
-        differences=compare.difference_rows(groups),
-        setups=[(group, setup.lines_of(group.runs[0], data, detail_by_number.get(group.number))) for group in groups],
-        charts=charts,
-        details=group_details,
-        left_out=[group.name for group in groups[config.detailed :]],
-        data=None if isinstance(data, str) else data,
-        notes=[*(f"left out: {sentence}" for sentence in left_out), *([data] if isinstance(data, str) else data.notes)],
-        sheets=sheets,
-        repeat=setup.repeat_rows(runs, groups),
-        script=script,
-        measured=measured,
-        figures=figures,
     )
 
 

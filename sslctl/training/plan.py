@@ -161,7 +161,7 @@ def make_plan(config: Any, source: Source) -> Plan:
     )
 
 
-def _fitting(images: int) -> int:
+def fitting_batch(images: int) -> int:
     """Suggests a batch size that so few images fill at least four times, where there are as many."""
     return max(1, 1 << max(0, (images // 4).bit_length() - 1))
 
