@@ -1,4 +1,4 @@
-"""Contrast and a teacher's targets beside official code: MoCo v2 and v3, SimSiam, BYOL, SupCon, DCL."""
+"""Contrast and a teacher's targets beside official code: MoCo v1 to v3, SimSiam, BYOL, SupCon, DCL."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -45,16 +45,16 @@ LR, DECAY, HIDDEN, DIM = 0.05, 1e-3, 16, 8
 # --- A queue, a teacher ---
 
 
-def moco_v2(official: Official) -> Sides:
+def moco(official: Official, mlp: bool) -> Sides:
     method = MoCo(
-        convolutional(), facts(), projector_layers=2, hidden_dim=None, out_dim=DIM, queue_size=32, temperature=0.2,
+        convolutional(), facts(), projector_layers=2 if mlp else 1, hidden_dim=None, out_dim=DIM, queue_size=32, temperature=0.2,
         teacher_momentum=0.99, teacher_momentum_end=0.99, symmetric=False, batchnorm_groups=1,
     )  # fmt: skip
     shake(method.teacher_backbone, method.teacher_projector)
     method.queue_pointer.fill_(8)
     builder = official.load("moco", "moco.builder")
     model = builder.MoCo(
-        lambda num_classes: Encoder(convolutional(), num_classes), dim=DIM, K=32, m=0.99, T=0.2, mlp=True
+        lambda num_classes: Encoder(convolutional(), num_classes), dim=DIM, K=32, m=0.99, T=0.2, mlp=mlp
     )
     query, key = model.encoder_q, model.encoder_k
     copy_weights([method.backbone, method.projector], [query.backbone, query.fc])
@@ -266,7 +266,12 @@ def dcl_loss(official: Official, sigma: float | None) -> Sides:
 
 
 CONTRAST = [
-    Comparison("MoCo v2", "moco", "`moco.builder.MoCo`", moco_v2, 6, remark="one group of BatchNorm; SGD"),
+    *(
+        Comparison(
+            name, "moco", "`moco.builder.MoCo`", partial(moco, mlp=mlp), 6, remark="one group of BatchNorm; SGD"
+        )
+        for name, mlp in (("MoCo v1", False), ("MoCo v2", True))
+    ),
     Comparison(
         "MoCo v3, ResNet", "moco-v3", "`MoCo_ResNet`, its `LARS`, `adjust_moco_momentum`", partial(moco_v3, vit=False)
     ),

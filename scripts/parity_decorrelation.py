@@ -1,4 +1,4 @@
-"""Decorrelation and distillation beside official code: VICReg, Barlow Twins, W-MSE, LeJEPA, CompRess."""
+"""Decorrelation and distillation beside official code: VICReg, Barlow Twins, W-MSE, LeJEPA, CompRess, SEED."""
 
 import ast
 from dataclasses import replace
@@ -26,7 +26,7 @@ from parity_networks import (
     settings,
     sgd,
 )
-from parity_official import Official, drawing
+from parity_official import Official, absent, drawing
 from parity_self_supervised import of_self_supervised
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ from sslctl.data.batch import Batch
 from sslctl.methods.barlow_twins import BarlowTwins
 from sslctl.methods.compress import CompRess
 from sslctl.methods.lejepa import LeJEPA
+from sslctl.methods.seed import SEED
 from sslctl.methods.vicreg import VICReg
 from sslctl.methods.wmse import WMSE
 from sslctl.models.backbones import Backbone, SmallResNet
@@ -165,10 +166,39 @@ def class_of_markdown(text: str, name: str, where: Path) -> type:
     raise ValueError(f"no class {name} in the Python blocks under {where}")
 
 
-def compress(official: Official, variant: str) -> Sides:
-    def teacher() -> Teacher:
-        return Teacher(convolutional(3), {}, Preprocess(3, SIDE, SIDE, MEAN, STD))
+def teacher() -> Teacher:
+    return Teacher(convolutional(3), {}, Preprocess(3, SIDE, SIDE, MEAN, STD))
 
+
+def seed(official: Official) -> Sides:
+    method = SEED(
+        convolutional(), facts(), teacher=teacher(), queue_size=32, student_temperature=0.2, teacher_temperature=0.07
+    ).double()
+    method.queue_pointer.fill_(8)
+    builder = official.load("seed", "seed.builder")
+    criterion = official.load("seed", "tools.utils", absent("tools.logger")).soft_cross_entropy
+    width = method.teacher.embed_dim
+    model = builder.SEED(
+        lambda num_classes: Encoder(convolutional(), num_classes), lambda **_: method.teacher.network,
+        dim=width, K=32, t=0.2, temp=0.07, mlp=True, dist=False, stu="",
+    )  # fmt: skip
+    trained, parts = [method.backbone, method.projector], [model.student.backbone, model.student.fc]
+    copy_weights(trained, parts)
+    model.queue.copy_(method.queue.T)
+    model.queue_ptr.copy_(method.queue_pointer)
+    optimizer = sgd(model.student.parameters(), LR, DECAY)
+    own = ours(
+        method, optimizer_of(method, "sgd", lr=LR, weight_decay=DECAY, exclude=False), batch, trained,
+        state=lambda: {"queue": method.queue, "pointer": method.queue_pointer.view(1)},
+    )  # fmt: skip
+    other = Side(
+        lambda step: descend(optimizer, criterion(*model(batch(step).views["global"][0]))), parts,
+        state=lambda: {"queue": model.queue.T, "pointer": model.queue_ptr},
+    )  # fmt: skip
+    return own, other
+
+
+def compress(official: Official, variant: str) -> Sides:
     own_teacher, memory, temperature = teacher(), 24, 0.04
     method = CompRess(
         convolutional(),
@@ -228,4 +258,7 @@ DECORRELATION = [
     ),
     Comparison("CompRess 2q", "compress", "`CompReSSMomentum`", partial(compress, variant="2q"), remark="loop in our words; SGD"),
     Comparison("CompRess 1q", "compress", "`CompReSSA`", partial(compress, variant="1q"), remark="loop in our words; SGD"),
+    Comparison(
+        "SEED", "seed", "`seed.builder.SEED`, `soft_cross_entropy`", seed, 6, remark="a teacher without a head; SGD"
+    ),
 ]  # fmt: skip

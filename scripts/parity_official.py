@@ -31,6 +31,7 @@ REPOSITORIES = {  # folder -> repository and the commit that the table was made 
     "self-supervised": ("htdt/self-supervised", "d9662c8"),
     "simmim": ("microsoft/SimMIM", "d3e29bc"),
     "supcontrast": ("HobbitLong/SupContrast", "66a8fe5"),
+    "seed": ("jacobswan1/SEED", "f236cac"),
     "compress": ("UMBCvision/CompRess", "c5e57ed"),
     "dcl": ("raminnakhli/Decoupled-Contrastive-Learning", "0b9b76d"),
     "lejepa": ("rbalestr-lab/lejepa", "eddffdd"),
