@@ -24,6 +24,7 @@ from sslctl.runs.checkpoint import (
     same_kind,
 )
 from sslctl.runs.directory import BACKBONE, is_run
+from sslctl.runs.stand_ins import STAND_INS
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -36,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return _run_backbone(path)
     if not path.is_file():
         raise CheckpointError(f"backbone.weights={path}: {'not a run or a file' if path.exists() else 'no such file'}")
-    content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+    content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path, STAND_INS)
     tensors = flatten(content) if isinstance(content, dict) else {}
     if not tensors:
         raise CheckpointError(f"{path} holds no dictionary of tensors")

@@ -10,9 +10,11 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +204,19 @@ _DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError,
 _DAMAGED += (AssertionError, struct.error)
 
 
-def load_pickle(path: Path) -> Any:
-    """Reads a torch file of tensors and plain types. Anything that would run code is refused."""
+def load_pickle(path: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
+    """Reads a torch file of tensors and plain types. Anything that would run code is refused, by the name of its class.
+
+    stand_ins: (class, name): what is read instead of the class of that name.
+    """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(stand_ins)):
             warnings.simplefilter("ignore")  # about pickles, which are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         first = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
+        if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            first = f"it holds {name[1]}; where it may be run, save its tensors alone, as torch.save(model.state_dict(), FILE)"
         raise CheckpointError(
             f"{path} ({size_of(path)} bytes) is not a file of tensors and plain values, and nothing else is loaded: {first}"
         ) from error

@@ -1,14 +1,19 @@
 """Faults that a run finds: damaged, incomplete, foreign and malicious files, and directories of another run."""
 
+import argparse
+import fractions
 import json
 import os
 import pickle
 import shutil
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from sslctl.cli import main
 from sslctl.errors import InputError
@@ -544,6 +549,43 @@ def test_reading_a_malicious_file_of_weights_runs_nothing(name, write, tmp_path)
     with pytest.raises(InputError, match=name):
         read_weights(tmp_path / name)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("write", [as_torch, as_legacy])
+def test_settings_beside_weights_are_read_without_their_classes(write, tmp_path, monkeypatch):
+    numbers = {
+        "best": np.float64(0.5),
+        "seen": np.int64(3),
+        "curve": np.arange(3.0),
+        "counts": defaultdict(list, a=[1]),
+    }
+    settings = OmegaConf.create({"optimizer": {"lr": 0.1, "betas": [0.9, 0.95]}, "name": "${optimizer.lr}"})
+    content = {
+        "model": {"conv1.weight": torch.ones(2)},
+        "args": argparse.Namespace(lr=0.1, out=Path("runs")),
+        **numbers,
+    }
+    content |= {"hyper_parameters": settings, "node": settings._get_node("name"), "place": Path("a")}
+    write(tmp_path / "f.pth", content)
+    assert list(read_weights(tmp_path / "f.pth")) == ["model.conv1.weight"]
+
+    # Even a class that stands under an allowed name is not the one that is used.
+    used = []
+    other = type("Namespace", (), {"__module__": "argparse", "__setstate__": lambda self, state: used.append(state)})
+    monkeypatch.setattr(argparse, "Namespace", other)
+    there = other()
+    there.lr = 0.1
+    write(tmp_path / "g.pth", {"conv1.weight": torch.ones(2), "args": there})
+    assert list(read_weights(tmp_path / "g.pth")) == ["conv1.weight"]
+    assert not used
+    torch.load(tmp_path / "g.pth", weights_only=False)
+    assert used  # the control
+
+
+def test_a_class_that_is_not_on_the_list_is_named(tmp_path):
+    as_torch(tmp_path / "f.pth", {"conv1.weight": torch.ones(2), "extra": fractions.Fraction(1, 2)})
+    with pytest.raises(InputError, match=r"it holds fractions\.Fraction; .*save its tensors alone"):
+        read_weights(tmp_path / "f.pth")
 
 
 @pytest.mark.parametrize(("name", "write"), [("weights.pt", as_torch), ("weights.ckpt", as_tar)])
