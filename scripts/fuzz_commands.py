@@ -13,18 +13,17 @@ unfinished. Status 0: all are in order; 1: some are not, each of which is printe
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib
 import io
 import multiprocessing
-import multiprocessing.connection
 import os
 import random
 import re
 import resource
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+import forked  # noqa: E402
 from random_commands import EMPTY, FILE, IMAGES, RUN, WEIGHTS, command  # noqa: E402
 
 from sslctl.config.command_line import shell_words  # noqa: E402
@@ -125,42 +125,26 @@ def _listing(box: Path) -> dict[str, tuple]:
     return found
 
 
-def _child(words: list[str], box: Path, printed: Path) -> None:
-    """Runs a line in its box, in a group of processes of its own, and leaves with its status."""
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{printed}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.stdin = open(0)  # noqa: SIM115
-    sys.stdout, sys.stderr = open(1, "w", errors="backslashreplace"), open(2, "w", errors="backslashreplace")  # noqa: SIM115
-    status = 99
-    try:
-        os.chdir(box / "cwd")
-        os.environ.update(
-            {"HOME": str(box / "home"), "XDG_CACHE_HOME": str(box / "home" / ".cache"), "TMPDIR": str(box / "tmp")}
-        )
-        os.environ.update(
-            dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-        )  # no network
-        os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONPATH": str(ROOT)})
-        tempfile.tempdir = None
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in a process of its own
-        importlib.import_module("torch").set_num_threads(1)
-        dry_run = importlib.import_module("sslctl.training.dry_run")
-        dry_run.WARMING, dry_run.TIMED = 1, 1  # steps of plan_only=true: nothing is measured here
-        sys.argv = ["sslctl", *words]
-        status = importlib.import_module("sslctl.cli").main(words)
-    except BaseException as error:
-        print(f"main() raised {type(error).__name__}: {error}", file=sys.stderr)
-        status = 98
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def _in_box(words: list[str], box: Path) -> int:
+    """Runs a line in its box, without network and with bounded memory and files."""
+    os.chdir(box / "cwd")
+    os.environ |= {
+        "HOME": str(box / "home"),
+        "XDG_CACHE_HOME": str(box / "home" / ".cache"),
+        "TMPDIR": str(box / "tmp"),
+    }
+    os.environ |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    tempfile.tempdir = None
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in a process of its own
+    importlib.import_module("torch").set_num_threads(1)
+    dry_run = importlib.import_module("sslctl.training.dry_run")
+    dry_run.WARMING, dry_run.TIMED = 1, 1  # steps of plan_only=true: nothing is measured here
+    sys.argv = ["sslctl", *words]
+    return importlib.import_module("sslctl.cli").main(words)
 
 
 def _make_template(folder: Path, with_run: bool) -> None:
@@ -192,66 +176,46 @@ def _make_template(folder: Path, with_run: bool) -> None:
         "trainer.threads=1",
         "trainer.tensorboard=false",
     )
-    fork = multiprocessing.get_context("fork")  # this process itself must never train: its children could not
-    child = fork.Process(
-        target=_child, args=(["pretrain", f"run_dir={RUN}", *words], folder, folder.parent / "template")
+    template, words = folder.parent / "template", ["pretrain", f"run_dir={RUN}", *words]
+    (ended,) = forked.run(
+        [forked.Task(0, functools.partial(_in_box, words, folder), *_printed(template), limit=LIMIT * 10)]
     )
-    child.start()
-    child.join()
-    if child.exitcode:
-        raise RuntimeError(Path(f"{folder.parent}/template.err").read_text())
+    if ended.status:
+        raise RuntimeError(_printed(template)[1].read_text())
+
+
+def _printed(path: Path) -> tuple[Path, Path]:
+    """Returns the files for what a line prints, beside its box."""
+    return path.with_name(f"{path.name}.out"), path.with_name(f"{path.name}.err")
 
 
 def run_lines(
     lines: dict[int, list[str]], jobs: int, limit: float, until: float = float("inf")
 ) -> Iterator[tuple[int, Line]]:
     """Runs command lines, so many at a time; yields (number, how it ended) as they end. until: none begins after this time."""
-    fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        template = folder / "template"
-        _make_template(template, with_run=any(RUN in words for words in lines.values()))
-        waiting, running = list(lines.items()), {}
-        try:
-            while waiting or running:
+        folder, listings = Path(name), {}
+        _make_template(folder / "template", with_run=any(RUN in words for words in lines.values()))
+
+        def tasks() -> Iterator[forked.Task]:
+            for number, words in lines.items():
                 if time.monotonic() > until:
-                    waiting.clear()
-                while waiting and len(running) < jobs:
-                    number, words = waiting.pop(0)
-                    box = folder / f"line-{number}"
-                    shutil.copytree(template, box, symlinks=True)
-                    before = _listing(box)
-                    child = fork.Process(target=_child, args=(words, box, folder / str(number)))
-                    child.start()
-                    running[child] = number, words, box, before, time.monotonic()
-                multiprocessing.connection.wait([child.sentinel for child in running], timeout=0.2)
-                for child, (number, words, box, before, began) in list(running.items()):
-                    status = child.exitcode
-                    if status is None and time.monotonic() - began < limit:
-                        continue
-                    _end(child)
-                    after = _listing(box)
-                    changed = sorted(
-                        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-                    )
-                    texts = [Path(f"{folder / str(number)}.{kind}") for kind in ("out", "err")]
-                    out, err = (path.read_text(errors="replace") if path.exists() else "" for path in texts)
-                    del running[child]
-                    shutil.rmtree(box, ignore_errors=True)
-                    yield number, Line(words, status, out, err, changed)
-                    for path in texts:
-                        path.unlink(missing_ok=True)
-        finally:
-            for child in running:
-                _end(child)
+                    return
+                box = folder / f"line-{number}"
+                shutil.copytree(folder / "template", box, symlinks=True)
+                listings[number] = _listing(box)
+                yield forked.Task(number, functools.partial(_in_box, words, box), *_printed(box), limit)
 
-
-def _end(child: multiprocessing.Process) -> None:
-    """Ends a child with what it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.kill()  # one that has no group yet
-    child.join()
+        with contextlib.closing(forked.run(tasks(), jobs)) as every:
+            for ended in every:
+                box, before = folder / f"line-{ended.name}", listings.pop(ended.name)
+                after = _listing(box)
+                changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+                out, err = (path.read_text(errors="replace") if path.exists() else "" for path in _printed(box))
+                shutil.rmtree(box, ignore_errors=True)
+                for path in _printed(box):
+                    path.unlink(missing_ok=True)
+                yield ended.name, Line(lines[ended.name], ended.status, out, err, changed)
 
 
 # --- All of them ---

@@ -14,6 +14,7 @@ A JPEG has no checksum: a bit that is flipped in it is seen by nobody.
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -23,15 +24,19 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import forked  # noqa: E402
+
 MOST_LINES = 12  # of a refusal
 LIMIT = 120.0  # seconds a case
+STOPPED_AFTER = {"stopped": 6, "images": 3}  # steps
 REPORT = ("images=1", "neighbours=1", "map_images=10", "rows=20", "cache=false", "device=cpu", "out=page.html")
 KNN = ("knn-eval", "run", "device=cpu", "subjects=[trained,random]", "out=results.jsonl")
 # What a command prints of a file that it did not use as it is, beside the file's name.
@@ -154,41 +159,26 @@ def perform(case: Case, base: Path, place: Path, whole: bool) -> tuple[Outcome, 
     return in_child(case.words, place), told
 
 
-def in_child(words: tuple[str, ...], place: Path) -> Outcome:
-    """Runs a command in a forked child, at most LIMIT seconds."""
-    child = multiprocessing.get_context("fork").Process(target=_command, args=(words, place))
-    child.start()
-    child.join(LIMIT)
-    status = child.exitcode
-    if child.is_alive():
-        child.kill()
-        child.join()
+def in_child(words: tuple[str, ...], place: Path, limit: float = LIMIT) -> Outcome:
+    """Runs a command in a forked child, at most so many seconds."""
+    work = functools.partial(_command, words, place)
+    (ended,) = forked.run([forked.Task(0, work, place / "printed", place / "printed", limit)])
     printed = (place / "printed").read_text(errors="replace")
-    return Outcome(status, printed, numbers_of(words[0], place, printed) if status == 0 else None)
+    return Outcome(ended.status, printed, numbers_of(words[0], place, printed) if ended.status == 0 else None)
 
 
-def _command(words: tuple[str, ...], place: Path) -> None:
+def _command(words: tuple[str, ...], place: Path, stop_after: int | None = None) -> int:
     import torch
 
     from sslctl.cli import main
+    from tests.runs import signal_at
 
-    status = 99
-    try:
-        os.chdir(place)
-        os.environ |= {"XDG_CACHE_HOME": str(place / "cache"), "COLUMNS": "200"}
-        printed = os.open("printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(printed, 1)
-        os.dup2(printed, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        multiprocessing.set_start_method("fork", force=True)
-        torch.set_num_threads(1)
-        status = main(list(words))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    os.chdir(place)
+    os.environ |= {"XDG_CACHE_HOME": str(place / "cache"), "COLUMNS": "200"}
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
+    with signal_at(stop_after):
+        return main(list(words))
 
 
 def numbers_of(verb: str, place: Path, printed: str) -> object:
@@ -241,20 +231,12 @@ def prepare(base: Path) -> None:
         (base / subject).mkdir(parents=True)
         if subject == "images":
             write_images(base / subject / "images", "train/a", "train/b", "test/a", "test/b", count=8, size=(20, 20))
-        words = pretraining(subject)
-        child = multiprocessing.get_context("fork").Process(target=_stopped, args=(words, base / subject, subject))
-        child.start()
-        child.join()
-        if child.exitcode not in (0, 143):
-            raise SystemExit(f"{subject}: status {child.exitcode}\n{(base / subject / 'printed').read_text()}")
-        (base / subject / "printed").unlink()
-
-
-def _stopped(words: list[str], place: Path, subject: str) -> None:
-    from tests.runs import signal_at
-
-    with signal_at({"finished": None, "stopped": 6, "images": 3}[subject]):
-        _command(tuple(words), place)
+        place = base / subject
+        work = functools.partial(_command, tuple(pretraining(subject)), place, STOPPED_AFTER.get(subject))
+        (ended,) = forked.run([forked.Task(0, work, place / "printed", place / "printed", LIMIT)])
+        if ended.status not in (0, 143):
+            raise SystemExit(f"{subject}: status {ended.status}\n{(place / 'printed').read_text()}")
+        (place / "printed").unlink()
 
 
 def main(words: list[str]) -> int:
@@ -267,7 +249,6 @@ def main(words: list[str]) -> int:
     parser.add_argument("--case", type=int, help="this one alone, with what it printed")
     parser.add_argument("--verbs", default="runs,knn-eval,pretrain,runs,knn-eval,report")
     args = parser.parse_args(words)
-    sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
     import tests.preloaded  # noqa: F401
 
     print(f"seed {args.seed}", flush=True)

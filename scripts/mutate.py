@@ -24,25 +24,25 @@ import contextlib
 import functools
 import gc
 import importlib
-import multiprocessing.connection
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import forked  # noqa: E402
+
 OWN = ("sslctl", "tests")  # packages that every child imports afresh
 HEAVY = (  # imported once, before the forks
     *("torch", "torch.testing", "torch.utils.data", "torch.utils.checkpoint", "torch.utils.tensorboard"),
@@ -89,9 +89,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: pytest's status (a signal's number, negated, if one ended it), seconds, what was printed."""
+    """How a trial ended: pytest's status (a signal's number, negated, if one ended it; None past its limit), seconds, output."""
 
-    status: int
+    status: int | None
     seconds: float
     printed: str
 
@@ -159,70 +159,41 @@ def _differs(file: str, text: str, changed: str) -> bool:
 
 
 def run_all(trials: list[Trial], jobs: int, root: Path) -> Iterator[Outcome]:
-    """The outcomes in order, of `jobs` forked children at a time; one past its limit is ended with what it has started."""
-    fork = multiprocessing.get_context("fork")
-    waiting, outcomes = list(enumerate(trials)), {}
-    running: dict[BaseProcess, tuple[int, float]] = {}  # child -> number of its trial, when it began
+    """Yields the outcomes in order, of `jobs` forked children at a time."""
+    outcomes = {}
     with tempfile.TemporaryDirectory(prefix="mutate-", ignore_cleanup_errors=True) as folder:
-        try:
+
+        def tasks() -> Iterator[forked.Task]:
+            for number, trial in enumerate(trials):
+                place = Path(folder, str(number))
+                place.mkdir()
+                work = functools.partial(_test, trial, place, root)
+                yield forked.Task(number, work, place / "printed", place / "printed", trial.limit)
+
+        with contextlib.closing(forked.run(tasks(), jobs)) as every:
             for number in range(len(trials)):
                 while number not in outcomes:
-                    while waiting and len(running) < jobs:
-                        index, trial = waiting.pop(0)
-                        Path(folder, str(index)).mkdir()
-                        child = fork.Process(target=_child, args=(trial, Path(folder, str(index)), root))
-                        child.start()
-                        running[child] = index, time.monotonic()
-                    multiprocessing.connection.wait([child.sentinel for child in running], timeout=0.2)
-                    for child, (index, begin) in list(running.items()):
-                        seconds = time.monotonic() - begin
-                        if seconds > trials[index].limit:
-                            _end(child)
-                        if not child.is_alive():
-                            printed = Path(folder, str(index), "printed").read_text(errors="replace")
-                            outcomes[index] = Outcome(child.exitcode, seconds, printed)
-                            del running[child]
-                            shutil.rmtree(Path(folder, str(index)), ignore_errors=True)
+                    ended = next(every)
+                    place = Path(folder, str(ended.name))
+                    printed = (place / "printed").read_text(errors="replace")
+                    outcomes[ended.name] = Outcome(ended.status, ended.seconds, printed)
+                    shutil.rmtree(place, ignore_errors=True)
                 yield outcomes.pop(number)
-        finally:
-            for child in running:
-                _end(child)
 
 
-def _end(child: BaseProcess) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.kill()  # one that has no group yet
-    child.join()
-
-
-def _child(trial: Trial, place: Path, root: Path) -> None:
-    """Runs the tests with the fault, in a group of processes of its own, and leaves with pytest's status."""
-    os.setsid()
-    printed = os.open(place / "printed", os.O_WRONLY | os.O_CREAT)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(printed, 1)
-    os.dup2(printed, 2)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115  # not those of a test that forked
-    status = 1
-    try:
-        os.chdir(root)
-        os.environ["PYTHONPATH"] = str(root)
-        sys.path.insert(0, str(root))
-        for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
-            del sys.modules[name]
-        if trial.file.startswith("configs/"):
-            _read_configs_with(trial, place, root)
-        elif trial.file:
-            _import_with(trial, root)
-        marks = () if "-m" in trial.tests else ("-m", "not slow and not gpu")
-        status = int(pytest.main([*QUIET, f"--basetemp={place / 'tmp'}", *marks, *trial.tests]))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def _test(trial: Trial, place: Path, root: Path) -> int:
+    """Runs the tests with the fault; returns pytest's status."""
+    os.chdir(root)
+    os.environ["PYTHONPATH"] = str(root)
+    sys.path.insert(0, str(root))
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
+        del sys.modules[name]
+    if trial.file.startswith("configs/"):
+        _read_configs_with(trial, place, root)
+    elif trial.file:
+        _import_with(trial, root)
+    marks = () if "-m" in trial.tests else ("-m", "not slow and not gpu")
+    return int(pytest.main([*QUIET, f"--basetemp={place / 'tmp'}", *marks, *trial.tests]))
 
 
 def _import_with(trial: Trial, root: Path) -> None:
@@ -275,7 +246,7 @@ def main(words: list[str], root: Path = ROOT, heavy: Sequence[str] = HEAVY) -> i
     for fault, outcome in zip(faults, run_all(trials, args.jobs, root), strict=True):
         verdict = _verdict(fault, outcome)
         counts[verdict] += 1
-        hung = " (did not end)" if outcome.status == -signal.SIGKILL else ""
+        hung = " (did not end)" if outcome.status is None else ""
         if verdict in WRONG or args.verbose or hung:
             noticed = [line for line in outcome.printed.splitlines() if line.startswith(("FAILED", "ERROR"))]
             print(f"{verdict}{hung}: {fault.file}:{fault.line}", *noticed)

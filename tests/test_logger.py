@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from kill_campaign import points
+from kill_traces import points
 
 from sslctl.training import logger
 from sslctl.training.logger import Log, move_events_back

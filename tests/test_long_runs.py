@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from kill_campaign import points
+from kill_traces import points
 from long_run import disk_excess, leaks, sampled
 
 import sslctl.commands.pretrain

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_campaign import Case, Kill, Undisturbed, compare, drawn_cases, try_case
+from kill_campaign import Undisturbed, try_case
+from kill_cases import Case, Kill, drawn_cases
+from kill_traces import compare
 
 TERM, KILL, INT = signal.SIGTERM, signal.SIGKILL, signal.SIGINT
 CASES = [
