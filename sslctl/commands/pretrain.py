@@ -24,6 +24,7 @@ from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online, class_facts
 from sslctl.evaluation.runner import labelled_sources
 from sslctl.factory.continued import Beginning, same_run
+from sslctl.factory.expectation import as_expected, has_weights
 from sslctl.factory.from_config import (
     build_backbone,
     build_method,
@@ -111,13 +112,14 @@ def _pretrain(
         refuse_unwritable(user_path(config.run_dir or "runs"))
     if config.run_dir:
         refuse_other(user_path(config.run_dir))
+    normalization = None
     beginning = Beginning.of(config.continue_run) if config.continue_run else None
     node = as_in_run(config.dataset, beginning.run) if beginning else config.dataset
     if as_before:
         run_dir, source, preprocess = as_before
     else:
         source = distributed.main_process_first(lambda: build_source(node, "train"))
-        preprocess = preprocess_of(node, source)
+        preprocess, normalization = as_expected(preprocess_of(node, source), config.backbone)
     plan = make_plan(config, source)
 
     # Networks, each drawn from the seed; what they read from files decides the run as much as its configuration does.
@@ -125,7 +127,7 @@ def _pretrain(
     seed_generators(config.seed)
     backbone = build_backbone(config.backbone, preprocess)
     hashes = {"data": source.content_hash}
-    if config.backbone.get("weights"):
+    if has_weights(config.backbone):
         hashes["weights"] = weights_sha256(backbone)
     teacher = None
     if "teacher" in config.method:
@@ -180,7 +182,7 @@ def _pretrain(
         take_over_optimizer_state(setup.optimizer, beginning.optimizer_state())
     if distributed.rank() == 0:
         warnings = doubts(source, judges[1] if judges else None)
-        print_plan(config, plan, method, source, views, run_dir, warnings, notes)
+        print_plan(config, plan, method, source, views, run_dir, warnings, notes, normalization)
     if config.plan_only:
         time_steps(setup, measure)
         return

@@ -66,6 +66,8 @@ UNTYPED = {
     "eval_dataset.separator": KeyFacts(path=True),
     "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # their content counts
     "backbone.partial": KeyFacts(own=True, hint=bool),
+    "backbone.pretrained": KeyFacts(own=True, fingerprint=False, hint=bool),
+    "backbone.normalization": KeyFacts(own=True, hint=str | None, choices=("weights", "dataset"), old_behaviour=None),
     "backbone.resample_patches": KeyFacts(own=True, hint=bool, old_behaviour=False),
     "backbone.kwargs": KeyFacts(free=True),
     "optimizer.base_lr": KeyFacts(own=True, hint=float, above=0),

@@ -11,6 +11,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.subjects import Subject
+from sslctl.factory.expectation import as_expected, has_weights
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import as_in_run, as_in_weights, dataset_of, resolve_runs, run_preprocess
 from sslctl.models.preprocess import preprocess_of
@@ -62,7 +63,7 @@ def _foreign_network(config: Any, split: str) -> NamedNetwork:
     """Builds the network of backbone=… backbone.weights=FILE."""
     if config.backbone is None:
         raise InputError("nothing named: name a run (runs/latest), or backbone=… backbone.weights=FILE dataset=…")
-    if not config.backbone.get("weights"):
+    if not has_weights(config.backbone):
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
     if config.backbone.get("partial"):
         raise InputError(who.PARTLY)
@@ -70,11 +71,13 @@ def _foreign_network(config: Any, split: str) -> NamedNetwork:
         raise InputError("a foreign backbone needs a dataset, whose size and normalisation it takes: dataset=…")
     if config.features not in (None, "backbone"):
         raise InputError(f"features={config.features}: foreign weights offer backbone")
-    dataset = as_in_weights(config.dataset, config.backbone.weights)
+    dataset = as_in_weights(config.dataset, config.backbone.get("weights"))
     source = build_source(dataset, split)
-    preprocess = preprocess_of(dataset, source, lambda: build_source(dataset, "train"))
+    preprocess, _ = as_expected(preprocess_of(dataset, source, lambda: build_source(dataset, "train")), config.backbone)
     subject = who.foreign(config.backbone, preprocess, with_weights=True)
-    weights = user_path(config.backbone.weights)
-    node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True)
+    weights = user_path(config.backbone.get("weights") or config.backbone.model)
+    node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True) | {
+        "pretrained": False
+    }
     folder = Path("runs") / source.name / "foreign"
     return NamedNetwork(subject, None, weights.stem, node, dataset, source, folder, str(weights))

@@ -15,6 +15,7 @@ from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.provenance import Origin, config_choice, origin_of
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Reader, Task
+from sslctl.factory.expectation import as_expected, has_weights
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import as_in_run, as_in_weights, dataset_of, resolve_runs, run_preprocess
 from sslctl.models.preprocess import Preprocess, preprocess_of
@@ -94,7 +95,9 @@ def subjects_and_tasks(
     if not config.ckpt:
         node = _dataset_of_foreign(config, named)
         train, test = _warned_of(sources(node))
-        preprocess = preprocess_of(node, train)
+        preprocess, normalization = as_expected(preprocess_of(node, train), config.backbone)
+        if normalization:
+            print(f"input      {shown(normalization)}", flush=True)
         subjects = [_foreign_subject(config, name, preprocess) for name in config.subjects]
         work = out.parent if out else Path("runs") / train.name / "foreign"
         yield subjects, Task(train, test, read, seed, config, node, work), out
@@ -169,7 +172,7 @@ def _foreign_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
         return who.pixels(preprocess)
     origin = Origin(backbone=config_choice("backbone"))
     weights = name == "trained"
-    if weights and not config.backbone.get("weights"):
+    if weights and not has_weights(config.backbone):
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
     if weights and config.backbone.get("partial"):
         raise InputError(who.PARTLY)

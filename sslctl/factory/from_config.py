@@ -1,7 +1,9 @@
 """From a resolved configuration to sources, backbones and methods. Everything is bound before anything is built."""
 
+from functools import partial
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -11,6 +13,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone
+from sslctl.models.hub import load_pretrained
 from sslctl.models.network import Network
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.vit import patch_size_of
@@ -47,9 +50,15 @@ def build_backbone(
         )
     arguments |= {name: getattr(preprocess, name) for name in has.network_arguments}
     backbone = preprocess.to_backbone(build(key, target, **arguments))
-    if with_weights and node.get("weights"):
+    if with_weights and node.get("weights") and node.get("pretrained"):
+        raise InputError(f"{key}.weights and {key}.pretrained both name weights: leave one out")
+    if with_weights and (node.get("weights") or node.get("pretrained")):
         options = {name: bool(node.get(name)) for name in ("partial", "resample_patches")}
-        print(f"  {load_weights(backbone, node.weights, key=key, **options)}")
+        load = load_pretrained if node.get("pretrained") else partial(load_weights, path=node.weights)
+        print(f"  {load(backbone, key=key, **options)}")
+        if node.get("normalization") == "dataset" and backbone.normalized:  # a file of sslctl's brings its own
+            for name in ("mean", "std"):
+                getattr(backbone, name).view(-1).copy_(torch.tensor(getattr(preprocess, name)))
     return backbone
 
 

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from sslctl.errors import InputError, user_path
 from sslctl.factory.backbone_file import backbone_metadata, backbone_of_run, load_backbone, save_backbone
+from sslctl.factory.expectation import as_expected
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.preprocess import IMAGENET, Preprocess
 from sslctl.models.teacher import Teacher
@@ -60,7 +61,9 @@ def load_teacher(
 
 def _foreign_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
     """Builds a teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
-    norm = {name: list(own.get(name) or _usual(name, preprocess)) for name in IMAGENET}
+    weighted = OmegaConf.merge(node, {"weights": str(path)})
+    usual, _ = as_expected(replace(preprocess, **{name: _usual(name, preprocess) for name in IMAGENET}), weighted)
+    norm = {name: list(own.get(name) or getattr(usual, name)) for name in IMAGENET}
     if {len(values) for values in norm.values()} != {preprocess.channels}:
         raise InputError(f"method.teacher_mean and method.teacher_std: expected {preprocess.channels} values each")
     if node.get("stem") == "auto":

@@ -63,8 +63,19 @@ def load_weights(
     where the network's are. Heads, decoders and other networks in the file are left out and reported. partial: load what
     matches all the same. key: where the configuration has the backbone. resample_patches: see `sslctl.models.adaptation.adapt`.
     """
-    file, ours = user_path(path), backbone.state_dict()
-    translated = match(read_weights(file), backbone)
+    file = user_path(path)
+    report = copy_weights(
+        backbone, read_weights(file), str(file), partial=partial, key=key, resample_patches=resample_patches
+    )
+    return report + _network_differences(file, backbone)
+
+
+def copy_weights(
+    backbone: Backbone, theirs: dict[str, Tensor], name: str, *, partial: bool, key: str, resample_patches: bool
+) -> str:
+    """Does `load_weights` of tensors that are read. name: of what holds them."""
+    ours = backbone.state_dict()
+    translated = match(theirs, backbone)
     tensors, changes = adapt(translated.tensors, backbone, resample_patches=resample_patches)
 
     # What fits, and what the backbone cannot do without.
@@ -74,17 +85,16 @@ def load_weights(
     needed = {name: t for name, t in ours.items() if name in matched or name not in normalisation | counters}
 
     report = (
-        f"weights {file}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing"
+        f"weights {name}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing"
         + _left_out(translated)
         + "".join(f"; {change}" for change in changes)
-        + _network_differences(file, backbone)
     )
     differences = compare({**tensors, **translated.unexpected}, needed)
     if not matched:
         raise CheckpointError(f"{report}: not one tensor fits this backbone", *differences)
     if differences and not partial:
         raise CheckpointError(report, *differences, _advice(tensors, translated.unexpected, needed, backbone, key))
-    refuse_non_finite(file, matched, ours)
+    refuse_non_finite(name, matched, ours)
     backbone.load_state_dict({**ours, **matched}, strict=True)
     backbone.pretrained = frozenset(matched)
     return report
@@ -102,7 +112,7 @@ def _left_out(translated: Match) -> str:
     return report
 
 
-def refuse_non_finite(file: Path, tensors: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+def refuse_non_finite(file: Path | str, tensors: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
     """Raises CheckpointError that names the tensors with values that are not finite where those of our network are.
 
     Values count as the network would hold them: what overflows its precision is not finite either.

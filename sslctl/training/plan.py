@@ -231,8 +231,12 @@ def print_plan(
     run_dir: Path,
     warnings: list[str],
     notes: list[str],
+    normalization: str | None = None,
 ) -> None:
-    """Prints what will be trained, on what and where, before anything happens. warnings: of the data; notes: of other runs."""
+    """Prints what will be trained, on what and where, before anything happens.
+
+    warnings: of the data; notes: of other runs. normalization: whose mean and std are taken, of a run that starts from weights.
+    """
     backbone, names = method.backbone, config.names
     count = sum(p.numel() for p in backbone.parameters())
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
@@ -243,6 +247,7 @@ def print_plan(
         *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
         f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",
+        *([f"input      {normalization}"] if normalization else []),
         f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
         f"run        {state}",
         *(f"note       {shown(note)}" for note in (*method.notes(), *notes)),
