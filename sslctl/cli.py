@@ -26,7 +26,7 @@ from sslctl.runs.scratch import scratch_folder
 
 VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
     "pretrain": "trains a backbone without labels, then evaluates it",
-    "linear-eval": "linear probe on the frozen features of a run or of foreign weights",
+    "linear-eval": "linear probe on the frozen features of a run or of given weights",
     "knn-eval": "weighted nearest neighbours on the frozen features",
     "evaluate": "every protocol from one feature extraction, and what shows without labels",
     "export": "the backbone as a file for torchvision, timm, ONNX or torch.export, checked numerically",

@@ -140,7 +140,7 @@ def test_images_in_memory_are_named_by_their_number(embedded, tmp_path):
     torch.save(SmallResNet([4, 8], 1, 0, "batch", 1, 16).state_dict(), tmp_path / "w.pth")
     words = ("backbone=small_resnet", "backbone.widths=[4,8]", f"backbone.weights={tmp_path}/w.pth", "dataset=digits")
     embedded(*words, "split=test")
-    held = np.load(tmp_path / "runs" / "digits" / "foreign" / "embeddings" / "digits-test.npz")
+    held = np.load(tmp_path / "runs" / "digits" / "given" / "embeddings" / "digits-test.npz")
     assert held["names"][3] == "digits test image 3"
     assert held["features"].shape == (359, 8)
 

@@ -274,17 +274,17 @@ def test_images_of_different_sizes_are_read_from_files(cli, unlabelled, workdir)
 FOREIGN = ("backbone=small_resnet", "backbone.widths=[4,8]", "dataset=digits", "dataset.image_size=8")
 
 
-def test_foreign_weights_are_measured_without_views(cli, run, workdir):
+def test_given_weights_are_measured_without_views(cli, run, workdir):
     own, _ = evaluated(cli, run, "subjects=[trained]")
     weights = run / "backbone.safetensors"
     done = cli("evaluate", *FOREIGN, *FAST, f"backbone.weights={weights}", "out=out.jsonl")
     assert done.status == 0, done.err
     found = results(workdir / "out.jsonl")
-    assert {r["subject"] for r in found} == {"foreign", "random"}
-    assert "left out: LiDAR and alignment of foreign: foreign weights have no views of their own" in done.out
+    assert {r["subject"] for r in found} == {"given", "random"}
+    assert "left out: LiDAR and alignment of given: given weights have no views of their own" in done.out
     values = {named(r)[1:]: r["value"] for r in own}
     for record in found:
-        if record["subject"] == "foreign":
+        if record["subject"] == "given":
             assert record["value"] == values[named(record)[1:]]
             assert record["epoch"] is None
 
@@ -354,7 +354,7 @@ def test_half_a_file_of_weights_is_refused(cli, run, workdir, verb):
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_foreign_weights_of_which_a_part_is_missing_are_refused(cli, run, workdir, partial):
+def test_given_weights_of_which_a_part_is_missing_are_refused(cli, run, workdir, partial):
     stored = checkpoint.load_tensors(run / "backbone.safetensors")
     torch.save(dict(list(stored.items())[:-3]), workdir / "part.pt")
     words = (*FOREIGN, "backbone.weights=part.pt", f"backbone.partial={partial}", "out=o.jsonl")

@@ -1,4 +1,4 @@
-"""The verbs that evaluate a run, end to end: subjects, results, the probe on augmented views, foreign weights."""
+"""The verbs that evaluate a run, end to end: subjects, results, the probe on augmented views, given weights."""
 
 import json
 import shutil
@@ -281,7 +281,7 @@ FOREIGN = ("backbone=small_resnet", "backbone.widths=[4,8]", "dataset=digits", "
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "run", "wrapped"])
-def test_foreign_weights_are_evaluated_as_the_run_they_came_from(kind, run, tmp_path):
+def test_given_weights_are_evaluated_as_the_run_they_came_from(kind, run, tmp_path):
     stored = checkpoint.load_tensors(run / "backbone.safetensors")
     path = tmp_path / "weights.pt"
     if kind == "safetensors":
@@ -298,11 +298,11 @@ def test_foreign_weights_are_evaluated_as_the_run_they_came_from(kind, run, tmp_
     assert main(["knn-eval", *FOREIGN, f"backbone.weights={path}", f"out={out}", *EVALUATION]) == 0
     found, own = by_subject(results(out)), by_subject(results(run / "results.jsonl"))
     closing = next(r for r in results(run / "results.jsonl") if (r["subject"], r["protocol"]) == ("trained", "knn"))
-    assert set(found) == {"foreign", "random"}
-    assert found["foreign"].keys() >= KEYS
-    assert found["foreign"]["value"] == closing["value"]
-    assert found["foreign"]["step"] is None
-    assert found["foreign"]["backbone_parameters"] == own["trained"]["backbone_parameters"]
+    assert set(found) == {"given", "random"}
+    assert found["given"].keys() >= KEYS
+    assert found["given"]["value"] == closing["value"]
+    assert found["given"]["step"] is None
+    assert found["given"]["backbone_parameters"] == own["trained"]["backbone_parameters"]
 
 
 @pytest.mark.parametrize(

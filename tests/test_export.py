@@ -151,14 +151,14 @@ def test_timm_loads_a_vision_transformer_with_the_pooling_of_the_features(
 
 
 @pytest.mark.parametrize("format", ["torchvision", "timm"])
-def test_foreign_weights_come_back_bit_for_bit(exported, labelled_images, tmp_path, format):
+def test_given_weights_come_back_bit_for_bit(exported, labelled_images, tmp_path, format):
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18().state_dict()
     torch.save(theirs, tmp_path / "theirs.pth")
     words = ("backbone=resnet18", "backbone.stem=imagenet", f"backbone.weights={tmp_path}/theirs.pth")
     said = exported(*words, "dataset=imagefolder", f"dataset.root={labelled_images}", f"format={format}").out
     assert "model.conv1" not in said
-    (made,) = (tmp_path / "runs" / labelled_images.name / "foreign" / "export").glob(f"theirs-{format}*[!d]")
+    (made,) = (tmp_path / "runs" / labelled_images.name / "given" / "export").glob(f"theirs-{format}*[!d]")
     ours = load_file(made) if format == "timm" else torch.load(made, weights_only=True)
     assert ours.keys() == theirs.keys() - {"fc.weight", "fc.bias"}
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

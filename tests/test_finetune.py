@@ -405,13 +405,13 @@ def test_the_plan_alone_trains_and_writes_nothing(run, capsys):
     assert contents(run) == before
 
 
-def test_foreign_weights_are_fine_tuned(run, tmp_path, monkeypatch):
+def test_given_weights_are_fine_tuned(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("backbone=small_resnet", "backbone.widths=[4,8]", "dataset=digits", "dataset.image_size=8", "draws=1")
     weights = f"backbone.weights={run / 'backbone.safetensors'}"
     assert main(["finetune", *TINY, *words, weights, "out=results.jsonl"]) == 0
     found = [r for r in results(tmp_path / "results.jsonl") if r["metric"] == "top1"]
-    assert [(r["subject"], r["params"]["network"]) for r in found] == [("foreign", "backbone"), ("scratch", "backbone")]
+    assert [(r["subject"], r["params"]["network"]) for r in found] == [("given", "backbone"), ("scratch", "backbone")]
     own = added(run, *TINY, "draws=1", "subjects=[trained]")["trained"]
     assert own["value"] == found[0]["value"]
 
@@ -431,7 +431,7 @@ def test_texts_are_fine_tuned(tmp_path, monkeypatch):
     words += ("dataset.length=8", "dataset.vocabulary=300", "out=results.jsonl", "backbone.dropout=0.0")
     assert main(["finetune", *words, *TINY, "draws=1", "least_steps=30", "optimizer.base_lr=0.03"]) == 0
     found = {r["subject"]: r["value"] for r in results(tmp_path / "results.jsonl")}
-    assert found["foreign"] > 0.9
+    assert found["given"] > 0.9
 
 
 # --- Bad input ---
@@ -484,7 +484,7 @@ def test_a_run_on_unlabelled_images_says_what_is_missing(run, labelled_images, c
     ],
     ids=["nothing", "no dataset", "no weights", "no file", "other weights", "teacher of a file"],
 )
-def test_foreign_weights_that_cannot_be_fine_tuned_are_refused(words, message, run, capsys):
+def test_given_weights_that_cannot_be_fine_tuned_are_refused(words, message, run, capsys):
     words = [word.replace("WEIGHTS", f"backbone.weights={run / 'backbone.safetensors'}") for word in words]
     assert main(["finetune", *words, *TINY]) == 2
     assert message in capsys.readouterr().err

@@ -234,6 +234,8 @@ def test_results_worse_than_those_of_random_weights_are_said():
     assert rules(judge(logged(), KNOWN, [result("trained", 0.9), result("random", 0.8)])) == ["ok"]
     found = judge(logged(), KNOWN, [result("random", 0.8), result("trained", 0.7)])
     assert found == [Finding("warn", "random", "knn with k 20 on d: 70.0%, random weights have 80.0%")]
+    begun = judge(logged(), KNOWN, [result("random", 0.3), result("given", 0.8), result("trained", 0.7)])
+    assert begun == [Finding("warn", "random", "knn with k 20 on d: 70.0%, the weights it was given have 80.0%")]
     of_two = [result("random", 0.8), result("trained", 0.9), result("random", 0.95, k=1), result("trained", 0.94, k=1)]
     assert rules(judge(logged(), KNOWN, of_two)) == ["ok"]  # not 0.9 against 0.95
 
@@ -241,7 +243,7 @@ def test_results_worse_than_those_of_random_weights_are_said():
 def test_results_worse_than_those_of_random_weights_are_no_warning_while_it_is_too_early():
     worse, words = [result("random", 0.8), result("trained", 0.7)], "too early to tell: 40 steps, 100 are needed"
     against = "knn with k 20 on d 70.0% against 80.0%"
-    said = f"{words}; so far worse than untrained weights: {against}"
+    said = f"{words}; so far worse than random weights: {against}"
     assert judge(logged(40), KNOWN, worse) == [Finding("early", "early", said)]
     assert judge(logged(40), KNOWN, [result("random", 0.8), result("trained", 0.79)])[0].sentence == words
     online = judge(logged(40, knn=lambda t: 0.8 if t == 0 else 0.7), KNOWN)
@@ -278,19 +280,21 @@ def measured(subject, spread, rank, dim=128):
 
 
 def test_measured_features_are_judged():
-    constant = judge_features(measured("foreign", 0.0, 1.0))
+    constant = judge_features(measured("given", 0.0, 1.0))
     assert [(f.level, f.rule) for f in constant] == [("bad", "collapse"), ("bad", "rank")]
     assert constant[0].sentence == "features have collapsed: std 0, healthy is about 0.088"
-    (well,) = judge_features(measured("foreign", 0.5, 40.0))
+    (well,) = judge_features(measured("given", 0.5, 40.0))
     assert (well.level, well.sentence) == (
         "ok",
         "feature std 0.044, even would be 0.088, RankMe 40.0: no sign of a collapse",
     )
-    few = judge_features(measured("foreign", 0.5, 1.8) + measured("random", 0.4, 30.0))
+    few = judge_features(measured("given", 0.5, 1.8) + measured("random", 0.4, 30.0))
     assert [(f.level, f.rule) for f in few] == [("bad", "rank")]
-    assert rules(judge_features(measured("foreign", 0.03, 2.0) + measured("random", 0.03, 2.0))) == ["ok"]
-    assert rules(judge_features(measured("foreign", 0.0, 1.0) + measured("random", 0.03, 2.0))) == ["collapse", "rank"]
+    assert rules(judge_features(measured("given", 0.03, 2.0) + measured("random", 0.03, 2.0))) == ["ok"]
+    assert rules(judge_features(measured("given", 0.0, 1.0) + measured("random", 0.03, 2.0))) == ["collapse", "rank"]
     assert judge_features(measured("random", 0.0, 1.0) + measured("pixels", 0.0, 1.0)) == []
+    begun = measured("given", 0.4, 30.0) + measured("random", 0.03, 2.0)
+    assert rules(judge_features(measured("trained", 0.5, 1.8) + begun)) == ["rank"]
 
 
 def test_measured_features_of_a_run_add_to_what_it_logged():
@@ -467,7 +471,7 @@ def test_what_kNN_is_asked_about_is_known_of_a_run_on_images_without_labels(tmp_
     assert findings(run)[0].level == "early"
 
 
-def test_constant_features_of_foreign_weights_are_said_to_be_so(cli, tmp_path):
+def test_constant_features_of_given_weights_are_said_to_be_so(cli, tmp_path):
     run = finish(tmp_path / "run", "method=simclr", "scheduler.warmup_epochs=0", "trainer.epochs=1")
     weights = load_file(run / "backbone.safetensors")
     for name in weights:

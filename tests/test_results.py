@@ -255,7 +255,7 @@ def test_a_run_is_named_as_the_user_named_it(run, workdir, monkeypatch):
     assert as_named(real, "all/digits/one/checkpoints/step-5") == "all/digits/one"
 
 
-def test_foreign_weights_have_no_run(run, workdir):
+def test_given_weights_have_no_run(run, workdir):
     words = ("backbone=small_resnet", "backbone.widths=[4,8]", "dataset=digits", "dataset.image_size=8")
     weights = f"backbone.weights={run / 'backbone.safetensors'}"
     assert main(["knn-eval", *words, weights, "out=out.jsonl", "device=cpu"]) == 0

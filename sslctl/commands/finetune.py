@@ -9,6 +9,6 @@ from sslctl.evaluation.trained_classifier import refuse_processes
 
 
 def finetune(config: Any) -> None:
-    """Fine-tunes a run's backbone or foreign weights end to end."""
+    """Fine-tunes a run's backbone or given weights end to end."""
     refuse_processes(config, "finetune")
     evaluate_all(config, Finetune(label_amount(config.labels)))

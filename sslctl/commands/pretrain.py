@@ -23,6 +23,7 @@ from sslctl.errors import InputError, Stopped, user_path
 from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online, class_facts
 from sslctl.evaluation.runner import labelled_sources
+from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.continued import Beginning, same_run
 from sslctl.factory.expectation import as_expected, has_weights
 from sslctl.factory.from_config import (
@@ -213,6 +214,9 @@ def _pretrain(
             stack.callback(lock.release)
             if teacher is not None:
                 save_teacher(teacher, run_dir)
+            given = run_dir / rundir.GIVEN
+            if has_weights(config.backbone) and not given.exists():
+                save_backbone(given, backbone, OmegaConf.to_container(config.backbone, resolve=True), preprocess)
             described = {"format": 1, "train": source.as_json()} | ({"test": judges[1].as_json()} if judges else {})
             rundir.write_if_other(run_dir / rundir.DATA, json.dumps(described, indent=1) + "\n")
             if source.tokenizer:

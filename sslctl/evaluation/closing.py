@@ -19,7 +19,7 @@ from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.exportable import feature_names, find_backbone, with_pooling
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
-from sslctl.runs.directory import BACKBONE, RESULTS, total_size
+from sslctl.runs.directory import BACKBONE, GIVEN, RESULTS, total_size
 from sslctl.runs.health import as_line, findings
 from sslctl.runs.results import Result, append_results, read_results
 from sslctl.training.plan import Plan
@@ -27,12 +27,16 @@ from sslctl.training.setup import Setup
 
 
 def has_closing_results(run_dir: Path, plan: Plan, test: Source) -> bool:
-    """Tells whether every closing result is on disk: two subjects, two protocols, top-1 and of many classes top-5, or mAP."""
+    """Tells whether every closing result is on disk: of two protocols, top-1 and of many classes top-5, or mAP.
+
+    Of the trained and of random weights, and of those that the run was given to begin with, where there are any.
+    """
     now = (None, test.content_hash)  # not of images that have changed since
     results = [r for r in read_results(run_dir / RESULTS) if r.details.get("closing") and r.content in now]
     metrics = ("mAP",) if test.has_several else ("top1", "top5") if len(test.classes) > 5 else ("top1",)
     measured = {(r.protocol, r.subject, r.metric) for r in results if r.step in (0, plan.total_steps)}
-    return sum(metric in metrics for _, _, metric in measured) == 2 * 2 * len(metrics)
+    subjects = 3 if (run_dir / GIVEN).exists() else 2
+    return sum(metric in metrics for _, _, metric in measured) == subjects * 2 * len(metrics)
 
 
 def closing_results(
@@ -44,14 +48,15 @@ def closing_results(
     train: Source,
     test: Source,
 ) -> list[Result]:
-    """Measures the trained and the random weights on the test split by kNN and by a linear probe on all labels."""
+    """Measures the trained, the given and the random weights on the test split by kNN and by a linear probe on all labels."""
     grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
     knn = config.evaluation.knn
     protocols = (Knn([knn.k], knn.temperature), LinearProbe(grid))
     trained = who.method_subject("trained", method, preprocess, None, plan.total_steps)
+    begun = [who.given_to(run_dir, None)] if (run_dir / GIVEN).exists() else []
     subjects = [
         replace(who.judged_at(subject, test), origin=origin_of(run_dir, None, subject.name))
-        for subject in (trained, who.random(run_dir, None))
+        for subject in (trained, *begun, who.random(run_dir, None))
     ]
     task = Task(train, test, Reader(plan.device, config.trainer.workers, config.evaluation.cache_gb))
     results = [result for subject in subjects for protocol in protocols for result in protocol(subject, task)]

@@ -46,7 +46,7 @@ OWN = ("backbone", "layer_decay", "classifier_lr_scale", "network", "pool")  # k
 class Finetune(Protocol):
     """Fine-tunes on every draw of labels and judges the last epoch on the test split. Stops and resumes as any run."""
 
-    subjects = ("trained", "scratch")
+    subjects = ("trained", "given", "scratch")
     title = "fine-tuned"
     amount: float | None  # of labels, None for all
 

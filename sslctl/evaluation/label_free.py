@@ -230,7 +230,7 @@ def _choose_rows(count: int, size: int) -> Tensor:
 def views_of_run(subject: Subject, task: Task, source: Source) -> tuple[ViewMaker | None, str]:
     """Returns what makes the views that the subject's run was trained on; else None and the reason."""
     if task.run is None:
-        return None, "foreign weights have no views of their own"
+        return None, "given weights have no views of their own"
     if subject.backbone is None:
         return None, "they were trained on no views"
     if source.modality != IMAGES:

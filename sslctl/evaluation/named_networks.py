@@ -20,7 +20,7 @@ from sslctl.runs.reading import read_config
 
 @dataclass(frozen=True)
 class NamedNetwork:
-    """One network. name: of its backbone; node: that backbone's configuration. run: None for foreign weights."""
+    """One network. name: of its backbone; node: that backbone's configuration. run: None for given weights."""
 
     subject: Subject
     run: Path | None
@@ -39,7 +39,7 @@ def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[Na
     Raises InputError where nothing is named, and for images that a network does not take.
     """
     if not config.ckpt:
-        yield _foreign_network(config, split)
+        yield _given_network(config, split)
         return
     if config.backbone is not None:
         raise InputError("a run brings its own backbone: ckpt=RUN, or backbone=… backbone.weights=FILE, not both")
@@ -59,7 +59,7 @@ def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[Na
         yield NamedNetwork(subject, run, name, backbone, node, source, run, title)
 
 
-def _foreign_network(config: Any, split: str) -> NamedNetwork:
+def _given_network(config: Any, split: str) -> NamedNetwork:
     """Builds the network of backbone=… backbone.weights=FILE."""
     if config.backbone is None:
         raise InputError("nothing named: name a run (runs/latest), or backbone=… backbone.weights=FILE dataset=…")
@@ -68,16 +68,16 @@ def _foreign_network(config: Any, split: str) -> NamedNetwork:
     if config.backbone.get("partial"):
         raise InputError(who.PARTLY)
     if config.dataset is None:
-        raise InputError("a foreign backbone needs a dataset, whose size and normalisation it takes: dataset=…")
+        raise InputError("given weights need a dataset, whose size they take: dataset=…")
     if config.features not in (None, "backbone"):
-        raise InputError(f"features={config.features}: foreign weights offer backbone")
+        raise InputError(f"features={config.features}: given weights offer backbone")
     dataset = as_in_weights(config.dataset, config.backbone.get("weights"))
     source = build_source(dataset, split)
     preprocess, _ = as_expected(preprocess_of(dataset, source, lambda: build_source(dataset, "train")), config.backbone)
-    subject = who.foreign(config.backbone, preprocess, with_weights=True)
+    subject = who.given(config.backbone, preprocess, with_weights=True)
     weights = user_path(config.backbone.get("weights") or config.backbone.model)
     node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True) | {
         "pretrained": False
     }
-    folder = Path("runs") / source.name / "foreign"
+    folder = Path("runs") / source.name / "given"
     return NamedNetwork(subject, None, weights.stem, node, dataset, source, folder, str(weights))

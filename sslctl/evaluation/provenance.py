@@ -15,7 +15,7 @@ from sslctl.runs.segments import data_changes
 
 @dataclass(frozen=True)
 class Origin:
-    """run: its path as the user named it; None of foreign weights. method, backbone: names of choices; None of pixels.
+    """run: its path as the user named it; None of weights that are no run's. method, backbone: names of choices; None of pixels.
     pretrain_seed: of the run, whose random weights it decides as well. data_changed: at which steps a run went on with other
     images; None where it never did."""
 

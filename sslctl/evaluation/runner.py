@@ -20,14 +20,14 @@ from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import as_in_run, as_in_weights, dataset_of, resolve_runs, run_preprocess
 from sslctl.models.preprocess import Preprocess, preprocess_of
 from sslctl.runs.atomic import why_unwritable, why_unwritable_file
-from sslctl.runs.directory import PROBES, RESULTS
+from sslctl.runs.directory import GIVEN, PROBES, RESULTS
 from sslctl.runs.reading import read_config
 from sslctl.runs.results import Result, append_results, refuse_unfit
 from sslctl.training.plan import choose_device
 
 
 def evaluate_all(config: Any, protocol: Protocol) -> None:
-    """Applies one protocol to every subject of every run that ckpt= names, or to a foreign backbone, and prints a table."""
+    """Applies one protocol to every subject of every run that ckpt= names, or to given weights, and prints a table."""
     for subjects, task, out in subjects_and_tasks(config, labelled_sources, protocol.subjects):
         if task.train.has_several and not protocol.takes_several:
             raise InputError(
@@ -82,7 +82,7 @@ Sources = Callable[[Any], tuple[Source, Source | None]]  # of a dataset's config
 def subjects_and_tasks(
     config: Any, sources: Sources, offered: tuple[str, ...] = Protocol.subjects
 ) -> Iterator[tuple[list[Subject], Task, Path | None]]:
-    """Yields (subjects, task, file for the results) of every run that ckpt= names, or of a foreign backbone."""
+    """Yields (subjects, task, file for the results) of every run that ckpt= names, or of given weights."""
     unknown = [s for s in config.subjects if s not in offered]
     if unknown or not config.subjects:
         raise InputError(f"subjects={unknown}: expected some of {', '.join(offered)}")
@@ -91,15 +91,16 @@ def subjects_and_tasks(
     out, named = user_path(config.out) if config.out else None, _named_dataset(config)
     if out:
         refuse_unfit(out)
-    # Foreign weights: the dataset that is named decides what they see.
+    # Given weights: the dataset that is named decides what they see.
     if not config.ckpt:
-        node = _dataset_of_foreign(config, named)
+        node = _dataset_of_given(config, named)
         train, test = _warned_of(sources(node))
         preprocess, normalization = as_expected(preprocess_of(node, train), config.backbone)
         if normalization:
             print(f"input      {shown(normalization)}", flush=True)
-        subjects = [_foreign_subject(config, name, preprocess) for name in config.subjects]
-        work = out.parent if out else Path("runs") / train.name / "foreign"
+        names = dict.fromkeys("given" if name == "trained" else name for name in config.subjects)
+        subjects = [_given_subject(config, name, preprocess) for name in names]
+        work = out.parent if out else Path("runs") / train.name / "given"
         yield subjects, Task(train, test, read, seed, config, node, work), out
         return
     # Runs: each on its own dataset unless another is named, whose images it must take as they are.
@@ -109,15 +110,20 @@ def subjects_and_tasks(
         run_preprocess(run).refuse_other(str(run), train, _key_of_named(config), judges=True)
         makers = {
             "trained": lambda run=run, path=path: who.trained(run, path, config.get("features"), config.backbone),
+            "given": lambda run=run: who.given_to(run, config.get("features"), config.backbone),
             "random": lambda run=run: who.random(run, config.get("features"), config.backbone),
             "scratch": lambda run=run: replace(who.random(run, None, config.backbone), name="scratch"),
             "pixels": lambda run=run: who.pixels(run_preprocess(run)),
         }
         # Built one after the other, only those that are asked for: each is a network in memory.
         print(f"{run} at {path.name}", flush=True)
+        names = [name for name in config.subjects if name != "given" or (run / GIVEN).exists()]
+        if not names:
+            raise InputError(
+                f"subjects=[given]: {run} began with random weights, or keeps none of those that it was given"
+            )
         subjects = [
-            replace(who.judged_at(makers[name](), train), origin=origin_of(run, config.ckpt, name))
-            for name in config.subjects
+            replace(who.judged_at(makers[name](), train), origin=origin_of(run, config.ckpt, name)) for name in names
         ]
         place = out or place_of_results(run)
         work = run / PROBES
@@ -157,26 +163,26 @@ def _named_dataset(config: Any) -> Any | None:
     return named[0] if named else None
 
 
-def _dataset_of_foreign(config: Any, named: Any | None) -> Any:
-    """Returns the dataset that foreign weights are measured on. Raises InputError where nothing, or no dataset, is named."""
+def _dataset_of_given(config: Any, named: Any | None) -> Any:
+    """Returns the dataset that given weights are measured on. Raises InputError where nothing, or no dataset, is named."""
     if config.backbone is None:
         raise InputError("nothing to evaluate: name a run (ckpt=runs/latest) or backbone=… backbone.weights=FILE")
     if named is None:
-        raise InputError("a foreign backbone needs labelled images: dataset=…")
+        raise InputError("given weights need labelled images: dataset=…")
     return as_in_weights(named, config.backbone.get("weights"))
 
 
-def _foreign_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
-    """Builds a subject of a foreign backbone: `trained` has its weights, the others are as those of a run."""
+def _given_subject(config: Any, name: str, preprocess: Preprocess) -> Subject:
+    """Builds a subject of weights that are no run's: `trained` and `given` mean the same there."""
     if name == "pixels":
         return who.pixels(preprocess)
     origin = Origin(backbone=config_choice("backbone"))
-    weights = name == "trained"
+    weights = name in ("trained", "given")
     if weights and not has_weights(config.backbone):
         raise InputError("backbone.weights=FILE is missing: without weights there is nothing but a random network")
     if weights and config.backbone.get("partial"):
         raise InputError(who.PARTLY)
-    subject = who.foreign(config.backbone, preprocess, with_weights=weights)
+    subject = who.given(config.backbone, preprocess, with_weights=weights)
     return replace(subject, name=subject.name if weights else name, origin=origin)
 
 

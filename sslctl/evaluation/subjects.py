@@ -1,4 +1,4 @@
-"""What is evaluated: the trained weights of a run, the same network with random weights, raw pixels, foreign weights."""
+"""What is evaluated: the trained weights of a run, the same network with random weights, raw pixels, given weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from sslctl.models.weights import weights_sha256
 class Subject:
     """Something that turns images into features."""
 
-    name: str  # trained, random (fine-tuned: scratch), pixels or foreign
+    name: str  # trained, random (fine-tuned: scratch), pixels or given: that it began with, or that were handed over
     function: Callable[[Tensor], Tensor]  # (B, C, S, S) in [0, 1] -> (B, D)
     preprocess: Preprocess | TextPreprocess
     features: str  # which of a method's features
@@ -56,8 +56,13 @@ def trained(run: Path, path: Path, features: str | None, backbone_node: Any | No
     return method_subject("trained", opened.method, opened.preprocess, features, opened.step)
 
 
+def given_to(run: Path, features: str | None, backbone_node: Any | None = None) -> Subject:
+    """Returns the run's network with the weights that it was given to begin with, its heads as they are initialised."""
+    return method_subject("given", load_method(run, backbone_node, given=True), run_preprocess(run), features, 0)
+
+
 def random(run: Path, features: str | None, backbone_node: Any | None = None) -> Subject:
-    """Returns the run's network with the weights it began with."""
+    """Returns the run's network with random weights: those it began with, unless it was given others."""
     return method_subject("random", load_method(run, backbone_node), run_preprocess(run), features, 0)
 
 
@@ -93,11 +98,11 @@ def judged_at(subject: Subject, source: Source, key: str = "dataset") -> Subject
     return replace(subject, preprocess=subject.preprocess.at(source.image_size))
 
 
-def foreign(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject:
+def given(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject:
     """Builds a backbone that is no run's: backbone=… backbone.weights=FILE, or the same without its weights."""
     torch.manual_seed(0)
     backbone = build_backbone(node, preprocess, with_weights=with_weights).eval()
-    name = "foreign" if with_weights else "random"
+    name = "given" if with_weights else "random"
     params, digest = sum(p.numel() for p in backbone.parameters()), weights_sha256(backbone)
     return Subject(name, backbone, preprocess, "backbone", digest, params, None, None, backbone)
 

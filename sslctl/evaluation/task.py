@@ -117,7 +117,7 @@ class Protocol(abc.ABC):
 
     needs_labels: ClassVar[bool] = True  # it is left out where a task has no test split
     takes_several: ClassVar[bool] = False  # labels an image; else it is left out where images have several
-    subjects: ClassVar[tuple[str, ...]] = ("trained", "random", "pixels")  # that it can measure
+    subjects: ClassVar[tuple[str, ...]] = ("trained", "given", "random", "pixels")  # that it can measure
     title: ClassVar[str] = "frozen {features} features"  # of its table
 
     @abc.abstractmethod

@@ -18,7 +18,7 @@ from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.weights import file_metadata, refuse_non_finite
 from sslctl.runs import checkpoint
 from sslctl.runs.description import lost_description
-from sslctl.runs.directory import TEACHER, TOKENIZER, find_runs, is_run, run_named_by
+from sslctl.runs.directory import GIVEN, TEACHER, TOKENIZER, find_runs, is_run, run_named_by
 from sslctl.runs.manifest import MANIFEST
 from sslctl.runs.ownership import LAST
 from sslctl.runs.reading import read_config, read_environment, read_preprocess
@@ -164,13 +164,22 @@ def open_run(run: Path, path: Path, backbone_node: Any | None = None) -> Trained
     return TrainedRun(OmegaConf.create(read_config(run)), run_preprocess(run), method, step)
 
 
-def load_method(run: Path, backbone_node: Any | None = None) -> Method:
-    """Builds the method of a run as its configuration says, untrained. backbone_node: another backbone than the run's."""
+def load_method(run: Path, backbone_node: Any | None = None, *, given: bool = False) -> Method:
+    """Builds the method of a run as its configuration says, untrained. backbone_node: another backbone than the run's.
+
+    given: with the weights that its backbone began with. Raises CheckpointError where they are of another one.
+    """
     config = OmegaConf.create(read_config(run))
     torch.manual_seed(config.seed)
     facts = Facts(**read_environment(run)["facts"])
     preprocess = run_preprocess(run)
     backbone = build_backbone(backbone_node or config.backbone, preprocess, with_weights=False)
+    if given:
+        tensors = checkpoint.load_tensors(run / GIVEN)
+        if differences := checkpoint.compare(tensors, backbone.state_dict()):
+            raise checkpoint.CheckpointError(f"{run / GIVEN} is of another backbone:", *differences)
+        backbone.load_state_dict(tensors)
+        backbone.pretrained = frozenset(tensors)
     teacher = load_teacher(str(run / TEACHER), None, preprocess) if "teacher" in config.method else None
     return build_method(config.method, backbone, facts, teacher)
 

@@ -51,7 +51,7 @@ def load_teacher(
             f"method.teacher={where} is no run: name the network of these weights with backbone@method.teacher_backbone=…"
         )
     else:
-        teacher = _foreign_teacher(path, node, own or {}, preprocess)
+        teacher = _given_teacher(path, node, own or {}, preprocess)
     if teacher.preprocess.channels != preprocess.channels:
         raise InputError(
             f"method.teacher={where} sees {teacher.preprocess.channels} channels, the images have {preprocess.channels}"
@@ -59,7 +59,7 @@ def load_teacher(
     return teacher
 
 
-def _foreign_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
+def _given_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
     """Builds a teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
     weighted = OmegaConf.merge(node, {"weights": str(path)})
     usual, _ = as_expected(replace(preprocess, **{name: _usual(name, preprocess) for name in IMAGENET}), weighted)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sslctl.errors import InputError
 from sslctl.evaluation.results import interval_of_mean
-from sslctl.report.measurement import Measurement, number, span
+from sslctl.report.measurement import GIVEN, Measurement, number, span
 from sslctl.report.run import Run
 
 MOST_DIFFERENCES = 40  # keys that are listed
@@ -129,3 +129,9 @@ def random_mean(runs: list[Run], column: Measurement) -> Mean | None:
         if result := run.untrained().get(column):
             values[str(run.config["backbone"]), run.config["seed"], result.value] = result.value
     return mean_of(list(values.values()))
+
+
+def given_mean(runs: list[Run], column: Measurement) -> Mean | None:
+    """Returns the mean of the weights that runs were given to begin with, each once."""
+    results = [result for run in runs if (result := run.latest(GIVEN).get(column))]
+    return mean_of(list({(result.weights_sha256, result.value): result.value for result in results}.values()))

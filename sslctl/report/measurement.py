@@ -8,6 +8,7 @@ from sslctl.runs.results import Result
 
 _PREFERRED = ("linear-augmented", "linear-cached", "knn", "finetune")  # protocols, the one that matters most first
 _MOST_SETTINGS = 4  # named where results are told apart
+GIVEN = "given"  # what a run began with that did not begin with random weights
 UNTRAINED = ("random", "scratch")  # what a trained network is compared with: as it began, fine-tuned from there
 
 

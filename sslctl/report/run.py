@@ -91,6 +91,18 @@ class Run:
         """Returns the last result of each measurement of the network as it began, or fine-tuned from there."""
         return {m: result for subject in UNTRAINED for m, result in self.latest(subject).items()}
 
+    def began_with(self) -> str:
+        """Returns the weights that the run was given, as its configuration names them; '' of random ones."""
+        backbone = self.config["backbone"]
+        if backbone.get("weights"):
+            return backbone["weights"]
+        return f"timm's weights of {backbone['model']}" if backbone.get("pretrained") else ""
+
+    @property
+    def network(self) -> str:
+        """Returns the backbone's name: of timm's models their own."""
+        return self.config["backbone"].get("model") if self.names["backbone"] == "timm" else self.names["backbone"]
+
     def series(self, name: str) -> list[tuple[float, float]]:
         """Returns (epoch, value) of what was logged under a name."""
         return [(m["epoch"], m[name]) for m in self.metrics if isinstance(m.get(name), int | float)]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslctl.report import commands
-from sslctl.report.groups import Group, Mean, group_mean, random_mean
-from sslctl.report.measurement import Measurement, by_importance, distinguishing_settings, number
+from sslctl.report.groups import Group, Mean, given_mean, group_mean, random_mean
+from sslctl.report.measurement import GIVEN, Measurement, by_importance, distinguishing_settings, number
 from sslctl.report.run import Run
 from sslctl.runs.health import verdict
 from sslctl.runs.reading import run_word
@@ -52,11 +52,12 @@ def summary_of_one(run: Run, columns: list[Measurement]) -> Summary:
     kinds = {"vocabulary": "texts", "frames": "videos"}
     images = next((words for key, words in kinds.items() if key in run.config["dataset"]), "images")
     done = (
-        f"{names['method']} trained {names['backbone']} on {facts['num_images']:,} {images} of {run.dataset}"
+        f"{names['method']} trained {run.network} on {facts['num_images']:,} {images} of {run.dataset}"
         f" for {run.epochs:.4g} of {facts['total_steps'] / facts['steps_per_epoch']:g} epochs"
         f" ({run.step:,} of {facts['total_steps']:,} steps); it is {_status(run)}."
     )
-    sentences = [done, *_what_was_logged(run, columns)]
+    begun = [f"It began with given weights: {run.began_with()}."] if run.began_with() else []
+    sentences = [done, *begun, *_what_was_logged(run, columns)]
     apart, best = distinguishing_settings(columns), _main(run, columns)[:2]
     figures = [_figure(run, column, apart[column]) for column in best]
     worst, opening = verdict(run.findings).sentence, _VERDICTS[run.level]
@@ -98,7 +99,7 @@ def _what_was_logged(run: Run, columns: list[Measurement]) -> list[str]:
 
 
 def _figure(run: Run, column: Measurement, apart: str) -> Figure:
-    trained, random = run.latest("trained")[column], run.untrained().get(column)
+    trained, random = run.latest("trained")[column], run.latest(GIVEN).get(column) or run.untrained().get(column)
     where = f"{column.describe()} ({trained.images:,} images)"
     return Figure(
         number(column.share, trained.value, trained.std),
@@ -108,10 +109,10 @@ def _figure(run: Run, column: Measurement, apart: str) -> Figure:
 
 
 def _beside(trained: Result, random: Result) -> str:
-    """Says what the same network with random weights reaches, and whether the difference is more than chance."""
+    """Says what the same network with given or random weights reaches, and whether the difference is more than chance."""
     gain = trained.value - random.value
     chance = 1.96 * math.sqrt(sum(r.value * (1 - r.value) / r.images for r in (trained, random)))
-    untrained = "from scratch" if random.subject == "scratch" else "random weights"
+    untrained = {"scratch": "from scratch", GIVEN: "given weights"}.get(random.subject, "random weights")
     words = f"{untrained}: {number(trained.share, random.value)}, {100 * gain:+.1f} points"
     if abs(gain) <= chance:
         words += f"; {trained.images:,} test images cannot tell less than {100 * chance:.1f} points from chance"
@@ -216,11 +217,16 @@ def _ranking(runs: list[Run], groups: list[Group], column: Measurement, apart: s
         for group, mean in ranked[:2]
     ]
     sentences = []
-    random = random_mean(runs, column)
+    given = given_mean(runs, column)
+    random = given or random_mean(runs, column)
     if random:
         (first, best), untrained = (
             ranked[0],
-            "From scratch, networks" if column.protocol == "finetune" else "Random weights",
+            "Given weights"
+            if given
+            else "From scratch, networks"
+            if column.protocol == "finetune"
+            else "Random weights",
         )
         words = f"{untrained} reach {random.describe(column)} by {where}"
         sentences.append(f"{words}; {first.name} is {_apart(best, random)}.")

@@ -4,8 +4,8 @@ import statistics
 from dataclasses import dataclass
 
 from sslctl.evaluation.console import FIGURES
-from sslctl.report.groups import Group, Mean, group_mean, mean_of, random_mean
-from sslctl.report.measurement import UNTRAINED, Measurement, by_importance, distinguishing_settings, number
+from sslctl.report.groups import Group, Mean, given_mean, group_mean, mean_of, random_mean
+from sslctl.report.measurement import GIVEN, UNTRAINED, Measurement, by_importance, distinguishing_settings, number
 from sslctl.report.run import Run
 from sslctl.runs.results import Result
 
@@ -65,8 +65,9 @@ def parts_of(columns: list[Measurement]) -> list[Columns]:
 def results_of(run: Run) -> dict:
     """Returns the rows of a run's own table: one a measurement, a column for each kind of weights."""
     measured = dict.fromkeys(r.subject for r in run.results if r.protocol != "label-free")
-    others = [s for s in measured if s not in ("trained", *UNTRAINED)]
-    latest = {"trained": run.latest("trained"), "random": run.untrained()} | {s: run.latest(s) for s in others}
+    others = [s for s in measured if s not in ("trained", GIVEN, *UNTRAINED)]
+    latest = {"trained": run.latest("trained"), GIVEN: run.latest(GIVEN), "random": run.untrained()}
+    latest |= {s: run.latest(s) for s in others}
     subjects = [subject for subject, own in latest.items() if own]
     rows = by_importance(dict.fromkeys(m for subject in subjects for m in latest[subject] if not m.label_free))
     table = []
@@ -77,6 +78,7 @@ def results_of(run: Run) -> dict:
     return {
         "subjects": subjects,
         "scratch": "scratch" in measured,
+        "given": run.began_with() if latest[GIVEN] else "",
         "parts": [part for part in (main, [e for e in table if e not in main]) if part],
     }
 
@@ -85,11 +87,16 @@ def results_of(run: Run) -> dict:
 
 
 def means_of(groups: list[Group], runs: list[Run], part: Columns) -> dict:
-    """Returns a row for each setting, and one of random weights: (words, interval, how many where not all) a column."""
+    """Returns a row for each setting, one of given and one of random weights: (words, interval, how many where not all) a
+    column."""
     columns = [head.column for head in part.heads]
     rows = [(group, [_cell(group_mean(group, c), c, len(group.runs)) for c in columns]) for group in groups]
-    baseline = [_cell(random_mean(runs, c), c, None) for c in columns]
-    return {"part": part, "rows": rows, "random": baseline if any(cell["words"] for cell in baseline) else None}
+    baselines = {
+        f"{name} weights": [_cell(mean(runs, c), c, None) for c in columns]
+        for name, mean in ((GIVEN, given_mean), ("random", random_mean))
+    }
+    measured = {name: cells for name, cells in baselines.items() if any(cell["words"] for cell in cells)}
+    return {"part": part, "rows": rows, "baselines": measured}
 
 
 def _cell(mean: Mean | None, column: Measurement, expected: int | None) -> dict:
@@ -107,6 +114,8 @@ def speed_of(group: Group) -> str:
 
 # --- Without labels ---
 
+_BEGUN = ("trained", GIVEN, "random")  # as it is, as it was given, as it would have begun without
+
 
 def label_free_of(groups: list[Group]) -> dict | None:
     """Returns a row for each figure: its values in each setting as trained, as it began, and what is healthy.
@@ -116,23 +125,25 @@ def label_free_of(groups: list[Group]) -> dict | None:
     alone = len(groups) == 1 and len(groups[0].runs) == 1
     chosen = [group.runs if alone else group.finished for group in groups]
     runs = [run for own in chosen for run in own]
-    columns = dict.fromkeys(m for run in runs for s in ("trained", "random") for m in run.latest(s) if m.label_free)
+    columns = dict.fromkeys(m for run in runs for s in _BEGUN for m in run.latest(s) if m.label_free)
     apart = distinguishing_settings(columns)
     rows = []
     for column in sorted(columns, key=_place):
         cells = [_figure([run.latest("trained").get(column) for run in own]) for own in chosen]
-        random = _figure([run.latest("random").get(column) for run in runs])
-        results = [r for run in runs for s in ("trained", "random") if (r := run.latest(s).get(column))]
+        given, random = (_figure([run.latest(s).get(column) for run in runs]) for s in _BEGUN[1:])
+        results = [r for run in runs for s in _BEGUN if (r := run.latest(s).get(column))]
         rows.append(
             {
                 "name": _FIGURES.get(column.metric, column.metric.replace("_", " ")),
                 "cells": cells,
+                "given": given,
                 "random": random,
                 "healthy": " / ".join(dict.fromkeys(_healthy(r) for r in results)),
                 "of": ", ".join(part for part in (_images_of(column), apart[column]) if part),
             }
         )
-    return {"groups": groups, "alone": alone, "rows": rows} if rows else None
+    given = any(row["given"] for row in rows)
+    return {"groups": groups, "alone": alone, "rows": rows, "given": given} if rows else None
 
 
 def _place(column: Measurement) -> int:

@@ -19,6 +19,7 @@ from sslctl.runs.ownership import is_own
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.jsonl"
 BACKBONE, PREPROCESS, TOKENIZER = "backbone.safetensors", "preprocess.json", "tokenizer.json"
 TEACHER = "teacher.safetensors"  # a frozen one
+GIVEN = "given.safetensors"  # the backbone that a run began with, where its weights were not random
 DATA = "data.json"  # what was inferred of the data
 PROBES = "probes"  # trained classifiers
 STOPPED = "stopped.json"  # why training ended early, where it was not a signal

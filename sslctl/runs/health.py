@@ -29,6 +29,7 @@ def read_run_facts(run: Path) -> RunFacts:
         steps_per_epoch=plan["steps_per_epoch"],
         total_steps=plan["total_steps"],
         warmup_steps=fitted_warmup(warmup, plan["total_steps"]),
+        given=bool(config["backbone"].get("weights") or config["backbone"].get("pretrained")),
         prototypes=prototypes if type(prototypes) is int and prototypes > 1 else None,
         **{"num_classes": plan["num_classes"], **environment.get("known", {})},
     )
@@ -62,11 +63,11 @@ def judge(records: list[dict], facts: RunFacts, results: Iterable[Result] = ()) 
     """Lists the `findings` that the records of metrics.jsonl and results.jsonl show."""
     history = History(records, facts)
     symptoms = [finding for rule in RULES if (finding := rule(history))]
-    worse = _against_random(list(results))
+    worse = _against_first(list(results))
     if history.past_warmup:
         symptoms += [
-            Finding("warn", "random", f"{what}: {ours:.1%}, random weights have {theirs:.1%}")
-            for what, ours, theirs in worse
+            Finding("warn", "random", f"{what}: {ours:.1%}, {weights} have {theirs:.1%}")
+            for what, ours, theirs, weights in worse
         ]
         return _sorted(symptoms) or [_healthy(history)]
     if not worse and (so_far := _online(history)):
@@ -82,20 +83,21 @@ def _sorted(result: list[Finding]) -> list[Finding]:
 
 
 def judge_features(results: list[Result], already_said: Iterable[Finding] = ()) -> list[Finding]:
-    """Lists what label-free results say of trained and of foreign weights, beside what is told of them already, the worst first.
+    """Lists what label-free results say of trained and of given weights, beside what is told of them already, the worst first.
 
     results: of one evaluation; those of random weights in it, if any, are what the others began with. One `ok` where
     nothing is wrong. already_said: the findings of a run; a symptom that is among them is not said again.
     """
     figures = {(r.subject, r.metric): r for r in results if r.protocol == "label-free"}
     already_said, symptoms = list(already_said), []
-    for subject in ("trained", "foreign"):
+    for subject in ("trained", "given"):
         std, rank = (figures.get((subject, metric)) for metric in ("feature_std", "rankme"))
         if std is None or rank is None:
             continue
         dim = std.details["dim"]
-        spread, before = (_spread(figures.get((name, "feature_std")), dim) for name in (subject, "random"))
-        untrained = figures.get(("random", "rankme"))
+        first = "given" if subject == "trained" and ("given", "rankme") in figures else "random"
+        spread, before = (_spread(figures.get((name, "feature_std")), dim) for name in (subject, first))
+        untrained = figures.get((first, "rankme"))
         collapsed = features_collapsed(spread, dim, before)
         few = few_directions(rank.value, dim, untrained and untrained.value)
         symptoms += [finding for finding in (collapsed, few) if finding]
@@ -113,15 +115,21 @@ def _spread(std: Result | None, dim: int) -> float | None:
     return std.value * dim**0.5 if std else None
 
 
-def _against_random(results: list[Result]) -> list[tuple[str, float, float]]:
-    """(protocol, value, that of random weights) of results with all labels that are worse by the same protocol."""
+def _against_first(results: list[Result]) -> list[tuple[str, float, float, str]]:
+    """Lists results with all labels that are worse than those of the weights a run began with, by the same protocol.
+
+    (protocol, value, that of the given weights, of random ones where there are none, and what these are called.)
+    """
     latest = {(*_protocol(r), r.subject): r for r in results if _is_compared(r)}
     worse = []
     for (*protocol, subject), result in latest.items():
-        untrained = latest.get((*protocol, "random"))
-        if subject == "trained" and untrained and result.value < untrained.value - _noise(result, untrained):
+        given, random = (latest.get((*protocol, name)) for name in ("given", "random"))
+        first = given or random
+        if subject == "trained" and first and result.value < first.value - _noise(result, first):
             k = f" with k {result.params['k']}" if "k" in result.params else ""
-            worse.append((f"{result.protocol}{k} on {result.dataset}", result.value, untrained.value))
+            worse.append(
+                (f"{result.protocol}{k} on {result.dataset}", result.value, first.value, _CALLED[first.subject])
+            )
     return worse
 
 
@@ -131,14 +139,17 @@ def _noise(result: Result, other: Result) -> float:
     return wilson_noise(result.value, other.value, min(result.images, other.images))
 
 
-def _online(history: History) -> tuple[str, float, float] | None:
+_CALLED = {"given": "the weights it was given", "random": "random weights"}
+
+
+def _online(history: History) -> tuple[str, float, float, str] | None:
     """Compares the run's own kNN among its training images with that of its first weights."""
     values = history.series("knn")
     if len(values) < 2 or values[0][0] != 0:
         return None
     if values[-1][1] >= values[0][1] - wilson_noise(values[-1][1], values[0][1], history.facts.knn_images):
         return None
-    return "kNN", values[-1][1], values[0][1]
+    return "kNN", values[-1][1], values[0][1], _CALLED["given" if history.facts.given else "random"]
 
 
 def _protocol(result: Result) -> tuple:
@@ -152,14 +163,14 @@ def _is_compared(result: Result) -> bool:
     return result.metric in ("top1", "mAP") and result.labels == "all" and result.protocol in ("knn", "linear-cached")
 
 
-def _early(history: History, worse: list[tuple[str, float, float]], sound: bool) -> Finding:
-    """Writes the one sentence before anything is judged. worse: as `_against_random`, the first is said. sound: no rule fired."""
+def _early(history: History, worse: list[tuple[str, float, float, str]], sound: bool) -> Finding:
+    """Writes the one sentence before anything is judged. worse: as `_against_first`, the first is said. sound: no rule fired."""
     sentence = f"too early to tell: {history.step:,} steps, {history.needed:,} are needed"
     if history.past_settling and sound:
         sentence += "; no collapse so far"
     if worse:
-        what, ours, theirs = worse[0]
-        sentence += f"; so far worse than untrained weights: {what} {ours:.1%} against {theirs:.1%}"
+        what, ours, theirs, weights = worse[0]
+        sentence += f"; so far worse than {weights}: {what} {ours:.1%} against {theirs:.1%}"
     return Finding("early", "early", sentence)
 
 

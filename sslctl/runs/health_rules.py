@@ -221,12 +221,12 @@ def _neighbours(history: History) -> Finding | None:
     if values[0][0] == 0:
         untrained = values[0][1]
         if now - chance < KNN_LOST * (untrained - chance):
-            sentence = f"kNN has fallen to {now:.1%}; untrained features had {untrained:.1%}, chance is {chance:.1%}"
+            sentence = f"kNN has fallen to {now:.1%}; {history.facts.first_features} had {untrained:.1%}, chance is {chance:.1%}"
             return Finding("bad", "knn", sentence)
         trained = max(value for _, value in values[1:])
         noise = wilson_noise(trained, untrained, history.facts.knn_images)
         if trained < untrained - noise and history.progress >= SURE:
-            sentence = f"kNN was never better than {trained:.1%}, untrained features had {untrained:.1%}"
+            sentence = f"kNN was never better than {trained:.1%}, {history.facts.first_features} had {untrained:.1%}"
             return Finding("warn", "knn", sentence)
     if best - now > KNN_FALLEN * (best - chance):
         return Finding("warn", "knn", f"kNN has fallen to {now:.1%} from {best:.1%}")

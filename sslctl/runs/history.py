@@ -34,6 +34,12 @@ class RunFacts:
     uninformative_loss: float | None = None
     feature_dim: int | None = None
     prototypes: int | None = None
+    given: bool = False  # it did not begin with random weights
+
+    @property
+    def first_features(self) -> str:
+        """Returns what the page calls the features before the first step."""
+        return "features of the weights it was given" if self.given else "untrained features"
 
     @property
     def chance(self) -> float:

@@ -26,7 +26,7 @@ class Result:
     share: whether the value is a part of 1, which is shown in percent. std, draws: of several draws of labels. ci95:
     [low, high]. params: every setting of the protocol that decides the value, so that results with equal params can be
     compared; details: what came out beside the value. seed: of the evaluation; pretrain_seed: of the run. run, method and
-    pretrain_seed are None of foreign weights, step and epoch of what is no run's. data_changed: at which steps the run went on
+    pretrain_seed are None of weights that are no run's, step and epoch of what is no run's. data_changed: at which steps the run went on
     with other images, of one that did. content: the hash of the images measured on, classes: of their classes' names; None in
     lines of earlier versions.
     """
@@ -96,7 +96,9 @@ class Result:
             raise ValueError(f"results of format {format_} are not known, only of format {FORMAT}")
         if reason := misfit(values, _keys()) or _contradiction(values):
             raise ValueError(f"no result of format {FORMAT}: {reason}")
-        return cls(**values)
+        return cls(
+            **values | {"subject": "given" if values["subject"] == "foreign" else values["subject"]}
+        )  # until 0.1
 
 
 def _contradiction(values: dict) -> str | None:

@@ -239,13 +239,14 @@ def print_plan(
     """
     backbone, names = method.backbone, config.names
     count = sum(p.numel() for p in backbone.parameters())
+    network = f"timm {config.backbone.model}" if names.backbone == "timm" else names.backbone
     sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
     state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
     lines = [
         *plan.lines(),
         *([_normalisation(backbone)] if measures_statistics(config.dataset, source) else []),
         *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
-        f"backbone   {names.backbone}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
+        f"backbone   {network}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",
         *([f"input      {normalization}"] if normalization else []),
         f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
