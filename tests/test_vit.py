@@ -3,11 +3,16 @@
 import math
 
 import pytest
+import timm
 import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from sslctl.factory.exportable import feature_names, find_backbone
 from sslctl.methods.cpc import Context, cut, turned
 from sslctl.models.backbones import Backbone, Timm
+from sslctl.models.preprocess import Preprocess
 from sslctl.models.vit import (
     fix_positions_,
     gather_tokens,
@@ -21,16 +26,29 @@ from sslctl.models.vit import (
 )
 from sslctl.ops.masks import block_mask, random_order
 from sslctl.random import Key
+from tests.methods import built
+
+ROTARY = {"use_rot_pos_emb": True, "init_values": 0.5}
+FAMILIES = {
+    "ViT": (VisionTransformer, {}),
+    "ViT with registers": (VisionTransformer, {"reg_tokens": 2, "no_embed_class": True, "dynamic_img_size": True}),
+    "ViT without a class token": (VisionTransformer, {"class_token": False, "global_pool": "avg"}),
+    "EVA-02": (Eva, ROTARY | {"swiglu_mlp": True, "dynamic_img_size": True}),
+    "DINOv3": (
+        Eva,
+        ROTARY | {"rope_type": "dinov3", "use_abs_pos_emb": False, "num_reg_tokens": 2, "rope_rotate_half": True},
+    ),
+    "Eva, rotary positions of each block": (Eva, ROTARY | {"rope_type": "mixed", "dynamic_img_size": True}),
+    "Eva without rotary positions": (Eva, {}),
+}
 
 
-@pytest.fixture(scope="module")
-def vit():
-    from timm.models.vision_transformer import VisionTransformer
-
+@pytest.fixture(scope="module", params=FAMILIES)
+def vit(request):
+    family, arguments = FAMILIES[request.param]
     torch.manual_seed(0)
-    return VisionTransformer(
-        img_size=16, patch_size=4, in_chans=3, embed_dim=16, depth=2, num_heads=2, num_classes=0
-    ).eval()
+    sizes = {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return family(num_classes=0, **sizes, **arguments).eval()
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +69,14 @@ def test_tokens_are_timms_own(vit, images):
 
 def test_all_patches_kept_is_no_change_and_their_order_does_not_matter(vit, images):
     whole = tokens(vit, images, None, None, None)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
-    kept = tokens(vit, images, None, None, order)
-    torch.testing.assert_close(kept[:, 1:], whole[:, 1:][:, order], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(kept[:, 0], whole[:, 0], atol=1e-5, rtol=1e-4)
+    order, prefix = torch.randperm(16, generator=torch.Generator().manual_seed(2)), vit.num_prefix_tokens
+    for keep in (order, order.expand(3, -1)):
+        kept = tokens(vit, images, None, None, keep)
+        torch.testing.assert_close(kept[:, prefix:], whole[:, prefix:][:, order], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(kept[:, :prefix], whole[:, :prefix], atol=1e-5, rtol=1e-4)
+    keep, _ = random_order(key(3), "test", 16, 5)  # other patches of each image
+    each = torch.cat([tokens(vit, images[i : i + 1], None, None, keep[i]) for i in range(3)])
+    torch.testing.assert_close(tokens(vit, images, None, None, keep), each, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("how", ["kept", "masked"])
@@ -82,6 +104,24 @@ def test_gathering_by_image_and_for_all():
     assert torch.equal(gather_tokens(x, torch.tensor([2, 0])), x[:, [2, 0]])
     each = gather_tokens(x, torch.tensor([[2], [1]]))
     assert torch.equal(each, torch.stack([x[0, [2]], x[1, [1]]]))
+
+
+@pytest.mark.parametrize("name", ["ibot", "mae", "simmim", "ijepa", "msn"])
+def test_methods_of_tokens_train_dinov3s_networks(name):
+    """With registers and rotary positions, none absolute."""
+    network = ("backbone=timm", "backbone.model=vit_small_patch16_dinov3_qkvb", "+backbone.kwargs.global_pool=token")
+    network += ("+backbone.kwargs.patch_size=4", "+backbone.kwargs.embed_dim=16", "+backbone.kwargs.depth=1")
+    ready = built(name, network=(*network, "+backbone.kwargs.num_heads=2"))
+    first = ready.step()["loss"]
+    assert torch.isfinite(first)
+    for _ in range(3):
+        last = ready.step()["loss"]
+    assert torch.isfinite(last)
+    assert last != first
+    # What is evaluated is a network by itself, which a run keeps.
+    method, preprocess = ready.method.eval(), Preprocess(1, 16, 16, [0.5], [0.5])
+    _, arguments = find_backbone(method, feature_names(method, preprocess)[0], preprocess)
+    timm.create_model("vit_small_patch16_dinov3_qkvb", embed_dim=16, depth=1, num_heads=2, **arguments)
 
 
 def test_other_networks_are_refused_in_a_line():

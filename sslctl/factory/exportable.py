@@ -49,6 +49,8 @@ def with_pooling(node: dict, arguments: dict[str, Any]) -> dict:
 def _pool_by_mean(backbone: Backbone) -> tuple[Backbone | None, dict[str, Any]]:
     """Returns a copy that pools by the mean of the patches' tokens, and timm's arguments for it; the backbone itself where it
     does so; None where timm's model cannot under the same weights."""
+    from timm.models.vision_transformer import VisionTransformer
+
     model = backbone.vision_transformer()
     if not isinstance(model.fc_norm, nn.Identity):
         return None, {}
@@ -56,4 +58,4 @@ def _pool_by_mean(backbone: Backbone) -> tuple[Backbone | None, dict[str, Any]]:
         return backbone, {}
     copied = copy.deepcopy(backbone)
     copied.network.model.global_pool = MEAN["global_pool"]
-    return copied, MEAN
+    return copied, MEAN if isinstance(model, VisionTransformer) else {"global_pool": "avg", "use_fc_norm": False}

@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         return vit.tokens(self.vision_transformer(), self.normalize(images), mask, mask_token, keep)
 
     def vision_transformer(self) -> nn.Module:
-        """Returns timm's VisionTransformer inside. Raises ValueError where the network is none."""
+        """Returns timm's VisionTransformer or Eva inside. Raises ValueError where the network is none."""
         return vit.require_vit(self.network)
 
 

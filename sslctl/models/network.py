@@ -27,8 +27,8 @@ class NetworkOptions(Protocol):
     """What a network may have besides. Where it has not, the default holds, or what needs it is refused by name.
 
     layer_names returns the modules and parameters of each layer, from the input on; see `sslctl.models.layer_decay`.
-    Methods that hide patches need timm's VisionTransformer as `model`; masked language modelling needs `tokens`, `embedding` and
-    `vocabulary`, as `SmallTransformer` has them.
+    Methods that hide patches need timm's VisionTransformer or Eva as `model`; masked language modelling needs `tokens`,
+    `embedding` and `vocabulary`, as `SmallTransformer` has them.
     """
 
     modality: Modality  # what it takes; default: IMAGES

@@ -19,20 +19,25 @@ def timm_if_imported() -> ModuleType | None:
 
 
 def require_vit(network: nn.Module) -> nn.Module:
-    """Returns timm's VisionTransformer inside a network. Raises ValueError where there is none."""
+    """Returns timm's VisionTransformer or Eva (DINOv3, EVA-02) inside a network. Raises ValueError where there is none."""
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     model = getattr(network, "model", None)
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, VisionTransformer | Eva):
         raise ValueError(NEEDED)
     return model
 
 
 def require_class_token(model: nn.Module) -> None:
     """Raises ValueError where a vision transformer's output is not its class token."""
-    if model.cls_token is None or model.global_pool != "token":
-        pooling = "no class token" if model.cls_token is None else f"global_pool={model.global_pool}"
-        raise ValueError(f"this method learns by the class token, this backbone has {pooling}: backbone=small_vit")
+    if model.cls_token is None:
+        raise ValueError("this method learns by the class token, this backbone has no class token: backbone=small_vit")
+    if model.global_pool != "token":
+        raise ValueError(
+            f"this method learns by the class token, this backbone has global_pool={model.global_pool}:"
+            " +backbone.kwargs.global_pool=token"
+        )
 
 
 def patch_size_of(network: nn.Module) -> int:
@@ -48,19 +53,43 @@ def grid_of(model: nn.Module, images: Tensor) -> tuple[int, int]:
 
 
 def tokens(model: nn.Module, x: Tensor, mask: Tensor | None, mask_token: Tensor | None, keep: Tensor | None) -> Tensor:
-    """`VisionTransformer.forward_features` on normalised (B, C, H, W) -> (B, P + L, D), the P prefix tokens first.
+    """The model's `forward_features` on normalised (B, C, H, W) -> (B, P + L, D), the P prefix tokens first.
 
     mask: (B, L) bool, True where mask_token (1, D) stands in for the patch's embedding. keep: (B, K) or (K,) int64, the only
-    patches that go in; then L is K, in their order.
+    patches that go in; then L is K, in their order. Rotary positions go with their patches.
     """
     x = model.patch_embed(x)  # (B, rows, columns, D), or (B, L, D)
     if mask is not None:
         x = torch.where(mask.view(*x.shape[:-1], 1), mask_token.to(x.dtype), x)
     x = model._pos_embed(x)  # (B, P + L, D); resamples the positions for other sizes
+    x, rotary = (
+        x if isinstance(x, tuple) else (x, None)
+    )  # of Eva: (L, d), or of each block and head (blocks, heads, L, d)
     if keep is not None:
         prefix, patches = x[:, : model.num_prefix_tokens], x[:, model.num_prefix_tokens :]
         x = torch.cat([prefix, gather_tokens(patches, keep)], dim=1)
-    return model.norm(model.blocks(model.norm_pre(x)))
+        rotary = None if rotary is None else _gather_rotary(rotary, keep)
+    x = model.norm_pre(x)
+    if rotary is None:
+        return model.norm(model.blocks(x) if isinstance(model.blocks, nn.Sequential) else _through(model.blocks, x))
+    each = rotary if model.rope_mixed else [rotary] * len(model.blocks)
+    for block, rope in zip(model.blocks, each, strict=True):
+        x = block(x, rope=rope)
+    return model.norm(x)
+
+
+def _through(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def _gather_rotary(rotary: Tensor, keep: Tensor) -> Tensor:
+    """(L, d) or (blocks, heads, L, d) and positions (K,) or (B, K) -> (K, d), (B, 1, K, d) or (blocks, B, heads, K, d)."""
+    kept = rotary[..., keep, :]  # (…, K, d) or (…, B, K, d)
+    if keep.ndim == 1:
+        return kept
+    return kept[:, None] if rotary.ndim == 2 else kept.transpose(1, 2)
 
 
 def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
@@ -76,6 +105,8 @@ def fix_positions_(backbone: nn.Module) -> None:
     Those that its weights came with stay, fixed as they are.
     """
     model = require_vit(backbone.network)
+    if model.pos_embed is None:  # its rotary positions are fixed
+        return
     model.pos_embed.requires_grad_(False)
     if "network.model.pos_embed" in backbone.pretrained:
         return
