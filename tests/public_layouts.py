@@ -321,6 +321,16 @@ CONVNEXT = {
         (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
         (r"^head\.norm\.", "norm."),
     ),
+    "transformers, ConvNeXt of DINOv3": lambda v: renamed(
+        v,
+        (r"^head\.norm\.", "layer_norm."),
+        (r"^stem\.", "stages.0.downsample_layers."),
+        (r"\.downsample\.", ".downsample_layers."),
+        (r"\.blocks\.", ".layers."),
+        (r"\.conv_dw\.", ".depthwise_conv."),
+        (r"\.norm\.", ".layer_norm."),
+        (r"\.mlp\.fc(\d)\.", r".pointwise_conv\1."),
+    ),
 }
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}

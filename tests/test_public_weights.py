@@ -5,6 +5,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig
 
 from sslctl.models.backbones import Backbone, ResNet, Timm
 from sslctl.models.weights import load_weights
@@ -61,6 +62,21 @@ def test_torchvisions_transformer_is_taken_whole(tmp_path):
     assert " 0 missing; left out: 2 of heads" in report
     source.heads = nn.Identity()
     assert_same_features(backbone, source)
+
+
+def test_torchvisions_swin_and_convnext_are_taken_whole(tmp_path):
+    swin = scrambled(torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 1], [4, 4]))
+    kwargs = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1), "window_size": 4}
+    backbone = backbone_of("swin_tiny_patch4_window7_224", kwargs)
+    assert " 0 missing; left out: 2 of head" in load(backbone, swin.state_dict(), tmp_path)
+    swin.head = nn.Identity()
+    assert_same_features(backbone, swin)
+    blocks = [CNBlockConfig(4, 6, 1), CNBlockConfig(6, 8, 1), CNBlockConfig(8, 10, 1), CNBlockConfig(10, None, 1)]
+    convnext = scrambled(torchvision.models.ConvNeXt(blocks))
+    backbone = backbone_of("convnext_tiny", {"dims": (4, 6, 8, 10), "depths": (1, 1, 1, 1)})
+    assert " 0 missing; left out: 2 of classifier" in load(backbone, convnext.state_dict(), tmp_path)
+    convnext.classifier[2] = nn.Identity()
+    assert_same_features(backbone, convnext)
 
 
 def test_lightlys_masked_transformers_are_taken_whole(tmp_path):

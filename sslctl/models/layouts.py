@@ -18,6 +18,8 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()
 
 
+_STAGES = range(4)
+
 # Hugging Face transformers: ViT, ViT-MAE, DINOv2 (with registers), DINOv3.
 _TRANSFORMERS = (
     (r"^embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
@@ -43,7 +45,7 @@ _TRANSFORMERS = (
 _TRANSFORMERS_RESNET = (
     (r"^embedder\.embedder\.convolution\.", "conv1."),
     (r"^embedder\.embedder\.normalization\.", "bn1."),
-    *((rf"^encoder\.stages\.{stage}\.layers\.", f"layer{stage + 1}.") for stage in range(4)),
+    *((rf"^encoder\.stages\.{stage}\.layers\.", f"layer{stage + 1}.") for stage in _STAGES),
     *((rf"\.layer\.{n}\.convolution\.", f".conv{n + 1}.") for n in range(3)),
     *((rf"\.layer\.{n}\.normalization\.", f".bn{n + 1}.") for n in range(3)),
     (r"\.shortcut\.convolution\.", ".downsample.0."),
@@ -60,6 +62,34 @@ _TORCHVISION_VIT = (
     (r"\.mlp\.(?:linear_1|0)\.", ".mlp.fc1."),
     (r"\.mlp\.(?:linear_2|3)\.", ".mlp.fc2."),
     (r"^encoder\.ln\.", "norm."),
+)
+_TORCHVISION_SWIN = (
+    (r"^features\.0\.0\.", "patch_embed.proj."),
+    (r"^features\.0\.2\.", "patch_embed.norm."),
+    *((rf"^features\.{2 * stage + 1}\.", f"layers.{stage}.blocks.") for stage in _STAGES),
+    *((rf"^features\.{2 * stage}\.", f"layers.{stage}.downsample.") for stage in _STAGES),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+)
+_TORCHVISION_CONVNEXT = (
+    (r"^features\.0\.", "stem."),
+    *((rf"^features\.{2 * stage + 1}\.", f"stages.{stage}.blocks.") for stage in _STAGES),
+    *((rf"^features\.{2 * stage}\.", f"stages.{stage}.downsample.") for stage in _STAGES),
+    (r"\.block\.0\.", ".conv_dw."),
+    (r"\.block\.2\.", ".norm."),
+    (r"\.block\.3\.", ".mlp.fc1."),
+    (r"\.block\.5\.", ".mlp.fc2."),
+    (r"\.layer_scale$", ".gamma"),
+    (r"^classifier\.0\.", "head.norm."),
+)
+_TRANSFORMERS_CONVNEXT = (  # DINOv3's
+    (r"^stages\.0\.downsample_layers\.", "stem."),
+    (r"\.downsample_layers\.", ".downsample."),
+    (r"\.layers\.", ".blocks."),
+    (r"\.depthwise_conv\.", ".conv_dw."),
+    (r"\.pointwise_conv([12])\.", r".mlp.fc\1."),
+    (r"\.layer_norm\.", ".norm."),
+    (r"^layer_norm\.", "head.norm."),
 )
 _MMPRETRAIN_VIT = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
@@ -83,6 +113,9 @@ LAYOUTS = (
     Layout(r"embeddings\.patch_embeddings\.(?:projection\.)?weight", _TRANSFORMERS),
     Layout(r"embedder\.embedder\.convolution\.weight", _TRANSFORMERS_RESNET),
     Layout(r"conv_proj\.weight", _TORCHVISION_VIT),
+    Layout(r"features\.1\.0\.attn\.relative_position_bias_table", _TORCHVISION_SWIN),
+    Layout(r"features\.1\.0\.layer_scale", _TORCHVISION_CONVNEXT),
+    Layout(r"stages\.0\.downsample_layers\.0\.weight", _TRANSFORMERS_CONVNEXT),
     Layout(r"patch_embed\.projection\.weight", _MMPRETRAIN_VIT),
     Layout(r"7\.0\.conv1\.weight", _SEQUENTIAL),
     Layout(r"5\.0\.conv1\.weight", _SEQUENTIAL_SHORT),

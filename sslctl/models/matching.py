@@ -112,7 +112,8 @@ def _translate(
             name = name.removeprefix(prefix)
             for pattern, replacement in layout.renames:
                 name = re.sub(pattern, replacement, name)
-            inside[name] = tensor
+            column = name.endswith(".gamma") and tensor.ndim == 3 and tensor.numel() == len(tensor)
+            inside[name] = tensor.flatten() if column else tensor  # torchvision's (C, 1, 1)
     inside, expected = _with_registers_apart(inside, places), backbone.state_dict()
     placed, rest = _place(inside, places)
     if filtered := _filter(inside, backbone):
