@@ -1,5 +1,7 @@
 """Public weights come in complete: features of the loaded network are those of the network that the file was written from."""
 
+import contextlib
+
 import pytest
 import timm
 import torch
@@ -8,9 +10,10 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
 from sslctl.models.backbones import Backbone, ResNet, Timm
+from sslctl.models.matching import flatten
 from sslctl.models.weights import load_weights
 from sslctl.runs.checkpoint import CheckpointError
-from tests.public_layouts import CASES, SMALL, VIT, dinov3, under
+from tests.public_layouts import CASES, SMALL, VIT, dinov2_registers, dinov3, under
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 
@@ -159,6 +162,27 @@ def test_biases_of_queries_and_values_are_not_lost(tmp_path):
         load(plain, state, tmp_path)
     without = {name: torch.zeros_like(t) if name.endswith("qkv.bias") else t for name, t in state.items()}
     assert " 0 missing" in load(plain, without, tmp_path)  # biases of zero, as of the distilled large models
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 2, 2, 2)])
+@pytest.mark.parametrize("name", ["VIT", "dinov3", "registers"])
+def test_tensors_of_odd_shapes_end_in_a_sentence_at_most(name, shape, tmp_path):
+    kwargs, write, model = {
+        "VIT": (SMALL, VIT["transformers, ViT"], "vit_tiny_patch16_224"),
+        "dinov3": (SMALL, dinov3, "vit_small_patch16_dinov3_qkvb"),
+        "registers": (SMALL | {"patch_size": 16}, dinov2_registers, "vit_small_patch14_reg4_dinov2"),
+    }[name]
+    backbone = backbone_of(model, kwargs)
+    content = write(backbone.network.model.state_dict())
+    for odd in [n for n in content if "1." not in n][:10]:
+        with contextlib.suppress(CheckpointError):  # a mask token may have any
+            load(backbone, content | {odd: torch.zeros(shape)}, tmp_path)
+
+
+def test_a_file_that_contains_itself_is_read_once():
+    content = {f"w{n}": torch.ones(1) for n in range(3)}
+    content |= {f"again{n}": content for n in range(50)}
+    assert flatten(content).keys() == {"w0", "w1", "w2"}
 
 
 # --- Another number of channels, another size ---

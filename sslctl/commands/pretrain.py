@@ -126,7 +126,7 @@ def _pretrain(
     # Networks, each drawn from the seed; what they read from files decides the run as much as its configuration does.
     torch.set_num_threads(plan.threads)
     seed_generators(config.seed)
-    backbone = build_backbone(config.backbone, preprocess)
+    backbone = distributed.main_process_first(lambda: build_backbone(config.backbone, preprocess))  # it may download
     hashes = {"data": source.content_hash}
     if has_weights(config.backbone):
         hashes["weights"] = weights_sha256(backbone)

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, shown, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.subjects import Subject
 from sslctl.factory.expectation import as_expected, has_weights
@@ -73,7 +73,9 @@ def _given_network(config: Any, split: str) -> NamedNetwork:
         raise InputError(f"features={config.features}: given weights offer backbone")
     dataset = as_in_weights(config.dataset, config.backbone.get("weights"))
     source = build_source(dataset, split)
-    preprocess, _ = as_expected(preprocess_of(dataset, source, lambda: build_source(dataset, "train")), config.backbone)
+    preprocess, normalization = as_expected(preprocess_of(dataset, source, lambda: build_source(dataset, "train")), config.backbone)
+    if normalization:
+        print(f"input      {shown(normalization)}", flush=True)
     subject = who.given(config.backbone, preprocess, with_weights=True)
     weights = user_path(config.backbone.get("weights") or config.backbone.model)
     node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True) | {

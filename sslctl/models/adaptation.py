@@ -21,7 +21,7 @@ def adapt(
     for name, tensor in tensors.items():
         expected = ours[name].shape
         if name == f"{first}.weight" and tensor.ndim == 4 and tensor.is_floating_point():
-            if tensor.shape[1] != expected[1]:
+            if tensor.shape[1] != expected[1] and tensor.numel():
                 tensor, words = _with_channels(tensor, expected)
                 sentences.append(words)
             if resample_patches and bare(name) == "patch_embed.proj.weight" and tensor.shape[2:] != expected[2:]:

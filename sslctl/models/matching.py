@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +35,21 @@ class Match:
     alternatives: list[str] = field(default_factory=list)
 
 
-def flatten(content: Any, depth: int = _DEEPEST) -> dict[str, Tensor]:
-    """Returns the tensors inside nested dictionaries under dotted names, without what compilers and wrappers put inside names."""
-    tensors = {}
+def flatten(content: dict, depth: int = _DEEPEST, seen: frozenset[int] | set[int] = frozenset()) -> dict[str, Tensor]:
+    """Returns the tensors inside nested dictionaries under dotted names, without what compilers and wrappers put inside names.
+
+    A dictionary that stands at several places, or in itself, is read once.
+    """
+    tensors, seen = {}, seen or set()
+    seen.add(id(content))
     for name, value in content.items():
         name = str(name)
         for infix in INFIXES:
             name = name.replace(infix, "")
         if isinstance(value, Tensor):
             tensors[name] = value
-        elif isinstance(value, dict) and depth:
-            tensors |= {f"{name}.{inner}": tensor for inner, tensor in flatten(value, depth - 1).items()}
+        elif isinstance(value, dict) and depth and id(value) not in seen:
+            tensors |= {f"{name}.{inner}": tensor for inner, tensor in flatten(value, depth - 1, seen).items()}
     return tensors
 
 
@@ -174,13 +177,14 @@ def _with_joint_attention(inside: dict[str, Tensor], places: dict[str, str]) -> 
         ):
             three = [f"{root}.{part}{attention[len(root) + 2 :]}.{kind}" for part in "qkv"]
             apart = kind == "bias" and f"{root}.qkv.bias" not in places  # biases stay apart: BEiT, EVA
-            if not apart and three[2] in tensors:
-                like = tensors[name]
+            like = tensors[name]
+            alike = like.ndim and all(tensors.get(n, like).shape == like.shape for n in three)
+            if not apart and three[2] in tensors and alike:
                 tensors[f"{root}.qkv.{kind}"] = torch.cat([tensors.pop(n, torch.zeros_like(like)) for n in three])
         # One layer becomes three.
-        elif name.endswith(("attn.qkv.weight", "attn.qkv.bias")) and name not in places:
+        elif name.endswith(("attn.qkv.weight", "attn.qkv.bias")) and name not in places and inside[name].ndim:
             joint, root = tensors.pop(name), attention.removesuffix(".qkv")
-            queries, keys, values = joint.chunk(3)
+            queries, keys, values = joint.tensor_split(3)
             zero_keys = f"{root}.qkv.bias_mask" in inside or not keys.any()  # DINOv3 masks them
             if kind == "bias" and f"{root}.q_bias" in places and zero_keys:
                 tensors |= {f"{root}.q_bias": queries, f"{root}.v_bias": values}
@@ -195,7 +199,8 @@ def _with_joint_attention(inside: dict[str, Tensor], places: dict[str, str]) -> 
 
 def _with_registers_apart(inside: dict[str, Tensor], places: dict[str, str]) -> dict[str, Tensor]:
     """Adds the class token's position to it where the network has positions of patches alone (DINOv2 with registers in timm)."""
-    if not {"register_tokens", "cls_token", "pos_embed"} <= inside.keys() or "reg_token" not in places:
+    names = ("register_tokens", "cls_token", "pos_embed")
+    if "reg_token" not in places or any(name not in inside or inside[name].ndim != 3 for name in names):
         return inside
     tensors = dict(inside)
     tensors["reg_token"] = tensors.pop("register_tokens")
