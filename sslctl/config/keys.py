@@ -67,7 +67,9 @@ UNTYPED = {
     "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # their content counts
     "backbone.partial": KeyFacts(own=True, hint=bool),
     "backbone.pretrained": KeyFacts(own=True, fingerprint=False, hint=bool),
-    "backbone.normalization": KeyFacts(own=True, hint=str | None, choices=("weights", "dataset"), old_behaviour=None),
+    "backbone.normalization": KeyFacts(  # the content of weights counts, their mean and std among it
+        own=True, fingerprint=False, hint=str | None, choices=("weights", "dataset")
+    ),
     "backbone.resample_patches": KeyFacts(own=True, hint=bool, old_behaviour=False),
     "backbone.kwargs": KeyFacts(free=True),
     "optimizer.base_lr": KeyFacts(own=True, hint=float, above=0),
