@@ -295,7 +295,7 @@ DINOV3 = {"DINOv3": dinov3, "transformers, DINOv3": transformers_dinov3}
 BEIT = {
     "SimMIM, ViT": lambda v: {
         "model": under(
-            "encoder.", v | {"mask_token": T(1, 1, 24), "blocks.0.attn.relative_position_index": T(5, 5).long()}
+            "encoder.", v | {"mask_token": T(1, 1, 24), "rel_pos_bias.relative_position_index": T(5, 5).long()}
         )
         | {"decoder.0.weight": T(3, 24, 1, 1), "decoder.0.bias": T(3)},
         "optimizer": {"state": {}, "param_groups": []},
@@ -333,6 +333,7 @@ CONVNEXT = {
     ),
 }
 
+SIMMIM = (("use_rel_pos_bias", False), ("use_shared_rel_pos_bias", True), ("global_pool", "token"))
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 FAMILIES = {  # timm's model and its arguments -> files
     ("resnet18", (("channels", (4, 6, 8, 10)),)): RESNET,
@@ -341,7 +342,7 @@ FAMILIES = {  # timm's model and its arguments -> files
     ("vit_small_patch14_reg4_dinov2", (*SMALL.items(), ("patch_size", 16))): REGISTERS,
     ("vit_tiny_patch16_224", (*SMALL.items(), ("class_token", False), ("global_pool", "avg"), ("fc_norm", False))): GAP,
     ("vit_small_patch16_dinov3_qkvb", tuple(SMALL.items())): DINOV3,
-    ("beit_base_patch16_224", tuple(SMALL.items())): BEIT,
+    ("beit_base_patch16_224", (*SMALL.items(), *SIMMIM)): BEIT,
     (
         "swin_tiny_patch4_window7_224",
         (("embed_dim", 8), ("depths", (1, 1)), ("num_heads", (1, 1)), ("window_size", 4)),

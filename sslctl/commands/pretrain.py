@@ -48,7 +48,7 @@ from sslctl.runs.continuing import find_run
 from sslctl.runs.description import with_absolute_roots
 from sslctl.runs.file_list import mark_unreadable
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch
-from sslctl.runs.ownership import refuse_other
+from sslctl.runs.ownership import refuse_other, steps_on_disk
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.dry_run import time_steps
 from sslctl.training.launch import launch
@@ -215,7 +215,8 @@ def _pretrain(
             if teacher is not None:
                 save_teacher(teacher, run_dir)
             given = run_dir / rundir.GIVEN
-            if has_weights(config.backbone) and not given.exists():
+            begins = not steps_on_disk(run_dir) and not (run_dir / rundir.BACKBONE).exists()  # runs of 0.1 keep none
+            if has_weights(config.backbone) and begins and not given.exists():
                 save_backbone(given, backbone, OmegaConf.to_container(config.backbone, resolve=True), preprocess)
             described = {"format": 1, "train": source.as_json()} | ({"test": judges[1].as_json()} if judges else {})
             rundir.write_if_other(run_dir / rundir.DATA, json.dumps(described, indent=1) + "\n")

@@ -172,6 +172,10 @@ NO_BACKBONE = re.compile(
 # What makes the network that of the file: (a pattern of the names that are too many or missing, the advice).
 ADVICE = {
     "unexpected": (
+        (
+            r"^rel_pos_bias\.",
+            "+{key}.kwargs.use_rel_pos_bias=false +{key}.kwargs.use_shared_rel_pos_bias=true (SimMIM)",
+        ),
         (r"^blocks\.\d+\.norm1\.weight$", "the file's network is deeper: +{key}.kwargs.depth={depth}"),
         (r"\.ls\d\.gamma$|\.gamma_\d$", "+{key}.kwargs.init_values=1e-5 gives the network layer scales"),
         (
@@ -188,7 +192,10 @@ ADVICE = {
         ),
     ),
     "missing": (
-        (r"^fc_norm\.", "+{key}.kwargs.fc_norm=false keeps the file's norm where it was trained"),
+        (
+            r"^fc_norm\.",
+            "+{key}.kwargs.global_pool=token keeps the file's norm in its place; for a mean so does +{key}.kwargs.fc_norm=false",
+        ),
         (r"^cls_token$", "+{key}.kwargs.class_token=false +{key}.kwargs.global_pool=avg +{key}.kwargs.fc_norm=false"),
         (r"^reg_token$", "the file's network has no registers: {key}.model=… without them"),
         (r"\.ls\d\.gamma$|\.gamma_\d$", "the file's network has no layer scales: {key}.model=… without them"),
