@@ -442,8 +442,8 @@ def test_texts_are_fine_tuned(tmp_path, monkeypatch):
     [
         (("labels=0",), "labels=0"),
         (("labels=5000",), "has only"),
-        (("subjects=[pixels]",), "trained, scratch"),
-        (("subjects=[]",), "trained, scratch"),
+        (("subjects=[pixels]",), "trained, given, scratch"),
+        (("subjects=[]",), "trained, given, scratch"),
         (("pool=mean",), "vision transformer"),
         (("pool=max",), "pool=max"),
         (("network=teacher",), "SimCLR has no teacher"),
