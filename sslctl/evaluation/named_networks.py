@@ -73,7 +73,9 @@ def _given_network(config: Any, split: str) -> NamedNetwork:
         raise InputError(f"features={config.features}: given weights offer backbone")
     dataset = as_in_weights(config.dataset, config.backbone.get("weights"))
     source = build_source(dataset, split)
-    preprocess, normalization = as_expected(preprocess_of(dataset, source, lambda: build_source(dataset, "train")), config.backbone)
+    preprocess, normalization = as_expected(
+        preprocess_of(dataset, source, lambda: build_source(dataset, "train")), config.backbone
+    )
     if normalization:
         print(f"input      {shown(normalization)}", flush=True)
     subject = who.given(config.backbone, preprocess, with_weights=True)

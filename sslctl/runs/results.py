@@ -26,9 +26,9 @@ class Result:
     share: whether the value is a part of 1, which is shown in percent. std, draws: of several draws of labels. ci95:
     [low, high]. params: every setting of the protocol that decides the value, so that results with equal params can be
     compared; details: what came out beside the value. seed: of the evaluation; pretrain_seed: of the run. run, method and
-    pretrain_seed are None of weights that are no run's, step and epoch of what is no run's. data_changed: at which steps the run went on
-    with other images, of one that did. content: the hash of the images measured on, classes: of their classes' names; None in
-    lines of earlier versions.
+    pretrain_seed are None of weights that are no run's, step and epoch of what is no run's. data_changed: at which steps the
+    run went on with other images, of one that did. content: the hash of the images measured on, classes: of their classes'
+    names; None in lines of earlier versions.
     """
 
     protocol: str
