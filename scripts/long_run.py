@@ -102,6 +102,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("long_run.py", description=__doc__, formatter_class=as_written)
     parser.add_argument("--steps", type=int, default=10_000, help="of the run in memory (%(default)s)")
     parser.add_argument("--epochs", type=int, default=50, help="of the run of files (%(default)s)")
+    parser.add_argument("--only", choices=("memory", "files"), help="one of the two")
     args = parser.parse_args(words)
     bad = []
     with tempfile.TemporaryDirectory(prefix="long-run-") as name:
@@ -116,6 +117,8 @@ def main(words: list[str]) -> int:
             ),
         }
         for kind, own in runs.items():
+            if args.only not in (None, kind):
+                continue
             run = Path(name) / kind
             with sampled(every=10 if kind == "files" else 100) as samples:
                 status = sslctl_main(command(run, *WORDS, *own))

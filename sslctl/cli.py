@@ -1,7 +1,7 @@
 """sslctl VERB key=value …: each verb is a Hydra application over configs/VERB.yaml.
 
 Nothing here imports torch: help, completion and a typo answer at once. Exit status: 0 done, 2 bad input found before the
-first step, 1 failure while running, 130 or 143 stopped by a signal.
+first step, 1 failure while running, 130 or 143 stopped by a signal, 75 to be started again.
 """
 
 import importlib
@@ -166,6 +166,7 @@ def _run_hydra(verb: str, prepared: overrides.Prepared) -> int:
     from hydra.errors import HydraException
 
     explain.prepare_hydra(verb)
+    explain.refuse_unknown_package(verb, prepared)
     failures: list[Exception] = []  # of a job that is no sweep's, which Hydra would report in its own words
     ended: list[jobs.Outcome] = []
     begun = False

@@ -4,7 +4,7 @@ import difflib
 import os
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class Stopped(BaseException):
@@ -49,6 +49,12 @@ def shown(text: Any) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
+def say(*lines: Any, file: TextIO | None = None) -> None:
+    """Prints lines at once, each as `shown`: there may be a name of a file in any."""
+    if lines:
+        print(*map(shown, lines), sep="\n", file=file, flush=True)
+
+
 def first_line(error: BaseException) -> str:
     """Returns what an error says first, or its kind where it says nothing. The network's and the system's: without numbers."""
     error = getattr(error, "reason", None) if isinstance(getattr(error, "reason", None), OSError) else error
@@ -56,6 +62,13 @@ def first_line(error: BaseException) -> str:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns in a line why something failed, for a message that names it already: of the system's errors no number, no path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error)
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:

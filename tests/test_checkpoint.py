@@ -381,3 +381,31 @@ def test_generators_come_back_through_a_file(drawn_before, tmp_path):
     draw()
     checkpoint.restore_generators(checkpoint.load(path, module)["generators"][0])
     assert [draw(), draw()] == expected
+
+
+def test_a_signed_file_is_read_as_it_was_or_refused_whatever_byte_is_another(tmp_path):
+    path, tensors = tmp_path / "t.safetensors", {"a": torch.arange(3.0), "b": torch.ones(2, 2), "c": torch.ones(1)}
+    tensors["d"] = tensors["b"]
+    checkpoint.save_tensors(path, tensors, {"backbone": '{"depth": 12}'}, signed=True)
+    whole, refused = path.read_bytes(), 0
+    assert checkpoint.metadata(path)["backbone"] == '{"depth": 12}'
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            loaded, about = checkpoint.load_tensors(path), checkpoint.metadata(path)
+        except checkpoint.CheckpointError:
+            refused += 1
+            continue
+        assert loaded.keys() == tensors.keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+        assert about["backbone"] == '{"depth": 12}'
+    assert (
+        len(whole) - len("crc32") - 8 <= refused < len(whole)
+    )  # but in the checksum's own name, and in spaces that fill up
+
+
+def test_a_file_without_a_checksum_is_taken_as_it_is(tmp_path):
+    checkpoint.save_tensors(tmp_path / "t", {"a": torch.zeros(3)})
+    content = (tmp_path / "t").read_bytes()
+    (tmp_path / "t").write_bytes(content[:-1] + bytes([64]))
+    assert checkpoint.load_tensors(tmp_path / "t")["a"].tolist() == [0, 0, 2]

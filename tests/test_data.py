@@ -1,7 +1,16 @@
 """Datasets: what they hold, how splits are made, what they refuse, and that batches do not depend on how they are read."""
 
 import gzip
+import http.server
+import multiprocessing
+import os
 import re
+import resource
+import signal
+import struct
+import threading
+import types
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +20,11 @@ import torch
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.datasets import FashionMNIST
 
 from sslctl.config.schema import CONFIGS
-from sslctl.data import files, listing, sources
+from sslctl.data import files, listing, loader, sources
+from sslctl.data.audit import look_at
 from sslctl.data.downloads import data_home
 from sslctl.data.folders import FolderKeys
 from sslctl.data.loader import batches, clean_batches
@@ -354,10 +365,14 @@ def test_rows_stay_rows_and_channels_channels(tmp_path):
 def damage(path: Path, how: str) -> None:
     """Makes an image file unreadable."""
     data = path.read_bytes()
+    if how in ("lost", "pipe", "loop"):
+        path.unlink()
+        {"lost": lambda: None, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path.name)}[how]()
+        return
     path.write_bytes({"empty": b"", "text": b"not an image", "cut": data[: len(data) // 2]}[how])
 
 
-@pytest.mark.parametrize("how", ["empty", "text", "cut"])
+@pytest.mark.parametrize("how", ["empty", "text", "cut", "pipe", "loop"])
 def test_a_damaged_image_among_equal_sizes_is_refused_by_name(tmp_path, how):
     write_images(tmp_path, count=8)
     damage(tmp_path / "005.png", how)
@@ -365,11 +380,37 @@ def test_a_damaged_image_among_equal_sizes_is_refused_by_name(tmp_path, how):
         folder(tmp_path)
 
 
-def test_a_damaged_image_that_is_streamed_is_named_when_it_is_read(tmp_path):
+def bomb(path: Path, side: int) -> None:
+    """A PNG of some hundred bytes that says it has side × side pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000)))]
+    framed = [
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in [*chunks, (b"IEND", b"")]
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+
+
+@pytest.mark.parametrize("side", [10_000, 30_000])  # past Pillow's limit, where it warns, and past twice that
+def test_an_image_larger_than_any_is_refused_by_name_before_it_is_decoded(side, tmp_path):
+    write_images(tmp_path, count=3)
+    bomb(tmp_path / "bomb.png", side)
+    assert side**2 > Image.MAX_IMAGE_PIXELS
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(files.ImageError, match=r"bomb\.png: .*decompression bomb"):
+        files.read(str(tmp_path / "bomb.png"), Reading(1))
+    with pytest.raises((InputError, files.ImageError), match=r"bomb\.png"):
+        folder(tmp_path).read(3)
+    assert "decompression bomb" in look_at(str(tmp_path / "bomb.png")).error
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50_000
+    )  # KiB: a hundred million pixels are twice that
+
+
+@pytest.mark.parametrize("how", ["cut", "lost", "pipe", "loop"])
+def test_a_damaged_image_that_is_streamed_is_named_when_it_is_read(how, tmp_path):
     write_images(tmp_path, count=8)
-    damage(tmp_path / "005.png", "cut")
     source = folder(tmp_path, memory_gb=0)
     assert source.images is None
+    damage(tmp_path / "005.png", how)
     source.read(4)
     with pytest.raises(files.ImageError, match=re.escape(str(tmp_path / "005.png"))):
         source.read(5)
@@ -384,6 +425,21 @@ def test_a_damaged_image_ends_a_run_with_one_line_that_names_it(cli, tmp_path, w
     assert result.status == 1
     assert "images/005.png" in result.err
     assert len(result.err.splitlines()) == 1, result.err
+
+
+def test_a_workers_death_is_reported_where_its_batch_is_waited_for_alone():
+    """torch raises it at any place, also where nothing can catch it: in the end of a fork, say."""
+    reported, known = [], "DataLoader worker (pid 7) is killed by signal: Killed."
+    for error in (RuntimeError(known), RuntimeError("another"), ValueError(known)):
+        loader._report_unless_noticed(reported.append, types.SimpleNamespace(exc_type=type(error), exc_value=error))
+    assert [str(failure.exc_value) for failure in reported] == ["another", known]
+
+
+def test_a_worker_whose_process_is_gone_shows_no_traceback_of_that():
+    reported = []
+    for error in (ConnectionResetError(104, "reset"), EOFError(), ValueError("another")):
+        loader._report_unless_cut_off(lambda *failure: reported.append(failure[1]), type(error), error, None)
+    assert [str(error) for error in reported] == ["another"]
 
 
 # --- In memory or streamed ---
@@ -427,18 +483,24 @@ def test_memory_gb_bounds_what_is_kept_in_memory(tmp_path):
 
 def all_batches(source, *, first_step=0, total_steps=8, workers=0, seed=3, augmentation="simclr"):
     """Batches of 6: with 24 images, four steps an epoch."""
-    return list(
-        batches(
-            source,
-            ViewMaker(view_settings(augmentation), source.image_size),
-            batch_size=6,
-            seed=seed,
-            first_step=first_step,
-            total_steps=total_steps,
-            workers=workers,
-            device=torch.device("cpu"),
-            clock=Clock(torch.device("cpu")),
-        )
+    return list(drawn_batches(source, first_step, total_steps, workers, seed, augmentation))
+
+
+def endless_batches(source, workers):
+    return drawn_batches(source, 0, 10_000, workers, 3, "simclr")
+
+
+def drawn_batches(source, first_step, total_steps, workers, seed, augmentation):
+    return batches(
+        source,
+        ViewMaker(view_settings(augmentation), source.image_size),
+        batch_size=6,
+        seed=seed,
+        first_step=first_step,
+        total_steps=total_steps,
+        workers=workers,
+        device=torch.device("cpu"),
+        clock=Clock(torch.device("cpu")),
     )
 
 
@@ -488,6 +550,15 @@ def test_batches_are_the_same_for_a_start_in_mid_epoch(source, first_step):
 def test_streamed_batches_are_the_same_for_any_number_of_workers(mixed, first_step):
     source = folder(mixed, image_size=16)
     assert_equal_batches(all_batches(source, first_step=first_step, workers=2), all_batches(source)[first_step:])
+
+
+def test_a_killed_worker_is_an_error_that_names_it(mixed):
+    feed = endless_batches(folder(mixed, image_size=16), workers=1)
+    next(feed)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker.*{worker.pid}"):
+        list(feed)
 
 
 def test_batches_are_others_for_another_seed(source):
@@ -607,6 +678,38 @@ def test_downloads_go_to_the_users_cache(monkeypatch, tmp_path):
     assert data_home() == tmp_path / "cache" / "sslctl" / "data"
     monkeypatch.setenv("SSLCTL_DATA", str(tmp_path / "data"))
     assert data_home() == tmp_path / "data"
+
+
+def test_a_download_that_breaks_off_is_refused_and_tried_again(monkeypatch, tmp_path):
+    """A server promises 100,000 bytes and hangs up after 10."""
+    asked = []
+
+    class HangsUp(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+
+        def do_GET(self):
+            asked.append(self.path)
+            self.do_HEAD()
+            self.wfile.write(b"0123456789")
+
+        def log_message(self, *_):
+            pass
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), HangsUp) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        for _ in range(2):
+            before = len(asked)
+            with pytest.raises(InputError, match="Fashion-MNIST cannot be fetched"):
+                sources.fashion_mnist("train", 28, str(tmp_path / "data"), True)
+            assert len(asked) > before
+        server.shutdown()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_root_that_is_not_there_is_refused_when_nothing_may_be_downloaded(tmp_path):

@@ -305,9 +305,9 @@ def test_a_plan_measures_nothing(cli, run):
     [
         (("few_labels=[0]",), "few_labels=0"),
         (("few_labels=[2.5]",), "few_labels=2.5"),
-        (("knn.k=[]",), "knn.k is empty"),
+        (("knn.k=[]",), "knn.k=[]: expected at least one value"),
         (("knn.k=[1,0]",), "knn.k=0"),
-        (("retrieval.recall=[]",), "retrieval.recall is empty"),
+        (("retrieval.recall=[]",), "retrieval.recall=[]: expected at least one value"),
         (("dataset=digits", "eval_dataset=digits"), "leave one out"),
         (("eval_dataset=digits", "eval_dataset.image_size=12"), "image_size=8"),
         (("features=none",), "features=none"),

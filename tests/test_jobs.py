@@ -25,3 +25,5 @@ def test_the_summary_says_of_each_job_that_failed_why_and_how():
     assert first.startswith("2 of the sweep's 3 jobs failed; its status is 1")
     assert rest == ["  job 1, status 2 (seed=1): no such thing", "  job 2, status 1 (seed=2): "]
     assert summary([Outcome(0, "seed=0", 0)]) == []
+    two = [Outcome(0, "a=1 seed=0", 0), Outcome(1, "a=1 seed=1", 2, "no")]  # what all have in common tells none apart
+    assert summary(two)[1:] == ["  job 1, status 2 (seed=1): no"]

@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from sslctl.config.keys import UNTYPED, KeyFacts, facts_in
 from sslctl.config.kinds import describe, fits, is_usable
-from sslctl.config.ranges import range_of
+from sslctl.config.ranges import keys_with_ranges, range_of
 from sslctl.config.schema import CONFIGS, SCHEMAS
+from sslctl.config.validation import range_mistake
 
 # Numbers that have no range by themselves.
 ANY_NUMBER = {"mean"}
@@ -109,3 +111,38 @@ def test_every_number_of_the_files_has_a_range_by_its_key_or_its_name():
     assert len(numbers) > 80
     free = {k for k in numbers if not has_range(UNTYPED.get(k, KeyFacts())) and range_of(k.rpartition(".")[2]) is None}
     assert {key for key in free if key.rpartition(".")[2] not in ANY_NUMBER} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wrong"),
+    [
+        ("temperature_start", 0.1, ""),
+        ("teacher_temperature", 0, "more than 0"),
+        ("momentum", 1.0, ""),
+        ("momentum", 1.01, "at most 1"),
+        ("betas", [0.9, 1.5], "at most 1"),
+        ("rho", -0.1, "at least 0"),
+        ("out_dim", 1, ""),
+        ("out_dim", 0, "at least 1"),
+        ("queue_size", 0, ""),
+        ("queue_size", -1, "at least 0"),
+        ("widths", [4, 8], ""),
+        ("widths", [4, 0], "at least 1"),
+        ("widths", [], "at least one value"),
+        ("layer_decay", 0, "more than 0"),
+    ],
+)
+def test_a_value_past_the_range_of_its_name_is_a_mistake(name, value, wrong):
+    mistakes = range_mistake(f"method.{name}", value, range_of(name))
+    assert [mistake.partition("expected ")[2] for mistake in mistakes] == ([wrong] if wrong else [])
+
+
+def test_ranges_go_by_whole_names_and_by_sslctls_and_torchs_own_classes():
+    assert range_of("temperatures") is None
+    nodes = {
+        "method": {"_target_": "mine.Method", "temperature": 0},
+        "backbone": {"_target_": "sslctl.models.backbones.MLP", "widths": [0], "norm": "batch"},
+        "optimizer": {"_target_": "torch.optim.SGD", "momentum": 2},
+    }
+    keys = keys_with_ranges(OmegaConf.create(nodes))
+    assert [(path, value) for path, value, _ in keys] == [("backbone.widths", [0]), ("optimizer.momentum", 2)]

@@ -60,6 +60,7 @@ def page(cli, workdir):
         assert result.status == 0, result.err
         assert str(out) in result.out
         assert out.stat().st_size < 10 * 2**20
+        make.printed = result.out
         return out.read_text()
 
     return make
@@ -218,11 +219,12 @@ def test_a_method_with_pictures_shows_them(page, workdir):
     assert "reconstruction of image 3" in made
 
 
-def test_images_that_are_gone_cost_the_page_its_pictures_only(page, sweep, workdir):
+def test_images_that_are_gone_cost_the_page_its_pictures_only_which_is_said(page, sweep, workdir):
     shutil.copytree(sweep / "simclr-0", workdir / "copy")
     config = workdir / "copy" / "config.yaml"
     config.write_text(without_checksum(config).replace(str(sweep.parent / "images"), str(workdir / "gone")))
     said = told(page("copy"))
+    assert "left out: features and pictures: The images are not where they were" in page.printed
     assert "The images are not where they were" in said
     assert "no such folder" in said
     assert f"{100 * results(sweep / 'simclr-0', 'trained', 'knn')['value']:.2f} %" in said
@@ -306,9 +308,10 @@ def test_the_command_of_a_row_gives_the_same_weights_again(page, sweep, spawn, w
 
 @pytest.fixture
 def places(workdir, sweep):
-    """A folder that is no run, a run without a checkpoint, a file, and a run on other images."""
+    """A folder that is no run, a run without a checkpoint, a file, somebody's page, and a run on other images."""
     (workdir / "empty").mkdir()
     (workdir / "file").write_text("no folder")
+    (workdir / "mine.html").write_text("<html>mine</html>")
     (workdir / "bare").mkdir()
     for name in ("config.yaml", "environment.json", "preprocess.json"):
         shutil.copy(sweep / "simclr-0" / name, workdir / "bare" / name)
@@ -331,6 +334,7 @@ def places(workdir, sweep):
         ("pair", ("trained on different images", "one on imagefolder", "other on imagefolder", "48")),
         ("pair/one out=page.pdf", ("out=page.pdf", ".html")),
         ("pair/one out=empty", ("out=empty", ".html")),
+        ("pair/one out=mine.html", ("out=mine.html", "sslctl report did not write")),
         ("pair/one out=file/page.html", ("out=file/page.html", "not a directory")),
         ("pair/one images=0", ("images=0", "at least 1")),
         ("pair/one features=nose", ("features=nose", "backbone")),

@@ -447,7 +447,7 @@ def test_a_backbones_own_file_is_refused_for_values_that_are_no_weights(change, 
     assert_unchanged(load_backbone(path)[0], backbone.state_dict())  # the control
     stored = checkpoint.load_tensors(path)
     stored["network.conv1.weight"] = change(stored["network.conv1.weight"])
-    checkpoint.save_tensors(path, stored, checkpoint.metadata(path))
+    checkpoint.save_tensors(path, stored, checkpoint.metadata(path), signed=True)
     with pytest.raises(CheckpointError, match=message):
         load_backbone(path)
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import Any
 
+from sslctl.config.literal import as_config
 from sslctl.config.targets import allow
 from sslctl.ending import end, guarded
 from sslctl.ops.allocator import keep_freed_memory
@@ -32,12 +33,11 @@ def main(job: dict[str, Any]) -> None:
     end_with_parent()
 
     def work() -> None:
-        from omegaconf import OmegaConf
 
         from sslctl.commands.pretrain import pretrain
 
         allow(job["allow"], [])
         keep_freed_memory()  # as the command line does for a verb
-        pretrain(OmegaConf.create(job["config"]), job["command"])
+        pretrain(as_config(job["config"]), job["command"])
 
     end(guarded(work))

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import bind
 from sslctl.config.validation import mistakes
-from sslctl.errors import InputError
+from sslctl.errors import InputError, say
 from sslctl.factory.from_config import bind_backbone, bind_method
 from sslctl.schedules import SHAPES
 
@@ -44,11 +44,11 @@ def check(config: Any) -> None:
             count += 1
             where = f"{verb} {' '.join(map(as_typed, choice))}".strip()
             problems = problems_of(verb, compose_choices, own, choice)
-            print(f"{'ok      ' if not problems else 'wrong   '}{where}")
+            say(f"{'ok      ' if not problems else 'wrong   '}{where}")
             mistakes += [f"{where}: {p}" for p in problems]
     if mistakes:
         raise InputError(*mistakes)
-    print(f"{count} configurations compose, and every signature binds")
+    say(f"{count} configurations compose, and every signature binds")
 
 
 def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[str]:

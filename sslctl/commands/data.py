@@ -16,14 +16,15 @@ from sslctl.data.layout import Layout, NoTestSplit, base_name, class_folders, wi
 from sslctl.data.listing import existing_folder
 from sslctl.data.pixels import Reading
 from sslctl.data.unreadable import write_list
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, say, user_path
 from sslctl.factory.from_config import build_source
 from sslctl.report.data_page import Suggestion, data_page
-from sslctl.runs.atomic import make_folder_of, why_unwritable, write_text
+from sslctl.runs.atomic import make_folder_of, refuse_others_file, why_unwritable, write_text
 from sslctl.training.progress import Progress
 from sslctl.training.suggestion import measure, suggest
 
 _LISTED = 5  # files and groups of them
+_CONTENTS = {"format", "splits", "unreadable", "copies", "near"}  # of what out= holds
 
 
 def data(config: Any) -> None:
@@ -43,16 +44,11 @@ def data(config: Any) -> None:
         seen = audit(layouts, lambda done: progress.update(done, f"{done:,} of {total:,} images"))
     described = {split: described_split(seen, split, node) for split in layouts}
     skipping = skip_list(seen, outputs)
-    print("\n".join(map(shown, lines_of(seen, described, shell_words(skipping)))), flush=True)
+    say(*lines_of(seen, described, shell_words(skipping)))
 
     # The command that goes on, and what a few of its steps take here.
     suggestion = first_command(config, seen, described["train"], skipping)
-    print(
-        f"next        {suggestion.command}",
-        *(f"            {line}" for line in suggestion.measured),
-        sep="\n",
-        flush=True,
-    )
+    say(f"next        {suggestion.command}", *(f"            {line}" for line in suggestion.measured))
 
     for out in outputs:
         if out.suffix == ".json":
@@ -62,7 +58,7 @@ def data(config: Any) -> None:
                 OmegaConf.merge(node, {"on_error": "skip", "max_bad": total, "memory_gb": 0}), "train"
             )
             write_text(out, data_page(seen, described, source, base_name(node.root), suggestion, shell_words(skipping)))
-        print(f"{shown(out)}: all of it")
+        say(f"{out}: all of it")
 
 
 def skip_list(seen: Audit, outputs: list[Path]) -> list[str]:
@@ -87,16 +83,16 @@ def files_for(config: Any) -> list[Path]:
         )
         inside = page.resolve().is_relative_to(folder)
         if inside or why_unwritable(page.resolve().parent):
-            print(
+            say(
                 f"no page: the current directory {'is among the images' if inside else 'cannot be written'}; out=FILE.html"
             )
             return []
-        return [page]
+        return [writable(page)]
     outputs = [user_path(word) for word in ([config.out] if isinstance(config.out, str) else config.out)]
     for out in outputs:
         if out.suffix not in (".json", ".html"):
             raise InputError(f"out={out}: expected a .html or a .json file")
-        make_folder_of(out)
+        writable(out)
     return outputs
 
 
@@ -177,6 +173,23 @@ def _balance(layout: Layout) -> list[str]:
 
 def _amount(groups: list[list[str]]) -> str:
     return f"{len(groups):,} groups, {sum(map(len, groups)) - len(groups):,} images too many" if groups else "none"
+
+
+def writable(out: Path) -> Path:
+    """Returns where the audit goes. Raises InputError for another file that is there, or a folder that cannot be made."""
+    make_folder_of(out)
+    refuse_others_file(out, "data", _is_own)
+    return out
+
+
+def _is_own(path: Path) -> bool:
+    if path.suffix == ".html":
+        with path.open("rb") as opened:
+            return b"sslctl data</title>" in opened.read(4096)
+    try:
+        return json.loads(path.read_text()).keys() >= _CONTENTS
+    except (ValueError, AttributeError, RecursionError):
+        return False
 
 
 def as_json(seen: Audit) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import torch
 
 from sslctl.data.sources import Source
 from sslctl.data.tiles import Tiles
-from sslctl.errors import InputError, Stopped, user_path
+from sslctl.errors import InputError, Stopped, say, user_path
 from sslctl.evaluation.feature_files import WRITERS, About, Rows, is_own, refuse_missing
 from sslctl.evaluation.features import extract_batches
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
-from sslctl.runs.atomic import make_folder_of, replacing
+from sslctl.runs.atomic import make_folder_of, refuse_others_file, replacing
 from sslctl.runs.directory import now, versions
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.plan import choose_device
@@ -33,10 +33,7 @@ def embed(config: Any) -> None:
         sources = _sources(config, one)
         out = _out(config, one, kind)
         about = _about(one, sources, config.split)
-        print(
-            f"{one.title}: {about.rows:,} {one.source.modality.plural} of {one.source.name}, {config.split} split",
-            flush=True,
-        )
+        say(f"{one.title}: {about.rows:,} {one.source.modality.plural} of {one.source.name}, {config.split} split")
         # A batch at a time from images to disk, since features of a large dataset do not fit in memory; a signal leaves no file.
         rows = (rows for source in sources for rows in _rows(one, source, config, device))
         try:
@@ -45,9 +42,9 @@ def embed(config: Any) -> None:
         except Interrupted:
             raise Stopped(handler.status) from None
         size = out.stat().st_size / 2**20
-        print(f"  {out}: {about.rows:,} rows × {about.width} {one.subject.features} features, {size:,.1f} MiB")
+        say(f"  {out}: {about.rows:,} rows × {about.width} {one.subject.features} features, {size:,.1f} MiB")
         if odd:
-            print(f"  {odd:,} of these rows have features that are not finite numbers")
+            say(f"  {odd:,} of these rows have features that are not finite numbers")
 
 
 def _write(feed: Iterator[Rows], kind: str, path: Path, about: About) -> int:
@@ -104,15 +101,10 @@ def _out(config: Any, one: NamedNetwork, kind: str) -> Path:
     features = "" if config.features is None else f"-{config.features}"
     name = f"{one.source.name}-{config.split}{features}.{kind}"
     out = user_path(config.out) if config.out else one.folder / "embeddings" / name
-    if out.is_dir():
-        raise InputError(f"out={out} is a directory: name a file")
     make_folder_of(out)
+    refuse_others_file(out, "embed", lambda path: is_own(path, kind))
     if out.exists():
-        if not is_own(out, kind):
-            raise InputError(
-                f"out={out}: there is a file already, that sslctl embed did not write: move it away, or name another"
-            )
-        print(f"{out} was written by sslctl embed before: it is replaced", flush=True)
+        say(f"{out} was written by sslctl embed before: it is replaced")
     return out
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sslctl.errors import say
 from sslctl.evaluation.console import show_figures, show_protocols, tested_on
 from sslctl.evaluation.runner import print_plan, recorded, subjects_and_tasks
 from sslctl.evaluation.suite import build_protocols, measure, sources_of
@@ -22,9 +23,9 @@ def evaluate(config: Any) -> None:
                 show_protocols(results, f"{tested_on(task.test)}, {subjects[0].preprocess.summary()}, frozen")
             show_figures(results)
             for note in task.notes:
-                print(note)
+                say(note)
             for omission in dict.fromkeys(task.omitted):  # each once, though several subjects lack it
-                print(f"left out: {omission}")
+                say(f"left out: {omission}")
         # What label-free figures say of the weights stands beside what the run itself has logged.
         for finding in judge_features(results, findings(task.run) if task.run else []):
-            print(as_line(finding))
+            say(as_line(finding))

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, say, shown, user_path
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.export.description import DIGEST, description
 from sslctl.export.format import Format, Network
 from sslctl.export.formats import FORMATS
 from sslctl.export.verify import ParityError, compared, network_of
-from sslctl.runs.atomic import make_folder_of, sync
+from sslctl.runs.atomic import make_folder_of, refuse_others_file, sync
 from sslctl.runs.directory import TOKENIZER
 
 
@@ -24,7 +24,7 @@ def export(config: Any) -> None:
         network = network_of(one)
         lines = kind.lines(network)
         out = _out(config, one, kind, network)
-        print(shown(one.title), flush=True)
+        say(one.title)
         with _beside(out) as folder:
             file = folder / out.name
             kind.write(network, file)
@@ -41,12 +41,10 @@ def export(config: Any) -> None:
                 sync(checked)
                 checked.replace(out.with_name(checked.name))
         size = out.stat().st_size / 2**20
-        print(
-            f"  {shown(out)}: {network.width} {network.features} features of {network.preprocess.summary()}, {size:,.2f} MiB"
-        )
-        print(f"  loaded by {kind.loader}: {parity.describe()}")
-        print(f"  load it with these lines, which {shown(out.name)}.md says as well:\n")
-        print("\n".join(f"    {line}" for line in lines.script(out)), end="\n\n")
+        say(f"  {out}: {network.width} {network.features} features of {network.preprocess.summary()}, {size:,.2f} MiB")
+        say(f"  loaded by {kind.loader}: {parity.describe()}")
+        say(f"  load it with these lines, which {out.name}.md says as well:", "")
+        say(*(f"    {line}" for line in lines.script(out)), "")
 
 
 def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path:
@@ -67,14 +65,10 @@ def _out(config: Any, one: NamedNetwork, kind: Format, network: Network) -> Path
 def _refuse_other(out: Path) -> None:
     """Raises InputError for a file that is no export, which its description tells; says that an export is replaced."""
     note = Path(f"{out}.md")
-    if not (out.exists() or note.exists()):
-        return
-    if not (note.is_file() and DIGEST in note.read_bytes()):
-        raise InputError(
-            f"out={out}: there is a file already, that sslctl export did not write (or its {note.name} is lost):"
-            " move it away, or name another"
-        )
-    print(f"{shown(out)} was exported before: it is replaced", flush=True)
+    for path in (out, note):
+        refuse_others_file(path, "export", lambda _: note.is_file() and DIGEST in note.read_bytes())
+    if out.exists():
+        say(f"{out} was exported before: it is replaced")
 
 
 @contextlib.contextmanager

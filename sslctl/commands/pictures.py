@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sslctl.errors import InputError
+from sslctl.errors import InputError, say
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import as_in_run, open_run, resolve_runs, views_of
 from sslctl.visuals.method_pictures import draw, sheet
@@ -14,7 +14,7 @@ def pictures(config: Any) -> None:
     if not config.ckpt:
         raise InputError("no run to show: sslctl pictures runs/latest")
     for run, path in resolve_runs(config.ckpt):
-        out = writable(config.out or run / "pictures.png")
+        out = writable(config.out or run / "pictures.png", "pictures")
         opened = open_run(run, path)
         source = build_source(as_in_run(opened.config.dataset, run), "train")
         views = views_of(opened.config, source, opened.method)
@@ -23,4 +23,4 @@ def pictures(config: Any) -> None:
             raise InputError(f"{run}: method={opened.config.names.method} has no pictures to show")
         save(sheet(columns), out)
         what = "images" if source.modality.visible else "texts"
-        print(f"{out}: {len(next(iter(columns.values())))} {what} at step {opened.step:,}: {', '.join(columns)}")
+        say(f"{out}: {len(next(iter(columns.values())))} {what} at step {opened.step:,}: {', '.join(columns)}")

@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 
 from sslctl import distributed
 from sslctl.config.command_line import command_line
+from sslctl.config.literal import escaped
 from sslctl.data.files import ImageError
 from sslctl.data.layout import NoTestSplit
 from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, Stopped, user_path
+from sslctl.errors import InputError, Stopped, say, user_path
 from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online, class_facts
 from sslctl.evaluation.runner import labelled_sources
@@ -49,12 +50,13 @@ from sslctl.runs.description import with_absolute_roots
 from sslctl.runs.file_list import mark_unreadable
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch
 from sslctl.runs.ownership import refuse_other, steps_on_disk
-from sslctl.signals import Interrupted, Signals
+from sslctl.signals import TO_BE_CONTINUED, Interrupted, Signals
 from sslctl.training.dry_run import time_steps
 from sslctl.training.launch import launch
 from sslctl.training.logger import Log
 from sslctl.training.plan import choose_device, make_plan, print_plan
 from sslctl.training.precision import NonFiniteError
+from sslctl.training.requeue import requeue
 from sslctl.training.saved_state import take_over_optimizer_state
 from sslctl.training.setup import Setup, set_up
 from sslctl.training.train import Outcome, fit
@@ -225,18 +227,20 @@ def _pretrain(
             return is_finished(run_dir, plan, test)
 
         if distributed.on_main_process(claim_run):
-            print(f"already finished: {run_dir}")
+            say(f"already finished: {run_dir}")
             return
 
         # Train, then evaluate; a signal during either leaves what the same command goes on from.
-        with Signals() as signals:
+        with Signals(config.trainer.requeue_signal) as signals:
             distributed.record_listening()
             complete = train(setup, signals) is Outcome.FINISHED
             complete = complete and distributed.on_main_process(lambda: close(config, setup, preprocess, judges))
             status = distributed.all_reduce_max(signals.status)  # it may have reached another process
             if not complete:
                 if distributed.rank() == 0:
-                    print(f"stopped; the same command continues {run_dir}", file=sys.stderr)
+                    say(f"stopped; the same command continues {run_dir}", file=sys.stderr)
+                    if status == TO_BE_CONTINUED:
+                        requeue()
                 raise Stopped(status)
 
 
@@ -260,7 +264,7 @@ def labelled_judges(
     if config.eval_dataset is not None:
         node = config.eval_dataset
         if source.tokenizer and "tokenizer" in node and not node.tokenizer:
-            node = OmegaConf.merge(node, {"tokenizer": source.tokenizer})
+            node = OmegaConf.merge(node, {"tokenizer": escaped(source.tokenizer)})
         train, test = labelled_sources(with_preprocess(node, preprocess, "eval_dataset", words))
         preprocess.refuse_other("this run", train, "eval_dataset", judges=True)
         return train, test
@@ -270,7 +274,7 @@ def labelled_judges(
     try:
         return train, build_source(with_preprocess(config.dataset, preprocess, words=words), "test").labelled_part()
     except NoTestSplit as error:  # which training does not need
-        print(f"not judged: {error}", flush=True)
+        say(f"not judged: {error}")
         return None
 
 
@@ -281,7 +285,8 @@ def evaluate_online(measure: Online, board: Board, method: Method, log: Log, ste
     """Logs the online evaluation of a step: figures, and pictures where TensorBoard is kept."""
     figures, embedded = measure(method)
     if log.writer:
-        board(log.writer, method, step, embedded)
+        with log.naming():
+            board(log.writer, method, step, embedded)
     log.record(step, figures)  # last: what a signal cuts short before is done again
 
 

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, say, user_path
 from sslctl.factory.from_run import resolve_runs
 from sslctl.report import groups as compare
 from sslctl.report.page import page
 from sslctl.report.run import read_run
-from sslctl.runs.atomic import why_unwritable, write_text
+from sslctl.runs.atomic import refuse_others_file, why_unwritable, write_text
 
 
 def report(config: Any) -> None:
@@ -24,7 +24,7 @@ def report(config: Any) -> None:
     compare.refuse_other_datasets(runs)
     text = page(runs, common, config, left_out)
     write_text(out, text)
-    print(f"{shown(out)}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
+    say(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(text.encode()) / 2**20:.1f} MiB in one file")
 
 
 def _label(run: Path, common: Path, count: int) -> str:
@@ -37,7 +37,13 @@ def writable(out: Path) -> Path:
         raise InputError(f"out={out}: expected an .html file")
     if out.is_dir():
         raise InputError(f"out={out} is a directory: name a file in it")
+    refuse_others_file(out, "report", _is_page)
     if reason := why_unwritable(out.parent):
         raise InputError(f"out={out} cannot be written: {reason}; name another place with out=")
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as opened:
+        return b"sslctl report</title>" in opened.read(4096)

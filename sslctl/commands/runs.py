@@ -7,14 +7,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sslctl.config.command_line import recorded_words, shell_words
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, say, shown, user_path
 from sslctl.evaluation.console import console
 from sslctl.runs import directory as rundir
 from sslctl.runs.checkpoint import step_of, steps_on_disk
 from sslctl.runs.claim import Lock, is_held
 from sslctl.runs.health import findings, verdict
 from sslctl.runs.metrics import read_metrics
-from sslctl.runs.ownership import refuse_other
+from sslctl.runs.ownership import is_checkpoint, refuse_other
 from sslctl.runs.reading import read_environment, repair_command
 from sslctl.runs.repair import damages, repair
 
@@ -31,7 +31,7 @@ def runs(config: Any) -> None:
             raise InputError(f"no runs: {root} is not a directory (sslctl runs DIR looks elsewhere)")
     run_dirs = list(dict.fromkeys(run for root in roots for run in rundir.find_runs(root)))
     if not run_dirs:
-        print(f"no runs below {', '.join(map(shown, roots))}")
+        say(f"no runs below {', '.join(map(str, roots))}")
         return
     if config.repair:
         _repair(run_dirs)
@@ -54,11 +54,11 @@ def runs(config: Any) -> None:
             resumable.append(f"  {_command(run)}")
     console().print(table)
     if resumable:
-        print("to continue:")
-        print("\n".join(resumable))
+        say("to continue:")
+        say(*resumable)
     if damaged:
-        print("damaged, with the commands that set aside what cannot be read:")
-        print("\n".join(damaged))
+        say("damaged, with the commands that set aside what cannot be read:")
+        say(*damaged)
 
 
 def _repair(run_dirs: list[Path]) -> None:
@@ -73,7 +73,7 @@ def _repair(run_dirs: list[Path]) -> None:
         finally:
             lock.release()
         for sentence in sentences or [f"{_relative(run)}: nothing to repair"]:
-            print(shown(sentence))
+            say(sentence)
 
 
 def _command(run: Path) -> str:
@@ -87,7 +87,11 @@ def _command(run: Path) -> str:
 
 def _state(run: Path) -> tuple[str, str, str]:
     """Returns (status, epoch of epochs, latest kNN) of a run."""
-    facts, metrics, saved = read_environment(run)["facts"], read_metrics(run), steps_on_disk(run)
+    facts, metrics, saved = (
+        read_environment(run)["facts"],
+        read_metrics(run),
+        list(filter(is_checkpoint, steps_on_disk(run))),
+    )
     step = step_of(saved[0]) if saved else 0
     epochs = facts["total_steps"] // facts["steps_per_epoch"]
     knn = [m["knn"] for m in metrics if "knn" in m]

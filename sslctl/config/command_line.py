@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.config.keys import UNTYPED, facts_in
+from sslctl.config.literal import escaped
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.errors import InputError, nearest, user_path
 
@@ -41,6 +42,10 @@ class Prepared:
     @property
     def sweeps(self) -> bool:
         return any(o in ("-m", "--multirun") for o in self.options)
+
+    def option(self, *names: str) -> str | None:
+        """Returns the value of an option by one of its names, None where it is not given."""
+        return next((value for name, value in zip(self.options, self.options[1:], strict=False) if name in names), None)
 
     @property
     def search_path(self) -> list[str]:
@@ -118,11 +123,9 @@ def as_typed(override: str) -> str:
 def quote(value: str, *, interpolated: bool = False) -> str:
     """Quotes a string so that Hydra's grammar reads it back as it is. interpolated: ${seed} in it is replaced by what it names,
     else that is no interpolation either."""
-    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
-    escaped = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, escaped)
-    if not interpolated:
-        escaped = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", escaped)
-    return "'" + escaped + "'"
+    quoted = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", value)
+    quoted = re.sub(r"(\\+)$", lambda m: m.group(1) * 2, quoted)
+    return "'" + (quoted if interpolated else escaped(quoted)) + "'"
 
 
 def _path_value(key: str, value: str, sweeps: bool) -> str:

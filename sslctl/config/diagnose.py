@@ -16,6 +16,7 @@ from sslctl.errors import InputError, first_line, nearest
 _MEANT = {"lr": "optimizer.base_lr", "learning_rate": "optimizer.base_lr", "momentum": "optimizer.momentum"}
 _MEANT |= {name: f"trainer.{name}" for name in ("epochs", "batch_size", "precision", "workers", "device")}
 _MEANT |= {"warmup_epochs": "scheduler.warmup_epochs", "weight_decay": "optimizer.weight_decay"}
+_LONGEST_LIST = 240  # characters, of choices in a message
 _FREE = tuple(f"{path}." for path, facts in UNTYPED.items() if facts.free)
 
 
@@ -51,6 +52,25 @@ def refuse_lists_of_choices(prepared: Prepared) -> None:
         several = UNTYPED.get(group, NOTHING_KNOWN).several
         if value.startswith("[") and not several and (options := _options(prepared, group.lstrip("+"))):
             raise InputError(_no_such_choice(as_typed(override), group.lstrip("+"), [], options))
+
+
+def refuse_unknown_package(verb: str, prepared: Prepared) -> None:
+    """Raises InputError where --package names no node of the configuration that --cfg shows, or nothing is shown."""
+    from omegaconf import OmegaConf
+
+    package = prepared.option("--package", "-p")
+    if package in (None, "_global_"):
+        return
+    if prepared.option("--cfg", "-c") is None:
+        raise InputError(f"--package {package}: goes with --cfg, which shows this part of the configuration")
+    try:
+        config = compose_choices(verb, prepared, prepared.overrides, with_hydra=True)
+    except Exception as error:
+        raise explain(verb, prepared, error) from error
+    if OmegaConf.select(config, package, throw_on_missing=False) is None:
+        raise InputError(
+            f"--package {package}: no such part of {verb}'s configuration{nearest(package, _keys(config))}"
+        )
 
 
 def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
@@ -139,9 +159,12 @@ def _swept(override: Any) -> list[str]:
 
 
 def _no_such_choice(text: str, group: str, value: Any, options: list[str]) -> str:
+    shown = ", ".join(options)
+    if len(shown) > _LONGEST_LIST:
+        shown = f"{shown[:_LONGEST_LIST].rpartition(', ')[0]} … (--help lists all {len(options)})"
     if not isinstance(value, str):
-        return f"{text}: expected the name of one {group}, found {kind_of(value)}; there are {', '.join(options)}"
-    return f"{text}: no such {group}{nearest(value, options)}; there are {', '.join(options)}"
+        return f"{text}: expected the name of one {group}, found {kind_of(value)}; there are {shown}"
+    return f"{text}: no such {group}{nearest(value, options)}; there are {shown}"
 
 
 def _wrong_value(text: str, override: Any, config: Any) -> list[str]:

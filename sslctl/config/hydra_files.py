@@ -87,7 +87,11 @@ class CheckedLoader(ConfigLoaderImpl):
             return super()._compose_config_from_defaults_list(defaults, repo)
         choices = repr(defaults)
         if choices not in _MERGED:
-            _MERGED[choices] = pickle.dumps(super()._compose_config_from_defaults_list(defaults, repo))
+            composed = super()._compose_config_from_defaults_list(defaults, repo)
+            try:
+                _MERGED[choices] = pickle.dumps(composed)
+            except pickle.PicklingError:  # a plugin's own class, that a launcher's process has imported twice
+                return composed
         return pickle.loads(_MERGED[choices])
 
     def _without_user_files(self, config_name: str | None, overrides: list[Any], run_mode: RunMode) -> dict:

@@ -30,6 +30,7 @@ class KeyFacts:
     free: bool = False  # a dictionary that takes new keys
     optional: bool = False  # a choice of a file that may be null
     several: bool = False  # a choice of several files
+    filled: bool = False  # a list of one value at least
     hint: Any = Any  # its type, where neither a schema nor the signature of a _target_ says it
 
 

@@ -62,6 +62,8 @@ class TrainerConfig:
     accumulate_approximately: bool = MISSING
     processes: int = key(low=1, high=1024, fingerprint=False)
     timeout_minutes: float = key(above=0, fingerprint=False)
+    max_hours: float | None = key(above=0, fingerprint=False)
+    requeue_signal: str | None = key(choices=("USR1", "USR2"), fingerprint=False)
     compile: bool = MISSING
     deterministic: bool = MISSING
     device: str = key(choices=DEVICES, fingerprint=False)
@@ -104,14 +106,14 @@ class ProbeConfig:
     epochs: int = key(low=1)
     most_steps: int | None = key(low=1)
     batch_size: int = key(low=1)
-    lr: list[float] = key(above=0)
-    weight_decay: list[float] = key(low=0)
+    lr: list[float] = key(above=0, filled=True)
+    weight_decay: list[float] = key(low=0, filled=True)
     validation: float = key(above=0, high=0.5)
 
 
 @dataclass
 class NeighboursConfig:
-    k: list[int] = key(low=1)
+    k: list[int] = key(low=1, filled=True)
     temperature: float = key(above=0)
 
 
@@ -124,7 +126,7 @@ class ClusteringConfig:
 
 @dataclass
 class RetrievalConfig:
-    recall: list[int] = key(low=1)
+    recall: list[int] = key(low=1, filled=True)
     depth: int = key(low=1)
 
 

@@ -24,7 +24,8 @@ RANGES = {
     r"epsilon|annealing|clip_grad|scale|sigma|likelihood_std|initial_std|momentum_stretch|trust|layer_decay": _POSITIVE,
     r".*lr|.*lr_scale|(tiled|paired)_view": _POSITIVE,
     r"(.*_)?(dim|size|layers|blocks|depth|heads|views|grid|iterations|prototypes|targets|epochs)": _AT_LEAST_1,
-    r"draws|directions|permutations|reach|slices|widths|batchnorm_groups|frames|window_frames|length|vocabulary": _AT_LEAST_1,
+    r"widths": KeyFacts(low=1, filled=True),
+    r"draws|directions|permutations|reach|slices|batchnorm_groups|frames|window_frames|length|vocabulary": _AT_LEAST_1,
 }
 _NODES = ("method", "backbone", "optimizer", "dataset", "eval_dataset")
 _CLASSES = ("sslctl.", "torch.")  # of somebody else's, names may mean something else

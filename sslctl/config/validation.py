@@ -19,6 +19,8 @@ from sslctl.config.nodes import ViewGroupConfig
 from sslctl.config.ranges import keys_with_ranges
 from sslctl.errors import first_line, nearest
 
+_LONGEST_REASON = 200  # characters
+
 
 def mistakes(schema: type, config: DictConfig) -> list[str]:
     """Lists every value of a composed configuration that is missing, out of range or contradicts another one."""
@@ -30,11 +32,7 @@ def mistakes(schema: type, config: DictConfig) -> list[str]:
         twins = [path, f"eval_{path}"] if path.startswith("dataset.") else [path]
         messages += [mistake for twin in twins for mistake in _untyped_mistakes(config, twin, facts)]
     for path, value, facts in keys_with_ranges(config):
-        messages += _range_mistake(path, value, facts) if path not in UNTYPED else []
-    if "probe" in config:
-        messages += [
-            f"probe.{key} is empty: name at least one value" for key in ("lr", "weight_decay") if not config.probe[key]
-        ]
+        messages += range_mistake(path, value, facts) if path not in UNTYPED else []
     if "scheduler" in config:
         messages += _scheduler_mistakes(config.scheduler)
     if "trainer" in config:
@@ -65,6 +63,7 @@ def located(error: Any, place: str = "") -> str:
     """Returns an OmegaConf error in one line, with the key it is about and without the names of Python's exceptions."""
     key, text = getattr(error, "full_key", None) or place, first_line(error)
     text = re.sub(r"\w+ raised while resolving interpolation: ", "cannot be resolved: ", text)
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} …"  # it may quote a whole node
     return f"{key}: {text}" if key else text
 
 
@@ -78,7 +77,7 @@ def _untyped_mistakes(config: DictConfig, path: str, facts: KeyFacts) -> list[st
     plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if not fits(plain, facts.hint):
         return [f"{path}={value}: expected {describe(facts.hint)}"]
-    return [] if value is None else _range_mistake(path, value, facts)
+    return [] if value is None else range_mistake(path, value, facts)
 
 
 def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
@@ -105,13 +104,16 @@ def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
                 messages += _out_of_range(ViewGroupConfig, settings, f"{path}.{group}.")
                 messages += _view_mistakes(settings, f"{path}.{group}")
         else:
-            messages += _range_mistake(path, value, facts_in(f))
+            messages += range_mistake(path, value, facts_in(f))
     return messages
 
 
-def _range_mistake(path: str, value: Any, limits: KeyFacts) -> list[str]:
+def range_mistake(path: str, value: Any, limits: KeyFacts) -> list[str]:
+    """Returns the sentence of a value, or of an entry of a list, that is past its limits; nothing for one that is not."""
     if OmegaConf.is_list(value) or isinstance(value, list):  # a plain one: the default within an interpolation
-        return [mistake for entry in value for mistake in _range_mistake(path, entry, limits)]
+        if not value and limits.filled:
+            return [f"{path}=[]: expected at least one value"]
+        return [mistake for entry in value for mistake in range_mistake(path, entry, limits)]
     if limits.choices and value not in limits.choices:
         choices = [str(choice) for choice in limits.choices]
         return [f"{path}={value}: expected one of {', '.join(choices)}{nearest(str(value), choices)}"]

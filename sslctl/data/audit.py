@@ -14,6 +14,8 @@ from sslctl.data import files
 from sslctl.data.files import UNREADABLE, Headers
 from sslctl.data.layout import Layout
 from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array
+from sslctl.errors import reason_of
+from sslctl.ops.special_files import refuse_special
 
 _OUTLINE = 8  # rows and columns of the differences that a hash holds
 _ALIKE = 4.0  # mean difference of small copies, of 255, up to which images of one hash are near duplicates
@@ -79,11 +81,12 @@ def audit(layouts: dict[str, Layout], progress: Callable[[int], None] = lambda d
 def look_at(path: str) -> Look:
     """Decodes one image, at reduced scale where its format has that; deep ones by their own range of values."""
     try:
+        refuse_special(path)
         with open(path, "rb") as opened:
             digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
         (size, kind), grey = files.header_of(path), _brightness(path)
     except UNREADABLE as error:
-        return Look(path, error=" ".join(str(error).split()))
+        return Look(path, error=reason_of(error))
     outline = np.asarray(grey.resize((_OUTLINE + 1, _OUTLINE), Image.Resampling.BOX), np.int16)
     small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16)
     bits = np.packbits(outline[:, 1:] > outline[:, :-1]).tobytes()

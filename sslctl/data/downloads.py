@@ -1,7 +1,9 @@
 """Where downloads go, and what is said where the network gives none."""
 
 import contextlib
+import http.client
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,22 @@ def data_home() -> Path:
     return user_path(os.environ.get("SSLCTL_DATA", cache / "sslctl" / "data"))
 
 
-def download_by(what: str, folder: Path, fetch: Callable[[], Any]) -> None:
-    """Downloads by a call of torchvision's, which raises whatever the network does; folders that it made are taken back then."""
+def download_by(what: str, folder: Path, fetch: Callable[[Path], Any]) -> None:
+    """Downloads by a call of torchvision's into a folder of its own, and moves what is whole to where it belongs.
+
+    fetch: takes that folder; it raises whatever the network does. Folders that were made are taken back then.
+    """
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
-        fetch()
-    except (OSError, RuntimeError, ValueError) as error:
-        for made in (folder / "FashionMNIST" / "raw", folder / "FashionMNIST", *missing):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as name:
+            fetch(Path(name))
+            for path in [path for path in Path(name).rglob("*") if path.is_file()]:
+                place = folder / path.relative_to(name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(place)
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        for made in missing:
             with contextlib.suppress(OSError):
                 made.rmdir()  # only where it is empty
         raise InputError(

@@ -17,7 +17,8 @@ from torch import Tensor
 from sslctl.data import arrays
 from sslctl.data.listing import ARRAYS
 from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array, from_pillow, is_deep
-from sslctl.errors import InputError
+from sslctl.errors import InputError, reason_of
+from sslctl.ops.special_files import refuse_special
 
 _SAMPLED = 2_000  # headers that are read of images of several sizes
 _PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what of a PNG's header may say an orientation
@@ -43,7 +44,7 @@ def read(path: str, reading: Reading) -> Tensor:
                     return from_pillow(image, reading)
         return from_array(arrays.read(path), reading)
     except UNREADABLE as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+        raise ImageError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 class _OtherTiff(Exception):
@@ -53,6 +54,7 @@ class _OtherTiff(Exception):
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
     """Opens an image by Pillow; one that is too large to be meant raises, and a TIFF that Pillow does not know _OtherTiff."""
+    refuse_special(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -94,7 +96,7 @@ def measure_range(paths: list[str], reading: Reading, skip: bool = False) -> tup
                 array = raw_values(path, takes_colours=reading.takes_colours)
             except UNREADABLE as error:
                 if not skip:
-                    raise ImageError(f"cannot read {path}: {error}") from error
+                    raise ImageError(f"cannot read {path}: {reason_of(error)}") from error
                 continue
             if array.dtype != np.uint8:
                 yield array if reading.bands is None else array[..., list(reading.bands)]
@@ -161,7 +163,7 @@ def _header(path: str, takes_colours: bool, skip: bool) -> tuple[tuple[int, int]
     except UNREADABLE as error:
         if skip:
             return None
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def header_of(path: str, takes_colours: bool = True) -> tuple[tuple[int, int], str]:

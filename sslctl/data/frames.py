@@ -16,7 +16,8 @@ from sslctl.data.listing import EXTENSIONS, existing_folder
 from sslctl.data.modality import VIDEOS, Modality
 from sslctl.data.pixels import Reading
 from sslctl.data.sources import Source
-from sslctl.errors import InputError
+from sslctl.errors import InputError, reason_of
+from sslctl.ops.special_files import refuse_special
 from sslctl.random import Key
 
 _FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
@@ -147,11 +148,12 @@ def count_frames(path: str) -> int:
         return len(_frame_files(path))
     av = _av(path)
     try:
+        refuse_special(path)
         with av.open(path) as container:
             stream = container.streams.video[0]
             return stream.frames or sum(1 for _ in container.decode(stream))
-    except (av.FFmpegError, IndexError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise InputError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def read_frames(path: str, positions: list[int], channels: int) -> list[Tensor]:
@@ -161,6 +163,7 @@ def read_frames(path: str, positions: list[int], channels: int) -> list[Tensor]:
         return [files.read(names[position], Reading(channels)) for position in positions]
     av, frames = _av(path), []
     try:
+        refuse_special(path)
         with av.open(path) as container:
             for position, frame in enumerate(container.decode(video=0)):
                 if position == positions[len(frames)]:
@@ -169,8 +172,8 @@ def read_frames(path: str, positions: list[int], channels: int) -> list[Tensor]:
                     frames.append(tensor[None] if channels == 1 else tensor.permute(2, 0, 1))
                     if len(frames) == len(positions):
                         return frames
-    except (av.FFmpegError, IndexError) as error:
-        raise files.ImageError(f"cannot read {path}: {error}") from error
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise files.ImageError(f"cannot read {path}: {reason_of(error)}") from error
     raise files.ImageError(f"cannot read {path}: it ends before frame {positions[len(frames)]}")
 
 

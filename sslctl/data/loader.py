@@ -1,10 +1,15 @@
 """From a source to batches of views: an index into memory where the samples fit, worker processes where they do not."""
 
 import contextlib
+import functools
+import multiprocessing
 import signal
+import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +21,7 @@ from sslctl.data import files
 from sslctl.data.batch import Batch
 from sslctl.data.sampler import batch_indices
 from sslctl.data.sources import Source
+from sslctl.errors import reason_of
 from sslctl.ops.timing import Clock
 from sslctl.views import Key, ViewMaker
 from sslctl.views.maker import resize_and_crop
@@ -158,12 +164,35 @@ def _fetching(loader: DataLoader) -> Iterator[Iterator]:
     They ignore SIGTERM, so that an exception which keeps the iterator alive would leave the interpreter waiting for
     them at its exit. torch has no public way to end them.
     """
+    report = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_report_unless_noticed, report)
+    before = multiprocessing.active_children()
     iterator = iter(loader)
+    workers = [child for child in multiprocessing.active_children() if child not in before]
     try:
-        yield map(_raise_if_error, iterator)
+        yield map(_raise_if_error, _naming_the_dead(iterator, workers) if loader.num_workers else iterator)
     finally:
         if loader.num_workers:
             iterator._shutdown_workers()
+        sys.unraisablehook = report
+
+
+def _naming_the_dead(iterator: Iterator, workers: list[BaseProcess]) -> Iterator:
+    """Yields what workers deliver; a connection that breaks off within a batch is a worker's death, in torch's words."""
+    try:
+        yield from iterator
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        for worker in workers:
+            worker.join(1)  # a moment to end
+        dead = ", ".join(str(worker.pid) for worker in workers if not worker.is_alive())
+        raise RuntimeError(f"DataLoader worker (pid {dead}) died: {reason_of(error)}") from error
+
+
+def _report_unless_noticed(report: Callable, failure: "sys.UnraisableHookArgs") -> None:
+    """Reports what is raised where nothing can catch it, but for a worker's death: torch raises it at any place, and again where
+    a batch of that worker is waited for. One that has nothing more to deliver is not missed."""
+    if not (issubclass(failure.exc_type, RuntimeError) and str(failure.exc_value).startswith("DataLoader worker (pid")):
+        report(failure)
 
 
 def _by_threads(images: "_CleanImages", batch_size: int) -> Iterator[Tensor]:
@@ -260,6 +289,12 @@ def _stack(images: list[Tensor | files.ImageError]) -> Tensor | files.ImageError
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leaves signals to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Leaves signals to the main process, and its death to whoever sees it: a thread that serves it would show a traceback."""
+    sys.excepthook = functools.partial(_report_unless_cut_off, sys.excepthook)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _report_unless_cut_off(report: Callable, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        report(kind, error, trace)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 from sslctl.data.sources import Source
+from sslctl.runs.checksums import digest_of_file
 
 _COMPARED = 2 * 2**30  # bytes of files that are read for it at most
 
@@ -57,11 +58,6 @@ def _shared_files(trained: tuple[str, ...], judged: tuple[str, ...]) -> int | No
     to_read = set(of_size) | {other for path in of_size for other in alike[path]}
     if sum(os.path.getsize(path) for path in to_read) > _COMPARED:
         return None
-    digests = {path: _digest(path) for path in to_read}
+    digests = {path: digest_of_file(path) for path in to_read}
     trained_digests = {digests[other] for path in of_size for other in alike[path]}
     return sum(digests[path] in trained_digests for path in of_size)
-
-
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()

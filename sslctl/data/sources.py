@@ -57,7 +57,7 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
             raise InputError(f"no {stem}-images-idx3-ubyte[.gz] in {base} (dataset.download=true would fetch it)")
         import torchvision
 
-        download_by("Fashion-MNIST", base, lambda: torchvision.datasets.FashionMNIST(str(base), download=True))
+        download_by("Fashion-MNIST", base, lambda place: torchvision.datasets.FashionMNIST(str(place), download=True))
         folder = base / "FashionMNIST" / "raw"
     images = read_idx(folder / f"{stem}-images-idx3-ubyte", dimensions=3)[:, None]
     labels = read_idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
@@ -86,7 +86,7 @@ def cifar10(split: str, image_size: int, root: str | None, download: bool, memor
 
         url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
         md5 = "c32a1d4ab5d03f1284b67883e8d87530"
-        download_by(url, base, lambda: download_and_extract_archive(url, str(base), md5=md5))
+        download_by(url, base, lambda place: download_and_extract_archive(url, str(place), md5=md5))
         folder = base / "cifar-10-batches-bin"
     rows = np.concatenate([read_cifar(folder / name) for name in names])  # (N, 1 + 3072)
     images = torch.from_numpy(rows[:, 1:].copy()).view(-1, 3, 32, 32)

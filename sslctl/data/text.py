@@ -12,7 +12,8 @@ from sslctl.data.held_out import held_out_names
 from sslctl.data.listing import existing_folder
 from sslctl.data.modality import TEXTS, Modality
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, reason_of, say, user_path
+from sslctl.ops.special_files import refuse_special
 
 PAD, UNKNOWN, CLS, MASK = 0, 1, 2, 3
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")  # the first ids, in this order
@@ -91,7 +92,7 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
     if not rows:
         raise InputError(f"{folder}: {count} tokens are too few for samples of {length} (dataset.length)")
     if short:
-        print(
+        say(
             f"  {short} of {len(texts)} files in {folder} are shorter than {length - 1} tokens and left out (dataset.length)"
         )
     tokens, labels = torch.stack(rows), torch.tensor(labels)
@@ -128,7 +129,7 @@ def _classes(folder: Path, paths: list[Path]) -> tuple[str, ...]:
     if not outside:
         return tuple(sorted({path.parent.name for path in paths}))
     if len(outside) < len(paths):
-        print(
+        say(
             f"  {folder}: no labels, since {len(outside)} of {len(paths)} files lie outside class folders, {outside[0]} first"
         )
     return ()
@@ -136,9 +137,10 @@ def _classes(folder: Path, paths: list[Path]) -> tuple[str, ...]:
 
 def _read(path: Path) -> str:
     try:
+        refuse_special(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def _tokenizer(contents: list[str], vocabulary: int, saved: str | None) -> Any:

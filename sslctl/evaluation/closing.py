@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sslctl.data.sources import Source
+from sslctl.errors import say
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.knn import Knn
@@ -75,19 +76,19 @@ def finish(config: Any, setup: Setup, preprocess: Preprocess, judges: tuple[Sour
     """
     run_dir, method = setup.run_dir, setup.method.eval()
     if judges and config.evaluation.closing and not has_closing_results(run_dir, setup.plan, judges[1]):
-        print("  evaluating", flush=True)
+        say("  evaluating")
         results = closing_results(config, run_dir, method, preprocess, setup.plan, *judges)
         append_results(run_dir / RESULTS, results)
         features = f"frozen features after {setup.plan.epochs} epochs"
         show(results, f"{tested_on(judges[1])}, {preprocess.at(judges[1].image_size).summary()}, {features}")
     elif not judges:
-        print(
+        say(
             "  no labels to evaluate with: name labelled data with eval_dataset=…, or probe later with sslctl linear-eval"
         )
     save_evaluated_backbone(config, setup, preprocess)
     for finding in findings(run_dir):
-        print(f"  {as_line(finding)}")
-    print(f"done: {run_dir} ({total_size(run_dir) / 2**20:,.1f} MiB)")
+        say(f"  {as_line(finding)}")
+    say(f"done: {run_dir} ({total_size(run_dir) / 2**20:,.1f} MiB)")
 
 
 def save_evaluated_backbone(config: Any, setup: Setup, preprocess: Preprocess) -> None:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sslctl.data.sources import Source
+from sslctl.errors import say
 from sslctl.runs.results import Result
 
 FIGURES = {
@@ -36,7 +37,7 @@ def show_protocols(results: list[Result], title: str) -> None:
         for row, values in cells.items():
             table.add_row(*row, *(values.get(subject, "") for subject in subjects))
         table.add_section()
-    print(f"\n{title} {measured[0].features} features, %", flush=True)
+    say("", f"{title} {measured[0].features} features, %")
     console().print(table)
     show_notes(measured)
 
@@ -57,7 +58,7 @@ def show_figures(results: list[Result]) -> None:
         if own:
             values = (f"{own[s].value:.4g}" if s in own else "" for s in subjects)
             table.add_row(name, *values, next(iter(own.values())).details.get("healthy", ""))
-    print(f"\nwithout labels, of {figures[0].dataset}'s {figures[0].split} split", flush=True)
+    say("", f"without labels, of {figures[0].dataset}'s {figures[0].split} split")
     console().print(table)
 
 
@@ -104,7 +105,7 @@ def show(results: list[Result], title: str) -> None:
         table.add_column(f"{protocol}\n{labels} labels\n{metric} %", justify="right")
     for row in rows:
         table.add_row(row, *(cells.get((row, *column), "") for column in columns))
-    print(f"\n{title}", flush=True)
+    say("", title)
     console().print(table)
     show_notes(results)
 
@@ -112,12 +113,12 @@ def show(results: list[Result], title: str) -> None:
 def show_notes(results: list[Result]) -> None:
     """Says below a table what a constant answer scores, and which of its probes' settings no held-out labels have chosen."""
     for majority in dict.fromkeys(r.details["majority"] for r in results if "majority" in r.details):
-        print(f"classes are uneven: who always names the largest is right in {majority:.2%}", flush=True)
+        say(f"classes are uneven: who always names the largest is right in {majority:.2%}")
     for constant in dict.fromkeys(r.details["constant"] for r in results if "constant" in r.details):
-        print(f"several labels an image: who answers alike for all has a mAP of {constant:.2%}", flush=True)
+        say(f"several labels an image: who answers alike for all has a mAP of {constant:.2%}")
     fixed = [(r.labels, r.params["regularisation"]) for r in results if "regularisation" in r.params]
     for labels, regularisation in dict.fromkeys(fixed):
-        print(f"linear-cached, {labels} labels: {regularisation}", flush=True)
+        say(f"linear-cached, {labels} labels: {regularisation}")
 
 
 def console() -> Console:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ from torch import Tensor
 from sslctl import signals
 from sslctl.data.loader import clean_batches
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, say, user_path
 from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import CheckpointError, load_tensors, metadata, save_tensors
 from sslctl.views.maker import clean
 
+_FORMAT = 2  # of the files: another one is not looked for
 _FILE = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
 
 
@@ -105,28 +105,22 @@ def cached(key: tuple[str, ...], compute: Callable[[], Tensor], limit_gb: float)
             os.utime(path)
             return features
         except CheckpointError as error:
-            print(f"sslctl: cached features are calculated again: {error}", file=sys.stderr, flush=True)
+            say(f"sslctl: cached features are calculated again: {error}", file=sys.stderr)
             path.unlink(missing_ok=True)  # another command may have been faster
     features = compute()
     # Whole or not at all: another command may read, or write, the same file at this moment.
     _make_private(folder)
     with replacing(path) as temporary:
-        save_tensors(temporary, {"features": features}, {"crc32": _checksum(features, key)})
+        save_tensors(temporary, {"features": features}, {"key": json.dumps(key)}, signed=True)
     _make_room(folder, limit_gb, keep=path)
     return features
 
 
 def _read(path: Path, key: tuple[str, ...]) -> Tensor:
     features = load_tensors(path).get("features")
-    if features is None or metadata(path).get("crc32") != _checksum(features, key):
-        raise CheckpointError(f"{path} is not as it was written (checksum)")
+    if features is None or metadata(path).get("key") != json.dumps(key):
+        raise CheckpointError(f"{path} is of other features")
     return features
-
-
-def _checksum(features: Tensor, key: tuple[str, ...]) -> str:
-    """Returns the CRC-32 of a tensor's values, type and shape, and of what it is kept under."""
-    start = zlib.crc32(json.dumps([*key, str(features.dtype), *features.shape]).encode())
-    return f"{zlib.crc32(features.contiguous().view(-1).view(torch.uint8).numpy(), start):08x}"
 
 
 def _make_private(folder: Path) -> None:
@@ -145,7 +139,7 @@ def is_cached(key: tuple[str, ...]) -> bool:
 
 def _place(key: tuple[str, ...]) -> Path:
     folder = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sslctl" / "features"
-    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
+    return folder / f"{hashlib.sha256(json.dumps([_FORMAT, *key]).encode()).hexdigest()[:32]}.safetensors"
 
 
 def _make_room(folder: Path, limit_gb: float, keep: Path) -> None:

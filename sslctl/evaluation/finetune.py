@@ -11,7 +11,7 @@ import torch
 
 from sslctl.data.modality import VIDEOS
 from sslctl.data.sources import Source
-from sslctl.errors import InputError
+from sslctl.errors import InputError, say
 from sslctl.evaluation.knn import classifier_results, share
 from sslctl.evaluation.linear import draw_labels
 from sslctl.evaluation.subjects import Subject
@@ -33,7 +33,7 @@ from sslctl.models.backbones import Backbone
 from sslctl.models.batchnorm import group_batchnorm
 from sslctl.models.layer_decay import layer_depths
 from sslctl.runs import directory as rundir
-from sslctl.runs.atomic import replacing, write_text
+from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import load_tensors, remove_all, save_tensors
 from sslctl.runs.results import Result
 from sslctl.training.plan import Plan, make_plan
@@ -66,7 +66,7 @@ class Finetune(Protocol):
             hits.append(test_hits(method, subject, task.test, settings.trainer.workers, plan.device))
             run_dirs.append(str(run_dir))
             top1 = share(hits[-1]["top1"])
-            print(f"  top1 {top1:.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}", flush=True)
+            say(f"  top1 {top1:.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}")
         asked_for = {key: task.config[key] for key in ("layer_decay", "classifier_lr_scale", "least_steps")}
         params = {**training_params(settings, plan), **asked_for, **{key: settings[key] for key in ("network", "pool")}}
         params |= {"draws": draws, "training_images": len(task.train)}
@@ -160,20 +160,20 @@ def finetune_or_load(
     """Returns the fine-tuned network in eval mode; a finished one is read. Its training state goes once its weights are kept."""
     build = functools.partial(build_network, subject, settings, source)
     backbone, classifier = run_dir / rundir.BACKBONE, run_dir / CLASSIFIER
-    if classifier.exists():
+    if backbone.exists() and classifier.exists():
         method, plan = build_classifier(build, source, settings)
-        print("\n".join([*heading, "  already trained"]), flush=True)
+        say(*heading, "  already trained")
         method.backbone.load_state_dict(load_tensors(backbone))
         method.classifier.load_state_dict(load_tensors(classifier))
         method = method.to(plan.device).eval()
         return method.to(memory_format=torch.channels_last) if plan.channels_last else method, plan
     method, plan = train_classifier(build, source, settings, run_dir, heading)
-    write_text(run_dir / rundir.PREPROCESS, json.dumps(vars(subject.preprocess), indent=1))
+    rundir.write_json(run_dir / rundir.PREPROCESS, vars(subject.preprocess))
     facts = {"step": str(plan.total_steps), "classes": json.dumps(source.classes), "pool": settings.pool}
     facts |= visual_metadata(method.backbone)
     for path, module in ((backbone, method.backbone), (classifier, method.classifier)):
         with replacing(path) as temporary:
-            save_tensors(temporary, module.state_dict(), facts)
+            save_tensors(temporary, module.state_dict(), facts, signed=True)
     remove_all(run_dir)
     return method, plan
 

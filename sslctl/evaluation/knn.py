@@ -157,7 +157,7 @@ class Knn(Protocol):
 
     def __post_init__(self):
         if not self.k:
-            raise InputError("knn.k is empty: name at least one number")
+            raise InputError("knn.k=[]: expected at least one value")
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         bank, queries, similarity, rows = search(subject, task, max(self.k))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from sslctl.config.literal import as_config
 from sslctl.data.loader import drawn_views
 from sslctl.data.modality import IMAGES
 from sslctl.data.sampler import permuted
@@ -235,5 +235,5 @@ def views_of_run(subject: Subject, task: Task, source: Source) -> tuple[ViewMake
         return None, "they were trained on no views"
     if source.modality != IMAGES:
         return None, f"{source.name} has {source.summary()}, not images"
-    views = views_of(OmegaConf.create(read_config(task.run)), source, subject.method)
+    views = views_of(as_config(read_config(task.run)), source, subject.method)
     return dataclasses.replace(views, augmentation={"global": views.augmentation["global"]}), ""

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sslctl.config.literal import as_config
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, say, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.subjects import Subject
 from sslctl.factory.expectation import as_expected, has_weights
@@ -47,14 +48,14 @@ def named_networks(config: Any, split: str, *, few: bool = False) -> Iterator[Na
     if config.out and len(runs) > 1:
         raise InputError(f"out={config.out} is one file, ckpt names {len(runs)} runs: leave out= away")
     for run, path in runs:
-        saved = OmegaConf.create(read_config(run))
+        saved = as_config(read_config(run))
         node = as_in_run(config.dataset, run) if config.dataset else dataset_of(run)
         if few and "memory_gb" in node:
             node = OmegaConf.merge(node, {"memory_gb": 0})
         source = build_source(node, split)
         run_preprocess(run).refuse_other(str(run), source, "dataset", judges=not few)
         subject = who.judged_at(who.trained(run, path, config.features), source)
-        name, backbone = saved.names.backbone, {**OmegaConf.to_container(saved.backbone), "weights": None}
+        name, backbone = saved.names.backbone, {**OmegaConf.to_container(saved.backbone, resolve=True), "weights": None}
         title = f"{run} at {path.name}"
         yield NamedNetwork(subject, run, name, backbone, node, source, run, title)
 
@@ -77,7 +78,7 @@ def _given_network(config: Any, split: str) -> NamedNetwork:
         preprocess_of(dataset, source, lambda: build_source(dataset, "train")), config.backbone
     )
     if normalization:
-        print(f"input      {shown(normalization)}", flush=True)
+        say(f"input      {normalization}")
     subject = who.given(config.backbone, preprocess, with_weights=True)
     weights = user_path(config.backbone.get("weights") or config.backbone.model)
     node = OmegaConf.to_container(OmegaConf.merge(config.backbone, {"weights": None}), resolve=True) | {

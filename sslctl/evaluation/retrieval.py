@@ -38,7 +38,7 @@ class Retrieval(Protocol):
 
     def __post_init__(self):
         if not self.recall:
-            raise InputError("retrieval.recall is empty: name at least one number")
+            raise InputError("retrieval.recall=[]: expected at least one value")
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         bank, queries, _, rows = search(subject, task, max(*self.recall, self.depth))

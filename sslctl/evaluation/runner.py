@@ -9,7 +9,7 @@ from typing import Any
 
 from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, say, user_path
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.console import show, tested_on
 from sslctl.evaluation.provenance import Origin, config_choice, origin_of
@@ -58,17 +58,16 @@ def recorded(out: Path | None, results: list[Result]) -> Iterator[None]:
         words = f"what is printed above could not be written: {failure.strerror}"
         raise OSError(failure.errno, words, str(out)) from failure
     if out:
-        print(f"appended to {out}")
+        say(f"appended to {out}")
 
 
 def print_plan(protocols: Iterable[Protocol], subjects: list[Subject], task: Task) -> None:
     """Prints what plan_only=true says of the data and each subject; what several protocols say alike, once."""
     for source in filter(None, (task.train, task.test)):
-        print(
-            f"data       {source.name} ({source.split}): {source.summary()}", *source.data_lines(), sep="\n           "
-        )
+        say(f"data       {source.name} ({source.split}): {source.summary()}")
+        say(*(f"           {line}" for line in source.data_lines()))
     lines = dict.fromkeys(line for s in subjects for protocol in protocols for line in protocol.plan(s, task))
-    print("\n".join(lines))
+    say(*lines)
 
 
 def reader_of(config: Any) -> Reader:
@@ -97,7 +96,7 @@ def subjects_and_tasks(
         train, test = _warned_of(sources(node))
         preprocess, normalization = as_expected(preprocess_of(node, train), config.backbone)
         if normalization:
-            print(f"input      {shown(normalization)}", flush=True)
+            say(f"input      {normalization}")
         names = dict.fromkeys("given" if name == "trained" else name for name in config.subjects)
         subjects = [_given_subject(config, name, preprocess) for name in names]
         work = out.parent if out else Path("runs") / train.name / "given"
@@ -116,7 +115,7 @@ def subjects_and_tasks(
             "pixels": lambda run=run: who.pixels(run_preprocess(run)),
         }
         # Built one after the other, only those that are asked for: each is a network in memory.
-        print(f"{run} at {path.name}", flush=True)
+        say(f"{run} at {path.name}")
         names = [name for name in config.subjects if name != "given" or (run / GIVEN).exists()]
         if not names:
             raise InputError(
@@ -139,19 +138,17 @@ def place_of_results(run: Path) -> Path | None:
     if not reason:
         return run / RESULTS
     if why_unwritable_file(other):
-        print(
-            f"{shown(reason)}, nor is the current directory: results are printed only; out=FILE keeps them", flush=True
-        )
+        say(f"{reason}, nor is the current directory: results are printed only; out=FILE keeps them")
         return None
     refuse_unfit(other)
-    print(f"{shown(reason)}: results go to {shown(other)}; out=FILE names another file", flush=True)
+    say(f"{reason}: results go to {other}; out=FILE names another file")
     return other
 
 
 def _warned_of(sources: tuple[Source, Source | None]) -> tuple[Source, Source | None]:
     """Says what of the data may not be meant, and returns them."""
     for warning in doubts(*sources):
-        print(f"warning    {shown(warning)}", file=sys.stderr, flush=True)
+        say(f"warning    {warning}", file=sys.stderr)
     return sources
 
 

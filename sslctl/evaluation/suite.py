@@ -4,7 +4,7 @@ from typing import Any
 
 from sslctl.config.targets import bind, build
 from sslctl.data.sources import Source
-from sslctl.errors import InputError
+from sslctl.errors import InputError, say
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task
 from sslctl.factory.from_config import build_source
@@ -33,7 +33,7 @@ def measure(subject: Subject, task: Task, protocols: dict[str, Protocol]) -> lis
     """Returns the results of all protocols on one subject. Those that need labels are left out where there are none."""
     splits = [task.read(subject, source) for source in (task.train, task.test) if source is not None]
     sizes = " and ".join(f"{len(split.labels):,} × {split.features.shape[1]}" for split in splits)
-    print(f"  {subject.name}: features {sizes}", flush=True)
+    say(f"  {subject.name}: features {sizes}")
     impossible = [name for name, protocol in protocols.items() if protocol.needs_labels and task.test is None]
     if impossible:
         task.omitted.append(

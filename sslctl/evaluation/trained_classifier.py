@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sslctl import distributed
+from sslctl.config.literal import as_config
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, Stopped
+from sslctl.errors import InputError, Stopped, say
 from sslctl.evaluation.features import extract, refuse_non_finite
 from sslctl.evaluation.knn import hits_of
 from sslctl.evaluation.provenance import config_choice
@@ -33,7 +34,7 @@ def resolve_settings(task: Task) -> Any:
     """Returns the resolved configuration, whose dataset is the one evaluated on."""
     config = task.config.copy()
     config.dataset = task.dataset
-    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    return as_config(OmegaConf.to_container(config, resolve=True))
 
 
 def refuse_processes(config: Any, what: str) -> None:
@@ -64,10 +65,10 @@ def train_classifier(
     views = build_views(settings, source, method.backbone.network)
     refuse_sizes(method.backbone, views, source.image_size)
     setup = set_up(settings, plan, method, source, views, run_dir)
-    print("\n".join(heading), flush=True)
+    say(*heading)
     with Signals() as signals:
         if fit(setup, signals) is not Outcome.FINISHED:
-            print(f"stopped; the same command continues {run_dir}", flush=True)
+            say(f"stopped; the same command continues {run_dir}")
             raise Stopped(signals.status)
     return method.eval(), plan
 

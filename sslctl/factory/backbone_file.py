@@ -4,10 +4,9 @@ import json
 import warnings
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
+from sslctl.config.literal import as_config
 from sslctl.data.text import TextTransform
-from sslctl.errors import InputError, user_path
+from sslctl.errors import InputError, first_line, user_path
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone
 from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform, preprocess_from
@@ -55,7 +54,7 @@ def save_backbone(
     """
     description = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(preprocess))}
     with replacing(path) as temporary:
-        save_tensors(temporary, backbone.state_dict(), description | visual_metadata(backbone) | more)
+        save_tensors(temporary, backbone.state_dict(), description | visual_metadata(backbone) | more, signed=True)
 
 
 def visual_metadata(backbone: Backbone) -> dict[str, str]:
@@ -72,9 +71,13 @@ def load_backbone(path: Path) -> tuple[Backbone, dict, Preprocess | TextPreproce
     metadata = backbone_metadata(path)
     if metadata is None:
         raise InputError(f"{path} does not say which backbone it is of: expected a run, or a file of sslctl export")
-    node, preprocess = json.loads(metadata["backbone"]), preprocess_from(json.loads(metadata["preprocess"]))
     tensors = load_tensors(path)
-    backbone = build_backbone(OmegaConf.create(node), preprocess, with_weights=False)
+    try:
+        node, preprocess = json.loads(metadata["backbone"]), preprocess_from(json.loads(metadata["preprocess"]))
+        config = as_config(node)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not say how its backbone is built: {first_line(error)}") from error
+    backbone = build_backbone(config, preprocess, with_weights=False)
     backbone.sees_lightness = metadata.get("sees") == "lightness"
     differences = compare(tensors, backbone.state_dict())
     if differences:

@@ -10,7 +10,7 @@ from torch import nn
 from sslctl.config.targets import bind, build, target_of
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.sources import Source
-from sslctl.errors import InputError
+from sslctl.errors import InputError, say
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone
 from sslctl.models.hub import load_pretrained
@@ -55,7 +55,7 @@ def build_backbone(
     if with_weights and (node.get("weights") or node.get("pretrained")):
         options = {name: bool(node.get(name)) for name in ("partial", "resample_patches")}
         load = load_pretrained if node.get("pretrained") else partial(load_weights, path=node.weights)
-        print(f"  {load(backbone, key=key, **options)}")
+        say(f"  {load(backbone, key=key, **options)}")
         if node.get("normalization") == "dataset" and backbone.normalized:  # a file of sslctl's brings its own
             for name in ("mean", "std"):
                 getattr(backbone, name).view(-1).copy_(torch.tensor(getattr(preprocess, name)))

@@ -9,19 +9,20 @@ import torch
 from omegaconf import OmegaConf
 
 from sslctl.config.command_line import task_words
+from sslctl.config.literal import as_config, escaped
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, say, user_path
 from sslctl.factory.from_config import build_backbone, build_method, build_views
 from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.weights import file_metadata, refuse_non_finite
 from sslctl.runs import checkpoint
-from sslctl.runs.description import lost_description
+from sslctl.runs.description import advice_on_lost
 from sslctl.runs.directory import GIVEN, TEACHER, TOKENIZER, find_runs, is_run, run_named_by
 from sslctl.runs.manifest import MANIFEST
 from sslctl.runs.ownership import LAST
-from sslctl.runs.reading import read_config, read_environment, read_preprocess
+from sslctl.runs.reading import read_config, read_environment, read_preprocess, repair_command
 from sslctl.runs.repair import damages
 from sslctl.views import ViewMaker
 
@@ -53,13 +54,12 @@ def resolve_runs(ckpt: Any, left_out: list[str] | None = None) -> list[tuple[Pat
             raise InputError(f"ckpt={path}: no run directory there (no config.yaml with environment.json)")
         usable, refused = [], []
         for run in runs:
-            damaged, lost = damages(run), lost_description(run)
-            if damaged and lost:
-                refused.append((damaged[0].describe(), InputError(f"{damaged[0]}; {lost}")))
+            damaged, lost = damages(run), advice_on_lost(run)
+            if lost:
+                what = damaged[0].describe() if damaged else str(run)
+                refused.append((f"{what}; {lost}", InputError(f"{what}; {lost}", advice=[repair_command(run)])))
             elif damaged:
                 refused.append((damaged[0].describe(), damaged[0]))
-            elif lost:
-                refused.append((str(lost), lost))
             elif (newest := checkpoint_of(run)) is None:
                 sentence = f"ckpt={run}: this run has no valid checkpoint yet"
                 refused.append((f"{run} has no valid checkpoint yet", InputError(sentence)))
@@ -73,7 +73,7 @@ def resolve_runs(ckpt: Any, left_out: list[str] | None = None) -> list[tuple[Pat
     if refusals and not resolved:
         raise InputError(*(message for error in refusals for message in error.messages))
     for reason in reasons:
-        print(f"left out: {shown(reason)}", flush=True)
+        say(f"left out: {reason}")
     if left_out is not None:
         left_out += reasons
     return resolved
@@ -89,7 +89,7 @@ def as_in_run(node: Any, run: Path, key: str = "dataset", command: str | None = 
     in its size, channels and range of values. key: where the command has it; command: a recorded one, else the running one."""
     tokenizer = run / TOKENIZER
     if "tokenizer" in node and not node.tokenizer and tokenizer.exists():
-        return OmegaConf.merge(node, {"tokenizer": str(tokenizer)})
+        return OmegaConf.merge(node, {"tokenizer": escaped(str(tokenizer))})
     words = task_words() if command is None else command.split()
     return with_preprocess(node, run_preprocess(run), key, words)
 
@@ -129,11 +129,11 @@ def dataset_of(run: Path, key: str = "dataset") -> Any:
     """Returns a dataset's configuration of a run. Its root is where the run had it; of data that have moved, where it was typed,
     seen from here. Earlier versions kept relative roots: those are where the run was started."""
     config = read_config(run)
-    node = OmegaConf.create(config[key])
+    node = as_config(config[key])
     if root := node.get("root"):
         typed = config.get("as_typed", {}).get(f"{key}.root", root)
         places = (Path(read_environment(run)["cwd"]) / user_path(root), user_path(typed))
-        node.root = str(next((place for place in places if place.exists()), user_path(root)))
+        node.root = escaped(str(next((place for place in places if place.exists()), user_path(root))))
     return as_in_run(node, run, key, read_environment(run)["command"])
 
 
@@ -161,7 +161,7 @@ def open_run(run: Path, path: Path, backbone_node: Any | None = None) -> Trained
     untrained = {name: p.detach().clone() for name, p in method.named_parameters()}
     step = checkpoint.load(path, method)["step"]
     refuse_non_finite(path / checkpoint.WEIGHTS, dict(method.named_parameters()), untrained)
-    return TrainedRun(OmegaConf.create(read_config(run)), run_preprocess(run), method, step)
+    return TrainedRun(as_config(read_config(run)), run_preprocess(run), method, step)
 
 
 def load_method(run: Path, backbone_node: Any | None = None, *, given: bool = False) -> Method:
@@ -169,7 +169,7 @@ def load_method(run: Path, backbone_node: Any | None = None, *, given: bool = Fa
 
     given: with the weights that its backbone began with. Raises CheckpointError where they are of another one.
     """
-    config = OmegaConf.create(read_config(run))
+    config = as_config(read_config(run))
     torch.manual_seed(config.seed)
     facts = Facts(**read_environment(run)["facts"])
     preprocess = run_preprocess(run)

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslctl.errors import InputError, user_path
+from sslctl.config.literal import escaped
+from sslctl.errors import InputError, say, user_path
 from sslctl.factory.backbone_file import backbone_metadata, backbone_of_run, load_backbone, save_backbone
 from sslctl.factory.expectation import as_expected
 from sslctl.factory.from_config import build_backbone
@@ -69,10 +70,10 @@ def _given_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Prepr
     if node.get("stem") == "auto":
         first = next((t for name, t in read_weights(path).items() if name.endswith("conv1.weight")), None)
         node = OmegaConf.merge(node, {"stem": "imagenet" if first is not None and first.shape[-1] == 7 else "small"})
-    weighted = OmegaConf.merge(node, {"weights": str(path)})
+    weighted = OmegaConf.merge(node, {"weights": escaped(str(path))})
     unweighted = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)  # builds it again
     settings = replace(preprocess, **norm)
-    print(f"  teacher: images normalised by mean {norm['mean']}, std {norm['std']}")
+    say(f"  teacher: images normalised by mean {norm['mean']}, std {norm['std']}")
     return Teacher(build_backbone(weighted, settings, key="method.teacher_backbone"), unweighted, settings)
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from sslctl.config.literal import as_config
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation import subjects as who
@@ -134,7 +134,7 @@ def detail_of(group: Group, number: int, data: Data, config: Any, read: Reader, 
 
 def _draw(detail: Detail, run: Run, method: Method, data: Data, config: Any) -> None:
     """Draws views of the training images, and what the method makes of them."""
-    settings = OmegaConf.create(run.config)
+    settings = as_config(run.config)
     source = data.trained
     maker = views_of(settings, source, method)
     if not source.modality.visible:

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sslctl.config.command_line import shell_words
-from sslctl.errors import shown
+from sslctl.errors import say, shown
 from sslctl.evaluation.runner import reader_of
 from sslctl.report import charts as figures
 from sslctl.report import details, setup, summary, tables
@@ -34,9 +34,12 @@ def page(runs: list[Run], common: Path, config: Any, left_out: Sequence[str] = (
     device = choose_device(config.device)
     read = reader_of(config)
     data, group_details, sheets, map_names = details.data_of(runs[0], config), [], [], []
-    if not isinstance(data, str):
+    if isinstance(data, str):
+        say(f"left out: features and pictures: {data}")
+    else:
+        say(*data.notes)
         for number, group in enumerate(groups[: config.detailed]):
-            print(shown(f"{group.name}: features and pictures of {group.runs[0].label}"), flush=True)
+            say(f"{group.name}: features and pictures of {group.runs[0].label}")
             group_details.append(details.detail_of(group, number, data, config, read, device))
         map_sheet, map_names = details.map_sheet(data, config)
         pictures = [part.sheet for d in group_details for part in (d.views, d.pictures, d.neighbours) if part]

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from sslctl.config.literal import as_config
 from sslctl.errors import InputError
 from sslctl.report.commands import measuring, repeat_with
 from sslctl.report.details import Detail
@@ -77,7 +76,7 @@ def _steps(run: Run) -> str:
 
 def _planned(run: Run, data: Any) -> list[tuple[str, str]]:
     """Returns what the plan says of learning rate and augmentation; the base rate alone where the images are gone."""
-    settings = OmegaConf.create(run.config)
+    settings = as_config(run.config)
     settings.trainer.device = "cpu"  # the run's own may not be here, and none of these lines says it
     if isinstance(data, str):
         return [("lr", f"base_lr {run.config['optimizer']['base_lr']:g} per 256 images")]

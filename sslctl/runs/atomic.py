@@ -6,10 +6,10 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sslctl.errors import InputError
+from sslctl.errors import InputError, say
 
 # The names of temporary files, each with the number of the process that writes it.
 PROBE = r"\.writable-\d+"  # of `make_folder`
@@ -34,11 +34,10 @@ def sync(path: Path) -> None:
 
 @functools.cache  # once a process
 def _announce_unsynced(kind: str) -> None:
-    print(
+    say(
         f"sslctl: this file system cannot sync {kind}: after a loss of power the newest checkpoint may be missing; a kill"
         " loses nothing",
         file=sys.stderr,
-        flush=True,
     )
 
 
@@ -114,7 +113,34 @@ def make_folder(folder: Path) -> None:
 
 def make_folder_of(out: Path) -> None:
     """Makes the folder that a file named by out= goes to. Raises InputError where no file can be written there."""
+    if out.is_dir():
+        raise InputError(f"out={out} is a directory: name a file in it")
     try:
         make_folder(out.parent)
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+
+
+def refuse_others_file(out: Path, verb: str, is_own: Callable[[Path], bool]) -> None:
+    """Raises InputError where something is at out= that a verb has not written: it would be replaced."""
+    own = False
+    with contextlib.suppress(OSError):
+        own = out.is_file() and is_own(out)
+    if os.path.lexists(out) and not own:
+        raise InputError(
+            f"out={out}: there is a file already, that sslctl {verb} did not write: move it away, or name another"
+        )
+
+
+def move_aside(path: Path) -> Path:
+    """Renames what is at a path, and returns its new name."""
+    return path.rename(free_name(path))
+
+
+def free_name(path: Path) -> Path:
+    """Returns path.aside, or the first free one of path.aside-2, -3, …"""
+    aside, number = path.with_name(f"{path.name}.aside"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.aside-{number}")
+    return aside

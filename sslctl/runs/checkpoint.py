@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from sslctl.errors import shown
+from sslctl.errors import say
+from sslctl.ops.special_files import refuse_special
 from sslctl.runs.atomic import sync
+from sslctl.runs.checksums import KEY, WrongChecksum, check_tensors, sign_tensors
 from sslctl.runs.manifest import STATE, WEIGHTS, CheckpointError, size_of, verify, write_manifest
 from sslctl.runs.ownership import (
     CHECKPOINTS,
@@ -46,7 +48,7 @@ _GENERATORS = ("torch", "cuda", "numpy", "python")
 
 
 def warn(message: str) -> None:
-    print(f"sslctl: warning: {shown(message)}", file=sys.stderr, flush=True)
+    say(f"sslctl: warning: {message}", file=sys.stderr)
 
 
 # --- Writing ---
@@ -94,18 +96,31 @@ def save(
         ) from error
     write_last(run_dir, final)
     own = [path for path in steps_on_disk(run_dir) if is_checkpoint(path)]
-    older = [path for path in own if step_of(path) <= step]
     later = [path for path in own if step_of(path) > step]  # damaged: the run resumed before them
-    for old in older[keep_last:] + later:
-        try:
-            remove(old)
-        except OSError as error:
-            warn(f"old checkpoint {old} not removed: {error}")
+    _remove_old([*_older(run_dir, step)[keep_last:], *later])
     return final
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file with each tensor contiguous and each storage once; its metadata list the aliases."""
+def _older(run_dir: Path, step: int) -> list[Path]:
+    """Lists the checkpoints of sslctl's up to a step, newest first."""
+    return [path for path in steps_on_disk(run_dir) if step_of(path) <= step and is_checkpoint(path)]
+
+
+def _remove_old(paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            remove(path)
+        except OSError as error:
+            warn(f"old checkpoint {path} not removed: {error}")
+
+
+def save_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, *, signed: bool = False
+) -> None:
+    """Writes a safetensors file with each tensor contiguous and each storage once; its metadata list the aliases.
+
+    signed: with its checksum, for a file that no manifest lists.
+    """
     stored_as: dict[tuple, str] = {}
     stored, aliases = {}, {}
     for name, tensor in tensors.items():
@@ -116,19 +131,29 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
             stored_as[place] = name
             stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     # Written by Python, not by the library: its own errors do not say what the system said.
-    path.write_bytes(serialize(stored, metadata={**(metadata or {}), "aliases": json.dumps(aliases)}))
+    content = serialize(stored, metadata={**(metadata or {}), "aliases": json.dumps(aliases)})
+    path.write_bytes(sign_tensors(content) if signed else content)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file, with the aliases that `save_tensors` listed."""
+    """Reads the tensors of a safetensors file, with the aliases that `save_tensors` listed.
+
+    Raises CheckpointError for other files, and where a file's checksum, if it has one, differs.
+    """
     try:
+        refuse_special(path)
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} ({size_of(path)} bytes) is not a safetensors file: {error}") from error
+    about = metadata(path)
     try:
-        aliases = json.loads(metadata(path).get("aliases", "{}"))
+        if KEY in about:
+            check_tensors(path)
+        aliases = json.loads(about.get("aliases", "{}"))
         return tensors | {name: tensors[source] for name, source in aliases.items()}
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
+    except WrongChecksum as error:
+        raise CheckpointError(f"{path} ({size_of(path)} bytes) is {error}") from error
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} ({size_of(path)} bytes) lists tensors under a second name that it lacks"
         ) from error
@@ -136,9 +161,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def metadata(path: Path) -> dict[str, str]:
     """Reads what a safetensors file says of itself."""
-    from safetensors import safe_open
-
     try:
+        refuse_special(path)
         with safe_open(path, "pt") as opened:
             return opened.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -160,10 +184,17 @@ def newest_valid(run_dir: Path) -> Path | None:
     return None
 
 
-def continue_from(run_dir: Path) -> Path | None:
-    """Finds the checkpoint that a run goes on from, after removing what a kill left. Only for the holder of the run's lock."""
+def continue_from(run_dir: Path, keep_last: int) -> Path | None:
+    """Finds the checkpoint that a run goes on from, and does what a kill left undone of its saving: `last`, older ones removed.
+
+    Only for the holder of the run's lock.
+    """
     remove_leftovers(run_dir)
-    return newest_valid(run_dir)
+    newest = newest_valid(run_dir)
+    if newest is not None:
+        write_last(run_dir, newest)
+        _remove_old(_older(run_dir, step_of(newest))[keep_last:])
+    return newest
 
 
 def remove_all(run_dir: Path) -> None:
@@ -210,6 +241,7 @@ def load_pickle(path: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
     stand_ins: (class, name): what is read instead of the class of that name.
     """
     try:
+        refuse_special(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(stand_ins)):
             warnings.simplefilter("ignore")  # about pickles, which are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -4,6 +4,7 @@ Resumed is a run whose fingerprint keys, hashes of data and weights, and seed ar
 the keys that differ. While a process trains, its lock keeps others out.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -12,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sslctl.errors import InputError, shown
-from sslctl.runs.atomic import NOT_OFFERED, make_folder, point, why_unwritable, why_unwritable_file
+from sslctl.errors import InputError, say
+from sslctl.runs.atomic import NOT_OFFERED, make_folder, move_aside, point, why_unwritable, why_unwritable_file
 from sslctl.runs.continuing import DATA_KEY, ways_on
 from sslctl.runs.description import (
     Description,
@@ -28,7 +29,7 @@ from sslctl.runs.file_list import Changes, FileList
 from sslctl.runs.fingerprint import value_of
 from sslctl.runs.ownership import LOCK, mark, refuse_other
 from sslctl.runs.reading import Damaged, read_preprocess
-from sslctl.runs.repair import move_aside, repair_logs
+from sslctl.runs.repair import repair_logs
 from sslctl.runs.segments import next_segment
 
 
@@ -59,7 +60,7 @@ def take(run_dir: Path) -> "Lock":
     try:
         mark(run_dir)
         for sentence in repair_logs(run_dir):
-            print(f"sslctl: {shown(sentence)}", file=sys.stderr)
+            say(f"sslctl: {sentence}", file=sys.stderr)
         if reason := why_unwritable_file(run_dir / RESULTS):  # found now, not when there are results
             raise InputError(f"{reason}: make it writable, or choose another run_dir=")
     except BaseException:
@@ -93,7 +94,8 @@ def describe(
         write_description(run_dir, there)
         return there
     refuse_another_config(run_dir, there, config, hashes, files)
-    restore(run_dir)
+    if restored := restore(run_dir):
+        say(f"sslctl: {restored}", file=sys.stderr)
     _restore_preprocess(run_dir, preprocess)
     if not (run_dir / BACKBONE).exists():
         there = _go_on(run_dir, there, hashes, facts, files)
@@ -115,7 +117,7 @@ def _go_on(
     if "data" in segment and files:
         files.write(run_dir)
     for sentence in sentences:
-        print(f"sslctl: {shown(run_dir)} {shown(sentence)}", file=sys.stderr, flush=True)
+        say(f"sslctl: {run_dir} {sentence}", file=sys.stderr)
     return there
 
 
@@ -130,7 +132,7 @@ def _restore_preprocess(run_dir: Path, preprocess: dict) -> None:
     if os.path.lexists(run_dir / PREPROCESS):
         reason += f"; set aside as {move_aside(run_dir / PREPROCESS).name}"
     write_json(run_dir / PREPROCESS, preprocess)
-    print(f"sslctl: {shown(reason)}; written again", file=sys.stderr)
+    say(f"sslctl: {reason}; written again", file=sys.stderr)
 
 
 def refuse_another_config(
@@ -166,7 +168,7 @@ def point_latest(run_dir: Path) -> None:
     if latest.is_symlink() or not latest.exists() or run_named_by(latest):
         point(latest, run_dir.resolve().relative_to(runs))
     else:  # a file is somebody's, a directory the copy of a run, of links that were followed
-        print(f"sslctl: {latest} is no link: it stays as it is, and does not lead to {shown(run_dir)}", file=sys.stderr)
+        say(f"sslctl: {latest} is no link: it stays as it is, and does not lead to {run_dir}", file=sys.stderr)
 
 
 # --- The directory and its lock ---
@@ -190,18 +192,32 @@ class Lock:
         except OSError as error:
             if error.errno not in (*NOT_OFFERED, errno.ENOLCK):
                 raise
-            print(
+            say(
                 "sslctl: this file system has no locks: two runs at once in one directory are not kept apart",
                 file=sys.stderr,
             )
         os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(self.descriptor, _holder().encode(), 0)
         os.register_at_fork(after_in_child=self.release)  # workers must not hold it after a kill of this process
 
     def release(self) -> None:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
+
+
+def _holder() -> str:
+    return f"pid {os.getpid()} on {socket.gethostname()}\n"
+
+
+def refuse_replaced(run_dir: Path) -> None:
+    """Raises RuntimeError where the directory that this process holds was moved away, and another has its name."""
+    with contextlib.suppress(OSError):
+        holder = (run_dir / LOCK).read_text(errors="replace")
+        if holder and holder != _holder():
+            raise RuntimeError(
+                f"{run_dir} was moved away, and is now in use by {holder.strip()}: this run ends, and writes nothing there"
+            )
 
 
 def _advice(error: OSError) -> str:
@@ -211,7 +227,7 @@ def _advice(error: OSError) -> str:
 def is_held(run_dir: Path) -> bool:
     """Tells whether a process holds a run's lock; of a lock that cannot be opened, no."""
     try:
-        descriptor = os.open(run_dir / LOCK, os.O_RDONLY)
+        descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -4,18 +4,17 @@ What of the two files is lost or damaged is written again from the newest manife
 """
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sslctl.config.command_line import recorded_words, shell_words
-from sslctl.errors import InputError, shown, user_path
+from sslctl.errors import InputError, user_path
+from sslctl.runs.atomic import move_aside
 from sslctl.runs.directory import BACKBONE, CONFIG, ENVIRONMENT, METRICS, RESULTS, write_config, write_json
 from sslctl.runs.fingerprint import fingerprint_keys
 from sslctl.runs.manifest import MANIFEST, CheckpointError, read_manifest
 from sslctl.runs.ownership import steps_on_disk
-from sslctl.runs.reading import Damaged, read_config, read_environment
+from sslctl.runs.reading import Damaged, read_config, read_environment, repair_command
 from sslctl.runs.segments import current_hashes
 
 Description = dict[str, Any]  # {"config": …, "environment": …}, as the two files hold them
@@ -98,24 +97,19 @@ def write_description(run_dir: Path, description: Description, names: Iterable[s
         write_config(run_dir, description["config"])
 
 
-def restore(run_dir: Path) -> None:
-    """Writes again what is lost of a run's two files, or is of another run than its checkpoints, and says so.
+def restore(run_dir: Path) -> str | None:
+    """Writes again what is lost of a run's two files, or is of another run than its checkpoints; returns a sentence if it did.
 
-    What was there is kept beside it.
+    What was there is kept beside it. Only for the holder of the run's lock.
     """
     lost = lost_files(run_dir)
     if not lost:
-        return
+        return None
     description, manifest = described_by_checkpoint(run_dir)
-    aside = []
-    for name in lost:
-        damaged = run_dir / name
-        if damaged.exists() and damaged.stat().st_size:
-            damaged.replace(damaged.with_name(f"{name}.damaged"))
-            aside.append(f"{name}.damaged")
+    aside = [move_aside(run_dir / name).name for name in lost if os.path.lexists(run_dir / name)]
     write_description(run_dir, description, lost)
     kept = f"; what was there is now {' and '.join(aside)}" if aside else ""
-    print(f"sslctl: restored {' and '.join(lost)} of {shown(run_dir)} from {shown(manifest)}{kept}", file=sys.stderr)
+    return f"restored {' and '.join(lost)} of {run_dir} from {manifest}{kept}"
 
 
 def lost_files(run_dir: Path) -> list[str]:
@@ -137,16 +131,13 @@ def lost_files(run_dir: Path) -> list[str]:
     return lost
 
 
-def lost_description(run_dir: Path) -> InputError | None:
-    """Returns the error of a run whose files are lost that its checkpoints hold, with the command that writes them again."""
+def advice_on_lost(run_dir: Path) -> str | None:
+    """Says which of a run's two files are lost that its checkpoints hold, and the command that writes them again."""
     lost = lost_files(run_dir)
     if not lost:
         return None
-    description, manifest = described_by_checkpoint(run_dir)
-    environment = description["environment"]
-    command = f"(cd {shell_words([environment['cwd']])} && {shell_words(recorded_words(environment['command']))})"
-    return InputError(
-        f"{run_dir}: {' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} lost, damaged, or not of its checkpoints;"
-        f" restored from {manifest} by {command}",
-        advice=[command],
+    _, manifest = described_by_checkpoint(run_dir)
+    return (
+        f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} lost, damaged, or not of its checkpoints:"
+        f" {repair_command(run_dir)} restores {'it' if len(lost) == 1 else 'them'} from {manifest}"
     )

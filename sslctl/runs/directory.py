@@ -11,10 +11,12 @@ from typing import Any
 
 import yaml
 
-from sslctl.errors import shown
+from sslctl.errors import say
+from sslctl.ops.special_files import refuse_special
 from sslctl.runs.atomic import write_text
 from sslctl.runs.checksums import sign_json, sign_yaml
-from sslctl.runs.ownership import is_own
+from sslctl.runs.manifest import names_run
+from sslctl.runs.ownership import is_own, steps_on_disk
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.jsonl"
 BACKBONE, PREPROCESS, TOKENIZER = "backbone.safetensors", "preprocess.json", "tokenizer.json"
@@ -70,6 +72,7 @@ def now() -> str:
 def run_named_by(path: Path) -> Path | None:
     """Returns the run that a small file leads to, as runs/latest does on file systems without links; None for all else."""
     try:
+        refuse_special(path)
         with path.open("rb") as opened:
             line = os.fsdecode(opened.read(4097))
     except OSError:
@@ -87,7 +90,11 @@ def holds_run(path: Path) -> bool:
 
     The directories of trained classifiers are sslctl's too, and have neither of these two.
     """
-    return is_run(path) or (any(os.path.lexists(path / name) for name in (CONFIG, ENVIRONMENT)) and is_own(path))
+    if is_run(path) or not is_own(path):
+        return is_run(path)
+    return any(os.path.lexists(path / name) for name in (CONFIG, ENVIRONMENT)) or any(
+        map(names_run, steps_on_disk(path))
+    )
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -95,10 +102,10 @@ def find_runs(path: Path) -> list[Path]:
     if holds_run(path):
         return [path.resolve()]
 
-    def say(error: OSError) -> None:
-        print(f"sslctl: {shown(error.filename)} cannot be searched: {error.strerror}", file=sys.stderr)
+    def complain(error: OSError) -> None:
+        say(f"sslctl: {error.filename} cannot be searched: {error.strerror}", file=sys.stderr)
 
-    return sorted(Path(folder).resolve() for folder, *_ in os.walk(path, onerror=say) if holds_run(Path(folder)))
+    return sorted(Path(folder).resolve() for folder, *_ in os.walk(path, onerror=complain) if holds_run(Path(folder)))
 
 
 def total_size(path: Path) -> int:

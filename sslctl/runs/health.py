@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from sslctl.errors import say
 from sslctl.runs.directory import RESULTS
 from sslctl.runs.health_rules import RULES, features_collapsed, few_directions, wilson_noise
 from sslctl.runs.history import Finding, History, RunFacts
@@ -221,4 +222,4 @@ class Watch:
                 if self.on_collapse == "stop":
                     self.stopping, self.reason = UNHEALTHY, self.reason or finding.sentence
                 else:
-                    print(f"  unhealthy: {finding.sentence}", flush=True)
+                    say(f"  unhealthy: {finding.sentence}")

@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.errors import InputError
+from sslctl.ops.special_files import refuse_special
+from sslctl.runs.checksums import digest_of_file
 
 FORMAT, FORMATS = 2, (1, 2)  # that is written, that are read
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+_NO_MANIFEST = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)  # what reading another file raises
 
 
 class CheckpointError(InputError):
@@ -31,11 +41,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a checkpoint. Raises CheckpointError for one that is not as it was written, or of another format."""
     path = folder / MANIFEST
     try:
+        refuse_special(path)
         manifest = json.loads(path.read_text())
         format_ = manifest.get("format", 1)
         intact = format_ == 1 or manifest.pop("sha256") == _own_digest(manifest)
         manifest["files"] = dict(manifest["files"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except _NO_MANIFEST as error:
         raise CheckpointError(f"{path} ({size_of(path)} bytes) cannot be read: {error}") from error
     if format_ not in FORMATS:
         raise CheckpointError(f"{path} is of format {format_}; this version of sslctl reads {FORMATS[0]} to {FORMAT}")
@@ -44,18 +55,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def names_run(folder: Path) -> bool:
+    """Tells whether the manifest of a checkpoint says of which run it is."""
+    try:
+        return bool(read_manifest(folder).get("run"))
+    except CheckpointError:
+        return False
+
+
 def verify(folder: Path) -> None:
     """Raises CheckpointError unless every file of the manifest is there with its size and SHA-256."""
     files = read_manifest(folder)["files"]
     for name in (WEIGHTS, STATE):
         expected, file = files.get(name), folder / name
-        if not file.exists() or _digest(file) != expected:
+        if not file.is_file() or _digest(file) != expected:
             raise CheckpointError(f"{file} ({size_of(file)} bytes) is not what was written there")
 
 
 def describes(folder: Path, step: int | None = None) -> bool:
     """Tells whether a folder has a manifest of sslctl's, of a step if one is named, whatever has become of the files it lists."""
     try:
+        refuse_special(folder / MANIFEST)
         manifest = json.loads((folder / MANIFEST).read_text())
         files = manifest["files"]
         return (
@@ -64,7 +84,7 @@ def describes(folder: Path, step: int | None = None) -> bool:
             and files.keys() == {WEIGHTS, STATE}
             and all(len(entry["sha256"]) == 64 and entry["bytes"] >= 0 for entry in files.values())
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except _NO_MANIFEST:
         return False
 
 
@@ -74,8 +94,7 @@ def size_of(path: Path) -> int:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as opened:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
 
 
 def _own_digest(content: dict[str, Any]) -> str:

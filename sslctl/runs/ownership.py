@@ -11,8 +11,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from sslctl.errors import InputError
-from sslctl.runs.atomic import PROBE, UNFINISHED, remove_unfinished, write_text
+from sslctl.errors import InputError, say
+from sslctl.ops.special_files import refuse_special
+from sslctl.runs.atomic import PROBE, UNFINISHED, free_name, remove_unfinished, write_text
 from sslctl.runs.manifest import MANIFEST, STATE, WEIGHTS, describes
 
 FORMAT = 1  # of run directories
@@ -71,8 +72,9 @@ def mark(run_dir: Path) -> None:
 def _marked_format(folder: Path) -> int | None:
     """Returns the format that a directory's marker names; None where there is no marker, or none that can be read."""
     try:
+        refuse_special(folder / MARKER)
         marker = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     format_ = marker.get("format") if isinstance(marker, dict) else None
     return format_ if type(format_) is int else None
@@ -110,9 +112,12 @@ def write_last(run_dir: Path, checkpoint: Path) -> None:
 
     In its place may be the link that it was once, or, in a run that was copied with links followed, a copy of a checkpoint.
     """
-    if not _is_pointer(run_dir / LAST):
+    last, text = run_dir / LAST, f"{checkpoint.relative_to(run_dir)}\n"
+    if not _is_pointer(last):
         clear_last(run_dir)
-    write_text(run_dir / LAST, f"{checkpoint.relative_to(run_dir)}\n")
+    elif not last.is_symlink() and last.read_text() == text:
+        return
+    write_text(last, text)
 
 
 def clear_last(run_dir: Path) -> None:
@@ -153,11 +158,8 @@ def _set_aside(path: Path) -> None:
     """Renames what is in the place of a checkpoint and is not sslctl's, and says so."""
     if not (path.exists() or path.is_symlink()):
         return
-    aside = path.with_name(f"{re.sub(r'^[.]|[.](writing|removing)$', '', path.name)}.aside")
-    while aside.exists() or aside.is_symlink():
-        aside = aside.with_name(f"{aside.name}.aside")
-    path.rename(aside)
-    print(f"sslctl: {path} is not as sslctl wrote it: not deleted, now {aside.name}", file=sys.stderr, flush=True)
+    aside = path.rename(free_name(path.with_name(re.sub(r"^[.]|[.](writing|removing)$", "", path.name))))
+    say(f"sslctl: {path} is not as sslctl wrote it: not deleted, now {aside.name}", file=sys.stderr)
 
 
 def remove_leftovers(run_dir: Path) -> None:

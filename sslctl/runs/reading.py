@@ -1,5 +1,6 @@
 """The one reader of a run's files: what it returns fits the schema, and what does not is named by file, line and reason."""
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -11,10 +12,12 @@ import yaml
 
 from sslctl.config.command_line import shell_words
 from sslctl.errors import InputError
+from sslctl.ops.special_files import SpecialFile, refuse_special
 from sslctl.runs.checksums import KEY, check_json, check_yaml
 from sslctl.runs.directory import CONFIG, ENVIRONMENT, PREPROCESS, STOPPED, holds_run
 from sslctl.runs.schema import CONFIG_KEYS, ENVIRONMENT_KEYS, STOPPED_KEYS, misfit, preprocess_keys
 
+_MOST_VALUES = 100_000  # of a configuration
 # What PyYAML raises on a text that is no YAML, or YAML of no plain values: it has no exception of its own for all of it.
 _NO_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
@@ -54,10 +57,26 @@ def read_config(run: Path) -> dict:
     text = _text(path)
     try:
         check_yaml(text)
-        config = yaml.safe_load(text)
+        config = _copied(_yaml_value(text))
     except _NO_YAML as error:
         raise Damaged(path, str(error), _line_of(error)) from error
     return _fitting(path, config, CONFIG_KEYS)
+
+
+@functools.lru_cache(16)  # parsing takes longer than all else, and a command asks several times
+def _yaml_value(text: str) -> Any:
+    return yaml.safe_load(text)
+
+
+def _copied(value: Any, left: list[int] | None = None) -> Any:
+    """Copies plain values, each as often as it is named: by aliases of aliases, few lines of YAML may name billions."""
+    left = [_MOST_VALUES] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
+    if isinstance(value, dict):
+        return {key: _copied(inner, left) for key, inner in value.items()}
+    return [_copied(inner, left) for inner in value] if isinstance(value, list) else value
 
 
 def read_environment(run: Path) -> dict:
@@ -108,12 +127,15 @@ def _parsed(text: str) -> Any:
 
 def _bytes(path: Path) -> bytes:
     try:
+        refuse_special(path)
         return path.read_bytes()
     except FileNotFoundError as error:
         reason = "missing; the command that started the run writes it again"
         raise Damaged(path, reason, repairable=False) from error
     except IsADirectoryError as error:
         raise Damaged(path, "a directory is in its place") from error
+    except SpecialFile as error:
+        raise Damaged(path, str(error.strerror)) from error
     except OSError as error:
         reason = f"cannot be read: {error.strerror}; ask its owner, or work with a copy"
         raise Damaged(path, reason, repairable=False) from error

@@ -1,4 +1,4 @@
-"""What is damaged in a run, and its repair: nothing is deleted, what cannot be read is set aside, what can be is kept."""
+"""What is damaged in a run, and its repair: nothing is deleted, what can be read is kept, the rest set aside."""
 
 import os
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sslctl.runs import directory as rundir
-from sslctl.runs.atomic import write_bytes
-from sslctl.runs.checkpoint import CheckpointError, verify
+from sslctl.runs.atomic import free_name, move_aside, write_bytes
+from sslctl.runs.checkpoint import CheckpointError, load_tensors, verify
+from sslctl.runs.description import restore
 from sslctl.runs.metrics import metrics_of
 from sslctl.runs.ownership import steps_on_disk
 from sslctl.runs.reading import Damaged, lines_of, read_config, read_environment, read_preprocess, read_stopped
@@ -52,17 +53,29 @@ def _damaged_lines(run: Path, name: str) -> list[Damaged]:
 
 
 def repair_logs(run: Path) -> list[str]:
-    """Sets aside the logs and notes that cannot be read, with their readable lines written again; returns what was done, a
-    sentence a file. Only for the holder of the run's lock."""
+    """Sets aside the logs, notes and backbone that cannot be read, with the logs' readable lines written again; returns what was
+    done, a sentence a file. Only for the holder of the run's lock."""
     done = [sentence for name in _LINES if (sentence := _repair_lines(run, name))]
     done += [_set_aside(damage) for damage in _damaged_descriptions(run) if damage.path.name == rundir.STOPPED]
-    return done
+    return done + _repair_backbone(run)
+
+
+def _repair_backbone(run: Path) -> list[str]:
+    path = run / rundir.BACKBONE
+    if not os.path.lexists(path):
+        return []
+    try:
+        load_tensors(path)
+    except CheckpointError as error:
+        return [f"{error}; set aside as {move_aside(path).name}: {_STARTS_ANEW}"]
+    return []
 
 
 def repair(run: Path) -> list[str]:
     """Repairs everything in a run, its checkpoints too; returns what was done, a sentence a file, empty where nothing was.
     Only for the holder of the run's lock."""
     done = repair_logs(run)
+    done += [sentence] if (sentence := restore(run)) else []
     done += [_set_aside(damage) for damage in _damaged_descriptions(run) if os.path.lexists(damage.path)]
     for path in steps_on_disk(run):
         try:
@@ -92,17 +105,3 @@ def _repair_lines(run: Path, name: str) -> str | None:
 
 def _set_aside(damage: Damaged) -> str:
     return f"{damage.describe()}; set aside as {move_aside(damage.path).name}: {_LOSSES[damage.path.name]}"
-
-
-def move_aside(path: Path) -> Path:
-    """Renames what is at a path, and returns its new name."""
-    return path.rename(free_name(path))
-
-
-def free_name(path: Path) -> Path:
-    """Returns path.aside, or the first free one of path.aside-2, -3, …"""
-    aside, number = path.with_name(f"{path.name}.aside"), 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = path.with_name(f"{path.name}.aside-{number}")
-    return aside

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslctl.errors import say
 from sslctl.methods.base import Method
 from sslctl.ops.timing import format_shares
 from sslctl.training.memory import explain_out_of_memory
@@ -70,10 +71,10 @@ def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
         measure(method)
         each, times = time.monotonic() - began, -(-plan.total_steps // plan.knn_every_steps) + 1
         measured = f" and {duration(each * times)} for the online figures ({each:.1f} s, {times} times)"
-    print(
+    say(
         f"time       {1000 * seconds:.0f} ms a step, {plan.batch_size / seconds:,.0f} images/s:"
         f" about {duration(seconds * plan.total_steps)} of training{measured}"
     )
-    print(f"spent on   {format_shares(split)}")
-    print(f"memory     {memory}; a checkpoint takes {size / 2**20:,.1f} MiB")
-    print("plan_only=true: nothing was trained or written")
+    say(f"spent on   {format_shares(split)}")
+    say(f"memory     {memory}; a checkpoint takes {size / 2**20:,.1f} MiB")
+    say("plan_only=true: nothing was trained or written")

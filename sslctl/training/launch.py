@@ -13,10 +13,11 @@ from typing import Any
 
 from sslctl.config.targets import allowed_by_user
 from sslctl.runs.scratch import scratch_folder
+from sslctl.signals import REQUEUE, STATUS, TO_BE_CONTINUED
 
 _GRACE_SECONDS = 10  # for the others to notice that one has failed
 _LAST_SECONDS = 60  # for the others to end as one has ended
-_STATUS = (0, 130, 143)  # of a process that has ended well
+_STATUS = (0, *STATUS.values(), TO_BE_CONTINUED)  # of a process that has ended well
 # The process imports what this one does, from the same places: -m alone would look into the current directory first.
 _PROGRAM = """
 import json, sys
@@ -37,7 +38,7 @@ class ProcessFailed(RuntimeError):
 
 
 def launch(config: dict[str, Any], command: str, processes: int) -> int:
-    """Runs `sslctl pretrain` with a resolved configuration in so many processes; returns 0, 130 or 143.
+    """Runs `sslctl pretrain` with a resolved configuration in so many processes; returns 0, or that of a signal.
 
     Signals to this process go on to all of them. When one fails, the others are ended. Raises ProcessFailed.
     """
@@ -48,7 +49,7 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
         stack.callback(os.close, kept_open)
         group = _Group(scratch)
         # Signals are heeded from before the first process is there.
-        with group.heeding_signals():
+        with group.heeding_signals(config["trainer"]["requeue_signal"]):
             for rank in range(processes):
                 if group.cut_short:
                     break
@@ -82,10 +83,11 @@ class _Group:
         self.left_others: int | None = None  # the status of one that ended without the others, which then were killed
 
     @contextlib.contextmanager
-    def heeding_signals(self):
-        """While it lasts SIGTERM and SIGINT are for the processes."""
+    def heeding_signals(self, requeue: str | None):
+        """While it lasts SIGTERM, SIGINT and the one that asks for a requeue are for the processes."""
         main = threading.current_thread() is threading.main_thread()
-        before = {n: signal.signal(n, self._pass_on) for n in (signal.SIGTERM, signal.SIGINT)} if main else {}
+        numbers = (*STATUS, *([REQUEUE[requeue]] if requeue else []))
+        before = {number: signal.signal(number, self._pass_on) for number in numbers} if main else {}
         try:
             yield
         finally:
@@ -127,7 +129,7 @@ class _Group:
         """Returns the exit status of all when they have ended, or raises ProcessFailed."""
         statuses = [child.returncode for child in self.children]
         if self.cut_short or any(-number in statuses for number in self.signals):
-            return 128 + self.signals[-1]
+            return STATUS.get(self.signals[-1], TO_BE_CONTINUED)
         if self.left_others:
             return self.left_others
         if set(statuses) <= set(_STATUS):

@@ -1,11 +1,14 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard events, and lines for whoever is watching."""
 
 import contextlib
+import functools
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sslctl.distributed import rank
+from sslctl.runs.claim import refuse_replaced
 from sslctl.runs.directory import METRICS
 from sslctl.runs.metrics import append_metrics, read_metrics
 from sslctl.training.plan import Plan
@@ -25,26 +28,40 @@ class Log:
         self.latest: dict[str, float] = {}  # of the online evaluation
         self.writer = None
         self.writes = rank() == 0
-        if tensorboard and self.writes:
-            from torch.utils.tensorboard import SummaryWriter
-
-            move_events_back(run_dir)
-            forgets_from = first_step if evaluating or not first_step else first_step + 1
-            self.writer = SummaryWriter(str(run_dir), purge_step=forgets_from)
-            for record in read_metrics(run_dir):
-                if record["step"] >= forgets_from:
-                    self._show({k: v for k, v in record.items() if k not in ("step", "epoch")}, record["step"])
+        self.shows = tensorboard and self.writes
+        self.forgets_from = first_step if evaluating or not first_step else first_step + 1
+        self.report_thread = threading.excepthook
         self.progress = Progress(plan.total_steps, first_step) if self.writes else contextlib.nullcontext()
 
     def __enter__(self) -> "Log":
+        if self.shows:
+            self._open_events()
         self.progress.__enter__()
         return self
+
+    def _open_events(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What its thread cannot write is raised here by the next call, and not shown as a traceback of the thread as well.
+        threading.excepthook = functools.partial(_report_unless_raised, self.report_thread)
+        run_dir = self.path.parent
+        move_events_back(run_dir)
+        with self.naming():
+            self.writer = SummaryWriter(str(run_dir), purge_step=self.forgets_from)
+        for record in read_metrics(run_dir):
+            if record["step"] >= self.forgets_from:
+                self._show({k: v for k, v in record.items() if k not in ("step", "epoch")}, record["step"])
 
     def __exit__(self, kind: type | None, *_) -> None:
         self.progress.__exit__(None, None, None)
         if self.writer:
-            with contextlib.suppress(OSError) if kind else _naming(self.path.parent):
+            with contextlib.suppress(OSError) if kind else self.naming():
                 self.writer.close()
+        threading.excepthook = self.report_thread
+
+    def naming(self) -> contextlib.AbstractContextManager[None]:
+        """Names the run directory where TensorBoard's events cannot be written."""
+        return _naming(self.path.parent)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of a completed step."""
@@ -60,6 +77,7 @@ class Log:
         self._show(values, step)
         if "rankme" in values:  # by its line in the file an evaluation counts as done: it must be shown by then
             self.flush()
+        refuse_replaced(self.path.parent)
         with _naming(self.path):
             append_metrics(self.path, {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values})
         place = f"epoch {step / self.plan.steps_per_epoch:.1f}/{self.plan.epochs}"
@@ -67,13 +85,13 @@ class Log:
         self.progress.update(step, place, self._figures(values), line_now=telling)
 
     def _show(self, values: dict[str, float], step: int) -> None:
-        with _naming(self.path.parent):
+        with self.naming():
             for name, value in values.items() if self.writer else ():
                 self.writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
         if self.writer:
-            with _naming(self.path.parent):
+            with self.naming():
                 self.writer.flush()
 
     def _figures(self, values: dict[str, float]) -> str:
@@ -99,6 +117,11 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, f"log not written: {error.strerror}", str(path)) from error
+
+
+def _report_unless_raised(report: Callable, failure: threading.ExceptHookArgs) -> None:
+    if not (issubclass(failure.exc_type, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+        report(failure)
 
 
 def move_events_back(run_dir: Path) -> None:

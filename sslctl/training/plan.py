@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from sslctl import distributed
 from sslctl.data.sources import Source
-from sslctl.errors import InputError, shown
+from sslctl.errors import InputError, say, shown
 from sslctl.factory.from_config import unused_operations
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone, describe
@@ -254,4 +254,4 @@ def print_plan(
         *(f"note       {shown(note)}" for note in (*method.notes(), *notes)),
         *(f"warning    {shown(warning)}" for warning in warnings),
     ]
-    print("\n".join(lines), flush=True)
+    say(*lines)

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from sslctl.errors import say
+
 _LINE_EVERY = 10  # seconds
 
 
@@ -33,7 +35,7 @@ class Progress:
             self.bar.update(self.bar.task_ids[0], completed=done, words=figures)
         elif line_now or (done < self.total and now - self.last_line >= _LINE_EVERY):
             self.last_line = now
-            print("  " + "  ".join(part for part in (place, figures, self._left(done, now)) if part), flush=True)
+            say("  " + "  ".join(part for part in (place, figures, self._left(done, now)) if part))
 
     def _left(self, done: int, now: float) -> str:
         if done == self.done_before or done == self.total:

@@ -1,6 +1,7 @@
 """What the loop is given: the method on its device, the optimizer over its parameters, and where the batches come from."""
 
 import inspect
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class Setup:
     embed: Embed | None = None  # a function over all clean images
     online: OnlineEvaluation | None = None  # the online evaluation
     watch: Watch | None = None  # of the run's health, in the first process
+    ends_at: float | None = None  # by the monotonic clock, of trainer.max_hours
+    longest_save: float = 0.0  # seconds
 
 
 def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimizer:
@@ -119,4 +122,5 @@ def set_up(
         embed=embed,
         online=online,
         watch=watch,
+        ends_at=None if config.trainer.max_hours is None else time.monotonic() + 3600 * config.trainer.max_hours,
     )

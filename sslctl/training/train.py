@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import time
 from typing import Any
 
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor
 
 from sslctl import distributed
 from sslctl.data.batch import Batch
+from sslctl.errors import say
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import separate_statistics
 from sslctl.ops.timing import shares
 from sslctl.runs import checkpoint
+from sslctl.runs.claim import refuse_replaced
 from sslctl.runs.health import UNHEALTHY
 from sslctl.runs.metrics import cut_metrics
-from sslctl.signals import Interrupted, Signals
+from sslctl.signals import TO_BE_CONTINUED, Interrupted, Signals
 from sslctl.training.accumulation import merge_outputs
 from sslctl.training.logger import Log
 from sslctl.training.memory import explain_out_of_memory
@@ -104,9 +107,13 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
 
 
 def agree_to_stop(setup: Setup, signals: Signals) -> Outcome | None:
-    """Asks all processes whether to stop after this step; None to go on. A signal that reached one stops all."""
+    """Asks all processes whether to stop after this step; None to go on. A signal that reached one, or the end of its time
+    with room for one more save, stops all."""
+    if setup.ends_at is not None and time.monotonic() + setup.longest_save > setup.ends_at and not signals.status:
+        say("  trainer.max_hours is over")
+        signals.status = TO_BE_CONTINUED
     unhealthy = setup.watch.stopping if setup.watch else 0
-    status = distributed.all_reduce_max(signals.status or unhealthy)  # 130 and 143 are above UNHEALTHY
+    status = distributed.all_reduce_max(signals.status or unhealthy)  # those of signals are above UNHEALTHY
     if not status:
         return None
     return Outcome.UNHEALTHY if status == UNHEALTHY else Outcome.STOPPED
@@ -212,11 +219,11 @@ def resume(setup: Setup) -> tuple[int, bool]:
 
     Global generators are restored here, right before the first batch is asked for.
     """
-    newest = distributed.on_main_process(lambda: checkpoint.continue_from(setup.run_dir))
+    newest = distributed.on_main_process(lambda: checkpoint.continue_from(setup.run_dir, setup.keep_last))
     torch.set_num_threads(setup.plan.threads)
     if newest is None:
         distributed.on_main_process(lambda: cut_metrics(setup.run_dir, -1))
-        print("  starting at step 0: no checkpoint yet", flush=True)
+        say("  starting at step 0: no checkpoint yet")
         if distributed.rank():  # dropout draws differently in every process; in the first as in a single one
             torch.manual_seed(torch.initial_seed() + distributed.rank())
         return 0, False
@@ -232,16 +239,16 @@ def resume(setup: Setup) -> tuple[int, bool]:
     # Bit for bit needs as many processes and threads as before; what cannot be had is said.
     processes, generators = len(state["generators"]), state["generators"]
     if processes != distributed.world_size():
-        print(
+        say(
             f"  saved by {processes} processes, continued by {distributed.world_size()}: equal to rounding, not bitwise"
         )
     elif state["threads"] != setup.plan.threads:
-        print(f"  {state['threads']} threads as the run began with, not {setup.plan.threads}: results depend on it")
+        say(f"  {state['threads']} threads as the run began with, not {setup.plan.threads}: results depend on it")
         torch.set_num_threads(state["threads"])
 
     # What was logged after the checkpoint will be logged again.
     records = distributed.on_main_process(lambda: cut_metrics(setup.run_dir, step))
-    print(f"  resuming at step {step:,} of {total:,} ({newest})", flush=True)
+    say(f"  resuming at step {step:,} of {total:,} ({newest})")
     checkpoint.restore_generators(generators[min(distributed.rank(), processes - 1)])
     if distributed.rank() >= processes:
         torch.manual_seed(step + distributed.rank())
@@ -258,9 +265,14 @@ def save(setup: Setup, step: int) -> None:
         "threads": torch.get_num_threads(),
         **setup.precision.state(),
     }
-    distributed.on_main_process(
-        lambda: checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last, setup.description)
-    )
+
+    def write() -> None:
+        begin = time.monotonic()
+        refuse_replaced(setup.run_dir)
+        checkpoint.save(setup.run_dir, step, setup.method, state, setup.keep_last, setup.description)
+        setup.longest_save = max(setup.longest_save, time.monotonic() - begin)
+
+    distributed.on_main_process(write)
 
 
 def scalars(output: dict[str, Any]) -> dict[str, float]:

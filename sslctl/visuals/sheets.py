@@ -6,16 +6,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from sslctl.data.files import UNREADABLE
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, user_path
 from sslctl.ops.color_space import visible
 from sslctl.random import Key
-from sslctl.runs.atomic import make_folder_of
+from sslctl.runs.atomic import make_folder_of, refuse_others_file, replacing
 from sslctl.views.maker import ViewMaker, clean
 
 _CELL, _GAP = 96, 4  # pixels
+_SOFTWARE = "sslctl"  # written into a picture: such a one may be replaced
 
 
 def sheet_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int, draws: int) -> Tensor:
@@ -38,15 +41,25 @@ def lines_of_views(source: Source, maker: ViewMaker, rows: Tensor, *, seed: int,
     return lines
 
 
-def writable(out: str | Path) -> Path:
-    """Returns where a picture goes. Raises InputError for a name that is none of a picture, or a folder that cannot be made."""
+def writable(out: str | Path, verb: str) -> Path:
+    """Returns where a verb's picture goes.
+
+    Raises InputError for a name that is none of a picture, another file that is there, or a folder that cannot be made.
+    """
     path = user_path(out)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"out={path}: expected a .png or .jpg file")
-    if path.is_dir():
-        raise InputError(f"out={path} is a directory: name a file")
     make_folder_of(path)
+    refuse_others_file(path, verb, _is_own)
     return path
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == _SOFTWARE or image.info.get("comment") == _SOFTWARE.encode()
+    except UNREADABLE:
+        return False
 
 
 def refuse_among_images(out: Path, source: Source, root: str | None) -> None:
@@ -62,7 +75,12 @@ def refuse_among_images(out: Path, source: Source, root: str | None) -> None:
 
 def save(picture: Tensor, out: Path) -> None:
     """picture: (3, H, W) in [0, 1]."""
-    as_image(picture).save(out)
+    mark = PngInfo()
+    mark.add_text("Software", _SOFTWARE)
+    with replacing(out) as temporary:
+        as_image(picture).save(
+            temporary, "PNG" if out.suffix.lower() == ".png" else "JPEG", pnginfo=mark, comment=_SOFTWARE
+        )
 
 
 def as_image(picture: Tensor) -> Image.Image:

@@ -14,13 +14,14 @@ from pathlib import Path
 import fuzz_files
 import pytest
 
+import sslctl
 from sslctl.cli import main
 from sslctl.data.sources import digits
 from sslctl.errors import InputError
 from sslctl.evaluation import subjects as who
 from sslctl.evaluation.results import make_result
 from sslctl.factory.from_run import resolve_runs, run_preprocess
-from sslctl.runs import claim
+from sslctl.runs import checkpoint, claim
 from sslctl.runs.checksums import check_json, check_yaml, sign_json, sign_yaml
 from sslctl.runs.metrics import read_metrics
 from sslctl.runs.reading import Damaged, read_config, read_environment, read_lines, read_preprocess
@@ -121,6 +122,12 @@ DAMAGES = {  # name -> (file, damage, what is said behind the file's name)
     "config a date": ("config.yaml", text("seed: 2001-99-99\n"), ": month must be in 1..12"),
     "config a directory": ("config.yaml", directory, ": a directory is in its place"),
     "config lost": ("config.yaml", Path.unlink, ": missing; the command that started"),
+    "config a bomb": (
+        "config.yaml",
+        text("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))),
+        ": more than 100,000 values",
+    ),
+    "config of itself": ("config.yaml", text("a: &a [*a]\n"), ": "),
     "config flipped": ("config.yaml", flip_a_digit, ": not as it was written"),
     "environment empty": ("environment.json", text(""), ": empty"),
     "environment lost": ("environment.json", Path.unlink, ": missing"),
@@ -161,7 +168,6 @@ DAMAGES = {  # name -> (file, damage, what is said behind the file's name)
     "results past all": ("results.jsonl", line(1, values(value=2.0)), "value: expected a share, from 0 to 1"),
     "results a directory": ("results.jsonl", directory, ": a directory is in its place"),
 }
-DESCRIPTIONS = ("config.yaml", "environment.json", "preprocess.json")
 
 
 def damage(run, name):
@@ -231,15 +237,16 @@ def test_a_damaged_run_is_refused_in_a_line_whose_advice_works(name, run, capsys
     assert words in str(caught.value)
     lost = "missing" in words
     assert ("the command that started the run writes it again" in str(caught.value)) == lost
-    assert (f"; {advice} sets aside what cannot be read" in str(caught.value)) != lost
+    restored = path.name in ("config.yaml", "environment.json")
+    does = f"{advice} {'restores it from' if restored else 'sets aside what cannot be read'}"
+    assert does in str(caught.value)
     before = contents(run)
-    (sentence,) = repair(run) if path.exists() else ["lost"]
+    (sentence,) = repair(run)
     kept = {file: content for file, (_, content) in contents(run).items()}
     assert all(content in kept.values() for _, content in before.values()), "something is lost"
     assert repair(run) == []
-    if path.name not in DESCRIPTIONS:
-        assert str(path) in sentence
-        assert f"{path.name}.aside" in sentence
+    if path.name != "preprocess.json":
+        assert f"{path.name}.aside" in sentence or lost
         assert damages(run) == []
         assert resolve_runs(str(run))[0][0] == run
 
@@ -361,6 +368,30 @@ def test_a_damaged_file_is_read_as_it_was_or_named(name, run):
         assert found == was or (name.endswith("l") and lost and found == was[: len(found)]), (number, change.__name__)
     assert outcomes["named"] >= 20
     assert outcomes["named"] + outcomes["read"] == 60
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "environment.json", "preprocess.json", "metrics.jsonl", "results.jsonl", "stopped.json"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(name, run):
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    (damaged,) = damages(run)
+    assert damaged.describe() == f"{run / name}: a pipe, a socket or a device is in its place"
+    assert repair(run)
+    assert stat.S_ISFIFO((run / f"{name}.aside").stat().st_mode)
+
+
+def test_pipes_in_a_checkpoint_and_beside_are_no_files(run):
+    (newest,) = checkpoint.steps_on_disk(run)[:1]
+    for path in (newest / "manifest.json", run / "lock", run / "backbone.safetensors"):
+        path.unlink()
+        os.mkfifo(path)
+    assert checkpoint.newest_valid(run) != newest
+    assert not claim.is_held(run)
+    with pytest.raises(InputError, match=r"backbone\.safetensors .*a pipe, a socket or a device is in its place"):
+        sslctl.load(run)
+    assert any("backbone.safetensors.aside" in sentence for sentence in repair(run))
 
 
 # --- Without the right to write ---

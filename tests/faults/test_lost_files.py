@@ -67,8 +67,7 @@ def test_what_is_lost_is_restored_from_the_newest_checkpoint(names, damage, run,
     assert line.startswith(
         f"sslctl: restored {' and '.join(names)} of {run} from {run}/checkpoints/step-4/manifest.json"
     )
-    kept = {path.name.removesuffix(".damaged"): path.read_bytes() for path in run.glob("*.damaged")}
-    assert kept == {name: content for name, content in damaged.items() if content}
+    assert {path.name.removesuffix(".aside"): path.read_bytes() for path in run.glob("*.aside")} == damaged
     start(run)
     assert capsys.readouterr().err == ""
 
@@ -121,6 +120,17 @@ def test_a_lost_preprocessing_is_written_again(run):
         assert (run / "preprocess.json").read_bytes() == before
 
 
+def test_a_run_that_has_lost_both_is_listed_and_repaired(run, capsys):
+    before = {name: (run / name).read_bytes() for name in FILES}
+    for name in FILES:
+        lose(run / name)
+    assert main(["runs", str(run)]) == 0
+    assert f"{run / 'config.yaml'}: missing" in capsys.readouterr().out
+    assert main(["runs", str(run), "repair=true"]) == 0
+    assert "restored config.yaml and environment.json of" in capsys.readouterr().out
+    assert {name: (run / name).read_bytes() for name in FILES} == before
+
+
 def make_format_1(run):
     for path in checkpoint.steps_on_disk(run):
         old = json.loads((path / "manifest.json").read_text())
@@ -169,8 +179,8 @@ def test_the_same_command_continues_a_run_that_has_lost_its_files(stopped, strai
     before = contents(run, without=("lock",))
     assert main(["knn-eval", str(run), "device=cpu", "cache=false"]) == 2
     said = capsys.readouterr().err
-    assert "config.yaml and environment.json are lost, damaged, or not of its checkpoints; restored from" in said
-    assert "sslctl pretrain " in said
+    assert "config.yaml and environment.json are lost, damaged, or not of its checkpoints: sslctl runs" in said
+    assert f"{run} repair=true restores them from {run}/checkpoints/step-2/manifest.json" in said
     assert pretrain(run, *MOCO, "seed=1") == 2
     assert "seed: 0 → 1" in capsys.readouterr().err
     assert contents(run, without=("lock",)) == before

@@ -636,6 +636,25 @@ def test_a_run_cannot_name_code_of_its_own(stopped, capsys):
 # --- Reading in Python ---
 
 
+def test_the_same_command_writes_a_damaged_backbone_again(finished, capsys):
+    import sslctl
+
+    path = finished / "backbone.safetensors"
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[-2] ^= 1  # in a tensor: safetensors sees nothing
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"backbone\.safetensors .* is not as it was written: its checksum differs"):
+        sslctl.load(finished)
+    assert pretrain(finished, *CLOSING) == 0
+    said = capsys.readouterr()
+    assert f"{path} ({len(whole)} bytes) is not as it was written" in said.err
+    assert "set aside as backbone.safetensors.aside" in said.err
+    assert "evaluating" not in said.out
+    assert path.read_bytes() == whole
+    assert (finished / "backbone.safetensors.aside").read_bytes() == damaged
+
+
 def test_a_damaged_backbone_is_not_loaded(finished):
     import sslctl
 

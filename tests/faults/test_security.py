@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,9 @@ import sslctl
 from sslctl.cli import VERBS
 from sslctl.config import diagnose
 from sslctl.config.command_line import prepare, recorded_words, shell_words
+from sslctl.config.literal import as_config
 from sslctl.config.targets import refuse_targets, target_of
-from sslctl.errors import InputError, shown
+from sslctl.errors import InputError, say, shown
 from sslctl.export.format import FILE, Lines, arguments, literal
 from sslctl.export.formats import FORMATS
 from sslctl.runs.checkpoint import metadata
@@ -78,7 +81,8 @@ def test_export_refuses_a_key_that_is_no_name(foreign, cli, marker, format):
 def test_a_file_of_weights_names_no_other_file(foreign, key):
     path = foreign() / "backbone.safetensors"
     node = {"_target_": "sslctl.models.backbones.Timm", "model": "resnet18", "kwargs": {key: "evil.pth"}}
-    save_file(load_file(path), path, metadata(path) | {"backbone": json.dumps(node)})
+    about = {name: value for name, value in metadata(path).items() if name != "crc32"}  # as who changes it has to
+    save_file(load_file(path), path, about | {"backbone": json.dumps(node)})
     with pytest.raises(InputError, match=rf"backbone.kwargs.{key}: weights come from backbone.weights"):
         sslctl.load(path)
 
@@ -139,6 +143,35 @@ def test_the_package_executes_no_text():
                 assert not [k for k in node.keywords if k.arg == "shell"], path
                 imports += [path.name] if call.endswith("import_module") else []
     assert sorted(imports) == ["cli.py", "targets.py"]
+
+
+def test_what_a_run_says_is_looked_up_nowhere(foreign, cli, workdir, monkeypatch):
+    """No ${…} of a file is read: neither the environment, nor other files."""
+    monkeypatch.setenv("TOKEN", "hunter2")
+    run = foreign()
+    forget_run(run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["names"] |= {"backbone": "${oc.env:TOKEN}", "method": "${oc.env:TOKEN}"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for words in (
+        ("export", run, "out=x.safetensors"),
+        ("embed", run, "out=x.csv"),
+        ("report", run, *FAST, "out=x.html"),
+    ):
+        result = cli(*words)
+        assert result.status == 0, result.err
+        assert "hunter2" not in result.out + result.err
+    assert not any(b"hunter2" in path.read_bytes() for path in workdir.rglob("*") if path.is_file())
+    assert list(as_config({"a": ["${oc.env:TOKEN}", "\\${b}"]}).a) == ["${oc.env:TOKEN}", "\\${b}"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1", '{"_target_": 3}', "{", '{"_target_": "${oc.env:HOME}"}'])
+def test_a_file_of_weights_that_says_nonsense_of_its_backbone_is_refused(foreign, text):
+    path = foreign() / "backbone.safetensors"
+    about = {name: value for name, value in metadata(path).items() if name != "crc32"}
+    save_file(load_file(path), path, about | {"backbone": text})
+    with pytest.raises(InputError):
+        sslctl.load(path)
 
 
 # --- Names of code come from the command line, or from sslctl's own parts ---
@@ -306,12 +339,18 @@ def test_options_that_read_other_files_are_no_options(cli, option):
     assert f"{option.partition('=')[0]}: no such option" in result.err
 
 
+@dataclass
+class LauncherConf:
+    _target_: str = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    n_jobs: int = 10
+
+
 @pytest.fixture
-def joblib_launcher():
-    """Hydra's plugin for joblib, as far as its configuration goes."""
-    name = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
-    store = ConfigStore.instance()
-    store.store(group="hydra/launcher", name="joblib", node={"_target_": name, "n_jobs": 10}, provider="test")
+def joblib_launcher(monkeypatch):
+    """Hydra's plugin for joblib, as far as its configuration goes; in its processes the class is imported twice."""
+    store, name = ConfigStore.instance(), LauncherConf._target_
+    store.store(group="hydra/launcher", name="joblib", node=LauncherConf, provider="test")
+    monkeypatch.setattr(sys.modules[__name__], "LauncherConf", None)  # pickle finds another one under its name
     yield name
     del store.repo["hydra"]["launcher"]["joblib.yaml"]
 
@@ -411,12 +450,23 @@ def test_control_characters_of_a_message_are_shown_as_escapes(cli, words):
 # --- The page ---
 
 
-def test_the_page_on_security_names_tests_that_exist():
-    root, path = Path(__file__).parents[2], Path(__file__)
-    tokens = re.findall(r"`(tests/[\w/]+\.py|test_\w+)`", (root / "docs" / "security.md").read_text())
+def test_every_line_is_printed_with_its_control_characters_as_escapes(capsys):
+    say("a\x1b[2J", "\udce9\n", Path("b\r"))
+    assert capsys.readouterr().out == "a\\x1b[2J\n\\udce9\\n\nb\\r\n"
+    plain = {"cli.py": "the text of --help", "ending.py": "", "signals.py": "", "errors.py": "say() itself"}
+    for path in Path(sslctl.__file__).parent.rglob("*.py"):
+        printing = re.search(r"(?<![.\w])print\(|console\(\)\.print\((?!table\))", path.read_text())
+        assert not printing or path.name in plain, f"{path} prints without say()"
+
+
+@pytest.mark.parametrize("page", ["security.md", "faults.md"])
+def test_the_pages_on_security_and_faults_name_tests_that_exist(page):
+    root, own = Path(__file__).parents[2], "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+    tokens = re.findall(r"`(tests/[\w/]+\.py|test_\w+)`", (root / "docs" / page).read_text())
     assert len(tokens) > 20
+    other = ""
     for token in tokens:
         if token.startswith("tests/"):
-            path = root / token
+            other = (root / token).read_text()
         else:
-            assert any(f"def {token}(" in file.read_text() for file in (Path(__file__), path)), token
+            assert f"def {token}(" in own + other, token

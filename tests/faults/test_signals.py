@@ -5,16 +5,19 @@ import os
 import signal
 import threading
 import time
+import types
 
 import pytest
 import torch
 
 import sslctl.commands.pretrain
 import sslctl.evaluation.closing
+from sslctl.cli import main
 from sslctl.data.loader import clean_batches
 from sslctl.factory.from_config import build_source
 from sslctl.runs import checkpoint, claim
-from sslctl.signals import Interrupted, Signals, check
+from sslctl.signals import REQUEUE, TO_BE_CONTINUED, Interrupted, Signals, check
+from sslctl.training.train import Outcome, agree_to_stop
 from tests.own_methods import own
 from tests.processes import call, children_of, logged_steps, running, start, wait_until
 from tests.runs import (
@@ -95,6 +98,55 @@ def test_signals_only_set_a_flag_until_a_second_interrupt():
         assert signals.status == 130
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_one_signal_asks_for_a_requeue_and_the_other_keeps_its_default():
+    for asked, other in (("USR1", "USR2"), ("USR2", "USR1")):
+        with Signals(requeue=asked) as signals:
+            assert signal.getsignal(REQUEUE[other]) == signal.SIG_DFL
+            os.kill(os.getpid(), REQUEUE[asked])
+            assert signals.status == TO_BE_CONTINUED == 75
+    with Signals():
+        assert {signal.getsignal(number) for number in REQUEUE.values()} == {signal.SIG_DFL}
+
+
+@pytest.mark.parametrize("requeued", [True, False])
+def test_a_run_that_is_told_of_its_jobs_end_saves_and_requeues_once(requeued, tmp_path, monkeypatch, capsys):
+    """By SIGUSR1, in a job of Slurm whose scontrol is a fake one."""
+    fake = tmp_path / "bin" / "scontrol"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho no such job >&2\nexit {0 if requeued else 1}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    run = tmp_path / "run"
+    with signal_at(3, signal.SIGUSR1):
+        assert main(command(run, *SIMCLR)) == 75
+    assert newest(run).name == "step-3"
+    assert (tmp_path / "calls").read_text() == "requeue 123\n"
+    told = "the job starts again" if requeued else "failed: no such job"
+    assert f"sslctl: scontrol requeue 123{': ' if requeued else ' '}{told}" in capsys.readouterr().err
+    finish(run, *SIMCLR)
+    assert (tmp_path / "calls").read_text() == "requeue 123\n"
+
+
+def test_a_run_whose_time_is_over_saves_and_the_same_command_continues_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert pretrain(run, *SIMCLR, "trainer.max_hours=1e-9") == 75
+    assert newest(run).name == "step-1"
+    assert "trainer.max_hours is over" in capsys.readouterr().out
+    assert pretrain(run, *SIMCLR, "trainer.max_hours=1e-9") == 75  # a budget of each command
+    assert newest(run).name == "step-2"
+    same_run(finish(run, *SIMCLR), finish(tmp_path / "straight", *SIMCLR))
+
+
+@pytest.mark.parametrize(("left", "longest_save", "status"), [(20, 10, 0), (5, 10, 75), (-1, 0, 75)])
+def test_time_is_that_of_a_clock_that_is_never_set_and_leaves_room_for_a_save(left, longest_save, status, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # long before
+    signals = Signals()
+    setup = types.SimpleNamespace(ends_at=time.monotonic() + left, longest_save=longest_save, watch=None)
+    assert agree_to_stop(setup, signals) == (Outcome.STOPPED if status else None)
+    assert signals.status == status
 
 
 def test_a_run_in_another_thread_leaves_the_signals_alone():

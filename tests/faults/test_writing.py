@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import json
 import os
 import random
 import resource
@@ -18,8 +19,12 @@ from torch import nn
 
 import sslctl.commands.pretrain
 from sslctl.cli import main
+from sslctl.commands import data, report
+from sslctl.data.audit import Audit
+from sslctl.errors import InputError
 from sslctl.factory.from_run import resolve_runs
 from sslctl.runs import checkpoint, claim
+from sslctl.visuals import sheets
 from tests.own_methods import FailingMoCo, own, own_optimizer
 from tests.processes import ended_by
 from tests.runs import (
@@ -134,7 +139,10 @@ def after_a_kill(run_dir, before):
     """What must hold whenever the saving of step 6 was cut short."""
     assert "step-4" in valid(run_dir), "the checkpoint before it is gone"
     assert contents_only(contents(run_dir / "checkpoints" / "step-4")) == before, "the checkpoint before it is another"
-    newest_left = checkpoint.newest_valid(run_dir)
+    newest_left = checkpoint.continue_from(run_dir, keep_last=2)
+    assert newest_left == checkpoint.newest_valid(run_dir)
+    assert len(valid(run_dir)) == 2, "an older checkpoint is left"
+    assert (run_dir / "last").read_text() == f"checkpoints/{newest_left.name}\n"
     checkpoint.load(newest_left, module(0))
     save(run_dir, 8)
     assert valid(run_dir) == ["step-8", newest_left.name], "the run cannot go on as it would have"
@@ -199,7 +207,7 @@ def test_a_kill_while_a_copy_of_a_checkpoint_gives_way_to_a_file_leaves_a_valid_
     copy_with_links_followed(run)
 
     def check():
-        checkpoint.continue_from(run)
+        checkpoint.continue_from(run, keep_last=2)
         assert hidden(run) == []
         after_a_kill(run, contents_only(before))
 
@@ -231,7 +239,7 @@ def test_a_kill_while_a_run_begins_leaves_a_directory_that_the_same_command_take
 
     def check():
         begin()
-        checkpoint.continue_from(run)
+        checkpoint.continue_from(run, keep_last=2)
         names = {"config.yaml", "environment.json", "preprocess.json", "lock", "sslctl-run.json"}
         assert {path.name for path in run.iterdir()} == names
 
@@ -313,6 +321,51 @@ def test_a_run_on_a_full_disk_fails_and_continues_exactly(tmp_path, capsys):
     assert differences(tensors(tmp_path / "run"), tensors(finish(tmp_path / "straight", *words))) == []
 
 
+def test_a_full_disk_for_tensorboard_is_said_once_and_the_run_continues(tmp_path, capfd):
+    """By its limit on the size of files: events come to more than metrics and checkpoints of a tiny network."""
+    words = (*SIMCLR, "trainer.tensorboard=true", "evaluation.knn_every_epochs=1")
+    with file_size_limit(30_000):
+        assert pretrain(tmp_path / "run", *words) == 1
+    (line,) = [text for text in capfd.readouterr().err.splitlines() if text]
+    assert line.startswith("sslctl: ")
+    assert "log not written: File too large" in line
+    finish(tmp_path / "run", *words)
+
+
+# --- Files of others at out= ---
+
+
+@pytest.mark.parametrize("there", ["text", "pipe", "dangling link", "directory"])
+@pytest.mark.parametrize(
+    ("name", "writable"),
+    [
+        ("page.html", report.writable),
+        ("picture.png", lambda path: sheets.writable(path, "views")),
+        ("picture.jpg", lambda path: sheets.writable(path, "pictures")),
+        ("audit.json", data.writable),
+    ],
+)
+def test_what_a_verb_did_not_write_is_not_replaced(name, writable, there, tmp_path):
+    path = tmp_path / name
+    assert writable(path) == path
+    {
+        "text": lambda: path.write_text('{"mine": 1}'),
+        "pipe": lambda: os.mkfifo(path),
+        "dangling link": lambda: path.symlink_to("nowhere"),
+        "directory": path.mkdir,
+    }[there]()
+    with pytest.raises(InputError, match="did not write: move it away" if there != "directory" else "is a directory"):
+        writable(path)
+
+
+def test_what_a_verb_wrote_is_replaced(tmp_path):
+    for name in ("picture.png", "picture.jpg"):
+        sheets.save(torch.zeros(3, 8, 8), tmp_path / name)
+        assert sheets.writable(tmp_path / name, "views")
+    (tmp_path / "audit.json").write_text(json.dumps(data.as_json(Audit({}, {}))))
+    assert data.writable(tmp_path / "audit.json")
+
+
 # --- Directories that cannot be written ---
 
 
@@ -368,6 +421,26 @@ def test_a_directory_that_is_lost_in_mid_run_is_an_error(tmp_path, capsys, monke
     for step in (2, 4):
         checkpoint.verify(tmp_path / "kept" / f"step-{step}")
     assert not (run / "backbone.safetensors").exists()
+
+
+def test_a_run_whose_directory_another_has_taken_ends_and_touches_nothing_there(tmp_path, capsys, monkeypatch):
+    """As by `mv run old` and another run of the same name, while the first trains."""
+    run, real = tmp_path / "run", sslctl.training.train.train_step
+    before = {}
+
+    def replaced(setup, step, batch):
+        if step == 5:
+            shutil.copytree(run, tmp_path / "other")
+            (tmp_path / "other" / "lock").write_text("pid 1 on elsewhere\n")
+            run.rename(tmp_path / "moved")
+            (tmp_path / "other").rename(run)
+            before.update(contents(run))
+        return real(setup, step, batch)
+
+    monkeypatch.setattr(sslctl.training.train, "train_step", replaced)
+    assert pretrain(run, *SIMCLR, "trainer.save_every_steps=2") == 1
+    assert f"{run} was moved away, and is now in use by pid 1 on elsewhere" in capsys.readouterr().err
+    assert contents(run) == before
 
 
 # --- Rotation ---
