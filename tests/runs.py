@@ -188,6 +188,11 @@ def without_checksum(path: Path) -> str:
     return text.partition("\n")[2]
 
 
+def unsigned_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, without its checksum: with it, other tensors are as their user made them."""
+    return {name: text for name, text in checkpoint.metadata(path).items() if name != "crc32"}
+
+
 def forget_run(run_dir: Path) -> None:
     """Makes a run's checkpoints say nothing of it, as those of format 1 did."""
     for path in checkpoint.steps_on_disk(run_dir):

@@ -20,9 +20,9 @@ from sslctl.evaluation.subjects import trained
 from sslctl.export.formats import FORMATS
 from sslctl.models.backbones import Backbone, ResNet
 from sslctl.models.weights import load_weights
-from sslctl.runs.checkpoint import metadata, newest_valid
+from sslctl.runs.checkpoint import newest_valid
 from tests.conftest import QUICK, write_images
-from tests.runs import unsigned
+from tests.runs import unsigned, unsigned_metadata
 
 OTHER = tuple(word for word in QUICK if not word.startswith(("backbone", "method")))
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -354,7 +354,7 @@ def test_the_lines_of_the_description_run_as_they_are_from_image_files_to_featur
     settings = unsigned(run / "preprocess.json") | {"resize": 20}  # so that there is something to cut off
     (run / "preprocess.json").write_text(json.dumps(settings))
     backbone = run / "backbone.safetensors"  # which describes itself
-    about = {name: text for name, text in metadata(backbone).items() if name != "crc32"}  # as who changes it has to
+    about = unsigned_metadata(backbone)
     save_file(load_file(backbone), backbone, about | {"preprocess": json.dumps(settings)})
     out = tmp_path / f"file{FORMATS[format].suffix}"
     exported(run, f"format={format}", f"out={out}")

@@ -23,7 +23,7 @@ from sslctl.ops.color_space import lab_to_rgb, rgb_to_lab
 from sslctl.runs.checkpoint import metadata, newest_valid
 from sslctl.views.maker import resize_and_crop
 from tests.methods import built
-from tests.runs import unsigned
+from tests.runs import unsigned, unsigned_metadata
 from tests.test_config import choices
 
 
@@ -38,7 +38,7 @@ def resized(run):
     """A run whose backbone sees the central 16 pixels of images whose shorter side is 20."""
     path = run / "backbone.safetensors"
     settings = json.loads(metadata(path)["preprocess"]) | {"resize": 20}
-    save_file(load_file(path), path, {**metadata(path), "preprocess": json.dumps(settings)})
+    save_file(load_file(path), path, {**unsigned_metadata(path), "preprocess": json.dumps(settings)})
     return run
 
 
@@ -267,7 +267,7 @@ def test_weights_with_other_tensors_are_refused(run, change, said):
     path = run / "backbone.safetensors"
     tensors = read(path)
     change(tensors)
-    save_file(tensors, path, metadata(path))
+    save_file(tensors, path, unsigned_metadata(path))
     with pytest.raises(InputError) as caught:
         sslctl.load(run)
     assert str(path) in str(caught.value)

@@ -26,8 +26,7 @@ from sslctl.config.targets import refuse_targets, target_of
 from sslctl.errors import InputError, say, shown
 from sslctl.export.format import FILE, Lines, arguments, literal
 from sslctl.export.formats import FORMATS
-from sslctl.runs.checkpoint import metadata
-from tests.runs import forget_run, unsigned
+from tests.runs import forget_run, unsigned, unsigned_metadata
 from tests.test_report import commands_of
 
 FAST = ("device=cpu", "cache=false", "images=1", "map_images=10", "neighbours=1", "detailed=1")
@@ -81,7 +80,7 @@ def test_export_refuses_a_key_that_is_no_name(foreign, cli, marker, format):
 def test_a_file_of_weights_names_no_other_file(foreign, key):
     path = foreign() / "backbone.safetensors"
     node = {"_target_": "sslctl.models.backbones.Timm", "model": "resnet18", "kwargs": {key: "evil.pth"}}
-    about = {name: value for name, value in metadata(path).items() if name != "crc32"}  # as who changes it has to
+    about = unsigned_metadata(path)
     save_file(load_file(path), path, about | {"backbone": json.dumps(node)})
     with pytest.raises(InputError, match=rf"backbone.kwargs.{key}: weights come from backbone.weights"):
         sslctl.load(path)
@@ -168,7 +167,7 @@ def test_what_a_run_says_is_looked_up_nowhere(foreign, cli, workdir, monkeypatch
 @pytest.mark.parametrize("text", ["[" * 100_000, "1", '{"_target_": 3}', "{", '{"_target_": "${oc.env:HOME}"}'])
 def test_a_file_of_weights_that_says_nonsense_of_its_backbone_is_refused(foreign, text):
     path = foreign() / "backbone.safetensors"
-    about = {name: value for name, value in metadata(path).items() if name != "crc32"}
+    about = unsigned_metadata(path)
     save_file(load_file(path), path, about | {"backbone": text})
     with pytest.raises(InputError):
         sslctl.load(path)
