@@ -34,6 +34,7 @@ VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
     "finetune": "end-to-end fine-tuning on all labels or a few, beside scratch",
     "views": "a picture of what the augmentation does to the dataset's images",
     "data": "what a folder of images holds, before any training: damaged files, duplicates, shared splits",
+    "pack": "a dataset as one memory-mapped folder, which dataset=hf reads",
     "pictures": "what a run's method makes of some images: reconstructions, masks, colours",
     "report": "one HTML page over runs: health, curves, figures, neighbours, and how to repeat them",
     "runs": "the runs on disk, and the command that resumes each",

@@ -649,7 +649,7 @@ TAKING = {  # which method takes a dataset's samples
 }
 
 
-ELSEWHERE = ("sslctl.data.tables.",)  # what has a command of its own in test_tables.py
+ELSEWHERE = ("sslctl.data.tables.", "sslctl.data.benchmarks.", "sslctl.data.packed.")  # what has tests of its own
 NAMES = [
     file.stem
     for file in sorted((CONFIGS / "dataset").glob("*.yaml"))

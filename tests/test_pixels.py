@@ -98,7 +98,7 @@ def test_16_bits_a_colour_and_a_fourth_band_are_not_cut_by_pillow(tmp_path):
     for name in ("tif", "png"):
         (tmp_path / name).mkdir()
     tifffile.imwrite(tmp_path / "tif" / "0.tif", array, photometric="rgb")
-    _write_png(tmp_path / "png" / "0.png", array)
+    write_deep_png(tmp_path / "png" / "0.png", array)
     for name in ("tif", "png"):
         source = folder(tmp_path / name, 3, range=16)
         np.testing.assert_allclose(source.read(0), np.moveaxis(array, 2, 0) / 65535, atol=1e-6)
@@ -116,7 +116,7 @@ def test_16_bits_a_colour_and_a_fourth_band_are_not_cut_by_pillow(tmp_path):
     assert folder(tmp_path / "two", 2).description.warnings == ()
 
 
-def _write_png(path, array):
+def write_deep_png(path, array):
     """PNG specification 1.2: signature, IHDR, one IDAT of unfiltered big-endian rows, IEND."""
     import zlib
 

@@ -48,6 +48,8 @@ UNTYPED = {
     "dataset.on_error": KeyFacts(choices=("raise", "skip"), fingerprint=False),  # a row keeps its place
     "dataset.max_bad": KeyFacts(low=0, fingerprint=False),
     "dataset.skip": KeyFacts(path=True, fingerprint=False),
+    "dataset.verify": KeyFacts(fingerprint=False),
+    "dataset.class_list": KeyFacts(path=True),
     "dataset.memory_gb": KeyFacts(fingerprint=False, low=0),
     "dataset.download": KeyFacts(fingerprint=False),
     "dataset.image_size": KeyFacts(low=1, high=16384),
@@ -65,6 +67,7 @@ UNTYPED = {
     "eval_dataset.skip": KeyFacts(path=True),
     "eval_dataset.columns": KeyFacts(free=True),
     "eval_dataset.separator": KeyFacts(path=True),
+    "eval_dataset.class_list": KeyFacts(path=True),
     "backbone.weights": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # their content counts
     "backbone.partial": KeyFacts(own=True, hint=bool),
     "backbone.pretrained": KeyFacts(own=True, fingerprint=False, hint=bool),

@@ -165,6 +165,13 @@ class DataConfig:
 
 
 @dataclass
+class PackConfig:
+    seed: int = key(low=0)
+    out: str | None = key(path=True)
+    dataset: dict[str, Any] = MISSING
+
+
+@dataclass
 class PicturesConfig:
     seed: int = key(low=0, high=_LARGEST_SEED)
     ckpt: Any = key(path=True)
@@ -207,6 +214,7 @@ SCHEMAS = {
     "finetune": FinetuneConfig,
     "views": ViewsConfig,
     "data": DataConfig,
+    "pack": PackConfig,
     "pictures": PicturesConfig,
     "report": ReportConfig,
     "runs": RunsConfig,

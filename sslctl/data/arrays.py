@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
+from sslctl.data.encoded import Encoded, ImageFile, stream
 from sslctl.data.pixels import BandsError, as_bands
 from sslctl.errors import InputError
 
@@ -19,18 +21,18 @@ TIFF = (".tif", ".tiff")
 DAMAGED = (RuntimeError, LookupError, TypeError, zlib.error, lzma.LZMAError, struct.error)
 
 
-def read(path: str) -> np.ndarray:
+def read(path: ImageFile) -> np.ndarray:
     """Reads a file as (H, W, bands) of its own type. Raises OSError or ValueError where it cannot be read."""
     return _reader(path)(path)
 
 
-def header(path: str) -> tuple[tuple[int, int], str]:
+def header(path: ImageFile) -> tuple[tuple[int, int], str]:
     """Returns (width, height), and the kind of the pixels, of which a TIFF or DICOM file is asked for its header only."""
     if path.lower().endswith(TIFF):
         return _of_tiff(path, _tiff_header)
     if path.lower().endswith((".dcm", ".dicom")):
         return _dicom_header(path)
-    array = _load(path, "r") if path.lower().endswith(".npy") else read(path)
+    array = _load(path, "r") if isinstance(path, str) and path.lower().endswith(".npy") else read(path)
     return _described(array.shape, array.dtype)
 
 
@@ -39,7 +41,7 @@ def _described(shape: tuple[int, ...], dtype: Any) -> tuple[tuple[int, int], str
     return (width, height), f"{np.dtype(dtype)}×{bands}"
 
 
-def _reader(path: str) -> Callable[[str], np.ndarray]:
+def _reader(path: ImageFile) -> Callable[[ImageFile], np.ndarray]:
     name = path.lower()
     if name.endswith(TIFF):
         return read_tiff
@@ -48,7 +50,7 @@ def _reader(path: str) -> Callable[[str], np.ndarray]:
     return _read_dicom if name.endswith((".dcm", ".dicom")) else _read_numpy
 
 
-def package(name: str, extra: str, path: str) -> ModuleType:
+def package(name: str, extra: str, path: ImageFile) -> ModuleType:
     """Imports an optional package; raises InputError where it is not installed."""
     try:
         return importlib.import_module(name)
@@ -59,14 +61,14 @@ def package(name: str, extra: str, path: str) -> ModuleType:
 # --- NumPy: never a pickle, which can run code ---
 
 
-def _read_numpy(path: str) -> np.ndarray:
+def _read_numpy(path: ImageFile) -> np.ndarray:
     return _load(path, None)
 
 
-def _load(path: str, mode: str | None) -> np.ndarray:
+def _load(path: ImageFile, mode: str | None) -> np.ndarray:
     """Reads the array of a .npy file, or the one of a .npz file, or of several the one called image. mode: "r" maps it."""
     try:
-        loaded = np.load(path, mmap_mode=mode, allow_pickle=False)
+        loaded = np.load(stream(path), mmap_mode=mode, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return as_bands(loaded)
         with loaded:
@@ -81,7 +83,7 @@ def _load(path: str, mode: str | None) -> np.ndarray:
 # --- TIFF ---
 
 
-def read_tiff(path: str) -> np.ndarray:
+def read_tiff(path: ImageFile) -> np.ndarray:
     """Reads the first image of a TIFF file in full resolution, all its bands: of one page, or of as many pages."""
 
     def values(series: Any, shape: tuple[int, ...], bands_last: bool) -> np.ndarray:
@@ -95,11 +97,11 @@ def _tiff_header(series: Any, shape: tuple[int, ...], bands_last: bool) -> tuple
     return _described(shape if bands_last else (*shape[1:], shape[0]), series.dtype)
 
 
-def _of_tiff(path: str, look: Callable[[Any, tuple[int, ...], bool], Any]) -> Any:
+def _of_tiff(path: ImageFile, look: Callable[[Any, tuple[int, ...], bool], Any]) -> Any:
     """Returns what `look` makes of a file's first series, its shape in three axes, and whether the bands are the last."""
     tifffile = package("tifffile", "tiff", path)
     try:
-        with tifffile.TiffFile(path) as opened:
+        with tifffile.TiffFile(stream(path)) as opened:
             series = opened.series[0]
             axes = [(axis, n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"]
             names, shape = "".join(axis for axis, _ in axes), tuple(n for _, n in axes)
@@ -113,20 +115,23 @@ def _of_tiff(path: str, look: Callable[[Any, tuple[int, ...], bool], Any]) -> An
 # --- PNG of 16 bits a colour, of which Pillow gives 8 ---
 
 
-def _read_png(path: str) -> np.ndarray:
+def _read_png(path: ImageFile) -> np.ndarray:
     from torchvision.io import ImageReadMode, decode_image, read_file
 
-    return decode_image(read_file(path), ImageReadMode.UNCHANGED, apply_exif_orientation=True).permute(1, 2, 0).numpy()
+    content = (
+        torch.frombuffer(bytearray(path.content), dtype=torch.uint8) if isinstance(path, Encoded) else read_file(path)
+    )
+    return decode_image(content, ImageReadMode.UNCHANGED, apply_exif_orientation=True).permute(1, 2, 0).numpy()
 
 
 # --- DICOM ---
 
 
-def _read_dicom(path: str) -> np.ndarray:
+def _read_dicom(path: ImageFile) -> np.ndarray:
     """Reads a picture in the units of its modality, by RescaleSlope and RescaleIntercept or its table; bright is large."""
     pydicom = package("pydicom", "dicom", path)
     try:
-        data = pydicom.dcmread(path)
+        data = pydicom.dcmread(stream(path))
         _refuse_frames(data)
         values = data.pixel_array
         if data.PhotometricInterpretation == "MONOCHROME1":  # the least value is white
@@ -137,10 +142,10 @@ def _read_dicom(path: str) -> np.ndarray:
         raise OSError(str(error)) from error
 
 
-def _dicom_header(path: str) -> tuple[tuple[int, int], str]:
+def _dicom_header(path: ImageFile) -> tuple[tuple[int, int], str]:
     pydicom = package("pydicom", "dicom", path)
     try:
-        data = pydicom.dcmread(path, stop_before_pixels=True)
+        data = pydicom.dcmread(stream(path), stop_before_pixels=True)
         _refuse_frames(data)
         scaled = "RescaleSlope" in data or "ModalityLUTSequence" in data
         dtype = "float64" if scaled else f"{'' if data.PixelRepresentation else 'u'}int{data.BitsAllocated}"

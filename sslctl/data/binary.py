@@ -10,9 +10,14 @@ from torch import Tensor
 
 from sslctl.errors import InputError
 
+_IDX_TYPES = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
 
-def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Reads an idx file of bytes: two zeros, type 8, the number of dimensions, big-endian sizes, then the data."""
+
+def read_idx(path: Path, dimensions: int, kind: int = 8) -> Tensor:
+    """Reads an idx file: two zeros, its type, the number of dimensions, big-endian sizes, then the data.
+
+    kind: the type, 8 for bytes, 12 for integers of four.
+    """
     compressed = path.with_name(path.name + ".gz")
     if not path.exists() and not compressed.exists():
         raise InputError(f"no {path.name}[.gz] in {path.parent}")
@@ -21,20 +26,22 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{compressed} is not a whole gzip file: {error}") from error
     header = 4 + 4 * dimensions
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < header:
-        raise InputError(f"{path} is not an idx file of bytes with {dimensions} dimensions")
+    if data[:4] != bytes([0, 0, kind, dimensions]) or len(data) < header:
+        of = "bytes" if kind == 8 else "integers"
+        raise InputError(f"{path} is not an idx file of {of} with {dimensions} dimensions")
     sizes = np.frombuffer(data, ">i4", dimensions, offset=4).tolist()
-    body = np.frombuffer(data, np.uint8, offset=header)
-    if len(body) != np.prod(sizes):
-        raise InputError(f"{path} holds {len(body)} bytes of data, its header says {sizes}")
-    return torch.from_numpy(body.copy()).view(sizes)
+    dtype, count = _IDX_TYPES[kind], len(data) - header
+    if count != np.prod(sizes) * dtype.itemsize:
+        raise InputError(f"{path} holds {count} bytes of data, its header says {sizes}")
+    body = np.frombuffer(data, dtype, offset=header)
+    return torch.from_numpy(body.astype(dtype.newbyteorder("="))).view(sizes)
 
 
-def read_cifar(path: Path) -> np.ndarray:
-    """Reads rows (N, 3073) of a label and 32×32 pixels, red before green before blue."""
+def read_cifar(path: Path, labels: int = 1) -> np.ndarray:
+    """Reads rows (N, labels + 3072) of one label or two and 32×32 pixels, red before green before blue."""
     if not path.exists():
         raise InputError(f"no {path}")
-    data = np.fromfile(path, np.uint8)
-    if len(data) == 0 or len(data) % 3073:
-        raise InputError(f"{path} holds {len(data)} bytes, not a multiple of 3,073")
-    return data.reshape(-1, 3073)
+    size, row = path.stat().st_size, 3072 + labels
+    if size == 0 or size % row:
+        raise InputError(f"{path} holds {size} bytes, not a multiple of {row:,}")
+    return np.memmap(path, np.uint8, "r").reshape(-1, row)

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sslctl.data import arrays
+from sslctl.data.encoded import ImageFile, stream
 from sslctl.data.listing import ARRAYS
 from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array, from_pillow, is_deep
 from sslctl.errors import InputError, reason_of
@@ -31,7 +32,7 @@ class ImageError(RuntimeError):
     """An image that cannot be read. Names its path."""
 
 
-def read(path: str, reading: Reading) -> Tensor:
+def read(path: ImageFile, reading: Reading) -> Tensor:
     """Reads one image file as (C, H, W), upright as its EXIF orientation says. Raises ImageError with the path.
 
     uint8 or, of values of more than 8 bits, float32 in [0, 1]: see Reading.
@@ -52,13 +53,14 @@ class _OtherTiff(Exception):
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Image.Image]:
+def opened(path: ImageFile) -> Iterator[Image.Image]:
     """Opens an image by Pillow; one that is too large to be meant raises, and a TIFF that Pillow does not know _OtherTiff."""
-    refuse_special(path)
+    if isinstance(path, str):
+        refuse_special(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(path)
+            image = Image.open(stream(path))
         except UnidentifiedImageError as error:
             if not path.lower().endswith(arrays.TIFF):
                 raise
@@ -71,7 +73,7 @@ def opened(path: str) -> Iterator[Image.Image]:
             yield image
 
 
-def _is_array(path: str, takes_colours: bool) -> bool:
+def _is_array(path: ImageFile, takes_colours: bool) -> bool:
     """Tells whether a file is none that Pillow opens, or has bands of which Pillow might leave some out."""
     name = path.lower()
     return name.endswith(ARRAYS) or (not takes_colours and name.endswith(arrays.TIFF))
@@ -84,7 +86,7 @@ def _is_cut(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
 
 
-def measure_range(paths: list[str], reading: Reading, skip: bool = False) -> tuple[float, float]:
+def measure_range(paths: Sequence[ImageFile], reading: Reading, skip: bool = False) -> tuple[float, float]:
     """Returns the least and the largest value of images of more than 8 bits, of some 1,000 spread over them.
 
     reading: which bands count. Raises ImageError for one that cannot be read, unless it is to be skipped.
@@ -104,7 +106,7 @@ def measure_range(paths: list[str], reading: Reading, skip: bool = False) -> tup
     return finite_range(values()) or SIXTEEN_BITS
 
 
-def raw_values(path: str, *, takes_colours: bool, draft: tuple[int, int] | None = None) -> np.ndarray:
+def raw_values(path: ImageFile, *, takes_colours: bool, draft: tuple[int, int] | None = None) -> np.ndarray:
     """Reads a file's own values, (H, W) or (H, W, bands), those of 8 bits in grey. Raises what is in UNREADABLE.
 
     draft: the least (width, height) that is asked for, which some formats decode faster.
@@ -134,7 +136,7 @@ class Headers:
         return width if width == height <= 96 and 2 * most > self.looked_at else None
 
 
-def read_headers(paths: list[str], takes_colours: bool, skip: bool = False) -> Headers:
+def read_headers(paths: Sequence[ImageFile], takes_colours: bool, skip: bool = False) -> Headers:
     """Reads the headers of all images while they are of one size, else of some 2,000 spread over them.
 
     takes_colours: see Reading. Raises InputError for one that cannot be read, unless it is to be skipped, and where none can.
@@ -157,7 +159,7 @@ def read_headers(paths: list[str], takes_colours: bool, skip: bool = False) -> H
     return Headers(Counter(size for size, _ in whole), Counter(kind for _, kind in whole))
 
 
-def _header(path: str, takes_colours: bool, skip: bool) -> tuple[tuple[int, int], str] | None:
+def _header(path: ImageFile, takes_colours: bool, skip: bool) -> tuple[tuple[int, int], str] | None:
     try:
         return header_of(path, takes_colours)
     except UNREADABLE as error:
@@ -166,7 +168,7 @@ def _header(path: str, takes_colours: bool, skip: bool) -> tuple[tuple[int, int]
         raise InputError(f"cannot read {path}: {reason_of(error)}") from error
 
 
-def header_of(path: str, takes_colours: bool = True) -> tuple[tuple[int, int], str]:
+def header_of(path: ImageFile, takes_colours: bool = True) -> tuple[tuple[int, int], str]:
     """Returns (width, height) of an image as it is read, and its kind of pixels. Raises what is in UNREADABLE."""
     if not _is_array(path, takes_colours):
         with contextlib.suppress(_OtherTiff), opened(path) as image:
@@ -175,15 +177,16 @@ def header_of(path: str, takes_colours: bool = True) -> tuple[tuple[int, int], s
     return arrays.header(path)
 
 
-def _is_turned(image: Image.Image, path: str) -> bool:
+def _is_turned(image: Image.Image, path: ImageFile) -> bool:
     """Tells whether EXIF data exchange rows and columns. Those of PNG may stand behind the pixels, which are passed over."""
     if image.format == "PNG" and not (_PNG_EXIF & image.info.keys() or _png_has_exif(path)):
         return False
     return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
 
 
-def _png_has_exif(path: str) -> bool:
-    with open(path, "rb") as opened:
+def _png_has_exif(path: ImageFile) -> bool:
+    file = stream(path)
+    with open(file, "rb") if isinstance(file, str) else file as opened:
         opened.seek(8)
         while len(chunk := opened.read(8)) == 8:
             if chunk[4:] == b"eXIf":
@@ -192,7 +195,9 @@ def _png_has_exif(path: str) -> bool:
     return False
 
 
-def read_all(paths: list[str], reading: Reading, size: tuple[int, int], skip: bool = False) -> tuple[Tensor, list[int]]:
+def read_all(
+    paths: Sequence[ImageFile], reading: Reading, size: tuple[int, int], skip: bool = False
+) -> tuple[Tensor, list[int]]:
     """Reads all images of one size (H, W) as (N, C, H, W), in threads. Returns the rows that cannot be read, too.
 
     Raises InputError for one of these, unless they are to be skipped; they are zeros.

@@ -66,7 +66,7 @@ def fashion_mnist(split: str, image_size: int, root: str | None, download: bool)
     return from_tensors("fashion_mnist", split, images, labels, _FASHION, image_size)
 
 
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def cifar10(split: str, image_size: int, root: str | None, download: bool, memory_gb: float) -> Source:
@@ -90,7 +90,7 @@ def cifar10(split: str, image_size: int, root: str | None, download: bool, memor
         folder = base / "cifar-10-batches-bin"
     rows = np.concatenate([read_cifar(folder / name) for name in names])  # (N, 1 + 3072)
     images = torch.from_numpy(rows[:, 1:].copy()).view(-1, 3, 32, 32)
-    return from_tensors("cifar10", split, images, torch.from_numpy(rows[:, 0].astype(np.int64)), _CIFAR10, image_size)
+    return from_tensors("cifar10", split, images, torch.from_numpy(rows[:, 0].astype(np.int64)), CIFAR10, image_size)
 
 
 def imagefolder(split: str, keys: FolderKeys) -> Source:
