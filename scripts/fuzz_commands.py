@@ -93,18 +93,18 @@ class Line:
 def faults_of(line: Line) -> list[str]:
     """Returns what is not in order about how a line ended."""
     faults = []
-    said = [text for text in line.err.splitlines() if text.strip()]
+    printed = [text for text in line.err.splitlines() if text.strip()]
     if line.status is not None and line.status not in (0, 1, 2):
         faults.append(f"ended with status {line.status}")
     if line.status == 1 and not any(pattern.search(line.err) for pattern, _ in ONLY_WHILE_RUNNING):
         faults.append("failed while running")
-    if raw := RAW.search("\n".join(said)):
+    if raw := RAW.search("\n".join(printed)):
         faults.append(f"the text of an exception: {raw[0]}")
     if line.status == 2:
-        if not said or len(said) > LINES:
-            faults.append(f"refused in {len(said)} lines")
-        faults += [f"a line of {len(text)} characters" for text in said if len(text) > LONG][:1]
-        faults += [f"not sslctl's own words: {text[:80]}" for text in said if not text.startswith("sslctl: ")][:1]
+        if not printed or len(printed) > LINES:
+            faults.append(f"refused in {len(printed)} lines")
+        faults += [f"a line of {len(text)} characters" for text in printed if len(text) > LONG][:1]
+        faults += [f"not sslctl's own words: {text[:80]}" for text in printed if not text.startswith("sslctl: ")][:1]
         if line.changed:
             faults.append(f"refused, and left {', '.join(line.changed[:5])}")
     return faults
@@ -115,14 +115,14 @@ def faults_of(line: Line) -> list[str]:
 
 def _listing(box: Path) -> dict[str, tuple]:
     """Path -> size and time of change, of everything below a folder; of folders and links nothing but that they are there."""
-    found = {}
+    actual = {}
     for folder, names, files in os.walk(box):
         for name in (*names, *files):
             path = os.path.join(folder, name)
             with contextlib.suppress(FileNotFoundError):  # of a process that is just ending
                 status = os.lstat(path)
-                found[os.path.relpath(path, box)] = (status.st_size, status.st_mtime_ns) if name in files else ()
-    return found
+                actual[os.path.relpath(path, box)] = (status.st_size, status.st_mtime_ns) if name in files else ()
+    return actual
 
 
 def _in_box(words: list[str], box: Path) -> int:

@@ -151,12 +151,12 @@ def make_case(seed: int, number: int, verbs: tuple[str, ...]) -> Case:
 def perform(case: Case, base: Path, place: Path, whole: bool) -> tuple[Outcome, str]:
     """Does a case in a copy of its subject; returns its outcome and what was damaged, nothing where it is to stay whole."""
     shutil.copytree(base / case.subject, place, symlinks=True)
-    told = ""
+    message = ""
     if not whole:
         draw = random.Random(case.name)
         path = draw.choice(files_of(place / ("images" if case.subject == "images" else "run")))
-        told = f"{path.relative_to(place)}: {damage(path, draw)}"
-    return in_child(case.words, place), told
+        message = f"{path.relative_to(place)}: {damage(path, draw)}"
+    return in_child(case.words, place), message
 
 
 def in_child(words: tuple[str, ...], place: Path, limit: float = LIMIT) -> Outcome:

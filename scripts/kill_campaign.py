@@ -184,8 +184,8 @@ def strike(case: Case, kill: Kill, words: list[str], folder: Path) -> tuple[bool
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    said = (folder / "output").read_text()
-    if "Traceback" in said:
+    printed = (folder / "output").read_text()
+    if "Traceback" in printed:
         wrong.append("a traceback")
     if claim.is_held(folder / "run"):
         wrong.append("the lock is held")
@@ -194,7 +194,7 @@ def strike(case: Case, kill: Kill, words: list[str], folder: Path) -> tuple[bool
             checkpoint.verify(path)
         except checkpoint.CheckpointError as error:
             wrong.append(str(error))
-    return in_time, [f"{line} after {kill}\n{said}" if number == 0 else line for number, line in enumerate(wrong)]
+    return in_time, [f"{line} after {kill}\n{printed}" if number == 0 else line for number, line in enumerate(wrong)]
 
 
 def try_case(case: Case, undisturbed: Undisturbed, folder: Path) -> tuple[list[bool], list[str]]:

@@ -44,11 +44,11 @@ def compare(left: dict, expected: dict) -> list[str]:
     return wrong + [f"{kind} differ: {_first_difference(left[kind], expected[kind])}" for kind in kinds]
 
 
-def _first_difference(found, expected) -> str:
+def _first_difference(actual, expected) -> str:
     """In what two lists or dictionaries differ first."""
-    if isinstance(found, dict):
-        key = next(k for k in sorted({**found, **expected}) if found.get(k) != expected.get(k))
-        return f"{key}: {_first_difference(found.get(key, []), expected.get(key, []))}"
-    extra = [item for item in found if item not in expected][:3]
-    missing = [item for item in expected if item not in found][:3]
-    return f"more {extra}, less {missing}, {len(found)} for {len(expected)}"
+    if isinstance(actual, dict):
+        key = next(k for k in sorted({**actual, **expected}) if actual.get(k) != expected.get(k))
+        return f"{key}: {_first_difference(actual.get(key, []), expected.get(key, []))}"
+    extra = [item for item in actual if item not in expected][:3]
+    missing = [item for item in expected if item not in actual][:3]
+    return f"more {extra}, less {missing}, {len(actual)} for {len(expected)}"

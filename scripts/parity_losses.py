@@ -190,13 +190,13 @@ class Outcome:
 
 def compare(pair: Pair) -> Outcome:
     """Values and gradients of both losses on copies of the same inputs."""
-    found = []
+    actual = []
     for loss in (pair.ours, pair.theirs):
         leaves = [tensor.clone().requires_grad_() for tensor in pair.inputs]
         value = loss(*leaves).sum()
         value.backward()
-        found.append((value.item(), [leaf.grad for leaf in leaves]))
-    (mine, own), (other, their) = found
+        actual.append((value.item(), [leaf.grad for leaf in leaves]))
+    (mine, own), (other, their) = actual
     both = [(a, b) for a, b in zip(own, their, strict=True) if a is not None and b is not None]
     a, b = (torch.cat([pair[side].flatten() for pair in both]) for side in (0, 1))
     return Outcome(pair, mine, other, float((a - b).norm() / b.norm()))

@@ -187,13 +187,13 @@ def sslctl(words: list[str], log: Path) -> tuple[int, resource.struct_rusage]:
 def results_of(run: Run, subject: str) -> dict[str, float]:
     """Column -> percent, of the results that a run has."""
     path = run.directory / "results.jsonl"
-    found = {}
+    actual = {}
     for record in [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []:
         if record["subject"] == subject and record["metric"] == "top1":
             name = COLUMNS.get((record["protocol"], record["labels"]))
             if name:
-                found[name] = 100 * record["value"]
-    return found
+                actual[name] = 100 * record["value"]
+    return actual
 
 
 def records_of(run: Run, subjects: list[str]) -> list[dict]:

@@ -56,8 +56,8 @@ def write_passing(root: Path, count: int, seed: int) -> None:
 def write_texts(root: Path) -> Path:
     """The licences of two packages, a class each."""
     for name in ("torch", "numpy"):
-        found = [f for f in importlib.metadata.files(name) or [] if "LICENSE" in f.name.upper()]
-        licences = [f.locate() for f in found if f.suffix in ("", ".txt")]
+        actual = [f for f in importlib.metadata.files(name) or [] if "LICENSE" in f.name.upper()]
+        licences = [f.locate() for f in actual if f.suffix in ("", ".txt")]
         whole = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in licences)
         (root / name).mkdir(parents=True, exist_ok=True)
         (root / name / "licence.txt").write_text(whole[:CHARACTERS])

@@ -70,9 +70,9 @@ def write(record: Path, path: Path) -> None:
     text = path.read_text()
     for name, table in TABLES.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, found, rest = text.partition(begin)
+        before, actual, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
-        if not found or not closed:
+        if not actual or not closed:
             raise SystemExit(f"{path} has no {begin} … {end}")
         text = f"{before}{begin}\n{markdown(read(record, name), table)}\n{end}{after}"
     path.write_text(text)

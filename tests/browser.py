@@ -85,9 +85,9 @@ class Browser:
 @contextlib.contextmanager
 def browser(size: tuple[int, int], folder: Path, dark: bool = False) -> Iterator[Browser]:
     """A browser whose window has a size in pixels. folder: for what it keeps."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as actual:
+        actual.bind(("127.0.0.1", 0))
+        port = actual.getsockname()[1]
     driver = subprocess.Popen(
         ["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

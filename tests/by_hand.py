@@ -76,10 +76,10 @@ def simclr(**changes):
     return SimCLR(backbone, facts(), **{**values, **changes})
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
 
 
 AS_IT_IS = {"pool": "own", "layer_decay": 1.0, "classifier_lr_scale": 1.0}

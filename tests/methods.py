@@ -236,8 +236,8 @@ def words_of(name: str) -> tuple[str, ...]:
 
 def tell(module: nn.Module, *outputs: Tensor) -> None:
     """Makes a network say the given outputs, one call after the other and then again, whatever goes in."""
-    said = cycle(outputs)
-    module.register_forward_hook(lambda *_: next(said))
+    printed = cycle(outputs)
+    module.register_forward_hook(lambda *_: next(printed))
 
 
 def silence(module: nn.Module) -> None:

@@ -233,9 +233,9 @@ def _work(place: Path, rank: int, count: int, patience: float, function: Callabl
 
 def said_by_pretrain(run_dir: Path, *overrides: str, stop_after: int | None = None) -> tuple[int, str]:
     """A tiny run in one of several processes: its exit status and what it printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
         status = pretrain(run_dir, *overrides, stop_after=stop_after)
-    return status, said.getvalue()
+    return status, printed.getvalue()
 
 
 def pretrain_in(processes: int, run_dir: Path, *overrides: str, stop_after: int | None = None) -> str:

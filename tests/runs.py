@@ -155,8 +155,8 @@ def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def differences(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
     """Names that only one side has, or that are not the same bit for bit."""
-    found = sorted(left.keys() ^ right.keys())
-    return found + [name for name in sorted(left.keys() & right.keys()) if not _same(left[name], right[name])]
+    actual = sorted(left.keys() ^ right.keys())
+    return actual + [name for name in sorted(left.keys() & right.keys()) if not _same(left[name], right[name])]
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -104,8 +104,8 @@ def far(left, right):
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("name", ["moco", "symmetric moco", "supervised", "frozen"])
 def test_parts_give_the_loss_and_gradients_of_the_batch(name, parts):
-    (whole, expected, after), (found, gradients, left) = (stepped(METHODS[name](), n) for n in (1, parts))
-    torch.testing.assert_close(found["loss"], whole["loss"], atol=1e-6, rtol=0)
+    (whole, expected, after), (actual, gradients, left) = (stepped(METHODS[name](), n) for n in (1, parts))
+    torch.testing.assert_close(actual["loss"], whole["loss"], atol=1e-6, rtol=0)
     assert far(gradients, expected) < 1e-6
     assert max(g.abs().max() for g in expected) > 1e-3
     for tensor in after:
@@ -127,10 +127,10 @@ def test_four_parts_equal_the_batch_where_images_meet_earlier_ones_only(name):
     whole, parts = (built(name, *words, network=network) for _ in range(2))
     assert accumulation_blockers(whole.method) == []
     start = {part: whole.method.state_dict()[part].clone() for part in state}
-    (out, expected, after), (found, gradients, left) = (
+    (out, expected, after), (actual, gradients, left) = (
         stepped(its.method, count, its.batch) for its, count in ((whole, 1), (parts, 4))
     )
-    assert found["loss"].item() == pytest.approx(out["loss"].item(), rel=2e-5)
+    assert actual["loss"].item() == pytest.approx(out["loss"].item(), rel=2e-5)
     largest = max(gradient.abs().max() for gradient in expected)
     assert largest > 1e-3
     assert far(gradients, expected) < 2e-5 * largest
@@ -142,10 +142,10 @@ def test_four_parts_equal_the_batch_where_images_meet_earlier_ones_only(name):
 @pytest.mark.parametrize("name", ["moco", "symmetric moco"])
 @pytest.mark.parametrize("queue_size", [64, 7])  # 7: fewer than a batch's keys
 def test_parts_leave_the_same_queue_in_the_same_order(name, queue_size):
-    def made():
+    def result():
         return moco(plain_backbone(), symmetric=name != "moco", queue_size=queue_size)
 
-    (_, _, whole), (_, _, parts) = stepped(made(), 1), stepped(made(), 4)
+    (_, _, whole), (_, _, parts) = stepped(result(), 1), stepped(result(), 4)
     written = COUNT * (2 if name != "moco" else 1)
     assert torch.equal(parts["queue_index"], whole["queue_index"])
     assert parts["queue_pointer"] == whole["queue_pointer"]
@@ -256,12 +256,12 @@ def test_a_step_sets_the_rates_of_groups_and_clips_what_the_method_leaves(parts)
 def test_the_parts_of_a_batch_are_its_images_in_order(parts):
     batch = make_batch(COUNT, start=3, epoch=2)
     batch = Batch(batch.views, batch.label, batch.index, batch.key, {"mask": torch.arange(COUNT)})
-    made = batch.split(parts)
-    assert [len(part.index) for part in made] == [COUNT // parts] * parts
-    assert torch.equal(torch.cat([part.views["global"] for part in made], 1), batch.views["global"])
+    result = batch.split(parts)
+    assert [len(part.index) for part in result] == [COUNT // parts] * parts
+    assert torch.equal(torch.cat([part.views["global"] for part in result], 1), batch.views["global"])
     for name in ("index", "label"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in made]), getattr(batch, name))
-    assert torch.equal(torch.cat([part.targets["mask"] for part in made]), batch.targets["mask"])
+        assert torch.equal(torch.cat([getattr(part, name) for part in result]), getattr(batch, name))
+    assert torch.equal(torch.cat([part.targets["mask"] for part in result]), batch.targets["mask"])
 
 
 def test_the_parts_draw_the_random_numbers_of_the_batch():
@@ -291,10 +291,10 @@ def test_the_parts_draw_the_random_numbers_of_the_batch():
 )
 def test_a_run_in_parts_equals_the_run_of_whole_batches_to_rounding(words, tmp_path):
     parts, whole = finish(tmp_path / "parts", *words), finish(tmp_path / "whole", *words, "trainer.accumulate_steps=1")
-    found, expected = tensors(parts), tensors(whole)
+    actual, expected = tensors(parts), tensors(whole)
     for name, tensor in expected.items():
         if name.startswith("method/"):
-            torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
+            torch.testing.assert_close(actual[name], tensor, atol=1e-4, rtol=0)
     for left, right in zip(metrics(parts), metrics(whole), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
 
@@ -326,11 +326,11 @@ NEGATIVES, BATCHNORM = (
 )
 def test_parts_that_are_not_the_batch_are_refused_with_the_reason(words, reasons, others, tmp_path, capsys):
     assert pretrain(tmp_path / "run", *words, "trainer.accumulate_steps=2") == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for reason in (*reasons, "trainer.accumulate_steps=2", "trainer.accumulate_approximately=true"):
-        assert reason in said
-    assert not any(other in said for other in others)
-    assert len(said.strip().splitlines()) == 1
+        assert reason in printed
+    assert not any(other in printed for other in others)
+    assert len(printed.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -394,8 +394,8 @@ def test_a_batch_that_does_not_divide_is_refused_together_with_other_mistakes(tm
 @pytest.mark.parametrize("name", ["nnclr", "barlow_twins", "swav", "byol"])
 def test_accumulation_is_refused_with_the_reason(name, tmp_path, capsys):
     assert pretrain(tmp_path / "run", *words_of(name), "trainer.accumulate_steps=2") == 2
-    said = capsys.readouterr().err
-    assert "BatchNorm takes its statistics over the batch" in said
+    printed = capsys.readouterr().err
+    assert "BatchNorm takes its statistics over the batch" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -410,8 +410,8 @@ def test_parts_of_a_batch_add_up_where_images_do_not_meet(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("ijepa", "one size in the whole batch"), ("inpainting", "one hole is drawn")]
+    ("name", "printed"), [("ijepa", "one size in the whole batch"), ("inpainting", "one hole is drawn")]
 )
-def test_accumulation_is_refused_where_the_batch_shares_a_draw(name, said, tmp_path, capsys):
+def test_accumulation_is_refused_where_the_batch_shares_a_draw(name, printed, tmp_path, capsys):
     assert pretrain(tmp_path / "run", *words_of(name), "trainer.accumulate_steps=2") == 2
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err

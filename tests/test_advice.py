@@ -112,12 +112,16 @@ def test_every_refusal_that_names_a_value_carries_it():
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             refuses = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("InputError", "NoTestSplit")
-            if refuses and not any(keyword.arg == "advice" for keyword in node.keywords) and VALUE.search(told(node)):
-                without.append(f"{path.relative_to(ROOT)}:{node.lineno}: {told(node)}")
+            if (
+                refuses
+                and not any(keyword.arg == "advice" for keyword in node.keywords)
+                and VALUE.search(message(node))
+            ):
+                without.append(f"{path.relative_to(ROOT)}:{node.lineno}: {message(node)}")
     assert without == [], "\n".join(without)
 
 
-def told(call):
+def message(call):
     """What a message says behind its first colon, where none of it is a placeholder such as FOLDER."""
     constants = (
         part.value for argument in call.args[:1] for part in ast.walk(argument) if isinstance(part, ast.Constant)

@@ -63,11 +63,11 @@ def all_synchronized(together=True):
     return {name: synchronized(name, together) for name in CASES if together or name != "1d of one row each"}
 
 
-def assert_normalized_alike(found, expected):
+def assert_normalized_alike(actual, expected):
     """found: of each process; expected: of one."""
-    rows = [torch.cat(parts) for parts in zip(*(outputs for outputs, _, _ in found), strict=True)]
+    rows = [torch.cat(parts) for parts in zip(*(outputs for outputs, _, _ in actual), strict=True)]
     torch.testing.assert_close(rows, expected[0], **CLOSE)
-    for _, gradients, buffers in found:
+    for _, gradients, buffers in actual:
         torch.testing.assert_close(gradients, expected[1], **CLOSE)
         torch.testing.assert_close(buffers, expected[2], **CLOSE)
 
@@ -79,7 +79,7 @@ def synchronized_in_two():
 
 @pytest.mark.parametrize("name", CASES)
 def test_batchnorm_over_two_processes_is_that_of_the_whole_batch(name, synchronized_in_two):
-    assert_normalized_alike([found[name] for found in synchronized_in_two], synchronized(name))
+    assert_normalized_alike([actual[name] for actual in synchronized_in_two], synchronized(name))
 
 
 def test_batchnorm_over_four_processes_is_that_of_the_whole_batch():
@@ -87,9 +87,9 @@ def test_batchnorm_over_four_processes_is_that_of_the_whole_batch():
 
 
 def test_batchnorm_of_each_process_alone_is_another():
-    found = in_processes(synchronized, "2d", False)
+    actual = in_processes(synchronized, "2d", False)
     with pytest.raises(AssertionError, match="not close"):
-        assert_normalized_alike(found, synchronized("2d"))
+        assert_normalized_alike(actual, synchronized("2d"))
 
 
 def in_groups(groups):
@@ -101,9 +101,9 @@ def in_groups(groups):
 
 @pytest.mark.parametrize(("groups", "processes"), [(1, 2), (2, 2), (4, 2), (2, 4), slow(1, 4), slow(4, 4)])
 def test_batchnorm_groups_are_of_the_global_batch(groups, processes):
-    found, expected = in_processes(in_groups, groups, count=processes), in_groups(groups)
+    actual, expected = in_processes(in_groups, groups, count=processes), in_groups(groups)
     for name in expected:
-        assert_normalized_alike([its[name] for its in found], expected[name])
+        assert_normalized_alike([its[name] for its in actual], expected[name])
 
 
 def one_group_too_many():

@@ -187,8 +187,8 @@ def test_another_torch_is_recorded_from_its_step_on_and_said_once(tmp_path, caps
     describe(tmp_path)
     monkeypatch.setattr("sslctl.runs.segments.versions", lambda: rundir.versions() | {"torch": "9.9"})
     there = describe(tmp_path)
-    said = capsys.readouterr().err
-    assert f"torch {rundir.versions()['torch']} → 9.9" in said
+    printed = capsys.readouterr().err
+    assert f"torch {rundir.versions()['torch']} → 9.9" in printed
     (segment,) = there["environment"]["segments"]
     assert (segment["step"], segment["versions"]["torch"]) == (0, "9.9")
     assert describe(tmp_path) == there

@@ -55,9 +55,9 @@ class Tied(nn.Module):
 )
 def test_tensors_come_back_as_they_were(tensor, tmp_path):
     checkpoint.save_tensors(tmp_path / "t.safetensors", {"t": tensor})
-    found = checkpoint.load_tensors(tmp_path / "t.safetensors")["t"]
-    assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
-    assert torch.allclose(found.double(), tensor.double(), rtol=0, atol=0, equal_nan=True)
+    actual = checkpoint.load_tensors(tmp_path / "t.safetensors")["t"]
+    assert (actual.dtype, actual.shape) == (tensor.dtype, tensor.shape)
+    assert torch.allclose(actual.double(), tensor.double(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_tied_parameters_are_stored_once(tmp_path):
@@ -66,9 +66,9 @@ def test_tied_parameters_are_stored_once(tmp_path):
     checkpoint.save_tensors(tmp_path / "separate", separate)
     saved = (tmp_path / "separate").stat().st_size - (tmp_path / "tied").stat().st_size
     assert saved >= 4 * 4 * 4 - 32, "the shared 64 bytes are in the file twice"
-    found = checkpoint.load_tensors(tmp_path / "tied")
-    assert found.keys() == module.state_dict().keys()
-    assert all(torch.equal(found[name], t) for name, t in module.state_dict().items())
+    actual = checkpoint.load_tensors(tmp_path / "tied")
+    assert actual.keys() == module.state_dict().keys()
+    assert all(torch.equal(actual[name], t) for name, t in module.state_dict().items())
 
 
 def test_tied_parameters_stay_tied_when_loaded(tmp_path):
@@ -84,8 +84,8 @@ def test_different_views_of_one_storage_keep_their_own_values(tmp_path):
     storage = torch.arange(6.0)
     tensors = {"whole": storage, "part": storage[:3], "rows": storage.view(2, 3), "columns": storage.view(3, 2)}
     checkpoint.save_tensors(tmp_path / "t", tensors)
-    found = checkpoint.load_tensors(tmp_path / "t")
-    assert all(torch.equal(found[name], t) for name, t in tensors.items())
+    actual = checkpoint.load_tensors(tmp_path / "t")
+    assert all(torch.equal(actual[name], t) for name, t in tensors.items())
 
 
 def test_metadata_is_kept_beside_the_aliases(tmp_path):
@@ -137,9 +137,9 @@ def test_arrays_and_strings_of_an_optimizer_come_back(tmp_path):
     state = state_at(1) | {"optimizer": optimizer_state(optimizer, module)}
     path = checkpoint.save(tmp_path, 1, module, state, keep_last=2)
     load_optimizer_state(resumed, checkpoint.load(path, other)["optimizer"])
-    found = resumed.state[other.weight]
-    assert torch.equal(found.pop("momentum_buffer"), optimizer.state[module.weight]["momentum_buffer"])
-    assert repr(found) == repr(kept)
+    actual = resumed.state[other.weight]
+    assert torch.equal(actual.pop("momentum_buffer"), optimizer.state[module.weight]["momentum_buffer"])
+    assert repr(actual) == repr(kept)
 
 
 def test_last_names_the_newest(tmp_path):
@@ -175,10 +175,10 @@ def test_saving_a_damaged_step_again_replaces_it(tmp_path):
 
 def test_nothing_but_the_checkpoint_is_left_behind(tmp_path):
     checkpoint.save(tmp_path, 1, linear(), state_at(1), keep_last=2)
-    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    actual = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
     step = "checkpoints/step-1"
     files = [f"{step}/manifest.json", f"{step}/state.pt", f"{step}/weights.safetensors"]
-    assert found == ["checkpoints", step, *files, "last"]
+    assert actual == ["checkpoints", step, *files, "last"]
 
 
 class RunsCode:
@@ -229,9 +229,9 @@ def test_numpys_values_come_back_as_they_were(value, tmp_path):
     state = state_at(1) | {"optimizer": {"state": {0: {"deep": [({"a": value},)]}}}}
     path = checkpoint.save(tmp_path, 1, linear(), state, keep_last=2)
     torch.load(path / "state.pt", weights_only=True)
-    found = checkpoint.load(path, linear())["optimizer"]["state"][0]["deep"][0][0]["a"]
-    assert (type(found), found.dtype, found.shape) == (type(value), value.dtype, value.shape)
-    assert np.array_equal(found, value)
+    actual = checkpoint.load(path, linear())["optimizer"]["state"][0]["deep"][0][0]["a"]
+    assert (type(actual), actual.dtype, actual.shape) == (type(value), value.dtype, value.shape)
+    assert np.array_equal(actual, value)
 
 
 @pytest.mark.parametrize(
@@ -318,9 +318,9 @@ def test_equal_names_and_shapes_compare_empty():
 
 
 def test_every_kind_of_difference_is_listed():
-    found = {"extra": torch.zeros(1), "same": torch.zeros(1), "shape": torch.zeros(2, 3)}
+    actual = {"extra": torch.zeros(1), "same": torch.zeros(1), "shape": torch.zeros(2, 3)}
     expected = {"gone": torch.zeros(1), "same": torch.zeros(1), "shape": torch.zeros(3, 2)}
-    text = "\n".join(checkpoint.compare(found, expected))
+    text = "\n".join(checkpoint.compare(actual, expected))
     assert "1 tensors missing: gone" in text
     assert "1 tensors unexpected: extra" in text
     assert "shape: (2, 3) found, (3, 2) expected" in text

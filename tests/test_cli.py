@@ -38,12 +38,12 @@ def refuse(cli, workdir):
     def run(*words, lines=1):
         before = listing(workdir)
         result = cli(*words)
-        said = result.err.splitlines()
+        printed = result.err.splitlines()
         assert result.status == 2, result
         assert "Traceback" not in result.out + result.err
-        assert all(line.startswith("sslctl: ") for line in said), said
-        assert len(said) == lines, said
-        assert max(map(len, said)) <= 400, said
+        assert all(line.startswith("sslctl: ") for line in printed), printed
+        assert len(printed) == lines, printed
+        assert max(map(len, printed)) <= 400, printed
         assert listing(workdir) == before
         return result.err
 
@@ -151,28 +151,28 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_bad_input_is_refused_in_one_line_and_writes_nothing(refuse, case):
     line, *fragments = MISTAKES[case]
-    said = refuse(*line.split())
+    printed = refuse(*line.split())
     for fragment in fragments:
-        assert fragment in said
+        assert fragment in printed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_an_absent_device_is_refused_with_those_that_are_there(refuse):
-    said = refuse("pretrain", "trainer.device=cuda")
-    assert "trainer.device=cuda" in said
-    assert "cpu" in said
+    printed = refuse("pretrain", "trainer.device=cuda")
+    assert "trainer.device=cuda" in printed
+    assert "cpu" in printed
 
 
 def test_several_mistakes_are_reported_together(refuse):
-    said = refuse("pretrain", "optimizer.lrr=1", "trainer.epoch=3", "method=moca", "trainer.batch_size=x", lines=4)
+    printed = refuse("pretrain", "optimizer.lrr=1", "trainer.epoch=3", "method=moca", "trainer.batch_size=x", lines=4)
     for fragment in ("optimizer.lrr", "trainer.epoch ", "method=moca", "trainer.batch_size=x"):
-        assert said.count(fragment) == 1, said
+        assert printed.count(fragment) == 1, printed
 
 
 def test_several_values_out_of_range_are_reported_together(refuse):
-    said = refuse("pretrain", "trainer.epochs=0", "optimizer.base_lr=-1", "trainer.keep_last=1", lines=3)
+    printed = refuse("pretrain", "trainer.epochs=0", "optimizer.base_lr=-1", "trainer.keep_last=1", lines=3)
     for fragment in ("trainer.epochs=0", "optimizer.base_lr=-1", "trainer.keep_last=1"):
-        assert fragment in said
+        assert fragment in printed
 
 
 def test_an_unknown_option_is_named_without_a_traceback(cli, workdir):
@@ -216,8 +216,8 @@ def folders(workdir):
     ],
 )
 def test_a_folder_without_enough_images_is_refused(refuse, folders, root, fragments):
-    said = refuse("pretrain", "trainer.batch_size=16", "dataset=folder", f"dataset.root={root}")
-    assert all(fragment in said for fragment in fragments), said
+    printed = refuse("pretrain", "trainer.batch_size=16", "dataset=folder", f"dataset.root={root}")
+    assert all(fragment in printed for fragment in fragments), printed
 
 
 @pytest.mark.parametrize("run_dir", ["file", "file/run", "file/deep/run"])
@@ -238,17 +238,17 @@ def test_a_picture_below_a_regular_file_is_refused(refuse, folders):
     ("word", "fragment"), [("nowhere", "no such run"), ("empty", "no run directory there"), ("file", "is a file")]
 )
 def test_a_checkpoint_that_is_none_is_refused(refuse, folders, verb, word, fragment):
-    said = refuse(verb, f"ckpt={word}")
-    assert f"ckpt={word}" in said
-    assert fragment in said
+    printed = refuse(verb, f"ckpt={word}")
+    assert f"ckpt={word}" in printed
+    assert fragment in printed
 
 
 def test_a_checkpoint_of_another_backbone_is_refused_with_its_differences(refuse, finished_run):
     before = listing(finished_run)
-    said = refuse("linear-eval", str(finished_run), "backbone=resnet18", lines=4)
-    assert "is of another model" in said
+    printed = refuse("linear-eval", str(finished_run), "backbone=resnet18", lines=4)
+    assert "is of another model" in printed
     for kind in ("missing", "unexpected", "of another shape"):
-        assert re.search(rf"\d+ tensors {kind}", said), said
+        assert re.search(rf"\d+ tensors {kind}", printed), printed
     assert listing(finished_run) == before
 
 
@@ -295,9 +295,9 @@ def malicious(workdir, tmp_path_factory):
 def test_a_malicious_pickle_is_refused_and_never_run(refuse, malicious, recwarn, kind, words):
     write, canary = malicious
     path = write(kind)
-    said = refuse(*words.format(path.name).split())
-    assert path.name in said
-    assert "weights_only" not in said  # no advice to load it in a way that would run it
+    printed = refuse(*words.format(path.name).split())
+    assert path.name in printed
+    assert "weights_only" not in printed  # no advice to load it in a way that would run it
     assert not canary.exists()
     assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]  # they would go to stderr too
 

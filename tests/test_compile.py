@@ -38,8 +38,8 @@ def test_compiled_parts_give_the_loss_and_gradients_of_eager_ones():
         out = method.train()(batch, {})
         out["loss"].backward()
         results.append((out["loss"].detach(), {n: p.grad for n, p in method.named_parameters() if p.grad is not None}))
-    (expected, plain), (found, gradients) = results
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    (expected, plain), (actual, gradients) = results
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
     assert gradients.keys() == plain.keys()
     for name in plain:
         torch.testing.assert_close(gradients[name], plain[name], atol=1e-4, rtol=1e-4)
@@ -69,8 +69,8 @@ def test_every_job_of_a_sweep_is_compiled(tmp_path):
 @needs_compiler
 def test_compiled_and_eager_checkpoints_are_of_one_kind(compiled, tmp_path):
     eager = finish(tmp_path / "eager", *EVALUATED)
-    found, expected = tensors(compiled), tensors(eager)
-    assert found.keys() == expected.keys()
+    actual, expected = tensors(compiled), tensors(eager)
+    assert actual.keys() == expected.keys()
     losses = [[record["loss"] for record in metrics(run) if "loss" in record] for run in (compiled, eager)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
     for run in (compiled, eager):

@@ -416,7 +416,7 @@ def test_a_finished_run_of_a_users_method_allows_nothing_by_itself(cli, my_metho
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after", "printed"),
     [
         ("out_dim: 4", "out_dimm: 4", "method.out_dimm is not an argument of MyMethod (nearest: out_dim)"),
         ("out_dim: 4", "out_dim: four", "method.out_dim=four: MyMethod expects a whole number"),
@@ -424,12 +424,12 @@ def test_a_finished_run_of_a_users_method_allows_nothing_by_itself(cli, my_metho
         ("MyMethod", "MyMetod", "method._target_=my_method.MyMetod cannot be imported"),
     ],
 )
-def test_a_mistake_in_a_users_file_is_named(cli, workdir, own, my_method, before, after, said):
+def test_a_mistake_in_a_users_file_is_named(cli, workdir, own, my_method, before, after, printed):
     words, folder = my_method
     assert before in YAML
     own("method/my_method.yaml", YAML.replace(before, after))
     result = cli(*words, "--config-dir", str(folder), "allow=[my_method]")
     assert result.status == 2
-    assert said in result.err
+    assert printed in result.err
     assert "Traceback" not in result.err
     assert not (workdir / "run").exists()

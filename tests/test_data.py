@@ -59,12 +59,12 @@ def test_digits_are_split_into_a_fixed_fifth_and_the_rest():
     data = load_digits()  # each of its images is in exactly one split, with its own label
     original = np.round(data.images * 255 / 16).astype(np.uint8)
     expected = Counter((image.tobytes(), label) for image, label in zip(original, data.target.tolist(), strict=True))
-    found = Counter(
+    actual = Counter(
         (image.numpy().tobytes(), label)
         for source in (train, test)
         for image, label in zip(source.images, source.labels.tolist(), strict=True)
     )
-    assert found == expected
+    assert actual == expected
 
 
 def test_digits_are_the_same_every_time_and_split_alike_at_every_size():
@@ -91,15 +91,15 @@ def idx(array: np.ndarray) -> bytes:
 def write_idx(root: Path, packed: bool = False, count: int = 32) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Both splits of random images and labels; returns them."""
     root.mkdir(parents=True, exist_ok=True)
-    generator, made = np.random.default_rng(0), {}
+    generator, built = np.random.default_rng(0), {}
     for split, names in IDX_NAMES.items():
         images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = (np.arange(count) % 10).astype(np.uint8)
         for name, array in zip(names, (images, labels), strict=True):
             data = idx(array)
             (root / (name + ".gz" if packed else name)).write_bytes(gzip.compress(data) if packed else data)
-        made[split] = images, labels
-    return made
+        built[split] = images, labels
+    return built
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -153,15 +153,15 @@ def test_a_missing_idx_file_is_named(tmp_path, missing):
 def write_cifar10(root: Path, each: int = 8) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The binary version with a few images a file: a label, then the red, green and blue plane."""
     root.mkdir(parents=True, exist_ok=True)
-    generator, made = np.random.default_rng(0), {}
+    generator, built = np.random.default_rng(0), {}
     for split, names in {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_batch.bin"]}.items():
         labels = (np.arange(each * len(names)) % 10).astype(np.uint8)
         images = generator.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8)
         rows = np.concatenate([labels[:, None], images.reshape(len(labels), -1)], axis=1)
         for name, part in zip(names, np.split(rows, len(names)), strict=True):
             (root / name).write_bytes(part.tobytes())
-        made[split] = images, labels
-    return made
+        built[split] = images, labels
+    return built
 
 
 @pytest.mark.parametrize("below", [".", "cifar-10-batches-bin"])
@@ -458,9 +458,9 @@ def source(request, tmp_path):
     """24 images: in memory, of one size but streamed, of several sizes."""
     if request.param == "mixed":
         return folder(request.getfixturevalue("mixed"), image_size=16)
-    made = folder(write_images(tmp_path, count=24, size=(20, 20)), 16, memory_gb=1 if request.param == "memory" else 0)
-    assert (made.images is not None) == (request.param == "memory")
-    return made
+    built = folder(write_images(tmp_path, count=24, size=(20, 20)), 16, memory_gb=1 if request.param == "memory" else 0)
+    assert (built.images is not None) == (request.param == "memory")
+    return built
 
 
 def test_images_in_memory_equal_those_read_one_by_one(tmp_path):
@@ -504,9 +504,9 @@ def drawn_batches(source, first_step, total_steps, workers, seed, augmentation):
     )
 
 
-def assert_equal_batches(found, expected):
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
+def assert_equal_batches(actual, expected):
+    assert len(actual) == len(expected)
+    for ours, theirs in zip(actual, expected, strict=True):
         assert torch.equal(ours.index, theirs.index)
         assert torch.equal(ours.label, theirs.label)
         assert torch.equal(ours.views["global"], theirs.views["global"])
@@ -514,12 +514,12 @@ def assert_equal_batches(found, expected):
 
 
 def test_batches_hold_each_image_once_an_epoch_and_other_views_every_epoch(source):
-    made = all_batches(source)
-    first, second = made[:4], made[4:]
+    built = all_batches(source)
+    first, second = built[:4], built[4:]
     for epoch in (first, second):
         assert sorted(torch.cat([batch.index for batch in epoch]).tolist()) == list(range(24))
     assert torch.cat([b.index for b in first]).tolist() != torch.cat([b.index for b in second]).tolist()
-    views = made[0].views["global"]
+    views = built[0].views["global"]
     assert views.shape == (2, 6, 3, 16, 16)
     assert 0 <= views.min() < views.max() <= 1
     assert not torch.equal(views[0], views[1])
@@ -588,8 +588,8 @@ def test_clean_images_come_in_the_order_asked_for(source, workers):
 def test_clean_images_are_the_same_in_memory_and_streamed(tmp_path):
     write_images(tmp_path, count=6, size=(20, 20))
     held, streamed = (folder(tmp_path, 16, memory_gb=memory) for memory in (1, 0))
-    made = [torch.cat(list(clean_batches(s, range(6), resize=18, batch_size=4, workers=0))) for s in (held, streamed)]
-    assert torch.equal(*made)
+    built = [torch.cat(list(clean_batches(s, range(6), resize=18, batch_size=4, workers=0))) for s in (held, streamed)]
+    assert torch.equal(*built)
 
 
 # --- The content hash ---

@@ -63,18 +63,18 @@ def full_gradients():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_gather_gives_the_gradient_of_one_process(processes):
     loss, x, weight = full_gradients()
-    found = in_processes(full_gradients, count=processes)
-    torch.testing.assert_close(torch.cat([rows for _, rows, _ in found]), x, rtol=1e-5, atol=1e-7)
-    for its_loss, _, its_weight in found:
+    actual = in_processes(full_gradients, count=processes)
+    torch.testing.assert_close(torch.cat([rows for _, rows, _ in actual]), x, rtol=1e-5, atol=1e-7)
+    for its_loss, _, its_weight in actual:
         torch.testing.assert_close(its_loss, loss, rtol=1e-6, atol=0)
         torch.testing.assert_close(its_weight, weight, rtol=1e-5, atol=1e-7)
 
 
 def test_a_gather_that_cuts_gradients_gives_other_ones():
     _, _, weight = full_gradients()
-    for loss, _, found in in_processes(cut_gradients):
+    for loss, _, actual in in_processes(cut_gradients):
         torch.testing.assert_close(loss, full_gradients()[0], rtol=1e-6, atol=0)
-        assert (found - weight).norm() > 0.1 * weight.norm()
+        assert (actual - weight).norm() > 0.1 * weight.norm()
 
 
 def gathered_values():
@@ -94,17 +94,17 @@ def gathered_values():
 
 
 def test_processes_gather_average_and_agree():
-    for rank, found in enumerate(in_processes(gathered_values)):
-        assert found["rows"].tolist() == [[0] * 3] * 2 + [[1] * 3] * 2
-        assert found["transposed"].tolist() == [[0, 3], [1, 4], [2, 5], [10, 13], [11, 14], [12, 15]]
-        assert found["half"].dtype == torch.float32
-        assert found["large"].tolist() == [2**62, 2**62 + 1]
-        assert [t.unique().tolist() for t in found["averages"]] == [[0.5], [0.5], [0, 1, 2, 3, 4, 5]]
-        assert found["averages"][1].dtype == torch.float64
-        assert found["largest"] == 143
-        assert [value["rank"] for value in found["gathered_objects"]] == [0, 1]
-        assert found["gathered_objects"][1]["state"].tolist() == [1]
-        assert found["rows of 8"] == slice(4 * rank, 4 * rank + 4)
+    for rank, actual in enumerate(in_processes(gathered_values)):
+        assert actual["rows"].tolist() == [[0] * 3] * 2 + [[1] * 3] * 2
+        assert actual["transposed"].tolist() == [[0, 3], [1, 4], [2, 5], [10, 13], [11, 14], [12, 15]]
+        assert actual["half"].dtype == torch.float32
+        assert actual["large"].tolist() == [2**62, 2**62 + 1]
+        assert [t.unique().tolist() for t in actual["averages"]] == [[0.5], [0.5], [0, 1, 2, 3, 4, 5]]
+        assert actual["averages"][1].dtype == torch.float64
+        assert actual["largest"] == 143
+        assert [value["rank"] for value in actual["gathered_objects"]] == [0, 1]
+        assert actual["gathered_objects"][1]["state"].tolist() == [1]
+        assert actual["rows of 8"] == slice(4 * rank, 4 * rank + 4)
 
 
 def test_one_process_alone_agrees_with_itself():
@@ -130,12 +130,12 @@ def failures_of_the_first():
         called.append(error)
         raise error
 
-    found = [outcome_of(lambda: distributed.on_main_process(lambda: called.append(1) or {"step": 3}))]
+    actual = [outcome_of(lambda: distributed.on_main_process(lambda: called.append(1) or {"step": 3}))]
     for error in (OSError("full"), InputError("in use")):
-        found.append(outcome_of(lambda error=error: distributed.on_main_process(lambda: failing(error))))
-        found.append(outcome_of(lambda error=error: distributed.main_process_first(lambda: failing(error))))
-    found.append(outcome_of(lambda: distributed.main_process_first(lambda: distributed.rank())))
-    return found, len(called)
+        actual.append(outcome_of(lambda error=error: distributed.on_main_process(lambda: failing(error))))
+        actual.append(outcome_of(lambda error=error: distributed.main_process_first(lambda: failing(error))))
+    actual.append(outcome_of(lambda: distributed.main_process_first(lambda: distributed.rank())))
+    return actual, len(called)
 
 
 def agreements_of_the_first():

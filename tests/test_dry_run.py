@@ -27,17 +27,17 @@ from tests.test_timing import MOCO_VIT
 )
 def test_a_plan_tells_what_a_run_will_cost_and_writes_nothing(recipe, steps, workdir, capsys):
     assert pretrain(workdir / "run", *recipe, "plan_only=true") == 0
-    said = capsys.readouterr().out
-    (cost,) = [line for line in said.splitlines() if line.startswith("time ")]
+    printed = capsys.readouterr().out
+    (cost,) = [line for line in printed.splitlines() if line.startswith("time ")]
     assert "ms a step" in cost
     assert "images/s" in cost
-    (spent,) = [line for line in said.splitlines() if line.startswith("spent on ")]
+    (spent,) = [line for line in printed.splitlines() if line.startswith("spent on ")]
     percents = {w.rsplit(" ", 2)[0]: int(w.split()[-2]) for w in spent.removeprefix("spent on   ").split(", ")}
     assert percents.keys() == {"data", "views", "forward", "backward", "optimizer"}
     assert abs(sum(percents.values()) - 100) <= 3
-    (memory,) = [line for line in said.splitlines() if line.startswith("memory ")]
+    (memory,) = [line for line in printed.splitlines() if line.startswith("memory ")]
     assert "a checkpoint takes" in memory
-    assert f"{steps} = " in said
+    assert f"{steps} = " in printed
     assert list(workdir.iterdir()) == []
 
 

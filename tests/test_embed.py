@@ -85,32 +85,32 @@ def test_rows_are_the_networks_features_in_the_order_of_the_dataset(
     embedded, finished_run, images, wanted, tmp_path, format
 ):
     out = tmp_path / f"made.{format}"
-    said = embedded(finished_run, "split=test", f"out={out}", "batch_size=7").out  # the last batch is a short one
+    printed = embedded(finished_run, "split=test", f"out={out}", "batch_size=7").out  # the last batch is a short one
     rows, features = read(out)
     expected = [(path, "test", i, label, "ab"[label]) for i, (path, label) in enumerate(zip(*images, strict=True))]
     assert rows == expected
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, wanted, rtol=1e-5, atol=1e-6)
     assert features.std(0).max() > 0
-    assert f"{out}: 32 rows × 8 backbone features, " in said
+    assert f"{out}: 32 rows × 8 backbone features, " in printed
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 def test_the_formats_hold_the_same_numbers_to_the_bit(embedded, finished_run, tmp_path):
-    found = []
+    actual = []
     for format in FORMATS:
         embedded(finished_run, f"out={tmp_path}/x.{format}")
-        found.append(read(tmp_path / f"x.{format}"))
-    assert all(rows == found[0][0] and np.array_equal(features, found[0][1]) for rows, features in found)
+        actual.append(read(tmp_path / f"x.{format}"))
+    assert all(rows == actual[0][0] and np.array_equal(features, actual[0][1]) for rows, features in actual)
 
 
 def test_a_file_says_where_its_features_come_from(embedded, finished_run, tmp_path):
     embedded(finished_run, f"out={tmp_path}/x.npz", "split=test", "features=projector")
     held = np.load(tmp_path / "x.npz")
-    said = json.loads(str(held["about"]))
+    printed = json.loads(str(held["about"]))
     subject = trained(finished_run, newest_valid(finished_run), "projector")
-    assert said["weights_sha256"] == subject.weights_sha256
-    assert (said["features"], said["split"]) == ("projector", "test")
+    assert printed["weights_sha256"] == subject.weights_sha256
+    assert (printed["features"], printed["split"]) == ("projector", "test")
     assert held["classes"].tolist() == ["a", "b"]
     assert held["features"].shape[1] == subject.function(torch.zeros(2, 3, 16, 16)).shape[1] != 8
 
@@ -118,8 +118,8 @@ def test_a_file_says_where_its_features_come_from(embedded, finished_run, tmp_pa
 def test_all_is_both_splits_one_after_the_other(embedded, finished_run):
     run = finished_run
     embedded(run, "split=all")
-    (made,) = (run / "embeddings").glob("*-all.npz")
-    held = np.load(made)
+    (built,) = (run / "embeddings").glob("*-all.npz")
+    held = np.load(built)
     assert held["split"].tolist() == ["train"] * 32 + ["test"] * 32
     assert held["index"].tolist() == [*range(32)] * 2
     shutil.rmtree(run / "embeddings")
@@ -219,8 +219,8 @@ def test_features_that_are_no_numbers_are_counted(embedded, finished_run, tmp_pa
     save_tensors(tmp_path / "w.safetensors", tensors | {"std": torch.zeros(1, 3, 1, 1)})
     root = write_images(tmp_path / "own", "a", "b", count=8)
     images = ("dataset=imagefolder", f"dataset.root={root}", "dataset.image_size=16", f"out={tmp_path}/x.npz")
-    said = embedded("backbone=mlp", "backbone.widths=[8]", f"backbone.weights={tmp_path}/w.safetensors", *images).out
-    assert "of these rows have features that are not finite numbers" in said
+    printed = embedded("backbone=mlp", "backbone.widths=[8]", f"backbone.weights={tmp_path}/w.safetensors", *images).out
+    assert "of these rows have features that are not finite numbers" in printed
 
 
 @pytest.mark.parametrize(
@@ -246,14 +246,14 @@ def test_bad_input_is_refused_in_a_line(embedded, finished_run, workdir, words, 
 
 def test_unlabelled_images_have_no_test_split(embedded, finished_run, tmp_path):
     root = write_images(tmp_path / "loose", count=2)
-    said = embedded(finished_run, "dataset=folder", f"dataset.root={root}", "split=test", status=2).err
-    assert "no labels" in said
+    printed = embedded(finished_run, "dataset=folder", f"dataset.root={root}", "split=test", status=2).err
+    assert "no labels" in printed
 
 
 def test_parquet_says_which_package_is_missing(embedded, finished_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    said = embedded(finished_run, "format=parquet", status=2).err
-    assert "needs pyarrow: pip install 'sslctl[parquet]'" in said
+    printed = embedded(finished_run, "format=parquet", status=2).err
+    assert "needs pyarrow: pip install 'sslctl[parquet]'" in printed
 
 
 def test_texts_are_embedded(embedded, tmp_path):

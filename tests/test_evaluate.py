@@ -45,7 +45,7 @@ def named(record):
 
 
 def test_everything_is_measured_and_carries_its_protocol(cli, run):
-    found, out = evaluated(cli, run, "subjects=[trained,random,pixels]", "few_labels=[5]")
+    actual, out = evaluated(cli, run, "subjects=[trained,random,pixels]", "few_labels=[5]")
     both = {
         *(("linear-cached", labels, metric, None) for labels in ("all", "5/class") for metric in ("top1", "top5")),
         *(("knn", "all", metric, k) for metric in ("top1", "top5") for k in (1, 5)),
@@ -53,11 +53,11 @@ def test_everything_is_measured_and_carries_its_protocol(cli, run):
         *(("retrieval", "all", metric, None) for metric in ("recall@1", "recall@5", "recall@10", "map@100")),
     }
     for subject, metrics in (("trained", FIGURES), ("random", FIGURES), ("pixels", FIGURES - {"lidar", "alignment"})):
-        here = [named(r)[1:] for r in found if r["subject"] == subject]
+        here = [named(r)[1:] for r in actual if r["subject"] == subject]
         extra = {"alpha_req"} if subject == "pixels" else set()
         assert set(here) == both | {("label-free", "none", metric, None) for metric in metrics | extra}
         assert len(here) == len(set(here))
-    for record in found:
+    for record in actual:
         step, epoch = {"trained": (STEPS, STEPS / STEPS_PER_EPOCH), "random": (0, 0), "pixels": (None, None)}[
             record["subject"]
         ]
@@ -85,7 +85,7 @@ def test_everything_is_measured_and_carries_its_protocol(cli, run):
 
 
 def test_the_suite_finds_what_the_verbs_find(cli, run):
-    found, _ = evaluated(cli, run, "subjects=[trained]", "few_labels=[5]")
+    actual, _ = evaluated(cli, run, "subjects=[trained]", "few_labels=[5]")
     verbs = [
         ("knn-eval", "knn.k=5"),
         ("linear-eval", *PROBE),
@@ -95,15 +95,15 @@ def test_the_suite_finds_what_the_verbs_find(cli, run):
         before = len(results(run / "results.jsonl"))
         assert cli(words[0], run, "subjects=[trained]", "device=cpu", *words[1:]).status == 0
         for record in results(run / "results.jsonl")[before:]:
-            (same,) = [r for r in found if named(r) == named(record)]
+            (same,) = [r for r in actual if named(r) == named(record)]
             for key in ("value", "ci95", "std", "epoch_rule", "weights_sha256", "step", "epoch"):
                 assert same.get(key) == record.get(key), key
 
 
 def test_recall_at_one_is_the_nearest_neighbours_accuracy(cli, run):
-    found = {named(r): r["value"] for r in evaluated(cli, run, "subjects=[trained]")[0]}
-    assert found["trained", "retrieval", "all", "recall@1", None] == pytest.approx(
-        found["trained", "knn", "all", "top1", 1]
+    actual = {named(r): r["value"] for r in evaluated(cli, run, "subjects=[trained]")[0]}
+    assert actual["trained", "retrieval", "all", "recall@1", None] == pytest.approx(
+        actual["trained", "knn", "all", "top1", 1]
     )
 
 
@@ -141,8 +141,8 @@ def test_without_a_cache_features_are_extracted_once_all_the_same(cli, run, coun
 
 
 def test_few_labels_that_cannot_be_drawn_are_left_out_and_named(cli, run):
-    found, out = evaluated(cli, run, "subjects=[random]", "few_labels=[5000,0.05]")
-    assert {r["labels"] for r in found if r["protocol"] == "linear-cached"} == {"all", "0.05"}
+    actual, out = evaluated(cli, run, "subjects=[random]", "few_labels=[5000,0.05]")
+    assert {r["labels"] for r in actual if r["protocol"] == "linear-cached"} == {"all", "0.05"}
     assert "left out: few_labels=5000: class 0 has" in " ".join(out.split())
 
 
@@ -159,10 +159,10 @@ def test_a_label_a_class_is_probed_with_settings_that_nothing_has_chosen(cli, ru
         return rows
 
     monkeypatch.setattr(linear, "draw_labels", draw_labels)
-    found, out = evaluated(cli, run, *GRID, "subjects=[trained]", "few_labels=[0.01,5]")
+    actual, out = evaluated(cli, run, *GRID, "subjects=[trained]", "few_labels=[0.01,5]")
     one_or_two = [2, 2, *[1] * 8]  # 1 % of 150 and 151 images is two
     assert drawn == [(0.01, one_or_two)] * 2 + [(5, [5] * 10)] * 2, "every class has a label"
-    probes = {r["labels"]: r for r in found if (r["protocol"], r["metric"]) == ("linear-cached", "top1")}
+    probes = {r["labels"]: r for r in actual if (r["protocol"], r["metric"]) == ("linear-cached", "top1")}
     words = "lr 0.1 and weight decay 0 fixed beforehand, too few labels to choose by"
     assert probes["0.01"]["params"]["regularisation"] == words
     assert probes["0.01"]["epoch_rule"] == f"last of 300 steps, {words}"
@@ -209,10 +209,10 @@ def unlabelled(cli, workdir):
 
 
 def test_without_labels_there_are_figures_and_what_is_missing_is_named(cli, unlabelled):
-    found, out = evaluated(cli, unlabelled)
-    assert {r["protocol"] for r in found} == {"label-free"}
-    assert {r["metric"] for r in found if r["subject"] == "trained"} == FIGURES
-    assert {(r["dataset"], r["split"], r["details"]["images"]) for r in found} >= {("images", "train", 40)}
+    actual, out = evaluated(cli, unlabelled)
+    assert {r["protocol"] for r in actual} == {"label-free"}
+    assert {r["metric"] for r in actual if r["subject"] == "trained"} == FIGURES
+    assert {(r["dataset"], r["split"], r["details"]["images"]) for r in actual} >= {("images", "train", 40)}
     assert "left out: linear, knn, clustering, retrieval: images has no labels" in out
     assert "eval_dataset=" in out
     assert "protocol" not in out
@@ -220,9 +220,9 @@ def test_without_labels_there_are_figures_and_what_is_missing_is_named(cli, unla
 
 @pytest.mark.parametrize("key", ["eval_dataset", "dataset"])
 def test_labels_from_elsewhere_judge_a_run_without(cli, unlabelled, key):
-    found, out = evaluated(cli, unlabelled, f"{key}=digits", f"{key}.image_size=8", "subjects=[trained]")
-    assert {r["protocol"] for r in found} == {"linear-cached", "knn", "cluster", "retrieval", "label-free"}
-    assert {r["dataset"] for r in found if r["protocol"] != "label-free"} == {"digits"}
+    actual, out = evaluated(cli, unlabelled, f"{key}=digits", f"{key}.image_size=8", "subjects=[trained]")
+    assert {r["protocol"] for r in actual} == {"linear-cached", "knn", "cluster", "retrieval", "label-free"}
+    assert {r["dataset"] for r in actual if r["protocol"] != "label-free"} == {"digits"}
     assert "without labels, of images's train split" in out
 
 
@@ -236,29 +236,29 @@ def values_without_labels(records):
 @pytest.mark.parametrize("most", [25600, 30])
 def test_figures_without_labels_are_of_the_images_pretrained_on(cli, unlabelled, most, counted):
     words = ("subjects=[trained]", f"label_free.images={most}")
-    found, _ = evaluated(cli, unlabelled, *DIGITS, *words)
-    figures = [r for r in found if r["protocol"] == "label-free"]
+    actual, _ = evaluated(cli, unlabelled, *DIGITS, *words)
+    figures = [r for r in actual if r["protocol"] == "label-free"]
     assert {(r["dataset"], r["split"], r["images"]) for r in figures} == {("images", "train", 40)}
     assert {r["params"]["images"] for r in figures if r["metric"] == "rankme"} == {min(most, 40)}
     assert sorted(counted) == [("test", 359), ("train", min(most, 40)), ("train", 1438), ("views", 20)]
     again, _ = evaluated(cli, unlabelled, *DIGITS, *words)
     assert len(counted) == 4, "kept: a second evaluation extracts nothing"
     alone, _ = evaluated(cli, unlabelled, *words)
-    assert values_without_labels(found) == values_without_labels(again)
-    assert values_without_labels(found) == pytest.approx(values_without_labels(alone))
+    assert values_without_labels(actual) == values_without_labels(again)
+    assert values_without_labels(actual) == pytest.approx(values_without_labels(alone))
 
 
 def test_images_pretrained_on_that_are_gone_or_changed_are_said_to_be_so(cli, unlabelled, workdir):
     write_images(workdir / "images", "more", count=3, size=(8, 8), seed=9)
-    found, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
-    assert {r["images"] for r in found if r["protocol"] == "label-free"} == {43}
+    actual, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
+    assert {r["images"] for r in actual if r["protocol"] == "label-free"} == {43}
     assert "figures without labels: images has changed since the run was trained on it" in out
     _, out = evaluated(cli, unlabelled, "subjects=[trained]")
     assert "figures without labels: images has changed since the run was trained on it" in out
     shutil.rmtree(workdir / "images")
-    found, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
-    assert {r["dataset"] for r in found} == {"digits"}
-    assert {r["metric"] for r in found if r["protocol"] == "label-free"} == FIGURES
+    actual, out = evaluated(cli, unlabelled, *DIGITS, "subjects=[trained]")
+    assert {r["dataset"] for r in actual} == {"digits"}
+    assert {r["metric"] for r in actual if r["protocol"] == "label-free"} == FIGURES
     (line,) = [line for line in out.splitlines() if line.startswith("figures without labels")]
     assert "are of digits, those pretrained on are not there any more" in line
 
@@ -267,8 +267,8 @@ def test_images_of_different_sizes_are_read_from_files(cli, unlabelled, workdir)
     for number, size in enumerate(((8, 8), (20, 30), (11, 9))):
         write_images(workdir / "mixed", str(number), count=12, size=size, seed=number)
     data = ("dataset=imagefolder", "dataset.root=mixed", "dataset.image_size=8", *GREY)
-    found, _ = evaluated(cli, unlabelled, *data, "subjects=[trained]")
-    assert {r["metric"] for r in found} >= {"top1", "nmi", "map@100", "lidar"}
+    actual, _ = evaluated(cli, unlabelled, *data, "subjects=[trained]")
+    assert {r["metric"] for r in actual} >= {"top1", "nmi", "map@100", "lidar"}
 
 
 FOREIGN = ("backbone=small_resnet", "backbone.widths=[4,8]", "dataset=digits", "dataset.image_size=8")
@@ -279,11 +279,11 @@ def test_given_weights_are_measured_without_views(cli, run, workdir):
     weights = run / "backbone.safetensors"
     done = cli("evaluate", *FOREIGN, *FAST, f"backbone.weights={weights}", "out=out.jsonl")
     assert done.status == 0, done.err
-    found = results(workdir / "out.jsonl")
-    assert {r["subject"] for r in found} == {"given", "random"}
+    actual = results(workdir / "out.jsonl")
+    assert {r["subject"] for r in actual} == {"given", "random"}
     assert "left out: LiDAR and alignment of given: given weights have no views of their own" in done.out
     values = {named(r)[1:]: r["value"] for r in own}
-    for record in found:
+    for record in actual:
         if record["subject"] == "given":
             assert record["value"] == values[named(record)[1:]]
             assert record["epoch"] is None
@@ -397,9 +397,9 @@ def mine(workdir):
 
 
 def test_a_protocol_of_the_users_own_is_found_by_its_name(cli, run, mine):
-    found, out = evaluated(cli, run, *mine, "protocols.mine.feature=1", "subjects=[trained,pixels]")
-    assert [r["protocol"] for r in found if r["subject"] == "trained"] == ["knn"] * 4 + ["mine"]
-    own = {r["subject"]: r for r in found if r["protocol"] == "mine"}
+    actual, out = evaluated(cli, run, *mine, "protocols.mine.feature=1", "subjects=[trained,pixels]")
+    assert [r["protocol"] for r in actual if r["subject"] == "trained"] == ["knn"] * 4 + ["mine"]
+    own = {r["subject"]: r for r in actual if r["protocol"] == "mine"}
     positive = (digits("test", 8).images.flatten(1)[:, 1] > 0).double().mean().item()
     assert own["pixels"]["value"] == pytest.approx(positive)
     assert own["trained"]["params"] == {"feature": 1}

@@ -76,18 +76,18 @@ def by_subject(records, metric="top1"):
 
 
 def test_closing_results_carry_their_protocol(run):
-    found = results(run / "results.jsonl")
-    keys = {(r["subject"], r["protocol"], r["metric"]) for r in found}
+    actual = results(run / "results.jsonl")
+    keys = {(r["subject"], r["protocol"], r["metric"]) for r in actual}
     protocols, metrics_ = ("knn", "linear-cached"), ("top1", "top5")
     assert keys == {(s, p, m) for s in ("trained", "random") for p in protocols for m in metrics_}
-    for record in found:
+    for record in actual:
         assert record.keys() >= KEYS
         assert 0 <= record["value"] <= 1
         assert (record["dataset"], record["split"], record["labels"]) == ("digits", "test", "all")
         assert record["details"]["closing"] is True
         assert record["step"] == (STEPS if record["subject"] == "trained" else 0)
         assert {"torch", "sslctl"} <= record["versions"].keys()
-    assert len({r["weights_sha256"] for r in found}) == 2
+    assert len({r["weights_sha256"] for r in actual}) == 2
 
 
 def test_the_run_ends_with_its_backbone_in_python(run):
@@ -106,46 +106,46 @@ def test_the_run_ends_with_its_backbone_in_python(run):
 @pytest.mark.parametrize("verb", ["knn-eval", "linear-eval"])
 def test_a_verb_finds_what_the_closing_evaluation_found(verb, run):
     closing = [r for r in results(run / "results.jsonl") if (r["protocol"] == "knn") == (verb == "knn-eval")]
-    found = added(run, verb, *EVALUATION, *(PROBE if verb == "linear-eval" else ()))
+    actual = added(run, verb, *EVALUATION, *(PROBE if verb == "linear-eval" else ()))
     compared = ("subject", "protocol", "metric", "value", "step", "weights_sha256", "params", "labels", "epoch_rule")
-    assert [{k: r[k] for k in compared} for r in found] == [{k: r[k] for k in compared} for r in closing]
+    assert [{k: r[k] for k in compared} for r in actual] == [{k: r[k] for k in compared} for r in closing]
 
 
 def test_training_beats_random_weights_by_neighbours_of_augmentations(run):
-    found = by_subject(results(run / "results.jsonl"))
-    assert found["trained"]["weights_sha256"] != found["random"]["weights_sha256"]
-    assert found["trained"]["value"] != found["random"]["value"]
+    actual = by_subject(results(run / "results.jsonl"))
+    assert actual["trained"]["weights_sha256"] != actual["random"]["weights_sha256"]
+    assert actual["trained"]["value"] != actual["random"]["value"]
 
 
 @pytest.mark.parametrize(
     ("labels", "words", "images"), [slow("5", "5/class", 50), slow("0.1", "0.1", 144), ("all", "all", 1438)]
 )
 def test_a_linear_probe_of_any_subject_and_label_budget(labels, words, images, run):
-    found = by_subject(
+    actual = by_subject(
         added(
             run, "linear-eval", f"labels={labels}", "draws=2", "subjects=[trained,random,pixels]", *EVALUATION, *PROBE
         )
     )
-    assert set(found) == {"trained", "random", "pixels"}
-    for record in found.values():
+    assert set(actual) == {"trained", "random", "pixels"}
+    for record in actual.values():
         assert record.keys() >= KEYS
         assert record["labels"] == words
         assert record["details"]["images_with_labels"] == pytest.approx(images, abs=5)
         assert len(record["details"]["picked"]) == (1 if labels == "all" else 2)
         assert ("std" in record) == (labels != "all")
-    assert found["pixels"]["backbone_parameters"] == 0
-    assert found["pixels"]["value"] > 0.6
-    assert found["trained"]["value"] > 0.2
+    assert actual["pixels"]["backbone_parameters"] == 0
+    assert actual["pixels"]["value"] > 0.6
+    assert actual["trained"]["value"] > 0.2
 
 
 def test_knn_of_pixels_is_that_of_the_images(run):
-    found = by_subject(added(run, "knn-eval", "subjects=[pixels]", "knn.k=1", *EVALUATION))
+    actual = by_subject(added(run, "knn-eval", "subjects=[pixels]", "knn.k=1", *EVALUATION))
     train, test = pixels("train"), pixels("test")
     expected = accuracy(knn_by_hand(test.features[:60], train, 1, 0.1), test.labels[:60])["top1"]
     votes = knn_votes(test.features, train, k=1, temperature=0.1)
     assert accuracy(votes[:60], test.labels[:60])["top1"] == expected
-    assert found["pixels"]["value"] == accuracy(votes, test.labels)["top1"]
-    assert found["pixels"]["value"] > 0.95
+    assert actual["pixels"]["value"] == accuracy(votes, test.labels)["top1"]
+    assert actual["pixels"]["value"] > 0.95
 
 
 def test_a_checkpoint_of_a_run_can_be_evaluated(run):
@@ -158,9 +158,9 @@ def test_a_checkpoint_of_a_run_can_be_evaluated(run):
 
 def test_the_cache_changes_no_result(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    found = [added(run, "knn-eval", "device=cpu", f"cache={cache}") for cache in ("false", "true", "true")]
+    actual = [added(run, "knn-eval", "device=cpu", f"cache={cache}") for cache in ("false", "true", "true")]
     assert len(list((tmp_path / "cache" / "sslctl" / "features").iterdir())) == 4  # two subjects, two splits
-    values = [[r["value"] for r in records] for records in found]
+    values = [[r["value"] for r in records] for records in actual]
     assert values[0] == values[1] == values[2]
 
 
@@ -184,9 +184,9 @@ def test_the_logged_knn_is_that_of_the_weights_at_that_step(run):
     queries, bank = online_rows(len(source))
     for step in (5, 10):
         subject = subjects.trained(run, run / "checkpoints" / f"step-{step}", None)
-        found = extract(subject.function, source, torch.cat([queries, bank]), resize=8)
-        held = Features(found[len(queries) :], source.labels[bank], 10)
-        votes = knn_votes(found[: len(queries)], held, k=200, temperature=0.1)
+        actual = extract(subject.function, source, torch.cat([queries, bank]), resize=8)
+        held = Features(actual[len(queries) :], source.labels[bank], 10)
+        votes = knn_votes(actual[: len(queries)], held, k=200, temperature=0.1)
         assert logged[step] == accuracy(votes, source.labels[queries])["top1"]
 
 
@@ -296,13 +296,13 @@ def test_given_weights_are_evaluated_as_the_run_they_came_from(kind, run, tmp_pa
         )
     out = tmp_path / "out.jsonl"
     assert main(["knn-eval", *FOREIGN, f"backbone.weights={path}", f"out={out}", *EVALUATION]) == 0
-    found, own = by_subject(results(out)), by_subject(results(run / "results.jsonl"))
+    actual, own = by_subject(results(out)), by_subject(results(run / "results.jsonl"))
     closing = next(r for r in results(run / "results.jsonl") if (r["subject"], r["protocol"]) == ("trained", "knn"))
-    assert set(found) == {"given", "random"}
-    assert found["given"].keys() >= KEYS
-    assert found["given"]["value"] == closing["value"]
-    assert found["given"]["step"] is None
-    assert found["given"]["backbone_parameters"] == own["trained"]["backbone_parameters"]
+    assert set(actual) == {"given", "random"}
+    assert actual["given"].keys() >= KEYS
+    assert actual["given"]["value"] == closing["value"]
+    assert actual["given"]["step"] is None
+    assert actual["given"]["backbone_parameters"] == own["trained"]["backbone_parameters"]
 
 
 @pytest.mark.parametrize(
@@ -349,18 +349,18 @@ def test_weights_that_do_not_fit_are_not_evaluated(words, message, run, tmp_path
 def test_what_cannot_be_evaluated_is_refused(verb, words, message, run, capsys):
     before = (run / "results.jsonl").read_text()
     assert main([verb, str(run), *EVALUATION, *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
     assert (run / "results.jsonl").read_text() == before
 
 
 def test_a_directory_without_runs_is_refused(tmp_path, capsys):
     assert main(["knn-eval", str(tmp_path), *EVALUATION]) == 2
     assert main(["knn-eval", str(tmp_path / "none"), *EVALUATION]) == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path}: no run directory" in said
-    assert f"{tmp_path / 'none'}: no such run" in said
+    printed = capsys.readouterr().err
+    assert f"{tmp_path}: no run directory" in printed
+    assert f"{tmp_path / 'none'}: no such run" in printed
 
 
 def test_a_run_without_a_checkpoint_is_refused(run, capsys):

@@ -186,10 +186,10 @@ SCHEDULES = {
 def test_a_schedule_is_a_function_of_the_step_alone(name):
     key, words, expected = SCHEDULES[name]
     its = built(name.partition(",")[0], *words)
-    found = {step: its.method.schedules(step)[key] for step in expected}
-    assert found == pytest.approx(expected)
+    actual = {step: its.method.schedules(step)[key] for step in expected}
+    assert actual == pytest.approx(expected)
     its.step()
-    assert {step: its.method.schedules(step)[key] for step in reversed(expected)} == found
+    assert {step: its.method.schedules(step)[key] for step in reversed(expected)} == actual
 
 
 # --- Views of several sizes ---
@@ -442,9 +442,9 @@ def test_what_is_asked_depends_on_seed_epoch_and_index_only(name, monkeypatch):
         views = {group: view[:, :1].expand_as(view)[:, rows] for group, view in batch.views.items()}  # all alike
         index = batch.index[rows]
         step_of(method, Batch(views, batch.label[rows], index, Key(seed, epoch, index)))
-        found = [seen[-1], labels[-1]] if name in LABELLED else [seen[-1]]
-        found += [x[:, seen[-1].shape[1] - PREFIX :] for x in places[-1:]]  # the targets'
-        return [x.reshape(len(rows), -1) for x in found]
+        actual = [seen[-1], labels[-1]] if name in LABELLED else [seen[-1]]
+        actual += [x[:, seen[-1].shape[1] - PREFIX :] for x in places[-1:]]  # the targets'
+        return [x.reshape(len(rows), -1) for x in actual]
 
     def same(one, two):
         return one.shape == two.shape and torch.allclose(one, two, atol=1e-4)

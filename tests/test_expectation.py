@@ -41,14 +41,14 @@ def touched(path):
     ],
 )
 def test_timm_says_what_its_weights_expect(model, file, expected, tmp_path):
-    said = expectation_of(timm_node(model, weights=touched(tmp_path / file).replace("safetensors", "pth")))
-    assert (said and (said.mean, said.std, said.size, said.interpolation)) == expected
+    printed = expectation_of(timm_node(model, weights=touched(tmp_path / file).replace("safetensors", "pth")))
+    assert (printed and (printed.mean, printed.std, printed.size, printed.interpolation)) == expected
 
 
 def test_torchvisions_files_are_known_by_name(tmp_path):
     node = {"_target_": "sslctl.models.backbones.ResNet", "depth": 50}
-    said = expectation_of(OmegaConf.create(node | {"weights": touched(tmp_path / "resnet50-11ad3fa6.pth")}))
-    assert (said.mean, said.std, said.size, said.interpolation) == (*IMAGENET, 224, "bilinear")
+    printed = expectation_of(OmegaConf.create(node | {"weights": touched(tmp_path / "resnet50-11ad3fa6.pth")}))
+    assert (printed.mean, printed.std, printed.size, printed.interpolation) == (*IMAGENET, 224, "bilinear")
     assert expectation_of(OmegaConf.create(node | {"weights": touched(tmp_path / "mine.pth")})) is None
 
 
@@ -76,8 +76,8 @@ def test_torchvisions_files_are_known_by_name(tmp_path):
 def test_the_hubs_files_beside_the_weights_are_read(name, content, tmp_path):
     (tmp_path / name).write_text(json.dumps(content))
     node = timm_node("vit_small_patch16_224", weights=touched(tmp_path / "model.pth"))
-    said = expectation_of(node)
-    assert (said.mean, said.std, said.size, said.interpolation) == ((0.1,) * 3, (0.3,) * 3, 64, "bicubic")
+    printed = expectation_of(node)
+    assert (printed.mean, printed.std, printed.size, printed.interpolation) == ((0.1,) * 3, (0.3,) * 3, 64, "bicubic")
     seen, sentence = as_expected(OWN, node)
     assert (seen.mean, seen.std) == ([0.1] * 3, [0.3] * 3)
     assert sentence.startswith("mean [0.1, 0.1, 0.1], std [0.3, 0.3, 0.3] of the weights")

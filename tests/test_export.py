@@ -89,16 +89,16 @@ def features(run, batch, which=None):
     return trained(run, newest_valid(run), which).function(batch)
 
 
-def same(found, wanted):
+def same(actual, wanted):
     assert wanted.std(0).max() > 0
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
 # --- Round trips ---
 
 
 def test_torchvision_loads_a_resnet_and_misses_only_its_classifier(exported, resnet_run, tmp_path, batch):
-    said = exported(resnet_run, "format=torchvision", f"out={tmp_path}/r.pth").out
+    output = exported(resnet_run, "format=torchvision", f"out={tmp_path}/r.pth").out
     model = torchvision.models.resnet18()
     model.conv1 = torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     model.maxpool = torch.nn.Identity()
@@ -107,7 +107,7 @@ def test_torchvision_loads_a_resnet_and_misses_only_its_classifier(exported, res
     model.fc = torch.nn.Identity()
     with torch.no_grad():
         same(model.eval()((batch - MEAN) / STD), features(resnet_run, batch))
-    assert "model.maxpool = torch.nn.Identity()" in said
+    assert "model.maxpool = torch.nn.Identity()" in output
     text = (tmp_path / "r.pth.md").read_text()
     for words in (
         "- features: 512 for each image, `backbone`",
@@ -119,7 +119,7 @@ def test_torchvision_loads_a_resnet_and_misses_only_its_classifier(exported, res
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.pth", "r.pth.md"]
     assert re.search(
         r"loaded by torchvision: largest difference \S+ of features up to .* on 32 images of .*; all 120 tensors equal",
-        said,
+        output,
     )
 
 
@@ -156,10 +156,10 @@ def test_given_weights_come_back_bit_for_bit(exported, labelled_images, tmp_path
     theirs = torchvision.models.resnet18().state_dict()
     torch.save(theirs, tmp_path / "theirs.pth")
     words = ("backbone=resnet18", "backbone.stem=imagenet", f"backbone.weights={tmp_path}/theirs.pth")
-    said = exported(*words, "dataset=imagefolder", f"dataset.root={labelled_images}", f"format={format}").out
-    assert "model.conv1" not in said
-    (made,) = (tmp_path / "runs" / labelled_images.name / "given" / "export").glob(f"theirs-{format}*[!d]")
-    ours = load_file(made) if format == "timm" else torch.load(made, weights_only=True)
+    output = exported(*words, "dataset=imagefolder", f"dataset.root={labelled_images}", f"format={format}").out
+    assert "model.conv1" not in output
+    (built,) = (tmp_path / "runs" / labelled_images.name / "given" / "export").glob(f"theirs-{format}*[!d]")
+    ours = load_file(built) if format == "timm" else torch.load(built, weights_only=True)
     assert ours.keys() == theirs.keys() - {"fc.weight", "fc.bias"}
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
@@ -170,8 +170,8 @@ def test_grey_resnets_with_layer_norm_and_imagenets_stem_are_loaded_too(exported
     torch.save(ResNet(18, "imagenet", False, "layer", 1, 16).state_dict(), tmp_path / "w.pth")
     words = ("backbone=resnet18", "backbone.stem=imagenet", "backbone.norm=layer", f"backbone.weights={tmp_path}/w.pth")
     grey = ("dataset=imagefolder", f"dataset.root={labelled_images}", "dataset.channels=1")
-    said = exported(*words, *grey, "dataset.mean=[0.4]", "dataset.std=[0.3]", f"format={format}").out
-    assert {"torchvision": "GroupNorm, 1", "timm": "groupnorm1"}[format] in said
+    output = exported(*words, *grey, "dataset.mean=[0.4]", "dataset.std=[0.3]", f"format={format}").out
+    assert {"torchvision": "GroupNorm, 1", "timm": "groupnorm1"}[format] in output
 
 
 def test_a_convolutional_timm_model_keeps_its_name(exported, labelled_images, tmp_path):
@@ -227,9 +227,9 @@ def test_onnx_runs_elsewhere_with_any_number_of_images(exported, teacher_run, ba
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wanted = features(teacher_run, batch, "teacher")
     for count in (1, 5, 32):
-        (found,) = session.run(["features"], {"images": batch[:count].numpy()})
-        same(torch.from_numpy(found), wanted[:count]) if count > 1 else None
-        assert np.abs(found - wanted[:count].numpy()).max() < 1e-5
+        (actual,) = session.run(["features"], {"images": batch[:count].numpy()})
+        same(torch.from_numpy(actual), wanted[:count]) if count > 1 else None
+        assert np.abs(actual - wanted[:count].numpy()).max() < 1e-5
     assert [p.name for p in path.parent.iterdir() if "onnx" in p.name and p.suffix == ".data"] == []
 
 
@@ -313,18 +313,18 @@ def test_texts_go_in_as_ids(exported, text_run, format, monkeypatch):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
     exported(text_run, f"format={format}")
-    (made,) = (text_run / "export").glob(f"*{FORMATS[format].suffix}")
+    (built,) = (text_run / "export").glob(f"*{FORMATS[format].suffix}")
     backbone, transform = sslctl.load(text_run)
     with torch.no_grad():
         wanted = backbone(transform(TEXT)[None])
     if format == "safetensors":
-        again, other = sslctl.load(made)
+        again, other = sslctl.load(built)
         with torch.no_grad():
             torch.testing.assert_close(again(other(TEXT)[None]), wanted)
         return
-    monkeypatch.chdir(made.parent)
+    monkeypatch.chdir(built.parent)
     scope = {}
-    code = code_of(made)
+    code = code_of(built)
     before, _, last = code.rstrip().rpartition("\n")
     exec(before, scope)
     ids = torch.tensor([scope["preprocess"](TEXT)])
@@ -391,14 +391,16 @@ def changed(format, weight_of, by):
 
 
 @pytest.mark.parametrize(
-    ("format", "said"), [("torchvision", "1 of its 120 tensors"), ("safetensors", "1 of its 38 tensors")]
+    ("format", "output"), [("torchvision", "1 of its 120 tensors"), ("safetensors", "1 of its 38 tensors")]
 )
-def test_a_file_with_another_weight_is_not_kept(exported, resnet_run, teacher_run, tmp_path, monkeypatch, format, said):
+def test_a_file_with_another_weight_is_not_kept(
+    exported, resnet_run, teacher_run, tmp_path, monkeypatch, format, output
+):
     run = resnet_run if format == "torchvision" else teacher_run
     monkeypatch.setitem(FORMATS, format, changed(format, lambda network: network.conv1.weight, 1e-6))
     (tmp_path / "out").mkdir()
     result = exported(run, f"format={format}", f"out={tmp_path}/out/x{FORMATS[format].suffix}", status=1)
-    assert f"is not written: loaded by {FORMATS[format].loader}, {said} are not the run's" in result.err
+    assert f"is not written: loaded by {FORMATS[format].loader}, {output} are not the run's" in result.err
     assert len(result.err.splitlines()) == 1
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -466,5 +468,5 @@ def test_several_runs_do_not_go_into_one_file(exported, teacher_run, vit_run):
 def test_onnx_says_which_packages_are_missing(exported, teacher_run, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else real(name))
-    said = exported(teacher_run, "format=onnx", status=2).err
-    assert "needs onnx, onnxruntime, onnxscript: pip install 'sslctl[onnx]'" in said
+    output = exported(teacher_run, "format=onnx", status=2).err
+    assert "needs onnx, onnxruntime, onnxscript: pip install 'sslctl[onnx]'" in output

@@ -107,8 +107,8 @@ def test_any_bit_of_a_cache_file_that_flips_is_noticed_and_said(folder, capsys):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
         before = len(calls)
         assert torch.equal(cached(("weights", "train"), compute, 1.0), expected)
-        said = capsys.readouterr().err
-        assert (len(calls) > before) == (said.count("\n") == 1) == ("calculated again" in said)
+        printed = capsys.readouterr().err
+        assert (len(calls) > before) == (printed.count("\n") == 1) == ("calculated again" in printed)
         # What goes unnoticed changes no feature: names of the file's own metadata that nothing reads.
         assert len(calls) > before or 8 <= place < whole.index(b"}}"), f"byte {place}"
     assert len(calls) > 0.45 * len(whole)
@@ -214,8 +214,8 @@ def test_an_abandoned_extraction_keeps_nothing(folder):
 def test_extraction_keeps_the_order_of_the_rows(batch_size):
     source = digits("test", image_size=8)
     rows = torch.tensor([5, 3, 3, 200])
-    found = extract(lambda images: images.flatten(1), source, rows, resize=8, batch_size=batch_size)
-    assert torch.equal(found, source.images[rows].flatten(1).float() / 255)
+    actual = extract(lambda images: images.flatten(1), source, rows, resize=8, batch_size=batch_size)
+    assert torch.equal(actual, source.images[rows].flatten(1).float() / 255)
 
 
 def test_files_that_were_written_again_are_read_again(tmp_path):

@@ -83,13 +83,13 @@ def test_the_scale_of_each_layer_is_the_one_calculated_by_hand(name):
     """lr_scale = decay^(L + 1 - depth): 0.5 to the tenth... for a ResNet-18's stem, 1 for a transformer's final norm."""
     network = NETWORKS[name]()
     names = {id(p): n for n, p in network.named_parameters()}
-    found = {names[id(p)]: g["lr_scale"] for g in decayed_groups(network, 0.5) for p in g["params"]}
+    actual = {names[id(p)]: g["lr_scale"] for g in decayed_groups(network, 0.5) for p in g["params"]}
     layers = BY_HAND[name]
-    expected = {n: 0.5 ** (len(layers) - 1 - i) for i, p in enumerate(layers) for n in found if n.startswith(p)}
-    assert found == expected
+    expected = {n: 0.5 ** (len(layers) - 1 - i) for i, p in enumerate(layers) for n in actual if n.startswith(p)}
+    assert actual == expected
     first = {"resnet18": 0.5**9, "small_vit": 0.5**5, "small_resnet": 0.5**4, "mlp": 0.25, "small_transformer": 0.125}
     first |= {"deep_mlp": 0.5**5}
-    assert min(found.values()) == first[name]
+    assert min(actual.values()) == first[name]
 
 
 def test_a_vision_transformers_depths_are_those_of_maes_code():
@@ -295,12 +295,12 @@ def added(run, *words):
 
 
 def test_results_name_their_protocol_and_the_network_is_kept(run, capsys):
-    found = added(run, *TINY)
-    said = capsys.readouterr().out
-    assert list(found) == ["trained", "scratch"]
-    assert found["trained"]["params"] == found["scratch"]["params"]
+    actual = added(run, *TINY)
+    printed = capsys.readouterr().out
+    assert list(actual) == ["trained", "scratch"]
+    assert actual["trained"]["params"] == actual["scratch"]["params"]
     assert len(list((run / "probes").iterdir())) == 4
-    for name, record in found.items():
+    for name, record in actual.items():
         assert (record["protocol"], record["labels"], record["draws"]) == ("finetune", "5/class", 2)
         assert (record["dataset"], record["split"], record["epoch_rule"]) == ("digits", "test", "last of 3")
         details = record["details"]
@@ -310,7 +310,7 @@ def test_results_name_their_protocol_and_the_network_is_kept(run, capsys):
         assert details["layer_decay"] == (1.0 if name == "scratch" else pytest.approx(0.75, abs=0.25))
         values = []
         for draw, kept in enumerate(details["kept"]):
-            assert kept in said
+            assert kept in printed
             assert f"draw{draw}" in kept
             values.append(judged_anew(run, run.parent / kept))
         assert sum(values) / 2 == pytest.approx(record["value"])
@@ -399,9 +399,9 @@ def test_all_labels_are_one_draw_and_shares_follow_the_classes(run, capsys):
 def test_the_plan_alone_trains_and_writes_nothing(run, capsys):
     before = contents(run)
     assert main(["finetune", str(run), *TINY, "plan_only=true"]) == 0
-    said = capsys.readouterr().out
-    assert "6 = 3 epochs × 2 steps of 20 images" in said
-    assert "from scratch" in said
+    printed = capsys.readouterr().out
+    assert "6 = 3 epochs × 2 steps of 20 images" in printed
+    assert "from scratch" in printed
     assert contents(run) == before
 
 
@@ -410,10 +410,10 @@ def test_given_weights_are_fine_tuned(run, tmp_path, monkeypatch):
     words = ("backbone=small_resnet", "backbone.widths=[4,8]", "dataset=digits", "dataset.image_size=8", "draws=1")
     weights = f"backbone.weights={run / 'backbone.safetensors'}"
     assert main(["finetune", *TINY, *words, weights, "out=results.jsonl"]) == 0
-    found = [r for r in results(tmp_path / "results.jsonl") if r["metric"] == "top1"]
-    assert [(r["subject"], r["params"]["network"]) for r in found] == [("given", "backbone"), ("scratch", "backbone")]
+    actual = [r for r in results(tmp_path / "results.jsonl") if r["metric"] == "top1"]
+    assert [(r["subject"], r["params"]["network"]) for r in actual] == [("given", "backbone"), ("scratch", "backbone")]
     own = added(run, *TINY, "draws=1", "subjects=[trained]")["trained"]
-    assert own["value"] == found[0]["value"]
+    assert own["value"] == actual[0]["value"]
 
 
 def test_texts_are_fine_tuned(tmp_path, monkeypatch):
@@ -430,8 +430,8 @@ def test_texts_are_fine_tuned(tmp_path, monkeypatch):
     words += ("backbone.weights=weights.safetensors", "dataset=text", f"dataset.root={tmp_path / 'texts'}")
     words += ("dataset.length=8", "dataset.vocabulary=300", "out=results.jsonl", "backbone.dropout=0.0")
     assert main(["finetune", *words, *TINY, "draws=1", "least_steps=30", "optimizer.base_lr=0.03"]) == 0
-    found = {r["subject"]: r["value"] for r in results(tmp_path / "results.jsonl")}
-    assert found["given"] > 0.9
+    actual = {r["subject"]: r["value"] for r in results(tmp_path / "results.jsonl")}
+    assert actual["given"] > 0.9
 
 
 # --- Bad input ---
@@ -458,18 +458,18 @@ def test_texts_are_fine_tuned(tmp_path, monkeypatch):
 def test_what_cannot_be_fine_tuned_is_refused(words, message, run, capsys):
     before = contents(run)
     assert main(["finetune", str(run), *TINY, *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
     assert contents(run) == before
 
 
 def test_a_run_on_unlabelled_images_says_what_is_missing(run, labelled_images, capsys):
     words = ("dataset=folder", f"dataset.root={labelled_images}", "dataset.image_size=8", "dataset.channels=1")
     assert main(["finetune", str(run), *TINY, *words]) == 2
-    said = capsys.readouterr().err
-    assert "no labels" in said
-    assert "dataset=" in said
+    printed = capsys.readouterr().err
+    assert "no labels" in printed
+    assert "dataset=" in printed
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def test_a_video_file_gives_the_frames_that_were_put_in(tmp_path):
     shots = moving_shape("square", 3, count=12, side=32)
     path = str(write_video(tmp_path / "a.mp4", shots))
     assert count_frames(path) == 12
-    found = read_frames(path, [0, 5, 11], 3)
-    for position, frame in zip((0, 5, 11), found, strict=True):
+    actual = read_frames(path, [0, 5, 11], 3)
+    for position, frame in zip((0, 5, 11), actual, strict=True):
         assert (frame.permute(1, 2, 0).float() - torch.tensor(shots[position]).float()).abs().mean() < 8
     assert read_frames(path, [3], 1)[0].shape == (1, 32, 32)
     with pytest.raises(ImageError, match="ends before frame 12"):
@@ -135,8 +135,8 @@ def test_each_frame_is_moved_by_itself_up_to_5_of_80_pixels():
     shown, _ = method.question(batch)  # (B, 4, 1, 32, 32)
     assert shown.shape == (300, 4, 1, 32, 32)
     middle = shown[:, :, 0].mean((2, 3))  # of a window: its row, and its column / 100
-    found = ((middle - 15.655) * 100).round().long()
-    assert set(found.flatten().tolist()) == {100 * row + column for row in range(-2, 3) for column in range(-2, 3)}
+    actual = ((middle - 15.655) * 100).round().long()
+    assert set(actual.flatten().tolist()) == {100 * row + column for row in range(-2, 3) for column in range(-2, 3)}
     assert (middle != middle[:, :1]).any(1).float().mean() > 0.9
     other, _ = numbered("order", jitter=0.0)[0].question(batch)
     assert torch.equal(other, ramps().views["frames"][0][:, :4])

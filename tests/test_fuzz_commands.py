@@ -43,7 +43,7 @@ def test_what_is_in_order_has_no_fault(ended):
     ],
 )
 def test_what_is_not_in_order_is_named(ended, fault):
-    assert any(fault in found for found in fuzz_commands.faults_of(ended))
+    assert any(fault in actual for actual in fuzz_commands.faults_of(ended))
 
 
 def test_a_line_of_a_seed_is_always_the_same_and_seeds_differ():
@@ -52,7 +52,7 @@ def test_a_line_of_a_seed_is_always_the_same_and_seeds_differ():
 
 
 def run_some(place) -> None:
-    with (place / "said").open("w") as said, contextlib.redirect_stdout(said):
+    with (place / "said").open("w") as printed, contextlib.redirect_stdout(printed):
         sys.exit(fuzz_commands.main(["--file", str(place / "lines"), "--jobs", "1"]))
 
 
@@ -61,5 +61,5 @@ def test_lines_that_are_right_wrong_and_faulty_are_told_apart(tmp_path):
         "runs\nviews images=[1\npretrain --cfg job\nviews ''out='x.png' trainer.epochs=${a}\n"
     )
     assert status_of(run_some, tmp_path) == 0, (tmp_path / "said").read_text()
-    said = (tmp_path / "said").read_text()
-    assert "1 status 0, 3 status 2; 0 not in order" in said
+    printed = (tmp_path / "said").read_text()
+    assert "1 status 0, 3 status 2; 0 not in order" in printed

@@ -62,8 +62,8 @@ def logged(steps=400, every=10, known=KNOWN, **series):
     return sorted(records, key=lambda r: r["step"])
 
 
-def rules(found, level=None):
-    return [f.rule for f in found if level in (None, f.level)]
+def rules(actual, level=None):
+    return [f.rule for f in actual if level in (None, f.level)]
 
 
 # --- Made-up metrics ---
@@ -107,10 +107,10 @@ SICK = {
 @pytest.mark.parametrize("name", SICK)
 def test_a_symptom_fires_its_rule_and_no_other(name):
     series, level, rule = SICK[name]
-    found = judge(logged(**series), KNOWN)
+    actual = judge(logged(**series), KNOWN)
     also = [("warn", "rising")] if name == "fallen back to blind" else []
-    assert [(f.level, f.rule) for f in found] == [(level, rule), *also], found
-    assert verdict(found) == found[0]
+    assert [(f.level, f.rule) for f in actual] == [(level, rule), *also], actual
+    assert verdict(actual) == actual[0]
 
 
 WELL = {
@@ -141,11 +141,11 @@ WELL = {
 @pytest.mark.parametrize("name", WELL)
 def test_a_healthy_run_gets_one_sentence(name):
     for steps in (0, 40, 100, 200, 400):
-        found = judge(logged(steps, **WELL[name]), KNOWN)
+        actual = judge(logged(steps, **WELL[name]), KNOWN)
         level = "ok" if steps >= 100 else "early"
-        assert [(f.level, f.rule) for f in found] == [(level, level)], (steps, found)
-        assert found[0].sentence.startswith("healthy: " if steps >= 100 else "too early to tell: ")
-        assert as_line(found[0]) == f"health: {found[0].sentence}"
+        assert [(f.level, f.rule) for f in actual] == [(level, level)], (steps, actual)
+        assert actual[0].sentence.startswith("healthy: " if steps >= 100 else "too early to tell: ")
+        assert as_line(actual[0]) == f"health: {actual[0].sentence}"
 
 
 @pytest.mark.parametrize("name", ["collapsed", "blind", "unmoved", "one direction", "uniform teacher"])
@@ -156,42 +156,44 @@ def test_nothing_is_judged_before_a_run_has_settled(name):
 @pytest.mark.parametrize("name", ["blind", "unmoved", "uniform teacher", "collapsed", "one direction"])
 def test_a_collapse_is_found_during_the_warm_up_and_all_else_after_it(name):
     later = RunFacts(**{**vars(KNOWN), "warmup_steps": 200})
-    found = judge(logged(240, **SICK[name][0]), later)
-    assert rules(found) == [SICK[name][2] if SICK[name][2] in ("collapse", "rank") else "early"]
-    if rules(found) == ["early"]:
-        assert found[0].sentence == "too early to tell: 240 steps, 260 are needed; no collapse so far"
+    actual = judge(logged(240, **SICK[name][0]), later)
+    assert rules(actual) == [SICK[name][2] if SICK[name][2] in ("collapse", "rank") else "early"]
+    if rules(actual) == ["early"]:
+        assert actual[0].sentence == "too early to tell: 240 steps, 260 are needed; no collapse so far"
     long_epoch = RunFacts(**{**vars(KNOWN), "steps_per_epoch": 300})
     assert rules(judge(logged(240, **SICK[name][0]), long_epoch)) == ["early"]
 
 
 def test_levels_are_in_order():
-    found = [Finding(level, "rule", "") for level in ("early", "bad", "ok", "warn")]
+    actual = [Finding(level, "rule", "") for level in ("early", "bad", "ok", "warn")]
     assert LEVELS == ("ok", "early", "warn", "bad")
-    assert [verdict(found[i:]).level for i in range(4)] == ["bad", "bad", "warn", "warn"]
-    assert verdict(found[:1] + found[2:3]).level == "early"
+    assert [verdict(actual[i:]).level for i in range(4)] == ["bad", "bad", "warn", "warn"]
+    assert verdict(actual[:1] + actual[2:3]).level == "early"
 
 
 def test_the_worst_of_all_spreads_is_said():
-    found = judge(logged(feature_std=lambda t: 0.045, projector_std=lambda t: 0.01, predictor_std=lambda t: 0.2), KNOWN)
-    assert [f.sentence for f in found] == ["projections have collapsed: √D·std 0.01, healthy is about 1"]
-    found = judge(logged(feature_std=lambda t: 0.001, projector_std=lambda t: 0.1), KNOWN)
-    assert found[0].sentence.startswith("features have collapsed")
-    found = judge(logged(projector_std=lambda t: 0.1, embedding_std=lambda t: 0.01), KNOWN)
-    assert found[0].sentence == "embeddings have collapsed: std 0.01, healthy is 0.2 to 1"
+    actual = judge(
+        logged(feature_std=lambda t: 0.045, projector_std=lambda t: 0.01, predictor_std=lambda t: 0.2), KNOWN
+    )
+    assert [f.sentence for f in actual] == ["projections have collapsed: √D·std 0.01, healthy is about 1"]
+    actual = judge(logged(feature_std=lambda t: 0.001, projector_std=lambda t: 0.1), KNOWN)
+    assert actual[0].sentence.startswith("features have collapsed")
+    actual = judge(logged(projector_std=lambda t: 0.1, embedding_std=lambda t: 0.01), KNOWN)
+    assert actual[0].sentence == "embeddings have collapsed: std 0.01, healthy is 0.2 to 1"
 
 
 def test_a_teacher_is_found_standing_still_at_once():
-    found = judge(logged(10, teacher_momentum=lambda t: 1.0), KNOWN)
+    actual = judge(logged(10, teacher_momentum=lambda t: 1.0), KNOWN)
     words = "the teacher does not move: its momentum is 1 from step 10 of 400 on: lower method.teacher_momentum"
-    assert found == [Finding("bad", "teacher", words)]
+    assert actual == [Finding("bad", "teacher", words)]
 
 
 @pytest.mark.parametrize("name", ["blind", "unmoved", "diverging", "uniform teacher"])
 def test_no_loss_is_bad_beyond_doubt_while_neighbours_clearly_improve(name):
     series, _, rule = SICK[name]
     for trained, level in ((0.72, "bad"), (0.85, "warn")):  # 0.07 more come of BatchNorm that settles
-        found = judge(logged(**series, knn=lambda t, trained=trained: 0.65 if t == 0 else trained), KNOWN)
-        assert [(f.level, f.rule) for f in found] == [(level, rule)], found
+        actual = judge(logged(**series, knn=lambda t, trained=trained: 0.65 if t == 0 else trained), KNOWN)
+        assert [(f.level, f.rule) for f in actual] == [(level, rule)], actual
 
 
 def test_chance_is_that_of_the_largest_class():
@@ -207,19 +209,19 @@ def test_chance_is_that_of_the_largest_class():
 def test_a_slow_start_is_a_warning_at_first():
     long = RunFacts(**{**vars(KNOWN), "total_steps": 4000})
     for steps, level in ((300, "warn"), (2000, "bad")):
-        found = judge(logged(steps, known=long, loss=lambda t: 4.0), long)
-        assert [(f.level, f.rule) for f in found] == [(level, "stuck")]
+        actual = judge(logged(steps, known=long, loss=lambda t: 4.0), long)
+        assert [(f.level, f.rule) for f in actual] == [(level, "stuck")]
 
 
 def test_sentences_have_figures():
     wide = RunFacts(**{**vars(KNOWN), "feature_dim": 128})
-    found = judge(logged(feature_std=lambda t: 0.034), wide)
-    assert found[0].sentence == "features have collapsed: std 0.003, healthy is about 0.088"
+    actual = judge(logged(feature_std=lambda t: 0.034), wide)
+    assert actual[0].sentence == "features have collapsed: std 0.003, healthy is about 0.088"
     wide = RunFacts(**{**vars(KNOWN), "feature_dim": 2048})
-    found = judge(logged(rankme=lambda t: 30.0 if t == 0 else 1.44), wide)
-    assert found[0].sentence == "features use 1.4 of 2,048 directions, untrained ones 30.0 (RankMe)"
-    found = judge(logged(loss=lambda t: 4.0), KNOWN)
-    assert "its blind value 4, " in found[0].sentence
+    actual = judge(logged(rankme=lambda t: 30.0 if t == 0 else 1.44), wide)
+    assert actual[0].sentence == "features use 1.4 of 2,048 directions, untrained ones 30.0 (RankMe)"
+    actual = judge(logged(loss=lambda t: 4.0), KNOWN)
+    assert "its blind value 4, " in actual[0].sentence
 
 
 def result(subject, value, k=20, **other):
@@ -232,8 +234,8 @@ def result(subject, value, k=20, **other):
 
 def test_results_worse_than_those_of_random_weights_are_said():
     assert rules(judge(logged(), KNOWN, [result("trained", 0.9), result("random", 0.8)])) == ["ok"]
-    found = judge(logged(), KNOWN, [result("random", 0.8), result("trained", 0.7)])
-    assert found == [Finding("warn", "random", "knn with k 20 on d: 70.0%, random weights have 80.0%")]
+    actual = judge(logged(), KNOWN, [result("random", 0.8), result("trained", 0.7)])
+    assert actual == [Finding("warn", "random", "knn with k 20 on d: 70.0%, random weights have 80.0%")]
     begun = judge(logged(), KNOWN, [result("random", 0.3), result("given", 0.8), result("trained", 0.7)])
     assert begun == [Finding("warn", "random", "knn with k 20 on d: 70.0%, the weights it was given have 80.0%")]
     of_two = [result("random", 0.8), result("trained", 0.9), result("random", 0.95, k=1), result("trained", 0.94, k=1)]
@@ -243,11 +245,11 @@ def test_results_worse_than_those_of_random_weights_are_said():
 def test_results_worse_than_those_of_random_weights_are_no_warning_while_it_is_too_early():
     worse, words = [result("random", 0.8), result("trained", 0.7)], "too early to tell: 40 steps, 100 are needed"
     against = "knn with k 20 on d 70.0% against 80.0%"
-    said = f"{words}; so far worse than random weights: {against}"
-    assert judge(logged(40), KNOWN, worse) == [Finding("early", "early", said)]
+    output = f"{words}; so far worse than random weights: {against}"
+    assert judge(logged(40), KNOWN, worse) == [Finding("early", "early", output)]
     assert judge(logged(40), KNOWN, [result("random", 0.8), result("trained", 0.79)])[0].sentence == words
     online = judge(logged(40, knn=lambda t: 0.8 if t == 0 else 0.7), KNOWN)
-    assert [(f.level, f.sentence) for f in online] == [("early", said.replace(against, "kNN 70.0% against 80.0%"))]
+    assert [(f.level, f.sentence) for f in online] == [("early", output.replace(against, "kNN 70.0% against 80.0%"))]
     long_epoch = RunFacts(**{**vars(KNOWN), "steps_per_epoch": 50})
     sick = judge(logged(110, known=long_epoch, **SICK["collapsed"][0]), long_epoch, worse)
     assert [f.level for f in sick] == ["bad", "early"]
@@ -301,8 +303,8 @@ def test_measured_features_of_a_run_add_to_what_it_logged():
     healthy, collapse = Finding("ok", "ok", "healthy: …"), Finding("bad", "collapse", "features have collapsed: …")
     early, warned = Finding("early", "early", "too early"), Finding("warn", "knn", "kNN has fallen")
     well, ill = measured("trained", 0.5, 40.0), measured("trained", 0.01, 3.0)
-    for told in (healthy, early, warned, collapse):
-        assert judge_features(well, [told]) == [told]
+    for message in (healthy, early, warned, collapse):
+        assert judge_features(well, [message]) == [message]
     assert rules(judge_features(ill, [healthy])) == ["collapse"]  # no word of health beside it
     assert rules(judge_features(ill, [early])) == ["collapse", "early"]
     assert rules(judge_features(ill, [warned])) == ["collapse", "knn"]
@@ -393,10 +395,10 @@ LONG = ("SimSiam without its stopped gradient", "BYOL without its predictor")
 def test_a_broken_run_is_found_out(name, tmp_path, capsys):
     words, rule = BROKEN[name]
     assert trained(tmp_path / "run", *words) == 0
-    found, printed = findings(tmp_path / "run"), capsys.readouterr().out
-    assert rule in rules(found, "bad"), found
-    sentence = next(f.sentence for f in found if f.rule == rule)
-    assert printed.count("  unhealthy: ") == len(set(rules(found, "bad")))  # once each
+    actual, printed = findings(tmp_path / "run"), capsys.readouterr().out
+    assert rule in rules(actual, "bad"), actual
+    sentence = next(f.sentence for f in actual if f.rule == rule)
+    assert printed.count("  unhealthy: ") == len(set(rules(actual, "bad")))  # once each
     assert f"  bad: {sentence}\n" in printed
 
 
@@ -407,9 +409,9 @@ HEALTHY |= dict.fromkeys(("mae", "simmim", "ijepa"), (*VIT, "dataset.image_size=
 @pytest.mark.parametrize("method", [method if method == "simclr" else slow(method) for method in HEALTHY])
 def test_a_healthy_run_is_called_so(method, tmp_path, capsys):
     assert trained(tmp_path / "run", f"method={method}", *HEALTHY[method]) == 0
-    found = findings(tmp_path / "run")
-    assert rules(found) == ["ok"], found
-    assert f"  health: {found[0].sentence}\n" in capsys.readouterr().out
+    actual = findings(tmp_path / "run")
+    assert rules(actual) == ["ok"], actual
+    assert f"  health: {actual[0].sentence}\n" in capsys.readouterr().out
 
 
 def test_a_run_stops_when_it_is_told_to(cli, tmp_path):
@@ -448,9 +450,9 @@ def test_what_was_not_finite_is_remembered_until_the_run_goes_on(tmp_path):
     run = tmp_path / "run"
     words = ("method=simclr", "trainer.epochs=1")
     assert trained(run, *words, "optimizer.base_lr=1e30") == 1
-    found = findings(run)
-    assert (found[0].level, found[0].rule) == ("bad", "not finite")
-    assert "gradient is" in found[0].sentence or "loss is" in found[0].sentence
+    actual = findings(run)
+    assert (actual[0].level, actual[0].rule) == ("bad", "not finite")
+    assert "gradient is" in actual[0].sentence or "loss is" in actual[0].sentence
 
 
 def test_what_kNN_is_asked_about_is_known_of_a_run_on_images_without_labels(tmp_path):
@@ -495,9 +497,9 @@ def test_constant_features_of_given_weights_are_said_to_be_so(cli, tmp_path):
 
 def test_neighbours_are_the_most_similar():
     queries, bank = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)).split([10, 20])
-    for row, found in zip(queries, neighbours(queries, 3 * bank, 5)[1], strict=True):
+    for row, actual in zip(queries, neighbours(queries, 3 * bank, 5)[1], strict=True):
         similar = [float(F.cosine_similarity(row, other, dim=0)) for other in bank]
-        assert found.tolist() == sorted(range(20), key=lambda i: -similar[i])[:5]
+        assert actual.tolist() == sorted(range(20), key=lambda i: -similar[i])[:5]
 
 
 def test_tensorboard_shows_views_neighbours_and_a_map(tmp_path):

@@ -21,9 +21,9 @@ TRAINED = Preprocess(3, 16, 18, [0.5] * 3, [0.5] * 3)
 
 def test_another_size_is_taken_where_a_key_asks_for_it_alone(tmp_path):
     write_images(tmp_path, count=4, size=(24, 24))
-    found, asked = (sources.folder("train", FolderKeys(str(tmp_path), size, 3, 1.0)) for size in (None, 24))
+    actual, asked = (sources.folder("train", FolderKeys(str(tmp_path), size, 3, 1.0)) for size in (None, 24))
     TRAINED.refuse_other("it", asked, "dataset", judges=True)
-    for source, judges in ((found, True), (asked, False)):
+    for source, judges in ((actual, True), (asked, False)):
         with pytest.raises(InputError, match=r"it takes 3×16×16.* has 3×24×24 images: set dataset\.image_size=16"):
             TRAINED.refuse_other("it", source, "dataset", judges=judges)
     assert (TRAINED.at(24).image_size, TRAINED.at(24).resize, TRAINED.at(16)) == (24, 27, TRAINED)

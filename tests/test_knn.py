@@ -40,8 +40,8 @@ def knn_by_hand(queries, bank, k, temperature):
 def test_knn_equals_a_slow_loop(k, temperature):
     bank, queries = clusters(spread=1.5), clusters(rows=30, spread=1.5, seed=1).features
     expected = knn_by_hand(queries, bank, k, temperature)
-    found = knn_votes(queries, bank, k=k, temperature=temperature).double()
-    shares = [votes / votes.sum(1, keepdim=True) for votes in (found, expected)]
+    actual = knn_votes(queries, bank, k=k, temperature=temperature).double()
+    shares = [votes / votes.sum(1, keepdim=True) for votes in (actual, expected)]
     assert torch.allclose(*shares, atol=1e-5)
 
 
@@ -82,8 +82,8 @@ def test_knn_does_not_depend_on_the_size_of_a_block(rows, monkeypatch):
     expected, blocks = knn_votes(queries, bank, k=9, temperature=0.1), []
     monkeypatch.setattr(sslctl.evaluation.knn, "_CHUNK_BYTES", 4 * len(bank.labels) * rows)
     monkeypatch.setattr(signals, "check", lambda: blocks.append(1))  # once a block
-    found = knn_votes(queries, bank, k=9, temperature=0.1)
-    assert torch.allclose(found, expected, rtol=1e-5)
+    actual = knn_votes(queries, bank, k=9, temperature=0.1)
+    assert torch.allclose(actual, expected, rtol=1e-5)
     assert len(blocks) == -(-40 // rows)
 
 
@@ -125,14 +125,14 @@ def measured(protocol, train, test, **task):
 
 def test_the_protocol_votes_with_each_k_of_the_training_images():
     train, test = clusters(300, 8, spread=2), clusters(20, 8, spread=2, seed=1)
-    found = {(r["metric"], r["params"]["k"]): r for r in measured(Knn([1, 7, 250], 5.0), train, test)}
+    actual = {(r["metric"], r["params"]["k"]): r for r in measured(Knn([1, 7, 250], 5.0), train, test)}
     for k in (1, 7, 250):  # 250: more than are searched in any case
         expected = accuracy(knn_by_hand(test.features, train, k, 5.0), test.labels)
-        assert {metric: found[metric, k]["value"] for metric in ("top1", "top5")} == pytest.approx(expected)
-        low, high = found["top1", k]["ci95"]
+        assert {metric: actual[metric, k]["value"] for metric in ("top1", "top5")} == pytest.approx(expected)
+        low, high = actual["top1", k]["ci95"]
         assert low <= expected["top1"] <= high
-        assert found["top1", k]["params"]["bank"] == 300
-    assert len({r["value"] for r in found.values()}) > 3
+        assert actual["top1", k]["params"]["bank"] == 300
+    assert len({r["value"] for r in actual.values()}) > 3
 
 
 # --- Uneven classes, few images ---
@@ -180,5 +180,5 @@ def test_balanced_accuracy_is_scikit_learns():
 
 def test_the_neighbours_that_are_recorded_are_those_that_there_are():
     train, test = uneven(20, 0), uneven(40, 1)
-    found = results_of(train, test, k=[5, 20, 200])
-    assert [r.params["k"] for r in found if r.metric == "top1"] == [5, 20]
+    actual = results_of(train, test, k=[5, 20, 200])
+    assert [r.params["k"] for r in actual if r.metric == "top1"] == [5, 20]

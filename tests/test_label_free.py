@@ -97,8 +97,8 @@ def lidar_by_hand(z, delta=1e-4):
     between = sum(np.outer(m - means.mean(0), m - means.mean(0)) for m in means) / n
     values, vectors = np.linalg.eigh(within + delta * np.eye(dim))
     half = vectors @ np.diag(values**-0.5) @ vectors.T
-    found = np.linalg.eigvalsh(half @ between @ half).clip(0)
-    p = found / found.sum() + 1e-7
+    actual = np.linalg.eigvalsh(half @ between @ half).clip(0)
+    p = actual / actual.sum() + 1e-7
     return np.exp(-(p * np.log(p)).sum())
 
 
@@ -167,15 +167,15 @@ def test_the_protocol_without_labels_takes_as_many_images_as_it_is_given():
     assert len(rows.unique()) == 60
     assert rows.max() > 1000  # not the first ones
     omitted = []
-    found = {
+    actual = {
         r["metric"]: r
         for r in measured(label_free.LabelFree(60, 20, 5, 2), Features(z, torch.zeros(1438), 1), None, omitted=omitted)
     }
-    assert found.keys() == {"rankme", "feature_std", "uniformity"}
+    assert actual.keys() == {"rankme", "feature_std", "uniformity"}
     for name, figure, count in (("rankme", label_free.rankme, 60), ("feature_std", label_free.feature_std, 60)):
-        assert found[name]["value"] == pytest.approx(figure(z[rows]))
-        assert found[name]["params"] == {"images": count}
-    assert found["uniformity"]["value"] == pytest.approx(label_free.uniformity(z[rows[:20]]))
+        assert actual[name]["value"] == pytest.approx(figure(z[rows]))
+        assert actual[name]["params"] == {"images": count}
+    assert actual["uniformity"]["value"] == pytest.approx(label_free.uniformity(z[rows[:20]]))
     assert [reason.partition(" of ")[0] for reason in omitted] == ["α-ReQ", "LiDAR and alignment"]
 
 
@@ -187,15 +187,15 @@ def test_average_precision_equals_scikit_learn():
     labels, asked = (torch.randint(0, 3, (size,), generator=generator) for size in (60, 20))
     similarity, rows = neighbours(noise(20, 5), noise(60, 5, seed=1), 60)
     relevant = labels[rows] == asked[:, None]
-    found = average_precision(relevant, relevant.sum(1))
+    actual = average_precision(relevant, relevant.sum(1))
     expected = [average_precision_score(r.numpy(), s.numpy()) for r, s in zip(relevant, similarity, strict=True)]
-    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert actual.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_average_precision_of_a_cut_list():
     relevant = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]]).bool()
-    found = average_precision(relevant, torch.tensor([2, 0, 9, 1]))
-    assert found.tolist() == pytest.approx([(1 + 2 / 3) / 2, 0, 1, 0.25])
+    actual = average_precision(relevant, torch.tensor([2, 0, 9, 1]))
+    assert actual.tolist() == pytest.approx([(1 + 2 / 3) / 2, 0, 1, 0.25])
     assert recall_hits(relevant, 1).tolist() == [True, False, True, False]
     assert recall_hits(relevant, 4).tolist() == [True, False, True, True]
 
@@ -213,9 +213,9 @@ def test_the_retrieval_protocol_equals_a_slow_loop(depth):
         precision.append(sum(at) / min(sum(ranked), depth))
         for k, hits in recall.items():
             hits.append(any(ranked[:k]))
-    found = {r["metric"]: r["value"] for r in measured(Retrieval([1, 3], depth), train, test)}
+    actual = {r["metric"]: r["value"] for r in measured(Retrieval([1, 3], depth), train, test)}
     expected = {f"map@{depth}": np.mean(precision)} | {f"recall@{k}": np.mean(hits) for k, hits in recall.items()}
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
 
 
 # --- Clustering ---
@@ -226,9 +226,9 @@ def test_agreement_equals_scikit_learn(kinds):
     generator = torch.Generator().manual_seed(0)
     clusters, labels = (torch.randint(0, kind, (200,), generator=generator) for kind in kinds)
     labels[:80] = clusters[:80].clamp(max=kinds[1] - 1)
-    found = agreement(clusters, labels)
-    assert found["nmi"][0] == pytest.approx(normalized_mutual_info_score(labels, clusters), abs=1e-9)
-    assert found["ari"][0] == pytest.approx(adjusted_rand_score(labels, clusters), abs=1e-9)
+    actual = agreement(clusters, labels)
+    assert actual["nmi"][0] == pytest.approx(normalized_mutual_info_score(labels, clusters), abs=1e-9)
+    assert actual["ari"][0] == pytest.approx(adjusted_rand_score(labels, clusters), abs=1e-9)
 
 
 def test_scores_of_resampled_tables_equal_scikit_learn_on_resampled_images():
@@ -317,9 +317,9 @@ def test_the_clustering_protocol_looks_at_training_images_and_judges_test_images
     cluster_of, labels = torch.arange(50) % 2, torch.arange(50) % 2
     labels[:10] = 2
     test = Features(axes[cluster_of] + 0.3 * noise(50, 6, seed=1), labels, 3)
-    found = {r["metric"]: r for r in measured(Clustering(3, 20, 200), train, test, seed=1)}
+    actual = {r["metric"]: r for r in measured(Clustering(3, 20, 200), train, test, seed=1)}
     expected = {"nmi": normalized_mutual_info_score(labels, cluster_of), "ari": adjusted_rand_score(labels, cluster_of)}
-    assert {name: r["value"] for name, r in found.items()} == pytest.approx({"accuracy": 0.8} | expected)
+    assert {name: r["value"] for name, r in actual.items()} == pytest.approx({"accuracy": 0.8} | expected)
 
 
 def test_the_seed_decides_clusters_of_noise():
@@ -331,8 +331,8 @@ def test_the_seed_decides_clusters_of_noise():
 
 def test_kmeans_that_ends_early_ends_where_more_iterations_would():
     z = F.normalize(noise(200, 4), dim=1)
-    for found, expected in zip(spherical_kmeans(z, z[:5], 200), spherical_kmeans(z, z[:5], 500), strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(spherical_kmeans(z, z[:5], 200), spherical_kmeans(z, z[:5], 500), strict=True):
+        assert torch.equal(actual, expected)
 
 
 # --- Intervals ---

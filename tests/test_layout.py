@@ -128,8 +128,8 @@ def test_labels_in_file_names_are_found_by_a_pattern(tmp_path):
         write_images(tmp_path, count=1)
         (tmp_path / "000.png").rename(tmp_path / f"{name}.png")
     splits = {"train": ".", "test": "."}
-    found = labels_of(class_folders("train", str(tmp_path), splits, r"(.+)_\d+"))
-    assert found == {
+    actual = labels_of(class_folders("train", str(tmp_path), splits, r"(.+)_\d+"))
+    assert actual == {
         "crazing_1.png": "crazing",
         "crazing_2.png": "crazing",
         "rolled-in_scale_1.png": "rolled-in_scale",
@@ -262,10 +262,10 @@ def test_a_run_says_and_keeps_what_its_data_are(cli, workdir):
     assert data["train"]["classes"] == data["test"]["classes"] == ["a", "b"]
     assert (data["train"]["samples"], data["test"]["samples"]) == (32, 8)
     assert data["train"]["sizes"] == {"16x16": 32}
-    said = cli("knn-eval", "run", "plan_only=true")
-    assert said.status == 0, said.err
-    assert "images/Testing" in said.out
-    assert "warning" not in result.out + said.err
+    printed = cli("knn-eval", "run", "plan_only=true")
+    assert printed.status == 0, printed.err
+    assert "images/Testing" in printed.out
+    assert "warning" not in result.out + printed.err
 
 
 def test_a_picture_is_not_written_among_the_images(cli, workdir):

@@ -101,8 +101,8 @@ def test_features_of_texts_need_fewer_labels_than_random_ones(licences):
 def test_a_run_of_videos_is_evaluated_and_loaded_from_the_command_line(passing, tmp_path):
     more = ("backbone.widths=[4,8]", "trainer.batch_size=32", "trainer.epochs=2", "evaluation.closing=true")
     assert run("frame_order", passing, tmp_path / "run", *more) == 0
-    found = {(r["protocol"], r["subject"], r["metric"]) for r in results(tmp_path / "run" / "results.jsonl")}
-    assert ("linear-cached", "trained", "top1") in found
+    actual = {(r["protocol"], r["subject"], r["metric"]) for r in results(tmp_path / "run" / "results.jsonl")}
+    assert ("linear-cached", "trained", "top1") in actual
     assert main(["linear-eval", str(tmp_path / "run"), "cache_gb=0"]) == 0
     assert main(["knn-eval", str(tmp_path / "run"), "cache_gb=0", "subjects=[trained,pixels]"]) == 0
     with pytest.raises(sslctl.errors.InputError, match="not a run directory"):

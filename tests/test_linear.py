@@ -58,7 +58,7 @@ def test_a_grid_equals_training_each_setting_alone():
 
 def test_a_classifier_equals_torchs_sgd_on_cross_entropy():
     data, lr, decay, steps = clusters(spread=1), 0.1, 0.01, 300
-    found = train_classifiers(data, [(lr, decay)], epochs=1, batch_size=50, seed=3)
+    actual = train_classifiers(data, [(lr, decay)], epochs=1, batch_size=50, seed=3)
     x = (data.features - data.features.mean(0)) / data.features.std(0)
     weight, bias = torch.zeros(6, 4, requires_grad=True), torch.zeros(4, requires_grad=True)
     groups = [{"params": [weight], "weight_decay": decay}, {"params": [bias]}]
@@ -71,8 +71,8 @@ def test_a_classifier_equals_torchs_sgd_on_cross_entropy():
         F.cross_entropy(x[rows] @ weight + bias, data.labels[rows]).backward()
         optimizer.step()
         cosine.step()
-    assert torch.allclose(found.weight[0], weight, atol=1e-4)
-    assert torch.allclose(found.bias[0, 0], bias, atol=1e-4)
+    assert torch.allclose(actual.weight[0], weight, atol=1e-4)
+    assert torch.allclose(actual.bias[0, 0], bias, atol=1e-4)
 
 
 def test_a_probe_does_not_depend_on_the_scale_of_features():
@@ -109,9 +109,9 @@ def test_the_probe_agrees_with_scikit_learn_on_digits():
     expected = reference.score(test.features.numpy(), test.labels.numpy())
     grid = ProbeGrid([0.01, 0.03, 0.1, 0.3], [0.0, 1e-4, 1e-3], epochs=100, batch_size=1024, validation=0.1)
     classifier, _ = fit_probe(train, grid, seed=0)
-    found = accuracy(classifier.scores(test.features)[0], test.labels)["top1"]
-    assert found == pytest.approx(expected, abs=0.01)
-    assert found > 0.93
+    actual = accuracy(classifier.scores(test.features)[0], test.labels)["top1"]
+    assert actual == pytest.approx(expected, abs=0.01)
+    assert actual > 0.93
 
 
 @pytest.mark.parametrize("amount", [None, 5])
@@ -149,8 +149,8 @@ def test_each_draw_has_its_own_labels_and_all_draws_make_the_value(monkeypatch):
 
 def test_amounts_of_labels_that_a_class_lacks_are_left_out():
     probes, omitted = LinearProbes(vars(ProbeGrid([0.1], [0.0], 1, 32, 0.2)), [5, 30], draws=2), []
-    found = measured(probes, clusters(80), clusters(40, seed=1), omitted=omitted)
-    assert [(r["labels"], r["draws"]) for r in found] == [("all", None), ("5/class", 2)]
+    actual = measured(probes, clusters(80), clusters(40, seed=1), omitted=omitted)
+    assert [(r["labels"], r["draws"]) for r in actual] == [("all", None), ("5/class", 2)]
     assert omitted == ["few_labels=30: class 0 has only 20 images"]
 
 
@@ -195,15 +195,15 @@ def test_the_best_setting_of_a_grid_is_picked():
 @pytest.mark.parametrize("rows", [40, 80, 81, 400])
 def test_folds_are_disjoint_and_cover(rows):
     data = clusters(rows=rows)
-    found = folds(data, share=0.2, seed=0)
-    count = torch.stack(found).sum(0)
+    actual = folds(data, share=0.2, seed=0)
+    count = torch.stack(actual).sum(0)
     if rows <= 80:  # 20 a class: every row is judged once
-        assert len(found) == 5
+        assert len(actual) == 5
         assert torch.equal(count, torch.ones_like(count))
-        held = torch.stack([torch.bincount(data.labels[fold], minlength=4) for fold in found])
+        held = torch.stack([torch.bincount(data.labels[fold], minlength=4) for fold in actual])
         assert (held.max(0).values - held.min(0).values).max() <= 1
     else:
-        assert len(found) == 1
+        assert len(actual) == 1
         assert count.sum() == round(0.2 * rows)
 
 

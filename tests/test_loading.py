@@ -139,7 +139,7 @@ def test_every_network_that_a_method_declares_for_its_features_makes_them(name):
         settings = TextPreprocess(method.backbone.network.vocabulary, facts.image_size, "")
     names = feature_names(method, settings)
     assert set(method.feature_networks()) <= set(names)
-    kept = {features: found[0] for features in names if (found := find_backbone(method, features, settings))}
+    kept = {features: actual[0] for features in names if (actual := find_backbone(method, features, settings))}
     assert set(kept) == set(method.feature_networks())
     assert any(backbone is method.backbone for backbone in kept.values()) or name == "ijepa"
 
@@ -165,12 +165,12 @@ def test_pil_array_and_tensor_give_the_same_input(resized, height, width):
     _, preprocess = sslctl.load(resized)
     array = pixels(height, width)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
-    made = preprocess(array)
-    assert made.shape == (3, 16, 16)
-    assert made.dtype == torch.float32
-    assert torch.equal(made, preprocess(Image.fromarray(array)))
-    assert torch.equal(made, preprocess(tensor))
-    assert torch.equal(made, resize_and_crop(tensor, 16, 20).float() / 255)
+    result = preprocess(array)
+    assert result.shape == (3, 16, 16)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, preprocess(Image.fromarray(array)))
+    assert torch.equal(result, preprocess(tensor))
+    assert torch.equal(result, resize_and_crop(tensor, 16, 20).float() / 255)
 
 
 def test_an_image_of_the_right_size_stays_as_it_is(finished_run):
@@ -255,7 +255,7 @@ def with_another_shape(tensors):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "printed"),
     [
         (without_one, "1 tensors missing"),
         (with_one_more, "1 tensors unexpected: network.extra"),
@@ -263,7 +263,7 @@ def with_another_shape(tensors):
         (with_another_shape, "1 tensors of another shape"),
     ],
 )
-def test_weights_with_other_tensors_are_refused(run, change, said):
+def test_weights_with_other_tensors_are_refused(run, change, printed):
     path = run / "backbone.safetensors"
     tensors = read(path)
     change(tensors)
@@ -271,7 +271,7 @@ def test_weights_with_other_tensors_are_refused(run, change, said):
     with pytest.raises(InputError) as caught:
         sslctl.load(run)
     assert str(path) in str(caught.value)
-    assert said in str(caught.value)
+    assert printed in str(caught.value)
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1])

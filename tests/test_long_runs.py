@@ -127,10 +127,10 @@ def test_a_disk_that_fills_up_in_an_evaluation_is_named_and_the_run_continues(
     with monkeypatch.context() as patch:
         patch.setattr(sslctl.commands.pretrain, "evaluate_online", evaluate_online)
         assert pretrain(run, *words) == 1
-    said = capsys.readouterr().err
-    assert "No space left on device" in said
-    assert str(run) in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert "No space left on device" in printed
+    assert str(run) in printed
+    assert "Traceback" not in printed
     checkpoint.verify(checkpoint.newest_valid(run))
     (small_disk / "filler").unlink()
     finish(run, *words)

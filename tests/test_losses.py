@@ -104,9 +104,9 @@ def test_info_nce_equals_plain_python(temperature, batch, size, dim):
 def test_info_nce_of_equal_positives_and_an_orthogonal_queue_is_the_golden_value(size, temperature, golden):
     query = torch.tensor([[1.0, 0, 0], [0, 2.0, 0]], dtype=torch.float64)
     negatives = torch.tensor([[0, 0, 1.0]], dtype=torch.float64).expand(size, -1)
-    found = info_nce(query, 3 * query, negatives, temperature).item()
-    assert found == pytest.approx(golden, abs=1e-5)
-    assert found == pytest.approx(math.log1p(size * math.exp(-1 / temperature)), abs=1e-9)
+    actual = info_nce(query, 3 * query, negatives, temperature).item()
+    assert actual == pytest.approx(golden, abs=1e-5)
+    assert actual == pytest.approx(math.log1p(size * math.exp(-1 / temperature)), abs=1e-9)
     # In fp32 the sum of 1 and 65,536 terms of 6e-7 is only good to some 1e-4: how many lanes add it up differs.
     single = info_nce(query.float(), query.float(), negatives.float(), temperature).item()
     assert single == pytest.approx(golden, abs=6e-4)
@@ -125,8 +125,8 @@ def test_info_nce_is_invariant_to_scale():
     query, positive, negatives = normal(5, 4), normal(5, 4, seed=1), normal(7, 4, seed=2)
     expected = info_nce(query, positive, negatives, 0.2).item()
     scales = torch.linspace(0.01, 100, 7, dtype=torch.float64)[:, None]
-    found = info_nce(query * scales[:5], positive * 9, negatives * scales, 0.2).item()
-    assert found == pytest.approx(expected, abs=1e-9)
+    actual = info_nce(query * scales[:5], positive * 9, negatives * scales, 0.2).item()
+    assert actual == pytest.approx(expected, abs=1e-9)
 
 
 def test_info_nce_is_invariant_to_permuted_images_and_to_a_permuted_queue():
@@ -146,9 +146,9 @@ def test_info_nce_excluded_removes_exactly_those_negatives():
     excluded = normal(5, 9, seed=3) > 0.3
     excluded[0] = False
     excluded[1] = True  # no negative is left: the loss of that query is 0
-    found = info_nce(query, positive, negatives, 0.2, excluded).item()
-    assert found == pytest.approx(reference_info_nce(query, positive, negatives, 0.2, excluded), abs=1e-9)
-    assert found < info_nce(query, positive, negatives, 0.2).item() - 0.1
+    actual = info_nce(query, positive, negatives, 0.2, excluded).item()
+    assert actual == pytest.approx(reference_info_nce(query, positive, negatives, 0.2, excluded), abs=1e-9)
+    assert actual < info_nce(query, positive, negatives, 0.2).item() - 0.1
 
 
 def test_info_nce_excluding_for_all_equals_leaving_out():

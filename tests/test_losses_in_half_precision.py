@@ -59,10 +59,10 @@ def test_under_autocast_it_is_that_of_fp32(name, dtype):
     tensors, call = CALLS[name]
     expected = call(getattr(losses, name), *tensors)
     with torch.autocast("cpu", dtype):
-        found = call(getattr(losses, name), *tensors)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
-    assert torch.isfinite(found).all()
+        actual = call(getattr(losses, name), *tensors)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
+    assert torch.isfinite(actual).all()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -72,11 +72,11 @@ def test_of_rounded_inputs_it_is_calculated_in_fp32(name, dtype):
     low = [tensor.to(dtype) for tensor in tensors]
     expected = call(getattr(losses, name), *(tensor.float() for tensor in low))
     with torch.autocast("cpu", dtype):
-        found = call(getattr(losses, name), *low)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
+        actual = call(getattr(losses, name), *low)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
     exact = call(getattr(losses, name), *(tensor.double() for tensor in low))
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -87,8 +87,8 @@ def test_without_its_guard_it_is_not(name, dtype):
     loss = getattr(losses, name)
     expected = call(loss, *tensors)
     with torch.autocast("cpu", dtype):
-        found = call(loss.__wrapped__, *tensors)
-    assert abs(found.float() - expected) > 1e-6
+        actual = call(loss.__wrapped__, *tensors)
+    assert abs(actual.float() - expected) > 1e-6
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -468,8 +468,8 @@ def test_spherical_kmeans_equals_lloyds_algorithm_in_loops(iterations):
         sums = torch.tensor([[sum(column) for column in zip(*group, strict=True)] for group in groups])
         centroids = unit(sums.double())
     chosen = [max(range(5), key=lambda k: dot(row, centroids[k])) for row in z.tolist()]
-    found, nearest = spherical_kmeans(z, z[:5], iterations)
-    torch.testing.assert_close(found, torch.tensor(centroids, dtype=torch.float64), atol=1e-6, rtol=0)
+    actual, nearest = spherical_kmeans(z, z[:5], iterations)
+    torch.testing.assert_close(actual, torch.tensor(centroids, dtype=torch.float64), atol=1e-6, rtol=0)
     assert nearest.tolist() == chosen
 
 

@@ -77,8 +77,8 @@ def measured(subject, value, images=100, **changes):
 def test_a_run_is_worse_than_untrained_where_chance_does_not_explain_it(trained, random, images, other, worse):
     facts = RunFacts(steps_per_epoch=10, total_steps=1000)
     records = [{"step": step, "loss": 5 - step / 500} for step in range(10, 1001, 10)]
-    found = judge(records, facts, [measured("trained", trained, images), measured("random", random, images, **other)])
-    assert any(finding.rule == "random" for finding in found) == worse
+    actual = judge(records, facts, [measured("trained", trained, images), measured("random", random, images, **other)])
+    assert any(finding.rule == "random" for finding in actual) == worse
 
 
 def test_the_noise_of_two_shares_is_that_of_their_intervals():

@@ -23,10 +23,10 @@ LIMITED = ("trainer.save_every_steps=2", *own("HungryMoCo"))
 def test_a_step_without_memory_ends_in_one_line_that_says_what_would_fit(kind, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TEST_MEMORY", kind)
     assert pretrain(tmp_path / "run", *MOCO, *LIMITED) == 1
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1
+    printed = capsys.readouterr().err.strip()
+    assert len(printed.splitlines()) == 1
     for word in ("trainer.batch_size=256", "trainer.accumulate_steps=2", "trainer.accumulate_approximately=true"):
-        assert word in said
+        assert word in printed
     assert newest(tmp_path / "run").name == "step-2"
     tensors(tmp_path / "run")  # verifies it
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
@@ -37,9 +37,9 @@ def test_accumulation_is_proposed_as_it_is_where_it_is_exact(given, tmp_path, ca
     monkeypatch.setenv("TEST_MEMORY", "cpu")
     words = (*MOCO_VIT, *LIMITED, f"trainer.accumulate_steps={given}")
     assert pretrain(tmp_path / "run", *words) == 1
-    said = capsys.readouterr().err
-    assert f"trainer.accumulate_steps={2 * given}" in said
-    assert "approximately" not in said
+    printed = capsys.readouterr().err
+    assert f"trainer.accumulate_steps={2 * given}" in printed
+    assert "approximately" not in printed
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_a_run_without_memory_continues_exactly_when_there_is_some(tmp_path, mon
     straight = finish(tmp_path / "straight", *words)
     monkeypatch.setattr("tests.own_methods.HungryMoCo.starve", staticmethod(lambda kind, batch: None))
     finish(tmp_path / "run", *MOCO, *LIMITED)
-    found = tensors(tmp_path / "run")
-    assert differences(found, tensors(straight)) == []
+    actual = tensors(tmp_path / "run")
+    assert differences(actual, tensors(straight)) == []
 
 
 def test_a_plan_that_does_not_fit_says_so(tmp_path, capsys, monkeypatch):
@@ -76,9 +76,9 @@ def test_a_plan_that_does_not_fit_says_so(tmp_path, capsys, monkeypatch):
 def test_other_errors_keep_their_words(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TEST_MEMORY", "none")
     assert pretrain(tmp_path / "run", *MOCO, *LIMITED) == 1
-    said = capsys.readouterr().err
-    assert "mat1 and mat2" in said
-    assert "batch_size" not in said
+    printed = capsys.readouterr().err
+    assert "mat1 and mat2" in printed
+    assert "batch_size" not in printed
 
 
 @pytest.mark.slow

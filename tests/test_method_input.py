@@ -33,8 +33,8 @@ def test_too_few_views_are_refused_before_anything_is_written(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["ibot", "msn"])
 def test_an_augmentation_without_the_local_views_that_a_method_counts_is_refused(name, tmp_path, capsys):
     assert pretrain(tmp_path / "run", *words_of(name), "augmentation=simclr") == 2
-    said = capsys.readouterr().err
-    assert said == (
+    printed = capsys.readouterr().err
+    assert printed == (
         "sslctl: augmentation.local: this augmentation has no local views, which are asked for: augmentation=swav, dino"
         " or lejepa\n"
     )
@@ -50,11 +50,11 @@ def test_an_empty_queue_is_refused(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["ibot", "msn"])
 @pytest.mark.parametrize(
-    ("words", "found"), [((), "global_pool=avg"), (("+backbone.kwargs.class_token=false",), "no class token")]
+    ("words", "actual"), [((), "global_pool=avg"), (("+backbone.kwargs.class_token=false",), "no class token")]
 )
-def test_a_class_token_is_needed_where_it_is_learnt_by(name, words, found, tmp_path, capsys):
+def test_a_class_token_is_needed_where_it_is_learnt_by(name, words, actual, tmp_path, capsys):
     assert pretrain(tmp_path / "run", *words_of(name), "+backbone.kwargs.global_pool=avg", *words) == 2
-    assert f"learns by the class token, this backbone has {found}" in capsys.readouterr().err
+    assert f"learns by the class token, this backbone has {actual}" in capsys.readouterr().err
 
 
 # --- Processes, precision, accumulation ---
@@ -76,7 +76,7 @@ def test_labels_are_asked_for_where_they_are_needed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         (("method=mae", "backbone=small_resnet"), "backbone=small_vit"),
         (("method=mae", "method.mask_ratio=1.0"), "leaves 0 of 16 patches visible"),
@@ -91,13 +91,13 @@ def test_labels_are_asked_for_where_they_are_needed(tmp_path, capsys):
         (("method=autoencoder", "method.hidden=1.5"), "hidden=1.5"),
     ],
 )
-def test_what_a_method_cannot_do_ends_in_a_line_before_anything_is_written(words, said, tmp_path, capsys):
+def test_what_a_method_cannot_do_ends_in_a_line_before_anything_is_written(words, printed, tmp_path, capsys):
     vit = SMALLER_VIT if words[0].split("=")[1] in ("mae", "simmim", "ijepa") else ()
     if "backbone=small_resnet" in words:
         vit = ()
     assert pretrain(tmp_path / "run", *SMALL, "scheduler.warmup_epochs=1", *vit, *words) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert printed in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -132,7 +132,7 @@ def bad_frames(folder, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "method", "more", "said"),
+    ("kind", "method", "more", "printed"),
     [
         ("one frame", "frame_order", (), "has 1 frame, a sample takes 5"),
         ("no videos", "frame_order", (), "no videos in"),
@@ -158,7 +158,7 @@ def bad_frames(folder, kind):
         ),
     ],
 )
-def test_bad_frames_and_texts_end_in_a_line_before_anything_is_written(kind, method, more, said, tmp_path, capsys):
+def test_bad_frames_and_texts_end_in_a_line_before_anything_is_written(kind, method, more, printed, tmp_path, capsys):
     root = bad_frames(tmp_path / "data", kind)
     batch = ("trainer.batch_size=2",)
     words = [
@@ -172,7 +172,7 @@ def test_bad_frames_and_texts_end_in_a_line_before_anything_is_written(kind, met
     ]
     assert main(words) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert printed in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

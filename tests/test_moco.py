@@ -151,15 +151,15 @@ def norm2d(seed=0):
 def test_grouped_batchnorm_equals_a_plain_one_on_each_part(groups):
     x = torch.randn(12, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float32) * 2 + 1
     grouped = group_batchnorm(norm2d(), groups)
-    found = grouped(x)
+    actual = grouped(x)
     plain = [norm2d() for _ in range(groups)]
     expected = torch.cat([norm(part) for norm, part in zip(plain, x.chunk(groups), strict=True)])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     for name in ("running_mean", "running_var"):
         mean = torch.stack([getattr(norm, name) for norm in plain]).mean(0)
         torch.testing.assert_close(getattr(grouped, name), mean)
     assert grouped.num_batches_tracked == 1
-    assert not torch.allclose(found, norm2d()(x), atol=1e-2)  # one statistic for all is something else
+    assert not torch.allclose(actual, norm2d()(x), atol=1e-2)  # one statistic for all is something else
 
 
 def test_grouped_batchnorm_in_evaluation_and_with_one_group_is_a_plain_one():

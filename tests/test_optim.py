@@ -63,7 +63,7 @@ def test_lars_equals_plain_python(weight_decay, adapt):
     weight = nn.Parameter(start.clone())
     groups = [{"params": [weight], "weight_decay": weight_decay, "adapt": adapt}]
     optimizer = LARS(groups, lr=0.1, momentum=0.9, trust=1e-2)
-    found = run_lars(optimizer, weight, gradients, rates)
+    actual = run_lars(optimizer, weight, gradients, rates)
     expected = reference_lars(
         start.flatten().tolist(),
         [g.flatten().tolist() for g in gradients],
@@ -73,7 +73,7 @@ def test_lars_equals_plain_python(weight_decay, adapt):
         trust=1e-2,
         adapt=adapt,
     )
-    torch.testing.assert_close(found.flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(actual.flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 def test_lars_without_weight_decay_still_adapts():
@@ -90,9 +90,9 @@ def test_lars_of_an_excluded_group_is_momentum_sgd():
     start, gradients = random_run(5, (7,))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     groups = [{"params": [ours], "weight_decay": 0.0, "adapt": False}]
-    found = run_lars(LARS(groups, lr=0.1, momentum=0.9, trust=1e-3, weight_decay=1.0), ours, gradients, [0.1] * 5)
+    actual = run_lars(LARS(groups, lr=0.1, momentum=0.9, trust=1e-3, weight_decay=1.0), ours, gradients, [0.1] * 5)
     expected = run_lars(torch.optim.SGD([theirs], lr=0.1, momentum=0.9), theirs, gradients, [0.1] * 5)
-    torch.testing.assert_close(found, expected, atol=1e-14, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("zero", ["weight", "gradient"])
@@ -100,8 +100,8 @@ def test_lars_of_a_zero_norm_uses_a_ratio_of_one(zero):
     start, gradients = random_run(1, (3, 3))
     start, gradients = (start * 0, gradients) if zero == "weight" else (start, gradients * 0)
     weight = nn.Parameter(start.clone())
-    found = run_lars(LARS([weight], lr=0.1, momentum=0.9, trust=1e-3), weight, gradients, [0.1])
-    assert torch.equal(found, start - 0.1 * gradients[0])
+    actual = run_lars(LARS([weight], lr=0.1, momentum=0.9, trust=1e-3), weight, gradients, [0.1])
+    assert torch.equal(actual, start - 0.1 * gradients[0])
 
 
 def test_lars_leaves_alone_what_has_no_gradient():
@@ -284,7 +284,7 @@ def test_milestones_are_steps_or_epochs_or_shares_of_the_run(words, milestones, 
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "printed"),
     [
         ("milestones_share=[60,80]", "expected parts of the run, between 0 and 1"),
         ("milestones_share=0.5", "expected a list"),
@@ -295,9 +295,9 @@ def test_milestones_are_steps_or_epochs_or_shares_of_the_run(words, milestones, 
         ),
     ],
 )
-def test_milestones_that_mean_nothing_are_refused(word, said, capsys):
+def test_milestones_that_mean_nothing_are_refused(word, printed, capsys):
     assert main(["pretrain", "method=moco_v1", f"scheduler.{word}", "plan_only=true"]) == 2
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 def plan_of(*words):
@@ -411,9 +411,9 @@ def test_optimizers_equal_torchs_plain_ones_to_rounding(name):
     decayed, others = [reference[0].weight, reference[2].weight], [reference[0].bias, reference[2].bias]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     plain = getattr(torch.optim, name)(groups, lr=0.1, foreach=False, **SETTINGS[name])
-    found, expected = trained(module, optimizer), trained(reference, plain)
+    actual, expected = trained(module, optimizer), trained(reference, plain)
     for tensor in expected:
-        torch.testing.assert_close(found[tensor], expected[tensor], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(actual[tensor], expected[tensor], atol=1e-6, rtol=1e-5)
         assert not torch.equal(expected[tensor], network().state_dict()[tensor])
 
 

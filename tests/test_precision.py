@@ -105,10 +105,10 @@ def test_too_many_overflows_in_a_row_stop_the_run(tmp_path, capsys, monkeypatch)
     assert pretrain(tmp_path / "run", *words, stop_after=12) == 143  # the count goes on where it was
     capsys.readouterr()
     assert pretrain(tmp_path / "run", *words) == 1
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for words in ("step 21", f"{MOST_SKIPPED} steps in a row", "lr 0.03", "digits train image "):
-        assert words in said
-    assert len(said.strip().splitlines()) == 1
+        assert words in printed
+    assert len(printed.strip().splitlines()) == 1
     assert newest(tmp_path / "run").name == "step-21"  # of 20 good and bad steps, not of the last
     kept = tensors(tmp_path / "run")
     assert all(torch.isfinite(t).all() for t in kept.values() if isinstance(t, torch.Tensor))
@@ -136,12 +136,12 @@ def test_overflows_leave_other_optimizers_as_they_are(words, watched, tmp_path, 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    made = {}
+    produced = {}
 
     def run(*words):
-        if words not in made:
-            made[words] = finish(tmp_path_factory.mktemp("straight") / "run", *words)
-        return made[words]
+        if words not in produced:
+            produced[words] = finish(tmp_path_factory.mktemp("straight") / "run", *words)
+        return produced[words]
 
     return run
 
@@ -161,9 +161,9 @@ def test_without_the_loss_scale_a_resume_differs(straight, tmp_path, monkeypatch
     assert pretrain(tmp_path / "run", *OVERFLOWING, stop_after=6) == 143
     edit(newest(tmp_path / "run"), state=lambda state: state["scaler"].update(scale=2.0**-6))
     finish(tmp_path / "run", *OVERFLOWING)
-    found = differences(tensors(tmp_path / "run"), tensors(straight(*OVERFLOWING)))
-    assert "method/backbone.network.conv1.weight" in found
-    assert "state/scaler/scale" in found
+    actual = differences(tensors(tmp_path / "run"), tensors(straight(*OVERFLOWING)))
+    assert "method/backbone.network.conv1.weight" in actual
+    assert "state/scaler/scale" in actual
 
 
 # --- What is float32 ---
@@ -176,10 +176,10 @@ def test_scores_of_prototypes_under_autocast_are_those_of_fp32(dtype):
     expected, low = prototypes(z), z.to(dtype)
     of_low = prototypes(low.float())
     with torch.autocast("cpu", dtype):
-        found, found_of_low = prototypes(z), prototypes(low)
+        actual, found_of_low = prototypes(z), prototypes(low)
         rounded = F.linear(F.normalize(z, dim=1), prototypes.weight)
-    assert (found.dtype, found_of_low.dtype, rounded.dtype) == (torch.float32, torch.float32, dtype)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (actual.dtype, found_of_low.dtype, rounded.dtype) == (torch.float32, torch.float32, dtype)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(found_of_low, of_low, atol=1e-5, rtol=0)
     assert (rounded.float() - expected).abs().max() > 1e-4  # what a product in the lower precision would give
 
@@ -191,9 +191,9 @@ def test_the_nearest_neighbours_of_nnclr_under_autocast_are_those_of_fp32(dtype)
     expected, low = method.nearest(z), z.to(dtype)
     of_low = method.nearest(low.float())
     with torch.autocast("cpu", dtype):
-        found, found_of_low = method.nearest(z), method.nearest(low)
+        actual, found_of_low = method.nearest(z), method.nearest(low)
         rounded = method.queue[(F.normalize(z, dim=1) @ method.queue.T).argmax(1)]
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
     assert torch.equal(found_of_low, of_low)
     assert not torch.equal(rounded, expected)  # others are taken for the nearest in the lower precision
 
@@ -245,8 +245,8 @@ def test_losses_in_half_precision_are_finite_and_near_those_of_fp32(name, precis
     """A method's own castings; the losses by themselves: test_losses_in_half_precision.py."""
     for folder, words in (("low", (f"trainer.precision={precision}",)), ("high", ())):
         assert pretrain(tmp_path / folder, *words_of(name), *words, stop_after=3) == 143
-    for found, expected in zip(metrics(tmp_path / "low"), metrics(tmp_path / "high"), strict=True):
-        assert found["loss"] == pytest.approx(expected["loss"], **bound)
+    for actual, expected in zip(metrics(tmp_path / "low"), metrics(tmp_path / "high"), strict=True):
+        assert actual["loss"] == pytest.approx(expected["loss"], **bound)
 
 
 # --- Not a number, where the device is not waited for ---
@@ -363,8 +363,8 @@ def test_views_on_a_gpu_equal_those_of_a_cpu(augmentation):
     images = torch.randint(0, 256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     index = torch.arange(64)
     expected = views(images, Key(0, 1, index))["global"]
-    found = views(images.cuda(), Key(0, 1, index.cuda()))["global"]
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
+    actual = views(images.cuda(), Key(0, 1, index.cuda()))["global"]
+    torch.testing.assert_close(actual.cpu(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.gpu

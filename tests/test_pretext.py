@@ -102,8 +102,8 @@ def jigsaw(size=32):
 
 @pytest.mark.parametrize(("gap", "jitter"), [(0.02, 0.0), (0.5, 0.073), (0.3, 0.14), (0.0001, 0.0)])
 def test_relative_patches_lie_within_the_view_and_never_touch(gap, jitter):
-    made = built("relative_patch", f"method.gap={gap}", f"method.jitter={jitter}")
-    method, side = made.method, made.batch.views["global"].shape[-1]
-    made.loss()  # no tile is cut outside the view
+    result = built("relative_patch", f"method.gap={gap}", f"method.jitter={jitter}")
+    method, side = result.method, result.batch.views["global"].shape[-1]
+    result.loss()  # no tile is cut outside the view
     assert 2 * method.pitch + method.size + 2 * method.jitter <= side
     assert method.pitch > method.size + 2 * method.jitter

@@ -26,8 +26,8 @@ def test_bits_equal_plain_python_arithmetic():
     for i in index:
         base = mix_int(i ^ mix_int(stream ^ hash_name(name)))
         expected.append([mix_int((base + step * gamma) & mask) for step in range(1, 5)])
-    found = Key(seed, epoch, torch.tensor(index)).bits(name, 4)
-    assert [[value & mask for value in row] for row in found.tolist()] == expected
+    actual = Key(seed, epoch, torch.tensor(index)).bits(name, 4)
+    assert [[value & mask for value in row] for row in actual.tolist()] == expected
 
 
 @pytest.mark.parametrize("sizes", [[64], [1] * 64, [17, 47], [63, 1]])

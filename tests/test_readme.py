@@ -20,8 +20,8 @@ def commands() -> list[list[str]]:
     """Every sslctl command of the README, without its comment."""
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     inline = re.findall(r"`(sslctl [^`]*)`", README)
-    found = [line for line in [*lines, *inline] if line.startswith("sslctl ") and "VERB" not in line]
-    return [shlex.split(line, comments=True)[1:] for line in found]
+    actual = [line for line in [*lines, *inline] if line.startswith("sslctl ") and "VERB" not in line]
+    return [shlex.split(line, comments=True)[1:] for line in actual]
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -30,8 +30,8 @@ def test_divergence_from_the_prior_at_known_values():
     assert torch.equal(gaussian_kl(one, zero), torch.full((2, 3), 0.5))
     sigma = 2.0
     expected = -math.log(sigma) + (sigma**2 - 1) / 2
-    found = gaussian_kl(zero, torch.full((2, 3), 2 * math.log(sigma)))
-    torch.testing.assert_close(found, torch.full((2, 3), expected))
+    actual = gaussian_kl(zero, torch.full((2, 3), 2 * math.log(sigma)))
+    torch.testing.assert_close(actual, torch.full((2, 3), expected))
 
 
 def test_divergence_equals_torchs_own():
@@ -98,8 +98,8 @@ def test_without_corruption_the_view_goes_in_as_it_is():
     ],
 )
 def test_colours_known_in_lab(rgb, lab):
-    found = rgb_to_lab(torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)).flatten()
-    torch.testing.assert_close(found, torch.tensor(lab), atol=0.02, rtol=0)
+    actual = rgb_to_lab(torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)).flatten()
+    torch.testing.assert_close(actual, torch.tensor(lab), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("level", [1, 5, 10, 11, 30])
@@ -152,8 +152,8 @@ def test_annealed_mean_of_two_colours(annealing, expected):
         logits[:, (method.bins == torch.tensor(colour)).all(1)] = (
             math.log(share) + 3
         )  # a softmax takes no notice of the 3
-    found = method.annealed_mean(logits).flatten().tolist()
-    assert found == pytest.approx(expected, abs=2e-3)
+    actual = method.annealed_mean(logits).flatten().tolist()
+    assert actual == pytest.approx(expected, abs=2e-3)
 
 
 PLAIN = {(1, 0, 0): (80, 70), (0, 0, 1): (80, -110), (0, 1, 0): (-90, 80)}  # sRGB -> the bin of its a and b
@@ -181,10 +181,10 @@ def test_red_has_a_positive_a_and_blue_a_negative_b(monkeypatch):
 @pytest.mark.parametrize("rgb", [(1, 0, 0), (0, 0, 1)], ids=["red", "blue"])
 def test_a_predicted_bin_is_shown_in_its_colour(rgb):
     method = colours().eval()
-    said = (method.bins == torch.tensor(PLAIN[rgb])).all(1)
+    printed = (method.bins == torch.tensor(PLAIN[rgb])).all(1)
     with torch.no_grad():
         method.head[-1].weight.zero_()
-        method.head[-1].bias.copy_(50.0 * said)
+        method.head[-1].bias.copy_(50.0 * printed)
         shown = method.pictures(a_batch(3, images=plain(rgb)))["coloured"]
         torch.testing.assert_close(shown, plain(rgb), atol=0.1, rtol=0)
         method.bins.copy_(method.bins.flip(1))
@@ -236,5 +236,5 @@ def test_what_lies_outside_the_hole_does_not_count():
         method.eval()
         one, two = (method.filling(method.backbone(seen)) for seen in (pierced, method.pierced(other, hidden)))
     assert torch.equal(one, two)
-    made = method.pictures(a_batch(images=x))["filled"]
-    assert torch.equal(made[..., ~predicted], x[..., ~predicted])
+    built = method.pictures(a_batch(images=x))["filled"]
+    assert torch.equal(built[..., ~predicted], x[..., ~predicted])

@@ -66,7 +66,7 @@ def page(cli, workdir):
     return make
 
 
-def told(page: str) -> str:
+def text(page: str) -> str:
     """The words of a page, without its pictures, style and script."""
     body = re.sub(r"<(style|script)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
@@ -79,8 +79,8 @@ def data_of(page: str) -> dict:
 
 def results(run: Path, subject: str, protocol: str, metric: str = "top1") -> dict:
     records = read_lines(run / "results.jsonl")
-    (found,) = [r for r in records if (r["subject"], r["protocol"], r["metric"]) == (subject, protocol, metric)]
-    return found
+    (actual,) = [r for r in records if (r["subject"], r["protocol"], r["metric"]) == (subject, protocol, metric)]
+    return actual
 
 
 class Balance(HTMLParser):
@@ -122,25 +122,25 @@ def check(page: str) -> None:
 
 def test_the_page_of_a_run_says_what_its_files_say(page, sweep):
     run = sweep / "simclr-0"
-    made = page(run)
-    check(made)
-    said = told(made)
+    built = page(run)
+    check(built)
+    output = text(built)
     for subject in ("trained", "random"):
         for protocol in ("knn", "linear-cached"):
-            assert f"{100 * results(run, subject, protocol)['value']:.2f} %" in said
-    assert "linear-cached, top1, all labels, images test split (48 images)" in said
-    assert "simclr trained mlp on 48 images of imagefolder images for 3 of 3 epochs (9 of 9 steps)" in said
+            assert f"{100 * results(run, subject, protocol)['value']:.2f} %" in output
+    assert "linear-cached, top1, all labels, images test split (48 images)" in output
+    assert "simclr trained mlp on 48 images of imagefolder images for 3 of 3 epochs (9 of 9 steps)" in output
     environment = json.loads((run / "environment.json").read_text())
-    assert all(f"{name} {version}" in said for name, version in environment["versions"].items())
-    assert environment["hashes"]["data"] in said
+    assert all(f"{name} {version}" in output for name, version in environment["versions"].items())
+    assert environment["hashes"]["data"] in output
 
 
 def test_the_page_says_which_features_are_evaluated(page, sweep):
     offered = "the method offers backbone, projector"
-    assert f"features results are of backbone; {offered}" in told(page(sweep / "simclr-0"))
-    other = told(page(sweep / "simclr-0", "features=projector"))
+    assert f"features results are of backbone; {offered}" in text(page(sweep / "simclr-0"))
+    other = text(page(sweep / "simclr-0", "features=projector"))
     assert f"features results are of backbone; neighbours and map are of projector; {offered}" in other
-    alone = told(page(sweep / "simclr-0", sweep / "dcl-0", "detailed=1"))
+    alone = text(page(sweep / "simclr-0", sweep / "dcl-0", "detailed=1"))
     assert alone.count("features results are of backbone") == 2
     assert alone.count(offered) == 1
 
@@ -156,21 +156,21 @@ def test_the_curves_hold_what_was_logged(page, sweep):
 
 
 def test_the_confusion_matrix_counts_as_the_recorded_knn_does(page, sweep):
-    made = page(sweep / "dcl-1")
-    right, total = map(int, re.search(r"(\d+) of (\d+) right", told(made)).groups())
+    built = page(sweep / "dcl-1")
+    right, total = map(int, re.search(r"(\d+) of (\d+) right", text(built)).groups())
     assert total == 48
     assert right / total == pytest.approx(results(sweep / "dcl-1", "trained", "knn")["value"])
-    cells = [int(n) for n in re.findall(r"taken for [^:]*: (\d+) of 24\"", made)]
+    cells = [int(n) for n in re.findall(r"taken for [^:]*: (\d+) of 24\"", built)]
     assert len(cells) == 4
     assert cells[0] + cells[3] == right
     assert sum(cells) == total
 
 
 def test_names_of_classes_are_never_markup(page, sweep):
-    made = page(sweep / "simclr-0")
-    assert "a<b>" not in made
-    assert "a&lt;b&gt;" in made
-    assert data_of(made)["maps"]["0"]["kinds"] == list(CLASSES)
+    built = page(sweep / "simclr-0")
+    assert "a<b>" not in built
+    assert "a&lt;b&gt;" in built
+    assert data_of(built)["maps"]["0"]["kinds"] == list(CLASSES)
 
 
 def test_the_page_lies_in_the_run_unless_told_otherwise(cli, sweep, workdir):
@@ -186,48 +186,48 @@ def test_a_run_without_labels_is_told_what_to_label(page, workdir):
     write_images(workdir / "photos", count=40)
     words = ["dataset=folder", "dataset.root=photos", "trainer.log_every_steps=1", f"run_dir={workdir / 'run'}"]
     assert main(["pretrain", *QUICK, *words]) == 0
-    made = page("run")
-    check(made)
-    said = told(made)
-    assert "There are no labels, so nothing here measures accuracy" in said
+    built = page("run")
+    check(built)
+    output = text(built)
+    assert "There are no labels, so nothing here measures accuracy" in output
     assert (
         f"sslctl linear-eval {workdir / 'run'} labels=5 dataset=imagefolder dataset.root=FOLDER dataset.image_size=16"
-        in said
+        in output
     )
-    assert "Who is taken for whom" not in said
-    assert data_of(made)["maps"]["0"]["kinds"] == ["images"]
-    assert {name.partition("/")[0] for name in data_of(made)["names"]} == {"photos"}
+    assert "Who is taken for whom" not in output
+    assert data_of(built)["maps"]["0"]["kinds"] == ["images"]
+    assert {name.partition("/")[0] for name in data_of(built)["names"]} == {"photos"}
 
 
 def test_an_unfinished_run_is_called_so_and_continued(page, workdir):
     assert pretrain(workdir / "run", stop_after=6) == 143
-    made = page("run")
-    check(made)
-    said = told(made)
-    assert "for 1.2 of 2 epochs (6 of 10 steps); it is not finished" in said
-    assert "Continue it where it stopped" in said
-    assert "Who is taken for whom" in said
+    built = page("run")
+    check(built)
+    output = text(built)
+    assert "for 1.2 of 2 epochs (6 of 10 steps); it is not finished" in output
+    assert "Continue it where it stopped" in output
+    assert "Who is taken for whom" in output
 
 
 def test_a_method_with_pictures_shows_them(page, workdir):
     words = ["method=autoencoder", "backbone=small_resnet", "backbone.widths=[4,8]", f"run_dir={workdir / 'run'}"]
     words += ["trainer.batch_size=256"]
     assert main(["pretrain", *QUICK, *words]) == 0
-    made = page("run")
-    check(made)
-    assert "What the method makes" in told(made)
-    assert "reconstruction of image 3" in made
+    built = page("run")
+    check(built)
+    assert "What the method makes" in text(built)
+    assert "reconstruction of image 3" in built
 
 
 def test_images_that_are_gone_cost_the_page_its_pictures_only_which_is_said(page, sweep, workdir):
     shutil.copytree(sweep / "simclr-0", workdir / "copy")
     config = workdir / "copy" / "config.yaml"
     config.write_text(without_checksum(config).replace(str(sweep.parent / "images"), str(workdir / "gone")))
-    said = told(page("copy"))
+    output = text(page("copy"))
     assert "left out: features and pictures: The images are not where they were" in page.printed
-    assert "The images are not where they were" in said
-    assert "no such folder" in said
-    assert f"{100 * results(sweep / 'simclr-0', 'trained', 'knn')['value']:.2f} %" in said
+    assert "The images are not where they were" in output
+    assert "no such folder" in output
+    assert f"{100 * results(sweep / 'simclr-0', 'trained', 'knn')['value']:.2f} %" in output
 
 
 def test_results_of_any_protocol_are_shown_with_their_interval(page, sweep, workdir):
@@ -238,30 +238,30 @@ def test_results_of_any_protocol_are_shown_with_their_interval(page, sweep, work
             ("cluster", "nmi", 0.4321, [0.40, 0.46]),
             ("label-free", "rankme", 17.256, [16.1, 18.9]),
         ):
-            made = {"protocol": protocol, "metric": metric, "value": value, "ci95": interval, "labels": "none"}
-            made |= {"params": {"images": 48}, "details": {"healthy": "more is better"}}
-            opened.write(json.dumps(known | made) + "\n")
-    said = told(page("copy"))
-    assert re.search(r"cluster nmi none 43\.21 % .*40\.0–46\.0 %", said)
-    assert re.search(r"RankMe 17\.26 more is better 48 images of images, test", said)
-    assert "none labels" not in said
-    assert "no training" not in said
-    assert "1725.6" not in said
+            built = {"protocol": protocol, "metric": metric, "value": value, "ci95": interval, "labels": "none"}
+            built |= {"params": {"images": 48}, "details": {"healthy": "more is better"}}
+            opened.write(json.dumps(known | built) + "\n")
+    output = text(page("copy"))
+    assert re.search(r"cluster nmi none 43\.21 % .*40\.0–46\.0 %", output)
+    assert re.search(r"RankMe 17\.26 more is better 48 images of images, test", output)
+    assert "none labels" not in output
+    assert "no training" not in output
+    assert "1725.6" not in output
 
 
 # --- Several runs ---
 
 
 def test_means_and_deviations_over_seeds_are_those_of_the_files(page, sweep):
-    made = page(sweep)
-    check(made)
-    said = told(made)
+    built = page(sweep)
+    check(built)
+    output = text(built)
     for method in METHODS:
         for protocol in ("knn", "linear-cached"):
             values = [100 * results(sweep / f"{method}-{s}", "trained", protocol)["value"] for s in SEEDS]
-            assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" in said
-    assert "4 runs on imagefolder images: 2 settings, 2 seeds each" in said
-    assert re.search(r"names.method dcl simclr", said)
+            assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" in output
+    assert "4 runs on imagefolder images: 2 settings, 2 seeds each" in output
+    assert re.search(r"names.method dcl simclr", output)
 
 
 def test_every_run_of_a_sweep_can_be_repeated(page, sweep):
@@ -281,13 +281,13 @@ def test_unfinished_runs_are_left_out_of_means(page, sweep, workdir):
     environment = unsigned(stopped / "environment.json")
     environment["facts"]["total_steps"] += 1
     (stopped / "environment.json").write_text(json.dumps(environment))
-    said = told(page("runs"))
-    assert "1 of them is not finished and left out of every mean: simclr-1" in said
-    assert "simclr 1 of 2" in said
+    output = text(page("runs"))
+    assert "1 of them is not finished and left out of every mean: simclr-1" in output
+    assert "simclr 1 of 2" in output
     values = [100 * results(sweep / f"dcl-{s}", "trained", "knn")["value"] for s in SEEDS]
-    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" in said
+    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" in output
     values = [100 * results(sweep / f"simclr-{s}", "trained", "knn")["value"] for s in SEEDS]
-    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" not in said
+    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %" not in output
 
 
 @pytest.mark.slow
@@ -366,28 +366,28 @@ def test_results_by_different_settings_are_never_averaged_or_compared(page, swee
             if record["protocol"] == "linear-cached":
                 record["params"]["lr"] = [7.0]
         (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = page("runs")
-    check(made)
-    said = told(made)
-    assert "lr [7.0]" in said
-    assert "lr [0.01,0.03,0.1,0.3]" in said
-    (ranked,) = re.findall(r"By the same protocol (.*?)\.", said)  # both have the same kNN
-    assert "Random weights reach" in said
-    assert "knn, k 48" in said.partition("Random weights reach")[2][:80]
+    built = page("runs")
+    check(built)
+    output = text(built)
+    assert "lr [7.0]" in output
+    assert "lr [0.01,0.03,0.1,0.3]" in output
+    (ranked,) = re.findall(r"By the same protocol (.*?)\.", output)  # both have the same kNN
+    assert "Random weights reach" in output
+    assert "knn, k 48" in output.partition("Random weights reach")[2][:80]
     assert ranked
     shutil.rmtree(workdir / "runs" / "dcl-1")
     one = workdir / "runs" / "dcl-0" / "results.jsonl"
     one.write_text("".join(line + "\n" for line in one.read_text().splitlines() if '"knn"' not in line))
-    said = told(page("runs"))
-    assert re.search("Not measured by it, and so not compared: (dcl|simclr)", said)
-    assert "By the same protocol" not in said
+    output = text(page("runs"))
+    assert re.search("Not measured by it, and so not compared: (dcl|simclr)", output)
+    assert "By the same protocol" not in output
 
 
 def test_means_of_settings_have_columns_of_their_own(sweep):
-    found = results(sweep / "simclr-0", "trained", "linear-cached")
-    other = found | {"params": found["params"] | {"epochs": 99}}
-    changed = found | {"seed": 5, "details": {"picked": "others"}, "value": 0.1}
-    one, two, same = (measured.measurement_of(Result.from_line(line)) for line in (found, other, changed))
+    actual = results(sweep / "simclr-0", "trained", "linear-cached")
+    other = actual | {"params": actual["params"] | {"epochs": 99}}
+    changed = actual | {"seed": 5, "details": {"picked": "others"}, "value": 0.1}
+    one, two, same = (measured.measurement_of(Result.from_line(line)) for line in (actual, other, changed))
     assert one != two
     assert one == same
     assert measured.distinguishing_settings([one, two]) == {one: "epochs 2", two: "epochs 99"}
@@ -406,23 +406,23 @@ def test_main_results_come_first_and_the_rest_is_folded(page, sweep, workdir):
             known | {"protocol": "linear-cached", "labels": "5/class", "params": {"draws": 2}},
             known | none | {"protocol": "label-free", "metric": "feature_std", "value": 0.2, "params": {"images": 48}},
         )
-    made = page("runs")
-    check(made)
-    table = made[made.index("Mean over seeds</h3>") :]
-    first = told(table[: table.index("</table>")])
+    built = page("runs")
+    check(built)
+    table = built[built.index("Mean over seeds</h3>") :]
+    first = text(table[: table.index("</table>")])
     places = [first.index(w) for w in ("linear-cached top1, all labels", "knn, k 5", "knn, k 48", "5 labels a class")]
     assert places == sorted(places)
     assert "map@100" not in first
     assert table.index("<details>") < table.index("map@100")
-    said = told(made)
-    assert "feature spread: std × √D, as in the curves 0.8" in said  # 0.2 × √16
-    assert "near 1: evenly spread; 0: collapsed" in said
+    output = text(built)
+    assert "feature spread: std × √D, as in the curves 0.8" in output  # 0.2 × √16
+    assert "near 1: evenly spread; 0: collapsed" in output
 
 
 def test_means_carry_students_interval(page, sweep):
     values = [results(sweep / f"dcl-{s}", "trained", "knn")["value"] for s in SEEDS]
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert f"{100 * low:.1f}–{100 * high:.1f} %" in told(page(sweep))
+    assert f"{100 * low:.1f}–{100 * high:.1f} %" in text(page(sweep))
 
 
 # --- Commands ---
@@ -450,13 +450,13 @@ def test_every_command_of_the_page_is_accepted(page, cli, sweep, workdir, which)
     shutil.copytree(sweep, workdir / "runs")
     words = ("subjects=[trained]", "device=cpu", "cache=false", "probe.epochs=1", "probe.lr=[0.1]", "labels=5")
     assert cli("linear-eval", workdir / "runs" / "simclr-0", *words, "draws=2", "seed=4").status == 0
-    found = commands_of(page(f"runs/{which}"))
-    assert len(found) >= (5 if which else 15)
-    for command in found:
+    actual = commands_of(page(f"runs/{which}"))
+    assert len(actual) >= (5 if which else 15)
+    for command in actual:
         assert "…" not in command
         assert " # " not in command
         accepted(cli, command)
-    (few,) = [c for c in found if "labels=5" in c and "seed=4" in c]
+    (few,) = [c for c in actual if "labels=5" in c and "seed=4" in c]
     assert {"draws=2", "probe.lr=[0.1]", "probe.epochs=1"} <= set(shlex.split(few))
     assert str(workdir / "runs" / "simclr-0") in shlex.split(few)
     assert run.exists()
@@ -476,16 +476,16 @@ def test_closing_results_are_measured_again_by_all_their_settings(page, sweep, c
 
 def test_more_seeds_of_every_setting_with_its_own_words(page, cli, sweep, monkeypatch):
     monkeypatch.setattr(recorded, "findings", lambda run: [health.Finding("ok", "healthy", "healthy")])  # long enough
-    found = [c for c in commands_of(page(sweep)) if " -m " in c]
-    methods = [[w for w in shlex.split(c) if w.startswith("method=")][-1] for c in found]
+    actual = [c for c in commands_of(page(sweep)) if " -m " in c]
+    methods = [[w for w in shlex.split(c) if w.startswith("method=")][-1] for c in actual]
     assert methods == ["method=dcl", "method=simclr"]
-    for command in found:
+    for command in actual:
         words = shlex.split(command)
         assert {"seed=2", "trainer.epochs=3", "probe.epochs=2"} <= set(words)
         (place,) = [w for w in words if w.startswith("run_dir=")]
         assert place.endswith("-s${seed}")
         assert f"'{place}'" in command  # no quotes within quotes
-    accepted(cli, found[0])
+    accepted(cli, actual[0])
 
 
 def test_seeds_in_sslctls_own_directories_are_named_together(sweep):
@@ -501,31 +501,31 @@ def test_seeds_in_sslctls_own_directories_are_named_together(sweep):
 @pytest.fixture
 def undecided(monkeypatch):
     """Health's verdict on every run."""
-    found = [health.Finding("early", "early", "too early to tell: 9 steps, 100 are needed")]
-    monkeypatch.setattr(recorded, "findings", lambda run: found)
+    actual = [health.Finding("early", "early", "too early to tell: 9 steps, 100 are needed")]
+    monkeypatch.setattr(recorded, "findings", lambda run: actual)
 
 
 def test_a_run_too_short_to_be_judged_is_not_called_well(page, sweep, cli, undecided):
-    made = page(sweep / "simclr-0")
-    said = told(made)
-    assert 'class="verdict early"' in made
-    assert "badge ok" not in made
-    assert "… too early" in said
-    assert "No warnings" not in said
-    assert "Too early to tell: too early" not in said
-    assert "Train longer" in said
-    assert "Take the weights away" not in said
-    (command,) = [c for c in commands_of(made) if "trainer.epochs=167" in c]  # 500 steps of three an epoch
+    built = page(sweep / "simclr-0")
+    output = text(built)
+    assert 'class="verdict early"' in built
+    assert "badge ok" not in built
+    assert "… too early" in output
+    assert "No warnings" not in output
+    assert "Too early to tell: too early" not in output
+    assert "Train longer" in output
+    assert "Take the weights away" not in output
+    (command,) = [c for c in commands_of(built) if "trainer.epochs=167" in c]  # 500 steps of three an epoch
     assert "run_dir=" not in command
     accepted(cli, command)
 
 
 def test_a_sweep_too_short_to_be_judged_is_not_called_well(page, sweep, undecided):
-    made = page(sweep)
-    assert 'class="verdict early"' in made
-    assert "badge ok" not in made
-    assert "Too early to tell of 4 of 4 runs" in told(made)
-    assert "dcl: train longer" in told(made)
+    built = page(sweep)
+    assert 'class="verdict early"' in built
+    assert "badge ok" not in built
+    assert "Too early to tell of 4 of 4 runs" in text(built)
+    assert "dcl: train longer" in text(built)
 
 
 # --- Features ---
@@ -553,7 +553,7 @@ def test_few_rows_of_a_large_dataset_are_extracted(cli, sweep, workdir, monkeypa
     assert cli("report", str(sweep / "simclr-0"), *FAST[1:], "map_images=10", "rows=20", "out=page.html").status == 0
     assert sizes
     assert max(sizes) == 20
-    assert "20 test images of images against 20 training images" in told((workdir / "page.html").read_text())
+    assert "20 test images of images against 20 training images" in text((workdir / "page.html").read_text())
 
 
 # --- In a browser ---

@@ -13,9 +13,9 @@ def test_nearest_rows_are_those_of_a_slow_search_without_the_query():
     rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     rows[7] = rows[3]  # a copy must not push the query's own place out
     queries = torch.tensor([3, 7, 12])
-    found = features.nearest_rows(rows, queries, 6)
+    actual = features.nearest_rows(rows, queries, 6)
     unit = rows.numpy() / np.linalg.norm(rows.numpy(), axis=1, keepdims=True)
-    for query, near in zip(queries.tolist(), found.tolist(), strict=True):
+    for query, near in zip(queries.tolist(), actual.tolist(), strict=True):
         expected = [i for i in np.argsort(-(unit @ unit[query]), kind="stable") if i != query][:6]
         np.testing.assert_allclose(unit[near] @ unit[query], unit[expected] @ unit[query], atol=1e-6)
         assert query not in near

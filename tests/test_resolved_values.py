@@ -24,10 +24,10 @@ def lines(table: str) -> list[str]:
 
 @pytest.mark.parametrize("file", ["experiments", "methods", "augmentations"])
 def test_every_value_is_the_committed_one(now, file):
-    committed, found = lines((FOLDER / f"{file}.yaml").read_text()), lines(text(now[file]))
-    before, after = sorted(set(committed) - set(found)), sorted(set(found) - set(committed))
+    committed, actual = lines((FOLDER / f"{file}.yaml").read_text()), lines(text(now[file]))
+    before, after = sorted(set(committed) - set(actual)), sorted(set(actual) - set(committed))
     assert (before, after) == ([], []), f"as intended? {COMMAND} writes the new values"
-    assert committed == found, f"other values' order: {COMMAND}"
+    assert committed == actual, f"other values' order: {COMMAND}"
 
 
 def test_no_other_file_is_committed(now):

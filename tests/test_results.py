@@ -168,10 +168,10 @@ def test_another_setting_is_another_params(run, verb, words, changed):
 
 def test_another_seed_draws_other_labels_and_the_same_seed_the_same(run):
     words = ("linear-eval", *PROBE, "labels=5", "draws=2", "subjects=[pixels]", "device=cpu")
-    found = [added(run, *words, f"seed={seed}")[0] for seed in (0, 1, 1)]
-    assert [r["seed"] for r in found] == [0, 1, 1]
-    assert found[0]["value"] != found[1]["value"]
-    assert found[1]["value"] == found[2]["value"]
+    actual = [added(run, *words, f"seed={seed}")[0] for seed in (0, 1, 1)]
+    assert [r["seed"] for r in actual] == [0, 1, 1]
+    assert actual[0]["value"] != actual[1]["value"]
+    assert actual[1]["value"] == actual[2]["value"]
 
 
 def test_no_two_draws_of_seeds_are_alike():
@@ -231,11 +231,11 @@ def test_the_command_measures_again(run):
 
     words = ("linear-eval", *PROBE, "labels=5", "draws=2", "seed=4", "subjects=[pixels]", "device=cpu")
     record = added(run, *words)[0]
-    said = shlex.split(record["command"])
-    assert said[:2] == ["sslctl", "linear-eval"]
-    assert {"labels=5", "draws=2", "seed=4", "probe.epochs=1"} <= set(said)
+    printed = shlex.split(record["command"])
+    assert printed[:2] == ["sslctl", "linear-eval"]
+    assert {"labels=5", "draws=2", "seed=4", "probe.epochs=1"} <= set(printed)
     before = len(results(run / "results.jsonl"))
-    assert main(said[1:]) == 0
+    assert main(printed[1:]) == 0
     again = results(run / "results.jsonl")[before]
     same = ("value", "params", "seed", "labels", "command")
     assert {k: again[k] for k in same} == {k: record[k] for k in same}
@@ -265,6 +265,6 @@ def test_given_weights_have_no_run(run, workdir):
 
 
 def test_settings_are_plain_and_name_their_class():
-    made = settings({"_target_": "torch.optim.SGD", "base_lr": 0.1, "nesterov": None, "inner": {"_target_": "a.B"}})
-    assert made == {"name": "SGD", "base_lr": 0.1, "inner": {"name": "B"}}
-    assert json.loads(json.dumps(made)) == made
+    built = settings({"_target_": "torch.optim.SGD", "base_lr": 0.1, "nesterov": None, "inner": {"_target_": "a.B"}})
+    assert built == {"name": "SGD", "base_lr": 0.1, "inner": {"name": "B"}}
+    assert json.loads(json.dumps(built)) == built

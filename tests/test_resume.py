@@ -59,13 +59,13 @@ STOPS = (1, 3, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, STEPS)
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The name of a recipe or method -> the directory of its uninterrupted run, made once."""
-    made = {}
+    built = {}
 
     def run(name):
-        if name not in made:
+        if name not in built:
             words = RECIPES[name] if name in RECIPES else words_of(name)
-            made[name] = finish(tmp_path_factory.mktemp("straight") / "run", *words)
-        return made[name]
+            built[name] = finish(tmp_path_factory.mktemp("straight") / "run", *words)
+        return built[name]
 
     return run
 
@@ -99,8 +99,8 @@ def test_the_same_command_twice_gives_the_same_weights(straight, tmp_path):
 
 
 def test_another_seed_gives_other_weights(straight, tmp_path):
-    found = differences(tensors(finish(tmp_path / "run", *RECIPES["moco_v2"], "seed=1")), tensors(straight("moco_v2")))
-    assert "method/backbone.network.conv1.weight" in found
+    actual = differences(tensors(finish(tmp_path / "run", *RECIPES["moco_v2"], "seed=1")), tensors(straight("moco_v2")))
+    assert "method/backbone.network.conv1.weight" in actual
 
 
 def test_numpys_and_pythons_generators_are_restored(tmp_path):
@@ -212,8 +212,8 @@ def test_resume_without_a_part_of_the_state_differs(recipe, stop, part, change, 
     run = tmp_path / "run"
     assert pretrain(run, *RECIPES[recipe], stop_after=stop) == 143
     edit(newest(run), **{part: change})
-    found = differences(tensors(finish(run, *RECIPES[recipe])), tensors(straight(recipe)))
-    assert any(name.startswith("method/backbone.") and name.endswith("weight") for name in found)
+    actual = differences(tensors(finish(run, *RECIPES[recipe])), tensors(straight(recipe)))
+    assert any(name.startswith("method/backbone.") and name.endswith("weight") for name in actual)
 
 
 @pytest.mark.parametrize("skew", [-3, slow(1)], ids=["the epoch's first batch again", "one batch further"])
@@ -225,8 +225,8 @@ def test_resume_at_another_position_differs(skew, straight, tmp_path, monkeypatc
         return real(*arguments, first_step=first_step + skew, total_steps=total_steps + skew, **keywords)
 
     monkeypatch.setattr(sslctl.training.setup, "batches", skewed)
-    found = differences(tensors(finish(run, *RECIPES["simclr"])), tensors(straight("simclr")))
-    assert "method/backbone.network.conv1.weight" in found
+    actual = differences(tensors(finish(run, *RECIPES["simclr"])), tensors(straight("simclr")))
+    assert "method/backbone.network.conv1.weight" in actual
 
 
 # --- Every method: chains of five stops, and what its state must hold ---
@@ -281,8 +281,8 @@ def test_resume_without_a_part_of_a_methods_state_differs(name, part, straight, 
     assert pretrain(run, *words_of(name), stop_after=stop) == 143
     edit(newest(run), weights=lambda stored: stored.update({part: spoilt(stored[part])}))
     finish(run, *words_of(name))
-    found = differences(tensors(run), tensors(straight(name)))
-    assert any(n.startswith("method/backbone.") and n.endswith("weight") for n in found)  # not the part alone
+    actual = differences(tensors(run), tensors(straight(name)))
+    assert any(n.startswith("method/backbone.") and n.endswith("weight") for n in actual)  # not the part alone
 
 
 # --- Evaluation while training ---

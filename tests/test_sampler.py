@@ -58,8 +58,8 @@ def test_batch_indices_are_blocks_of_the_epochs_order(size, batch_size):
     for epoch in range(3):
         order = permuted(np.arange(size), size, 9, epoch)
         for position in {0, steps // 2, steps - 1}:
-            found = batch_indices(epoch * steps + position, size, batch_size, 9)
-            assert np.array_equal(found, order[position * batch_size : (position + 1) * batch_size])
+            actual = batch_indices(epoch * steps + position, size, batch_size, 9)
+            assert np.array_equal(actual, order[position * batch_size : (position + 1) * batch_size])
 
 
 def test_batch_indices_of_an_epoch_meet_no_image_twice_and_leave_out_the_rest():

@@ -82,15 +82,15 @@ def test_links_files_and_folders_of_others_stay(temporary, tmp_path_factory):
 
 
 def test_a_folder_that_another_start_is_about_to_remove_is_left_to_it(temporary, monkeypatch):
-    real, made = tempfile.mkdtemp, []
+    real, built = tempfile.mkdtemp, []
 
     def mkdtemp(**arguments):
-        made.append(real(**arguments))
-        if len(made) == 1:  # it has no lock yet, and is taken for abandoned
-            descriptor = os.open(made[0], os.O_RDONLY)
+        built.append(real(**arguments))
+        if len(built) == 1:  # it has no lock yet, and is taken for abandoned
+            descriptor = os.open(built[0], os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return made[-1]
+        return built[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     with scratch_folder("sweep") as folder:
-        assert str(folder) == made[1]
+        assert str(folder) == built[1]

@@ -91,7 +91,7 @@ def test_another_teacher_is_another_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         ((), "method.teacher is missing"),
         (("method.teacher={empty}/nothing",), "nothing: no such run or file"),
@@ -106,13 +106,13 @@ def test_another_teacher_is_another_run(tmp_path, capsys):
         (("method=compress", "method.teacher={teacher}", "method.variant=1q"), "backbones of equal width"),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_refused_in_a_line(words, said, tmp_path, capsys):
+def test_a_teacher_that_does_not_fit_is_refused_in_a_line(words, printed, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     save_file(load_tensors(teacher_run() / "backbone.safetensors"), tmp_path / "empty" / "bare.safetensors")
     words = [word.format(teacher=teacher_run(), empty=tmp_path / "empty") for word in words]
     assert pretrain(tmp_path / "run", "method=seed", "scheduler.warmup_epochs=0", *words) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert printed in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 

@@ -116,9 +116,9 @@ def test_texts_may_come_in_train_and_test_folders(tmp_path, capsys):
     (tmp_path / "train" / "README.txt").write_text("about these texts, " * 20)
     (tmp_path / "train" / "a" / "short.txt").write_text("brief")
     assert not text("train", str(tmp_path), 8, 300, None).labelled
-    said = capsys.readouterr().out
-    assert "no labels, since 1 of 4 files lie outside class folders" in said
-    assert "1 of 4 files" in said.splitlines()[-1]
+    printed = capsys.readouterr().out
+    assert "no labels, since 1 of 4 files lie outside class folders" in printed
+    assert "1 of 4 files" in printed.splitlines()[-1]
     (tmp_path / "test" / "c").mkdir()
     (tmp_path / "test" / "c" / "x.txt").write_text("another class " * 20)
     (tmp_path / "train" / "README.txt").unlink()

@@ -69,13 +69,13 @@ def steps_of(run_dir, overrides, synchronize=True, gather=None):
 @pytest.fixture(scope="module")
 def first_steps(tmp_path_factory):
     """A recipe's name and a number of processes -> the first steps in each of them, made once."""
-    made = {}
+    built = {}
 
     def run(name, processes):
-        if (name, processes) not in made:
+        if (name, processes) not in built:
             folder = tmp_path_factory.mktemp("run")
-            made[name, processes] = in_processes(steps_of, folder / "run", RECIPES[name], count=processes)
-        return made[name, processes]
+            built[name, processes] = in_processes(steps_of, folder / "run", RECIPES[name], count=processes)
+        return built[name, processes]
 
     return run
 
@@ -106,13 +106,13 @@ def test_two_processes_give_the_loss_gradients_and_state_of_one(name, first_step
 
 @pytest.mark.parametrize("name", ["simclr", slow("supervised")])
 def test_batchnorm_left_apart_gives_other_gradients(name, first_steps, tmp_path):
-    found = in_processes(steps_of, tmp_path / "run", RECIPES[name], False)
-    assert distance(found[0][0]["gradients"], first_steps(name, 1)[0][0]["gradients"]) > 1e-2
+    actual = in_processes(steps_of, tmp_path / "run", RECIPES[name], False)
+    assert distance(actual[0][0]["gradients"], first_steps(name, 1)[0][0]["gradients"]) > 1e-2
 
 
 def test_a_gather_without_the_others_gradient_gives_other_gradients(first_steps, tmp_path):
-    found = in_processes(steps_of, tmp_path / "run", RECIPES["simclr"], True, with_own_gradient)
-    assert distance(found[0][0]["gradients"], first_steps("simclr", 1)[0][0]["gradients"]) > 1e-2
+    actual = in_processes(steps_of, tmp_path / "run", RECIPES["simclr"], True, with_own_gradient)
+    assert distance(actual[0][0]["gradients"], first_steps("simclr", 1)[0][0]["gradients"]) > 1e-2
 
 
 # --- Whole runs ---
@@ -125,13 +125,13 @@ KNN = "evaluation.knn_every_epochs=0.4"
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """A recipe's name and a number of processes -> the directory of its uninterrupted run, made once."""
-    made = {}
+    built = {}
 
     def run(name, processes):
-        if (name, processes) not in made:
-            made[name, processes] = tmp_path_factory.mktemp("straight") / "run"
-            pretrain_in(processes, made[name, processes], *WHOLE[name])
-        return made[name, processes]
+        if (name, processes) not in built:
+            built[name, processes] = tmp_path_factory.mktemp("straight") / "run"
+            pretrain_in(processes, built[name, processes], *WHOLE[name])
+        return built[name, processes]
 
     return run
 
@@ -142,18 +142,18 @@ def losses(run):
 
 @pytest.mark.parametrize(("name", "tolerance"), [("moco", 1e-3), slow("simclr", 3e-2)])
 def test_a_run_of_two_processes_follows_that_of_one(name, tolerance, straight):
-    found, expected = straight(name, 2), straight(name, 1)
-    assert [record["step"] for record in metrics(found)] == list(range(1, STEPS + 1))
-    torch.testing.assert_close(losses(found), losses(expected), rtol=tolerance, atol=0)
-    torch.testing.assert_close(losses(found)[:3], losses(expected)[:3], rtol=1e-4, atol=0)
+    actual, expected = straight(name, 2), straight(name, 1)
+    assert [record["step"] for record in metrics(actual)] == list(range(1, STEPS + 1))
+    torch.testing.assert_close(losses(actual), losses(expected), rtol=tolerance, atol=0)
+    torch.testing.assert_close(losses(actual)[:3], losses(expected)[:3], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), slow(2, 4), slow(4, 1)])
 def test_a_run_continues_with_another_number_of_processes(before, after, straight, tmp_path):
     pretrain_in(before, tmp_path / "run", *MOCO, stop_after=4)
-    said = pretrain_in(after, tmp_path / "run", *MOCO)
-    assert "resuming at step 4 of 10" in said
-    assert f"saved by {before} processes, continued by {after}: equal to rounding, not bitwise" in said
+    printed = pretrain_in(after, tmp_path / "run", *MOCO)
+    assert "resuming at step 4 of 10" in printed
+    assert f"saved by {before} processes, continued by {after}: equal to rounding, not bitwise" in printed
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
     torch.testing.assert_close(losses(tmp_path / "run"), losses(straight("moco", 1)), rtol=1e-3, atol=0)
 
@@ -194,8 +194,8 @@ def test_dropout_needs_the_generator_of_each_process(process, straight, tmp_path
     pretrain_in(2, tmp_path / "run", *DROPOUT, stop_after=2)
     edit(newest(tmp_path / "run"), state=other_generator)
     pretrain_in(2, tmp_path / "run", *DROPOUT)
-    found = differences(tensors(tmp_path / "run"), tensors(straight("dropout", 2)))
-    assert "method/backbone.network.conv1.weight" in found
+    actual = differences(tensors(tmp_path / "run"), tensors(straight("dropout", 2)))
+    assert "method/backbone.network.conv1.weight" in actual
 
 
 @pytest.mark.slow
@@ -203,9 +203,9 @@ def test_the_command_with_two_processes_finishes_and_follows_one(straight, tmp_p
     run = tmp_path / "run"
     words = command(run, *MOCO, "trainer.processes=2")
     assert start_python(words, tmp_path).wait(timeout=120) == 0  # no process is forked, as the other tests' are
-    said = (tmp_path / "output").read_text()
-    assert "1 threads in each of 2 processes with 128 images" in said
-    assert said.count("done: ") == said.count("starting at step 0") == 1
+    printed = (tmp_path / "output").read_text()
+    assert "1 threads in each of 2 processes with 128 images" in printed
+    assert printed.count("done: ") == printed.count("starting at step 0") == 1
     assert metrics(run) == metrics(straight("moco", 2))
     assert differences(tensors(run), tensors(straight("moco", 2))) == []
     assert (run / "backbone.safetensors").exists()
@@ -247,8 +247,8 @@ def test_two_processes_give_the_loss_gradients_and_state_of_one_for_every_method
         for step in range(LOOKED_AT):
             assert distance(its[step]["values"], one[step]["values"]) < tolerance
             # Together: a bias in front of a BatchNorm has no gradient but rounding.
-            found, expected = ({"all": flat(run[step]["gradients"])} for run in (its, one))
-            assert distance(found, expected) < tolerance
+            actual, expected = ({"all": flat(run[step]["gradients"])} for run in (its, one))
+            assert distance(actual, expected) < tolerance
             torch.testing.assert_close(its[step]["kept"], one[step]["kept"], rtol=0, atol=1e-4)
             assert all(torch.equal(kept, two[0][step]["kept"][name]) for name, kept in its[step]["kept"].items())
 
@@ -259,8 +259,8 @@ def test_two_processes_give_the_loss_and_gradients_of_one_for_methods_of_one_vie
     (one,) = in_processes(steps_of, tmp_path / "one", words, count=1)
     for its in in_processes(steps_of, tmp_path / "two", words):
         assert distance(its[0]["values"], one[0]["values"]) < 1e-3
-        found, expected = ({"all": flat(run[0]["gradients"])} for run in (its, one))
-        assert distance(found, expected) < 1e-3
+        actual, expected = ({"all": flat(run[0]["gradients"])} for run in (its, one))
+        assert distance(actual, expected) < 1e-3
 
 
 # --- Resume, processes ---

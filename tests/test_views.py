@@ -82,18 +82,18 @@ def test_resample_equals_torchvision_image_by_image(kernel, channels, size):
     images = floats(24, channels, 45, 61)
     boxes = random_boxes(24, 45, 61, seed=size)
     flip = torch.arange(24) % 3 == 0
-    found = resample(images, boxes, size, kernel, flip)
+    actual = resample(images, boxes, size, kernel, flip)
     for b in range(24):
         expected = reference_crop(images[b], boxes[b], size, kernel)
         expected = TF.hflip(expected) if flip[b] else expected
-        torch.testing.assert_close(found[b], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual[b], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 def test_resample_of_the_whole_image_at_its_size_changes_nothing(kernel):
     images = floats(3, 3, 20, 20)
-    found = resample(images, torch.tensor([[0, 0, 20, 20]] * 3), 20, kernel)
-    torch.testing.assert_close(found, images, atol=1e-6, rtol=0)
+    actual = resample(images, torch.tensor([[0, 0, 20, 20]] * 3), 20, kernel)
+    torch.testing.assert_close(actual, images, atol=1e-6, rtol=0)
 
 
 def test_resampling_without_antialiasing_differs_when_shrinking():
@@ -232,25 +232,25 @@ ADJUST = {
 @pytest.mark.parametrize("factors", [[0.0, 0.3, 1.0, 1.8], [1.5, 0.7, 2.5, 0.0]])
 def test_colour_operation_equals_torchvision(name, factors):
     images = hard_colours()
-    found = getattr(colour, name)(images, torch.tensor(factors))
+    actual = getattr(colour, name)(images, torch.tensor(factors))
     for b, factor in enumerate(factors):
-        torch.testing.assert_close(found[b], ADJUST[name](images[b], factor), atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual[b], ADJUST[name](images[b], factor), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast"])
 def test_colour_operation_of_one_channel_equals_torchvision(name):
     images = floats(3, 1, 9, 7)
-    found = getattr(colour, name)(images, torch.tensor([0.2, 1.0, 1.7]))
+    actual = getattr(colour, name)(images, torch.tensor([0.2, 1.0, 1.7]))
     for b, factor in enumerate([0.2, 1.0, 1.7]):
-        torch.testing.assert_close(found[b], ADJUST[name](images[b], factor), atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual[b], ADJUST[name](images[b], factor), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shifts", [[-0.5, -0.21, 0.0, 0.1], [0.5, 0.33, 1 / 6, -1 / 3], [0.02, 0.25, -0.4, 0.17]])
 def test_hue_equals_torchvision(shifts):
     images = hard_colours()
-    found = colour.hue(images, torch.tensor(shifts))
+    actual = colour.hue(images, torch.tensor(shifts))
     for b, shift in enumerate(shifts):
-        torch.testing.assert_close(found[b], TF.adjust_hue(images[b], shift), atol=1e-4, rtol=0)
+        torch.testing.assert_close(actual[b], TF.adjust_hue(images[b], shift), atol=1e-4, rtol=0)
 
 
 def test_grayscale_equals_torchvision():
@@ -276,10 +276,10 @@ def test_solarize_equals_torchvision(threshold):
 @pytest.mark.parametrize("size", [3, 5, 23])
 def test_gaussian_blur_equals_torchvision_with_a_sigma_an_image(size):
     images, sigma = floats(5, 3, 32, 40), [0.1, 0.4, 1.0, 1.37, 2.0]
-    found = gaussian_blur(images, torch.tensor(sigma), size)
+    actual = gaussian_blur(images, torch.tensor(sigma), size)
     for b, width in enumerate(sigma):
         expected = TF.gaussian_blur(images[b], [size, size], [width, width])
-        torch.testing.assert_close(found[b], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual[b], expected, atol=1e-5, rtol=0)
 
 
 def test_kernel_size_is_an_odd_tenth_of_the_side():
@@ -300,13 +300,13 @@ def test_jitter_equals_torchvision_in_each_images_own_order(names):
     images, key = floats(count, 3, 8, 8), Key(0, 0, torch.arange(count))
     factors = {n: key.between(n, -0.4, 0.4) if n == "hue" else key.between(n, 0.3, 1.7) for n in names}
     before = images.clone()
-    found = jittered(images, factors, orders)
+    actual = jittered(images, factors, orders)
     assert torch.equal(images, before)
     for b in range(count):
         expected = images[b]
         for number in orders[b].tolist():
             expected = ADJUST[names[number]](expected, factors[names[number]][b].item())
-        torch.testing.assert_close(found[b], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(actual[b], expected, atol=1e-4, rtol=0)
 
 
 def test_jitter_in_another_order_differs():
@@ -321,9 +321,9 @@ def test_jitter_leaves_the_images_that_are_not_chosen_bit_for_bit():
     images, key = floats(12, 3, 8, 8), Key(0, 0, torch.arange(12))
     factors = {n: key.between(n, -0.4, 0.4) if n == "hue" else key.between(n, 0.3, 1.7) for n in colour.JITTER}
     chosen = torch.arange(12) % 3 == 0
-    found = jittered(images, factors, key.permutation("order", 4), chosen)
-    assert torch.equal(found[~chosen], images[~chosen])
-    assert torch.equal(found[chosen], jittered(images, factors, key.permutation("order", 4))[chosen])
+    actual = jittered(images, factors, key.permutation("order", 4), chosen)
+    assert torch.equal(actual[~chosen], images[~chosen])
+    assert torch.equal(actual[chosen], jittered(images, factors, key.permutation("order", 4))[chosen])
 
 
 def test_jitter_of_part_of_a_batch_takes_that_parts_parameters():
@@ -395,15 +395,15 @@ def reference_view(image, settings, key, group, view, size):
 def test_view_maker_equals_torchvision_one_image_at_a_time(name, height, width, side):
     images, index = pixels(16, 3, height, width), torch.arange(100, 116)
     recipe = RECIPES[name]
-    found = ViewMaker(recipe, side)(images, Key(0, 3, index))
+    actual = ViewMaker(recipe, side)(images, Key(0, 3, index))
     for group, settings in recipe.items():
         size = {"global": side, "local": side // 2}[group]
-        assert found[group].shape == (settings["count"], 16, 3, size, size)
+        assert actual[group].shape == (settings["count"], 16, 3, size, size)
         for view in range(settings["count"]):
             for b in range(16):
                 key = Key(0, 3, index[b : b + 1])
                 expected = reference_view(images[b].float() / 255, settings, key, group, view, size)
-                close = torch.isclose(found[group][view, b], expected, atol=2e-4, rtol=0)
+                close = torch.isclose(actual[group][view, b], expected, atol=2e-4, rtol=0)
                 # Rounding may carry a pixel over the threshold of solarize, which then inverts it.
                 assert (~close).float().mean() <= (0.002 if settings["solarize"]["probability"] else 0), (group, view)
 
@@ -565,9 +565,9 @@ def test_sizes_are_the_nearest_multiples(side, multiple, sizes):
 def test_resize_and_crop_equals_torchvision(height, width):
     image = pixels(1, 3, height, width)[0]
     expected = TF.center_crop(TF.resize(image, 36, antialias=True), [32, 32])
-    found = resize_and_crop(image, 32, 36)
-    assert found.dtype == torch.uint8
-    assert (found.int() - expected.int()).abs().max() <= 1
+    actual = resize_and_crop(image, 32, 36)
+    assert actual.dtype == torch.uint8
+    assert (actual.int() - expected.int()).abs().max() <= 1
 
 
 def test_the_verb_draws_originals_and_their_views(cli, tmp_path):

@@ -133,7 +133,7 @@ def test_other_networks_are_refused_in_a_line():
 
 
 def test_sine_cosine_positions_equal_the_formula():
-    found = sine_cosine(8, 2, 3)
+    actual = sine_cosine(8, 2, 3)
     for row in range(2):
         for column in range(3):
             for k in range(2):
@@ -144,7 +144,7 @@ def test_sine_cosine_positions_equal_the_formula():
                     math.sin(row * rate),
                     math.cos(row * rate),
                 )
-                at = found[row * 3 + column]
+                at = actual[row * 3 + column]
                 assert (at[k].item(), at[2 + k].item(), at[4 + k].item(), at[6 + k].item()) == pytest.approx(expected)
 
 

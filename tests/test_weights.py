@@ -66,10 +66,10 @@ def inner(module):
 
 
 def assert_loaded(backbone, tensors):
-    found = backbone.network.state_dict()
-    assert found.keys() == tensors.keys()
+    actual = backbone.network.state_dict()
+    assert actual.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
 
 
 def assert_unchanged(backbone, before):

@@ -194,32 +194,32 @@ def many(whole, tmp_path_factory):
 def test_every_damaged_run_is_listed_with_file_line_and_reason_beside_the_others(many, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["runs", str(many)]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name, (file, _, words) in DAMAGES.items():
-        (told,) = [text for text in said.splitlines() if text.startswith(f"  {many / name / file}")]
-        assert words in told
+        (message,) = [text for text in output.splitlines() if text.startswith(f"  {many / name / file}")]
+        assert words in message
         command = f"  {shlex.join(['sslctl', 'runs', str(many / name), 'repair=true'])}\n"
-        assert (command in said) == ("missing" not in words)
-    (row,) = [text for text in said.splitlines() if "finished" in text]
+        assert (command in output) == ("missing" not in words)
+    (row,) = [text for text in output.splitlines() if "finished" in text]
     assert "[x]*" in row
-    assert said.count(" damaged ") == len(DAMAGES)
+    assert output.count(" damaged ") == len(DAMAGES)
 
 
 def test_a_report_shows_the_others_and_names_what_it_leaves_out(many, capsys, tmp_path):
     words = ["report", *map(str, sorted(many.iterdir())), f"out={tmp_path / 'r.html'}", "images=1", "neighbours=1"]
     assert main([*words, "map_images=10", "rows=20", "cache=false", "device=cpu"]) == 0
-    said, page = capsys.readouterr().out, (tmp_path / "r.html").read_text()
-    assert "1 run, " in said
+    output, page = capsys.readouterr().out, (tmp_path / "r.html").read_text()
+    assert "1 run, " in output
     for name, (file, _, _) in DAMAGES.items():
-        assert f"left out: {many / name / file}" in said
+        assert f"left out: {many / name / file}" in output
         assert f"left out: {many / name / file}" in page
     assert "# none: recorded command &#39;rm -rf ~&#39;: expected sslctl VERB …" in page
 
 
 def test_evaluations_of_a_folder_leave_damaged_runs_out(many, capsys, tmp_path):
     assert main(["knn-eval", str(many), *KNN, f"out={tmp_path / 'r.jsonl'}"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("left out: ") == len(DAMAGES)
+    output = capsys.readouterr().out
+    assert output.count("left out: ") == len(DAMAGES)
     assert {r["run"] for r in results(tmp_path / "r.jsonl")} == {str(many / "[x]*")}
 
 
@@ -257,10 +257,12 @@ def test_the_commands_refuse_with_status_2_and_the_repair_is_told_file_by_file(r
     kept = [json.loads(text) for text in (run / "results.jsonl").read_text().splitlines()[1:]]
     for verb in ("knn-eval", "evaluate", "export"):
         assert main([verb, str(run)]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"sslctl: {run / 'metrics.jsonl'} line 4: loss: expected a finite number, found '0.5'; ")
-        assert len(said.splitlines()) == 1
-    assert main(shlex.split(said.split("; sslctl ")[1].split(" sets aside")[0])) == 0
+        output = capsys.readouterr().err
+        assert output.startswith(
+            f"sslctl: {run / 'metrics.jsonl'} line 4: loss: expected a finite number, found '0.5'; "
+        )
+        assert len(output.splitlines()) == 1
+    assert main(shlex.split(output.split("; sslctl ")[1].split(" sets aside")[0])) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert f"{run / 'metrics.jsonl'}: 1 line cannot be read (line 4: " in first
     assert first.endswith("the whole file is set aside as metrics.jsonl.aside")
@@ -310,13 +312,13 @@ def test_a_damaged_checkpoint_is_set_aside_by_a_repair(run):
 )
 def test_pretraining_keeps_what_can_be_read_says_so_and_ends_the_same(names, stopped, whole, capsys):
     (stopped / "results.jsonl").write_bytes((whole / "results.jsonl").read_bytes() if "results NaN" in names else b"")
-    told = [damage(stopped, name) for name in names]
+    message = [damage(stopped, name) for name in names]
     before = (stopped / "metrics.jsonl").read_bytes()
     assert pretrain(stopped, *CLOSING) == 0
-    said = capsys.readouterr()
-    assert "resuming at step 6 " in said.out
-    for path, words in told:
-        (sentence,) = [text for text in said.err.splitlines() if str(path) in text]
+    output = capsys.readouterr()
+    assert "resuming at step 6 " in output.out
+    for path, words in message:
+        (sentence,) = [text for text in output.err.splitlines() if str(path) in text]
         assert words.removeprefix(":").strip() in sentence
         assert f"set aside as {path.name}.aside" in sentence
     assert (stopped / "metrics.jsonl.aside").read_bytes() == before
@@ -359,13 +361,16 @@ def test_a_damaged_file_is_read_as_it_was_or_named(name, run):
         change = draw.choice(fuzz_files.CHANGES)
         path.write_bytes(change(whole, draw))
         try:
-            found = read(run)
+            actual = read(run)
         except Damaged as damage:
             outcomes["named"] += len(damage.messages) == len(str(damage).splitlines()) == 1
             continue
         outcomes["read"] += 1
         lost = path.read_bytes() in (whole[: path.stat().st_size], b"", b"\n")  # of a log: its end, as by a kill
-        assert found == was or (name.endswith("l") and lost and found == was[: len(found)]), (number, change.__name__)
+        assert actual == was or (name.endswith("l") and lost and actual == was[: len(actual)]), (
+            number,
+            change.__name__,
+        )
     assert outcomes["named"] >= 20
     assert outcomes["named"] + outcomes["read"] == 60
 
@@ -435,47 +440,47 @@ def read_only(run, tmp_path):
 
 def test_results_of_a_read_only_run_go_to_the_current_directory_which_is_said_first(read_only, tmp_path):
     before = contents(read_only)
-    status, said = without_privileges(["knn-eval", str(read_only), *KNN], tmp_path)
-    assert status == 0, said
-    first = said.index(
+    status, output = without_privileges(["knn-eval", str(read_only), *KNN], tmp_path)
+    assert status == 0, output
+    first = output.index(
         f"{read_only / 'results.jsonl'} is not writable: results go to results-run.jsonl; out=FILE names"
     )
-    assert first < said.index("top1")
+    assert first < output.index("top1")
     assert [r["metric"] for r in results(tmp_path / "here" / "results-run.jsonl")] == ["top1", "top5"]
     assert contents(read_only) == before
     (tmp_path / "here" / "results-run.jsonl").unlink()
     (tmp_path / "here").chmod(0o555)
-    status, said = without_privileges(["knn-eval", str(read_only), *KNN], tmp_path)
+    status, output = without_privileges(["knn-eval", str(read_only), *KNN], tmp_path)
     (tmp_path / "here").chmod(0o755)
-    assert status == 0, said
-    assert "results are printed only; out=FILE keeps them" in said
-    assert "top1" in said
+    assert status == 0, output
+    assert "results are printed only; out=FILE keeps them" in output
+    assert "top1" in output
 
 
 @pytest.mark.parametrize("words", [("pretrain",), ("runs", "repair=true")])
 def test_what_must_write_to_a_read_only_run_is_refused_by_name(words, read_only, tmp_path):
     words = [*words, *CLOSING, f"run_dir={read_only}"] if words == ("pretrain",) else [*words, str(read_only)]
-    status, said = without_privileges(words, tmp_path)
+    status, output = without_privileges(words, tmp_path)
     assert status == 2
-    assert str(read_only) in said
-    assert len(said.splitlines()) == 1
+    assert str(read_only) in output
+    assert len(output.splitlines()) == 1
 
 
 def test_files_that_cannot_be_read_are_named_and_hide_no_other_run(run, tmp_path):
     (tmp_path / "here").mkdir()
     shutil.copytree(run, tmp_path / "other", symlinks=True)
     (run / "metrics.jsonl").chmod(0)
-    status, said = without_privileges(["runs", str(tmp_path)], tmp_path)
-    assert status == 0, said
-    assert f"{run / 'metrics.jsonl'}: cannot be read: Permission denied; ask its owner, or work with a copy" in said
-    assert "finished" in said
-    status, said = without_privileges(["knn-eval", str(run)], tmp_path)
+    status, output = without_privileges(["runs", str(tmp_path)], tmp_path)
+    assert status == 0, output
+    assert f"{run / 'metrics.jsonl'}: cannot be read: Permission denied; ask its owner, or work with a copy" in output
+    assert "finished" in output
+    status, output = without_privileges(["knn-eval", str(run)], tmp_path)
     assert status == 2
-    assert len(said.splitlines()) == 1
-    status, said = without_privileges(["knn-eval", str(tmp_path / "other"), *KNN, "out=/proc/r.jsonl"], tmp_path)
+    assert len(output.splitlines()) == 1
+    status, output = without_privileges(["knn-eval", str(tmp_path / "other"), *KNN, "out=/proc/r.jsonl"], tmp_path)
     assert status == 2
-    assert "/proc" in said
-    assert "is not writable" in said
+    assert "/proc" in output
+    assert "is not writable" in output
 
 
 # --- Results and checksums ---

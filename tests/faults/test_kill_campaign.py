@@ -63,12 +63,12 @@ TRACES = {
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
-        ("tensors", lambda found: found["method/weight"].add_(1e-7)),
-        ("metrics.jsonl", lambda found: found.append(found[0])),
-        ("TensorBoard", lambda found: found["loss"].append((1, 0.5))),
+        ("tensors", lambda actual: actual["method/weight"].add_(1e-7)),
+        ("metrics.jsonl", lambda actual: actual.append(actual[0])),
+        ("TensorBoard", lambda actual: actual["loss"].append((1, 0.5))),
         ("results.jsonl", list.clear),
-        ("files", lambda found: found.append(".step-2.writing")),
-        ("temporary folder", lambda found: found.append("sslctl.sweep.abcdefgh")),
+        ("files", lambda actual: actual.append(".step-2.writing")),
+        ("temporary folder", lambda actual: actual.append("sslctl.sweep.abcdefgh")),
     ],
 )
 def test_every_difference_is_noticed(kind, change):

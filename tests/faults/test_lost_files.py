@@ -178,9 +178,9 @@ def test_the_same_command_continues_a_run_that_has_lost_its_files(stopped, strai
     empty(run / "environment.json")
     before = contents(run, without=("lock",))
     assert main(["knn-eval", str(run), "device=cpu", "cache=false"]) == 2
-    said = capsys.readouterr().err
-    assert "config.yaml and environment.json are lost, damaged, or not of its checkpoints: sslctl runs" in said
-    assert f"{run} repair=true restores them from {run}/checkpoints/step-2/manifest.json" in said
+    printed = capsys.readouterr().err
+    assert "config.yaml and environment.json are lost, damaged, or not of its checkpoints: sslctl runs" in printed
+    assert f"{run} repair=true restores them from {run}/checkpoints/step-2/manifest.json" in printed
     assert pretrain(run, *MOCO, "seed=1") == 2
     assert "seed: 0 → 1" in capsys.readouterr().err
     assert contents(run, without=("lock",)) == before

@@ -93,7 +93,7 @@ def same_run(left, right):
 def test_a_signal_to_one_process_stops_all_after_the_same_step(name, status, rank, straight, tmp_path):
     run = tmp_path / "run"
     outcomes = in_processes(failing_run, run, f"{name}@4", rank)
-    assert [found for found, _ in outcomes] == [status] * 2
+    assert [actual for actual, _ in outcomes] == [status] * 2
     assert f"the same command continues {run}" in outcomes[0][1]
     assert "the same command continues" not in outcomes[1][1]
     assert steps_on_disk(run) == [5, 4]
@@ -273,9 +273,9 @@ def test_processes_import_nothing_from_the_current_directory(tmp_path, monkeypat
     with (tmp_path / "errors").open("w+") as errors, open(os.devnull) as watched:
         assert launch.start(job, place, watched.fileno(), errors).wait() == 1
         errors.seek(0)
-        said = errors.read()
-    assert "invalid literal for int() with base 10: 'none'" in said  # it came so far, with sslctl's own modules
-    assert "imported" not in said
+        printed = errors.read()
+    assert "invalid literal for int() with base 10: 'none'" in printed  # it came so far, with sslctl's own modules
+    assert "imported" not in printed
 
 
 @pytest.mark.slow

@@ -120,11 +120,11 @@ DAMAGES = [
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, name, stopped, straight, capsys):
     damage(stopped / "checkpoints" / "step-6" / name)
     finish(stopped, *WORDS)
-    said = capsys.readouterr()
-    (warning,) = [line for line in said.err.splitlines() if "warning" in line]
+    printed = capsys.readouterr()
+    (warning,) = [line for line in printed.err.splitlines() if "warning" in line]
     assert f"step-6/{name}" in warning
     assert " bytes)" in warning
-    assert "resuming at step 4 " in said.out
+    assert "resuming at step 4 " in printed.out
     equals(stopped, straight)
 
 
@@ -132,9 +132,9 @@ def test_two_damaged_checkpoints_fall_back_to_the_third(stopped, straight, capsy
     for step in (4, 6):
         half(stopped / "checkpoints" / f"step-{step}" / "state.pt")
     finish(stopped, *WORDS)
-    said = capsys.readouterr()
-    assert said.err.count("warning") == 2
-    assert "resuming at step 2 " in said.out
+    printed = capsys.readouterr()
+    assert printed.err.count("warning") == 2
+    assert "resuming at step 2 " in printed.out
     equals(stopped, straight)
 
 
@@ -152,10 +152,10 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(damage, name, verb,
     path = stopped / "checkpoints" / "step-6"
     damage(path / name)
     assert main([verb, str(path), "device=cpu", "cache=false"]) == 2
-    said = capsys.readouterr().err
-    assert str(path / name) in said
-    assert f"({(path / name).stat().st_size} bytes)" in said
-    assert len(said.splitlines()) <= 2
+    printed = capsys.readouterr().err
+    assert str(path / name) in printed
+    assert f"({(path / name).stat().st_size} bytes)" in printed
+    assert len(printed.splitlines()) <= 2
     assert not (stopped / "results.jsonl").exists()
 
 
@@ -190,9 +190,9 @@ def test_damaged_weights_to_start_from_are_an_error(damage, suffix, tmp_path, ca
         torch.save({"conv1.weight": torch.zeros(64, 64)}, path)
     damage(path)
     assert pretrain(tmp_path / "run", *SIMCLR, f"backbone.weights={path}") == 2
-    said = capsys.readouterr().err
-    assert f"{path} ({path.stat().st_size} bytes)" in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert f"{path} ({path.stat().st_size} bytes)" in printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -218,9 +218,9 @@ def test_without_a_valid_checkpoint_a_resume_that_must_be_one_is_refused(how, st
     how(stopped)
     before = contents(stopped, without=("lock",))
     assert pretrain(stopped, *WORDS, "trainer.resume=must") == 2
-    said = capsys.readouterr()
-    assert "resume=must" in said.err
-    assert str(stopped) in said.err
+    printed = capsys.readouterr()
+    assert "resume=must" in printed.err
+    assert str(stopped) in printed.err
     assert contents(stopped, without=("lock",)) == before
 
 
@@ -294,9 +294,9 @@ def test_a_run_that_was_copied_with_links_followed_goes_on(stopped, straight, tm
 def test_what_is_no_checkpoint_is_not_taken_for_one(name, stopped, straight, capsys):
     shutil.copytree(stopped / "checkpoints" / "step-4", stopped / "checkpoints" / name)
     finish(stopped, *WORDS)
-    said = capsys.readouterr()
-    assert "resuming at step 6 " in said.out
-    assert "warning" not in said.err
+    printed = capsys.readouterr()
+    assert "resuming at step 6 " in printed.out
+    assert "warning" not in printed.err
     equals(stopped, straight)
 
 
@@ -345,10 +345,10 @@ def test_a_checkpoint_without_a_part_is_an_error_that_lists_it(parts, stopped, c
     edit(newest(stopped), state=remove)
     before = contents(stopped, without=("lock",))
     assert pretrain(stopped, *WORDS) == 2
-    said = capsys.readouterr().err
-    assert str(newest(stopped) / "state.pt") in said
-    assert all(part.split(".")[-1] in said for part in parts)
-    assert "backbone.weights=" in said
+    printed = capsys.readouterr().err
+    assert str(newest(stopped) / "state.pt") in printed
+    assert all(part.split(".")[-1] in printed for part in parts)
+    assert "backbone.weights=" in printed
     assert contents(stopped, without=("lock",)) == before
 
 
@@ -391,9 +391,9 @@ def test_another_configuration_is_refused_with_what_differs(override, line, stop
     words = (*SIMCLR, *WORDS[len(MOCO) :]) if override == "method=simclr" else (*WORDS, override)
     before = contents(stopped, without=("lock",))
     assert pretrain(stopped, *words) == 2
-    said = capsys.readouterr()
-    assert line in said.err
-    assert "resuming" not in said.out
+    printed = capsys.readouterr()
+    assert line in printed.err
+    assert "resuming" not in printed.out
     assert contents(stopped, without=("lock",)) == before
 
 
@@ -402,9 +402,9 @@ def test_another_dataset_is_refused(stopped, capsys, tmp_path):
         image_folder(tmp_path / "images" / split, images=4)
     words = ("dataset=imagefolder", f"dataset.root={tmp_path / 'images'}", "trainer.batch_size=4")
     assert pretrain(stopped, *WORDS, *words) == 2
-    said = capsys.readouterr().err
-    assert "dataset._target_: sslctl.data.sources.digits → sslctl.data.sources.imagefolder" in said
-    assert "content of data" in said
+    printed = capsys.readouterr().err
+    assert "dataset._target_: sslctl.data.sources.digits → sslctl.data.sources.imagefolder" in printed
+    assert "content of data" in printed
 
 
 @pytest.mark.parametrize(
@@ -436,9 +436,9 @@ def test_a_directory_in_use_is_refused_with_its_holder(stopped, straight, capsys
 def test_a_checkpoint_beyond_the_end_is_an_error(stopped, capsys):
     edit(newest(stopped), state=lambda state: state.update(step=99))
     assert pretrain(stopped, *WORDS) == 2
-    said = capsys.readouterr().err
-    assert "step 99" in said
-    assert "10 steps" in said
+    printed = capsys.readouterr().err
+    assert "step 99" in printed
+    assert "10 steps" in printed
 
 
 def test_a_finished_run_with_its_results_is_left_as_it_is(finished, capsys):
@@ -458,8 +458,8 @@ def test_only_what_is_missing_from_a_finished_run_is_made_again(lost, finished, 
         if lost in (name, "both"):
             (finished / name).unlink()
     assert pretrain(finished, *CLOSING) == 0
-    said = capsys.readouterr().out
-    assert ("evaluating" in said) == (lost != "backbone.safetensors")
+    printed = capsys.readouterr().out
+    assert ("evaluating" in printed) == (lost != "backbone.safetensors")
     assert contents(finished / "checkpoints") == kept
     assert metrics(finished) == logged
     assert _values(finished) == measured
@@ -498,8 +498,8 @@ def test_results_can_be_appended_behind_a_cut_off_line(finished):
     path = finished / "results.jsonl"
     path.write_text(path.read_text()[:-20])
     assert main(["knn-eval", str(finished), "device=cpu", "cache=false", "subjects=[trained]", "knn.k=3"]) == 0
-    found = [r for r in read_lines(path) if r["params"].get("k") == 3]
-    assert [r["metric"] for r in found] == ["top1", "top5"]
+    actual = [r for r in read_lines(path) if r["params"].get("k") == 3]
+    assert [r["metric"] for r in actual] == ["top1", "top5"]
 
 
 def _values(run_dir):
@@ -593,9 +593,9 @@ def test_a_run_from_a_malicious_file_of_weights_is_refused(name, write, tmp_path
     canary = tmp_path / "canary"
     write(tmp_path / name, {"conv1.weight": torch.zeros(1), "extra": Canary(canary)})
     assert pretrain(tmp_path / "run", *SIMCLR, f"backbone.weights={tmp_path / name}") == 2
-    said = capsys.readouterr().err
-    assert name in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert name in printed
+    assert "Traceback" not in printed
     assert not canary.exists()
     assert not (tmp_path / "run").exists()
 
@@ -647,10 +647,10 @@ def test_the_same_command_writes_a_damaged_backbone_again(finished, capsys):
     with pytest.raises(InputError, match=r"backbone\.safetensors .* is not as it was written: its checksum differs"):
         sslctl.load(finished)
     assert pretrain(finished, *CLOSING) == 0
-    said = capsys.readouterr()
-    assert f"{path} ({len(whole)} bytes) is not as it was written" in said.err
-    assert "set aside as backbone.safetensors.aside" in said.err
-    assert "evaluating" not in said.out
+    printed = capsys.readouterr()
+    assert f"{path} ({len(whole)} bytes) is not as it was written" in printed.err
+    assert "set aside as backbone.safetensors.aside" in printed.err
+    assert "evaluating" not in printed.out
     assert path.read_bytes() == whole
     assert (finished / "backbone.safetensors.aside").read_bytes() == damaged
 

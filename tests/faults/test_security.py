@@ -431,12 +431,12 @@ def test_commands_of_runs_and_report_are_words_of_a_shell(foreign, cli, marker, 
     page = (workdir / "page.html").read_text()
     assert "<i>" not in page.replace('<i class="', "")
     assert page.replace("\n", "").replace("\t", "").isprintable()
-    found = commands_of(page)
-    assert len(found) >= 3
-    for command in found:
+    actual = commands_of(page)
+    assert len(actual) >= 3
+    for command in actual:
         words = _told(command, workdir, marker)
         assert words[0] in VERBS
-    assert any(str(run) in _told(command, workdir, marker) for command in found)
+    assert any(str(run) in _told(command, workdir, marker) for command in actual)
 
 
 @pytest.mark.parametrize("words", [("knn-eval", "no\x1b[2J\nrun"), ("runs", "no\x1b[2J\nrun"), ("\x1b[2J",)])

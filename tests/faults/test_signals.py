@@ -72,9 +72,9 @@ def ended(process):
 def test_a_signal_ends_the_run_after_the_step_with_its_status(number, status, tmp_path, capsys):
     with signal_at(3, number):
         assert pretrain(tmp_path / "run", *SIMCLR) == status
-    said = capsys.readouterr().err
-    assert "stopping after this step" in said
-    assert f"the same command continues {tmp_path / 'run'}" in said
+    printed = capsys.readouterr().err
+    assert "stopping after this step" in printed
+    assert f"the same command continues {tmp_path / 'run'}" in printed
     assert [path.name for path in checkpoint.steps_on_disk(tmp_path / "run")] == ["step-3"]
     assert not claim.is_held(tmp_path / "run")
 
@@ -124,8 +124,8 @@ def test_a_run_that_is_told_of_its_jobs_end_saves_and_requeues_once(requeued, tm
         assert main(command(run, *SIMCLR)) == 75
     assert newest(run).name == "step-3"
     assert (tmp_path / "calls").read_text() == "requeue 123\n"
-    told = "the job starts again" if requeued else "failed: no such job"
-    assert f"sslctl: scontrol requeue 123{': ' if requeued else ' '}{told}" in capsys.readouterr().err
+    message = "the job starts again" if requeued else "failed: no such job"
+    assert f"sslctl: scontrol requeue 123{': ' if requeued else ' '}{message}" in capsys.readouterr().err
     finish(run, *SIMCLR)
     assert (tmp_path / "calls").read_text() == "requeue 123\n"
 

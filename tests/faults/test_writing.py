@@ -58,9 +58,9 @@ def module(seed):
 @functools.cache
 def prepared(step):
     """About 17 kB of weights and twice that of optimizer and generators; made before a fork, which may not train."""
-    made = module(step)
-    optimizer = torch.optim.SGD(made.parameters(), 0.1, momentum=0.9)
-    made(torch.ones(1, 64)).sum().backward()
+    built = module(step)
+    optimizer = torch.optim.SGD(built.parameters(), 0.1, momentum=0.9)
+    built(torch.ones(1, 64)).sum().backward()
     optimizer.step()
     state = {
         "step": step,
@@ -70,7 +70,7 @@ def prepared(step):
         "scaler": {},
         "skipped": [0, 0],
     }
-    return made, state
+    return built, state
 
 
 def save(run_dir, step, keep_last=2):
@@ -131,8 +131,8 @@ def saved(tmp_path):
     return tmp_path
 
 
-def contents_only(found):
-    return {name: content for name, (_, content) in found.items()}
+def contents_only(actual):
+    return {name: content for name, (_, content) in actual.items()}
 
 
 def after_a_kill(run_dir, before):
@@ -311,10 +311,10 @@ def test_a_run_on_a_full_disk_fails_and_continues_exactly(tmp_path, capsys):
     words = (*MOCO, "trainer.save_every_steps=2")
     with limited_save(6, 5000):
         assert pretrain(tmp_path / "run", *words) == 1
-    said = capsys.readouterr()
-    assert str(tmp_path / "run") in said.err
-    assert "saved" not in said.out + said.err
-    assert "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert str(tmp_path / "run") in printed.err
+    assert "saved" not in printed.out + printed.err
+    assert "Traceback" not in printed.err
     assert valid(tmp_path / "run") == ["step-4", "step-2"]
     assert hidden(tmp_path / "run") == []
     finish(tmp_path / "run", *words)
@@ -458,9 +458,9 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, capsys, monk
     save(tmp_path, 4)
     monkeypatch.setattr(Path, "rmdir", rmdir)
     save(tmp_path, 6)
-    said = capsys.readouterr().err
-    assert "warning" in said
-    assert "step-2" in said
+    printed = capsys.readouterr().err
+    assert "warning" in printed
+    assert "step-2" in printed
     assert {"step-6", "step-4"} <= set(valid(tmp_path))
 
 
@@ -604,9 +604,9 @@ def refused_after_the_first_step(run_dir, words, capsys):
     assert pretrain(run_dir, *words) == 1
     assert metrics_of(run_dir) == []
     assert not (run_dir / "checkpoints").exists()
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return said
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return printed
 
 
 def metrics_of(run_dir):
@@ -614,14 +614,14 @@ def metrics_of(run_dir):
 
 
 def test_an_optimizers_state_that_is_not_plain_is_refused_by_name(tmp_path, capsys):
-    said = refused_after_the_first_step(tmp_path / "run", (*SIMCLR, *own_optimizer("HistorySGD")), capsys)
+    printed = refused_after_the_first_step(tmp_path / "run", (*SIMCLR, *own_optimizer("HistorySGD")), capsys)
     parameter = "backbone.network.conv1.weight"
-    assert f"optimizer state 'norms' of parameter {parameter} is a deque, which no checkpoint can hold" in said
+    assert f"optimizer state 'norms' of parameter {parameter} is a deque, which no checkpoint can hold" in printed
 
 
 def test_a_buffer_that_grows_is_refused_by_name(tmp_path, capsys):
-    said = refused_after_the_first_step(tmp_path / "run", (*SIMCLR, *own("GrowingSimCLR")), capsys)
-    assert "1 tensors of another shape: losses: (1,) found, (0,) expected" in said
+    printed = refused_after_the_first_step(tmp_path / "run", (*SIMCLR, *own("GrowingSimCLR")), capsys)
+    assert "1 tensors of another shape: losses: (1,) found, (0,) expected" in printed
 
 
 # --- Whole runs that are killed; scripts/kill_campaign kills more of them ---
@@ -685,12 +685,12 @@ def test_a_bad_number_stops_before_anything_sees_it(fault, at, tmp_path, capsys,
     monkeypatch.setenv("TEST_FAULT", f"{fault}@{at}")
     words = (*MOCO, *own("FailingMoCo"), "trainer.save_every_steps=1", "scheduler=constant")
     assert pretrain(tmp_path / "run", *words) == 1
-    said = capsys.readouterr().err
-    assert f"step {at} " in said
-    assert "lr 0.03" in said
-    assert "digits train image " in said
-    assert fault.split()[1] in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert f"step {at} " in printed
+    assert "lr 0.03" in printed
+    assert "digits train image " in printed
+    assert fault.split()[1] in printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "run" / "backbone.safetensors").exists()
     logged = metrics(tmp_path / "run") if at else []
     assert [m["step"] for m in logged] == list(range(1, at + 1))
@@ -754,9 +754,9 @@ ALL_STEPS = list(range(1, STEPS + 1))
 @pytest.mark.parametrize("stops", [slow(()), slow((4,)), (5,), (3, 4), slow((10,))])
 def test_tensorboard_shows_every_step_once(stops, tmp_path):
     run = finish(tmp_path / "run", *WITH_EVENTS, stops=stops)
-    found = events(run)
-    assert found["loss"] == ALL_STEPS
-    assert found["knn"] == [m["step"] for m in metrics(run) if "knn" in m]
+    actual = events(run)
+    assert actual["loss"] == ALL_STEPS
+    assert actual["knn"] == [m["step"] for m in metrics(run) if "knn" in m]
 
 
 @pytest.mark.usefixtures("event_files")

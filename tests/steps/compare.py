@@ -179,9 +179,9 @@ def compare(
                 _compare_ranks(copies, batch, step, expected)
         if features is not None:
             images = batch.views["global"][0]
-            found, expected = method.eval().features(images), features(its.eval(), images)
-            assert list(found) == list(expected), "features"
-            _same("features", found, expected)
+            actual, expected = method.eval().features(images), features(its.eval(), images)
+            assert list(actual) == list(expected), "features"
+            _same("features", actual, expected)
     return its
 
 
@@ -300,15 +300,17 @@ def _in_float64(batch: Batch) -> Batch:
 
 
 def _same_flags(method: Method, its: nn.Module) -> None:
-    found, expected = ({name: p.requires_grad for name, p in module.named_parameters()} for module in (method, its))
-    assert found == expected, "which parameters ask for a gradient"
+    actual, expected = ({name: p.requires_grad for name, p in module.named_parameters()} for module in (method, its))
+    assert actual == expected, "which parameters ask for a gradient"
 
 
-def _same(what: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys(), what
+def _same(what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys(), what
     for name, value in expected.items():
-        value = torch.as_tensor(value, dtype=found[name].dtype)
-        torch.testing.assert_close(found[name], value, **EXACTLY, msg=lambda text, name=name: f"{what}: {name}\n{text}")
+        value = torch.as_tensor(value, dtype=actual[name].dtype)
+        torch.testing.assert_close(
+            actual[name], value, **EXACTLY, msg=lambda text, name=name: f"{what}: {name}\n{text}"
+        )
 
 
 # --- What references share ---
