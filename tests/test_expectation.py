@@ -41,14 +41,14 @@ def touched(path):
     ],
 )
 def test_timm_says_what_its_weights_expect(model, file, expected, tmp_path):
-    printed = expectation_of(timm_node(model, weights=touched(tmp_path / file).replace("safetensors", "pth")))
-    assert (printed and (printed.mean, printed.std, printed.size, printed.interpolation)) == expected
+    stated = expectation_of(timm_node(model, weights=touched(tmp_path / file).replace("safetensors", "pth")))
+    assert (stated and (stated.mean, stated.std, stated.size, stated.interpolation)) == expected
 
 
 def test_torchvisions_files_are_known_by_name(tmp_path):
     node = {"_target_": "sslctl.models.backbones.ResNet", "depth": 50}
-    printed = expectation_of(OmegaConf.create(node | {"weights": touched(tmp_path / "resnet50-11ad3fa6.pth")}))
-    assert (printed.mean, printed.std, printed.size, printed.interpolation) == (*IMAGENET, 224, "bilinear")
+    stated = expectation_of(OmegaConf.create(node | {"weights": touched(tmp_path / "resnet50-11ad3fa6.pth")}))
+    assert (stated.mean, stated.std, stated.size, stated.interpolation) == (*IMAGENET, 224, "bilinear")
     assert expectation_of(OmegaConf.create(node | {"weights": touched(tmp_path / "mine.pth")})) is None
 
 
@@ -76,8 +76,8 @@ def test_torchvisions_files_are_known_by_name(tmp_path):
 def test_the_hubs_files_beside_the_weights_are_read(name, content, tmp_path):
     (tmp_path / name).write_text(json.dumps(content))
     node = timm_node("vit_small_patch16_224", weights=touched(tmp_path / "model.pth"))
-    printed = expectation_of(node)
-    assert (printed.mean, printed.std, printed.size, printed.interpolation) == ((0.1,) * 3, (0.3,) * 3, 64, "bicubic")
+    stated = expectation_of(node)
+    assert (stated.mean, stated.std, stated.size, stated.interpolation) == ((0.1,) * 3, (0.3,) * 3, 64, "bicubic")
     seen, sentence = as_expected(OWN, node)
     assert (seen.mean, seen.std) == ([0.1] * 3, [0.3] * 3)
     assert sentence.startswith("mean [0.1, 0.1, 0.1], std [0.3, 0.3, 0.3] of the weights")
@@ -88,6 +88,22 @@ def test_the_hubs_files_beside_the_weights_are_read(name, content, tmp_path):
     for broken in ("{", "[]", '{"image_mean": [1, "a"]}', '{"image_mean": [1], "image_std": [0]}'):
         (tmp_path / name).write_text(broken)
         assert expectation_of(node) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"image_mean": [0.5], "image_std": [NaN]}',
+        '{"image_mean": [127.5, 127.5, 127.5], "image_std": [127.5, 127.5, 127.5]}',
+        '{"image_mean": [], "image_std": []}',
+        '{"image_mean": [0.5], "image_std": [0.5], "do_normalize": false}',
+        '{"image_mean": [0.5], "image_std": [0.5], "size": 1e400}',
+        "[" * 100_000,
+    ],
+)
+def test_what_normalises_no_image_in_files_beside_the_weights_is_passed_over(content, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    assert expectation_of(timm_node("vit_small_patch16_224", weights=touched(tmp_path / "model.pth"))) is None
 
 
 def test_weights_that_say_nothing_take_the_datasets_and_it_is_said(tmp_path):

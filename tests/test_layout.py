@@ -97,6 +97,16 @@ def test_every_class_of_two_images_or_more_has_one_held_out_and_one_to_train_on(
     assert all((is_test == by_hash)[of == c].all() for c in whole)  # other images stay where they were
 
 
+def test_no_class_of_several_an_image_loses_its_last_to_train_on_to_another():
+    draw = np.random.default_rng(0)
+    for _ in range(40):
+        classes = [tuple({*draw.zipf(1.3, 3).clip(max=60).tolist()}) for _ in range(200)]
+        is_test = held_out_names([f"{draw.integers(1 << 40)}" for _ in classes], classes)
+        assert {c for own in classes for c in own} == {
+            c for own, held in zip(classes, is_test, strict=True) if not held for c in own
+        }
+
+
 def test_held_out_groups_are_whole_and_near_a_fifth_of_each_class():
     draw = np.random.default_rng(0)
     groups = [f"patient {g}" for g in range(60) for _ in range(draw.integers(1, 9))]

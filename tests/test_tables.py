@@ -1,6 +1,7 @@
 """dataset=csv: columns, splits, groups and several labels an image, and what is refused of them."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -118,6 +119,33 @@ def test_mistakes_name_what_is_there(images, mistake):
     keys, message = MISTAKES[mistake]
     with pytest.raises(InputError, match=message):
         table_rows("train", root, **keys)
+
+
+def test_another_label_or_group_makes_other_data_of_the_same_files(images):
+    columns = {"path": NAMES, "split": ["train"] * 16, "group": list("abcd") * 4}
+    hashes = set()
+    for labels, groups in (
+        (["1", "2"] * 8, "abcd"),
+        (["2", "1"] * 8, "abcd"),
+        (["1", "3"] * 8, "abcd"),
+        (["1", "2"] * 8, "abdc"),
+    ):
+        root = write_table(images, **columns | {"label": labels, "group": list(groups) * 4})
+        hashes.add(source(root).content_hash)
+    assert len(hashes) == 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["label"], "dataset.columns=['label']: expected {path"),
+        ({"label": []}, "dataset.columns.label=[]: expected names of columns"),
+        ({"label": ["label", None]}, "expected names of columns"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(images, columns, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        choose_columns(read_table(write_table(images, path=NAMES, label=NAMES)), columns)
 
 
 def test_files_and_classes_that_are_not_there_are_named_with_their_row(images):

@@ -62,6 +62,20 @@ def test_windows_equal_the_whole_image(tmp_path, name):
     assert tiled(tmp_path / "images", stride=32).content_hash != source.content_hash
 
 
+@pytest.mark.parametrize("kind", ["palette", "cmyk", "white is zero"])
+def test_tiles_have_the_colours_that_the_whole_image_has(tmp_path, kind):
+    array = pixels(64, 64)
+    if kind == "white is zero":
+        tifffile.imwrite(tmp_path / "0.tif", array[..., 0], photometric="miniswhite")
+    else:
+        Image.fromarray(array).convert("P" if kind == "palette" else "CMYK").save(tmp_path / "0.tif")
+    whole = sources.folder("train", FolderKeys(str(tmp_path), 64, 3, 1.0)).images[0]
+    source = tiled(tmp_path, stride=32)
+    assert len(source) == 4
+    for row, (top, left) in enumerate(source.places):
+        np.testing.assert_array_equal(source.read(row), whole[:, top : top + 32, left : left + 32])
+
+
 def test_only_what_a_window_touches_is_read_of_a_tiled_tiff(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "0.tif", pixels(640, 640), tile=(64, 64), photometric="rgb")
     bytes_read = []

@@ -11,7 +11,7 @@ from sslctl.config.command_line import Prepared, as_typed, prepare, shell_words,
 from sslctl.config.targets import target_of
 from sslctl.data import sources
 from sslctl.data.audit import Audit, audit, headers_of
-from sslctl.data.description import Description, describe
+from sslctl.data.description import Description, describe, refuse_bands
 from sslctl.data.layout import Layout, NoTestSplit, base_name, class_folders, without_labels
 from sslctl.data.listing import existing_folder
 from sslctl.data.pixels import Reading
@@ -54,9 +54,8 @@ def data(config: Any) -> None:
         if out.suffix == ".json":
             write_text(out, json.dumps(as_json(seen), indent=1) + "\n")
         else:
-            source = build_source(
-                OmegaConf.merge(node, {"on_error": "skip", "max_bad": total, "memory_gb": 0}), "train"
-            )
+            lenient = {} if node.get("tiles") is not None else {"on_error": "skip", "max_bad": total}
+            source = build_source(OmegaConf.merge(node, {**lenient, "memory_gb": 0}), "train")
             write_text(out, data_page(seen, described, source, base_name(node.root), suggestion, shell_words(skipping)))
         say(f"{out}: all of it")
 
@@ -126,7 +125,9 @@ def described_split(seen: Audit, split: str, node: Any) -> Description:
     if not headers.looked_at:
         raise InputError(f"none of the {len(looks):,} images in {layout.listing.base} can be read: {looks[0].error}")
     size = node.image_size or headers.sizes.most_common(1)[0][0][0]
-    return describe(layout, headers, None, Reading(node.channels), size)
+    reading = Reading(node.channels, None, None if node.get("bands") is None else tuple(node.bands))
+    refuse_bands(headers.kinds, reading)
+    return describe(layout, headers, None, reading, size)
 
 
 def lines_of(seen: Audit, described: dict[str, Description], skipping: str) -> list[str]:

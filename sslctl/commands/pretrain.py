@@ -123,6 +123,8 @@ def _pretrain(
     else:
         source = distributed.main_process_first(lambda: build_source(node, "train"))
         preprocess, normalization = as_expected(preprocess_of(node, source), config.backbone)
+        if beginning:
+            preprocess = beginning.normalized(preprocess)
     plan = make_plan(config, source)
 
     # Networks, each drawn from the seed; what they read from files decides the run as much as its configuration does.

@@ -181,6 +181,8 @@ def _is_turned(image: Image.Image, path: ImageFile) -> bool:
     """Tells whether EXIF data exchange rows and columns. Those of PNG may stand behind the pixels, which are passed over."""
     if image.format == "PNG" and not (_PNG_EXIF & image.info.keys() or _png_has_exif(path)):
         return False
+    if image.format == "TIFF" and image.size != (image.tag_v2.get(256), image.tag_v2.get(257)):
+        return False  # Pillow has turned it already
     return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
 
 

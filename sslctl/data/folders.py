@@ -99,11 +99,17 @@ def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: Fi
     elif keys.on_error == "skip":
         bad = unreadable_rows(originals, reading, data_home() / "checked")
     listed = listed_rows(originals, keys.skip)
-    layout = with_stand_ins(layout, sorted({*bad, *listed}), keys.max_bad + len(listed) if listed else keys.max_bad)
+    others = sorted({*bad} - {*listed})
+    if others and keys.on_error != "skip":
+        way = "dataset.on_error=skip"
+        raise InputError(f"cannot read {originals[others[0]]}; {way} lets others stand in for such, too", advice=[way])
+    allowed = keys.max_bad if keys.max_bad >= 1 or not listed else int(keys.max_bad * len(originals))
+    as_listed = layout  # what tells sets of files apart, whatever stands in
+    layout = with_stand_ins(layout, sorted({*bad, *listed}), allowed + len(listed))
     if images is not None and layout.stand_ins:
         images[list(layout.stand_ins)] = images[list(layout.stand_ins.values())]
 
-    digest, times = _hashes(layout, originals, reading)
+    digest, times = _hashes(as_listed, originals, reading)
     description = describe(layout, headers, images, reading, image_size)
     paths, labels = tuple(layout.paths()), torch.tensor(layout.labels)
     source = Source(name, split, images, paths, labels, layout.classes, keys.channels, image_size, digest, times)
@@ -177,7 +183,9 @@ def _hashes(layout: Layout, paths: list[str], reading: Reading, tiled: str = "")
     table = "\n".join(f"{n}\t{os.path.getsize(p)}" for n, p in zip(layout.names, paths, strict=True))
     table += f"\nvalues {reading.value_range}" if reading.value_range else ""
     table += f"\nbands {reading.bands}" if reading.bands is not None else ""
-    table += f"\nlabels {layout.targets}" if layout.targets is not None else ""
+    if layout.labels_apart:  # another label, class or group makes other data of the same files
+        table += f"\nlabels {layout.targets or layout.labels} {layout.classes}"
+        table += f"\ngroups {layout.groups}" if layout.groups else ""
     table += f"\ntiles {tiled}" if tiled else ""
     times = " ".join(str(os.stat(p).st_mtime_ns) for p in paths)
     digests = (

@@ -26,7 +26,8 @@ def held_out_names(names: Sequence[str], classes: Sequence[Sequence[int]]) -> np
         if held_out[rows].all():
             held_out[by_hash[-1]] = False
         elif not held_out[rows].any() and len(rows) > 1:
-            held_out[by_hash[0]] = True
+            spare = (row for row in by_hash if all((~held_out[rows_of[number]]).sum() > 1 for number in classes[row]))
+            held_out[list(spare)[:1]] = True
     return held_out
 
 

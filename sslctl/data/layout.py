@@ -32,7 +32,7 @@ class Layout:
     names: of the split's images. labels: the number of each one's class, -1 without classes. origin: where the split comes
     from. warnings: what may not be meant, each with the key that answers it. stand_ins: row -> row that is read in its place.
     targets: the numbers of each image's classes, where it may have several; its label is -1 then. groups: what each image was
-    taken from (a patient, a slide, a day), where that is named.
+    taken from (a patient, a slide, a day), where that is named. labels_apart: they stand in a table, not in the names.
     """
 
     listing: Listing
@@ -44,6 +44,7 @@ class Layout:
     stand_ins: dict[int, int] = field(default_factory=dict)
     targets: list[tuple[int, ...]] | None = None
     groups: list[str] | None = None
+    labels_apart: bool = False
 
     def paths(self) -> list[str]:
         """Returns where the split's images lie, those that stand in for others among them."""

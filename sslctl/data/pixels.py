@@ -129,7 +129,7 @@ def from_array(array: np.ndarray, reading: Reading) -> Tensor:
     else:
         low, high = reading.value_range or SIXTEEN_BITS
         exact = np.float32 if array.dtype in (np.uint16, np.int16, np.int8, np.float16) else np.float64
-        levels = (np.nan_to_num(array.astype(exact)) - exact(low)) / exact(high - low)
+        levels = (np.nan_to_num(array.astype(exact), posinf=high, neginf=low) - exact(low)) / exact(high - low)
         if array.shape[2] == 3 and bands == 1:
             levels = (levels @ np.array(_LUMA))[..., None]
         levels = np.ascontiguousarray(levels.clip(0, 1).transpose(2, 0, 1), np.float32)

@@ -119,6 +119,8 @@ def choose_columns(table: Table, asked: Mapping[str, Any] | None, separator: str
 
     separator: between the labels of a cell; "auto": | or ; where cells have one. Raises InputError.
     """
+    if asked is not None and not isinstance(asked, Mapping):
+        raise InputError(f"dataset.columns={asked}: expected {{path: …, label: …, split: …, group: …}}")
     asked, there = dict(asked or {}), list(table.columns)
     other = next((role for role in asked if role not in NAMES), None)
     if other is not None:
@@ -131,6 +133,8 @@ def choose_columns(table: Table, asked: Mapping[str, Any] | None, separator: str
             continue
         value = asked[role]
         several = isinstance(value, list | tuple) and role == "label"
+        if several and (not value or None in value):
+            raise InputError(f"dataset.columns.label={list(value)}: expected names of columns")
         for name in value if several else [value]:
             if name is not None and str(name) not in there:
                 raise InputError(

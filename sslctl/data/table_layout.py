@@ -70,6 +70,7 @@ def table_rows(
         _doubts(table, paths, rows, own, several, classes) if split == "train" else [],
         targets=own if several else None,
         groups=[groups[row] for row in rows] if groups else None,
+        labels_apart=True,
     )
 
 

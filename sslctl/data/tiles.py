@@ -40,14 +40,15 @@ class Tiling:
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> "Tiling":
         """Raises InputError for other keys and values than dataset.tiles takes."""
-        tiles, unknown = dict(keys), set(keys) - {"size", "stride", "skip_empty"}
+        tiles = dict(keys) if isinstance(keys, Mapping) else {"": keys}
+        unknown = tiles.keys() - {"size", "stride", "skip_empty"}
         size, empty = tiles.get("size"), tiles.get("skip_empty")
         stride = tiles.get("stride") or size
         empty = {True: _EMPTY, False: None}.get(empty, empty) if isinstance(empty, bool) else empty
         whole = all(type(number) is int and number > 0 for number in (size, stride))
         if unknown or not whole or not (empty is None or (isinstance(empty, int | float) and 0 <= empty <= 1)):
             raise InputError(
-                f"dataset.tiles={tiles}: expected {{size: PIXELS, stride: PIXELS, skip_empty: true or a standard deviation}}"
+                f"dataset.tiles={keys}: expected {{size: PIXELS, stride: PIXELS, skip_empty: true or a standard deviation}}"
             )
         return cls(size, stride, empty)
 

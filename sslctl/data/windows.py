@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from sslctl.data import arrays
 from sslctl.data.listing import ARRAYS
 from sslctl.data.pixels import BandsError, is_deep
+from sslctl.ops.special_files import refuse_special
 
 _DECODED = 4 * 2**30  # bytes of an image that is decoded at once
 _SEGMENT = 64 * 2**20  # bytes of a TIFF's tile or strip, which is decoded whole for any window in it
@@ -136,9 +137,19 @@ def _has_windows(path: str) -> bool:
     _, kind = arrays.header(path)
     stat = os.stat(path)
     pages = _tiff(path, stat.st_size, stat.st_mtime_ns)[1]
+    if not _is_as_stored(pages[0]):
+        return False
     tall, wide = _segment(pages[0])
     size = tall * wide * pages[0].samplesperpixel * pages[0].dtype.itemsize
     return len(pages) in (1, int(kind.partition("×")[2])) and size <= _SEGMENT
+
+
+def _is_as_stored(page: Any) -> bool:
+    """Tells whether a page's samples are its colours: black is zero, RGB, or JPEG's own, which are decoded to RGB.
+
+    Others (palettes, CMYK, white is zero) Pillow turns into colours.
+    """
+    return page.photometric in (1, 2) or (page.photometric == 6 and page.compression == 7)
 
 
 def _segment(page: Any) -> tuple[int, int]:
@@ -181,7 +192,10 @@ def _page_window(page: Any, top: int, left: int, size: int) -> np.ndarray:
 def _decoded(path: str) -> np.ndarray:
     """Decodes a whole image as (H, W, bands)."""
     name = path.lower()
-    if name.endswith((*ARRAYS, *arrays.TIFF)):
+    stat = os.stat(path)
+    is_array = name.endswith(ARRAYS)
+    is_array |= name.endswith(arrays.TIFF) and _is_as_stored(_tiff(path, stat.st_size, stat.st_mtime_ns)[1][0])
+    if is_array:
         (width, height), kind = arrays.header(path)
         _refuse_large(width, height, np.dtype(kind.partition("×")[0]).itemsize * int(kind.partition("×")[2]))
         return np.ascontiguousarray(arrays.read(path))
@@ -196,6 +210,7 @@ def _decoded(path: str) -> np.ndarray:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     """Opens an image by Pillow without its limit: who asks for tiles means large images."""
+    refuse_special(path)
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:

@@ -13,7 +13,7 @@ from sslctl.errors import InputError
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import run_preprocess, with_preprocess
 from sslctl.methods.base import Method
-from sslctl.models.preprocess import Preprocess
+from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.runs import checkpoint
 from sslctl.runs.continuing import named_run
 from sslctl.runs.directory import is_run
@@ -86,6 +86,13 @@ class Beginning:
                 advice=[f"continue_run=null backbone.weights={run}"],
             )
         return cls(run, newest, read_manifest(newest)["files"][WEIGHTS]["sha256"])
+
+    def normalized(self, preprocess: Preprocess | TextPreprocess) -> Preprocess | TextPreprocess:
+        """Returns what the backbone gets to see, normalised as before: its mean and std are among the tensors taken over."""
+        its = run_preprocess(self.run)
+        if not isinstance(its, Preprocess) or not isinstance(preprocess, Preprocess):
+            return preprocess
+        return replace(preprocess, mean=its.mean, std=its.std)
 
     def load(self, method: Method) -> str:
         """Copies all tensors into a method, but those with an entry for each image where there are others now; says what it did.

@@ -10,9 +10,13 @@ from sslctl.errors import InputError, user_path
 from sslctl.models.backbones import ResNet, Timm
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.weights import file_metadata
-from sslctl.runs.directory import BACKBONE, PREPROCESS, is_run
+from sslctl.runs.directory import PREPROCESS, is_run
+from sslctl.runs.reading import read_preprocess
 
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, which transformers writes
+
+
+_OTHERS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)  # by JSON of another kind
 
 
 @dataclass(frozen=True)
@@ -72,24 +76,25 @@ def expectation_of(node: Any) -> Expectation | None:
 def _of_file(path: Path) -> Expectation | None:
     """Reads what a run, or an sslctl file, says of itself, or what the Hub's files beside the weights say."""
     if is_run(path):
-        path = path / BACKBONE
-        described = path.parent / PREPROCESS
-        saved = json.loads(described.read_text()) if described.exists() else {}
+        saved = read_preprocess(path) if (path / PREPROCESS).exists() else {}
         if "mean" in saved:
             return Expectation(tuple(saved["mean"]), tuple(saved["std"]), saved["image_size"], None, "the run")
         return None
     if not path.is_file():
         return None  # refused where it is read
     if "preprocess" in (own := file_metadata(path)):
-        saved = json.loads(own["preprocess"])
-        return Expectation(tuple(saved["mean"]), tuple(saved["std"]), saved["image_size"], None, "the file")
+        try:
+            saved = json.loads(own["preprocess"])
+            return _expectation(saved["mean"], saved["std"], saved["image_size"], None, "the file")
+        except _OTHERS:
+            return None  # of a text's backbone, or not ours
     for name, read in (("config.json", _of_timms_json), ("preprocessor_config.json", _of_transformers_json)):
         beside = path.parent / name
         try:
             content = json.loads(beside.read_text()) if beside.is_file() else None
             if isinstance(content, dict) and (expected := read(content, f"{name} beside the file")):
                 return expected
-        except (ValueError, TypeError, LookupError, OSError):
+        except (*_OTHERS, OSError):
             continue  # of something else
     return None
 
@@ -104,18 +109,19 @@ def _of_timms_json(content: dict, source: str) -> Expectation | None:
 
 
 def _of_transformers_json(content: dict, source: str) -> Expectation | None:
-    if "image_mean" not in content:
+    if "image_mean" not in content or content.get("do_normalize") is False:
         return None
     size = content.get("crop_size") or content.get("size")
-    size = next(iter(size.values())) if isinstance(size, dict) else size
+    size = next(iter(size.values()), None) if isinstance(size, dict) else size
     how = _INTERPOLATIONS.get(content.get("resample"))
     return _expectation(content["image_mean"], content["image_std"], size, how, source)
 
 
 def _expectation(mean: Any, std: Any, size: Any, interpolation: Any, source: str) -> Expectation:
-    """Raises ValueError or TypeError for values that are none."""
+    """Raises ValueError or TypeError for values that are none, or are not of images in [0, 1]."""
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    if len(mean) != len(std) or not all(value > 0 for value in std):
+    sane = all(abs(value) < 10 for value in mean) and all(0 < value < 10 for value in std)  # NaN is neither
+    if not mean or len(mean) != len(std) or not sane:
         raise ValueError(f"mean {mean}, std {std}")
     return Expectation(mean, std, int(size) if size else None, str(interpolation) if interpolation else None, source)
 

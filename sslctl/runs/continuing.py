@@ -17,7 +17,7 @@ from sslctl.runs.reading import read_environment
 DATA_KEY, EPOCHS_KEY = "content of data", "trainer.epochs"
 _SIBLINGS, _NOTED = 100, 2  # runs of one method, backbone and seed that are compared; of which the plan tells
 _NOT_TAKEN_OVER = ("run_dir", "continue_run", "continue_optimizer", "on_data_change", "plan_only", "backbone.weights")
-_NOT_TAKEN_OVER += ("backbone.partial", "trainer.resume")
+_NOT_TAKEN_OVER += ("backbone.partial", "backbone.pretrained", "trainer.resume")
 
 
 def ways_on(
@@ -167,8 +167,9 @@ def _key(word: str) -> str:
 
 
 def _from_here(word: str, start: str) -> str:
-    """Returns an override whose relative path is found from the directory in which the run was started, if not from here."""
+    """Returns an override whose relative path is found from the directory in which the run was started, if it is there."""
     path = unquoted_path(word)
-    if not path or os.path.isabs(path) or os.path.exists(path) or not os.path.exists(os.path.join(start, path)):
+    here = os.path.realpath(start) == os.path.realpath(os.curdir)
+    if not path or os.path.isabs(path) or here or not os.path.exists(os.path.join(start, path)):
         return word
     return f"{word.partition('=')[0]}={quote(os.path.join(start, path))}"

@@ -47,7 +47,11 @@ def mark_unreadable(run_dir: Path, message: str) -> None:
     listed = FileList.read(run_dir)
     if listed is None:
         return
-    rows = {row for row, name in enumerate(listed.names) if f"/{name}: " in message}
+    rows = {
+        row
+        for row, name in enumerate(listed.names)
+        if (f" {name}: " if name.startswith("/") else f"/{name}: ") in message
+    }
     if rows:
         replace(listed, unreadable=listed.unreadable | rows).write(run_dir)
 
