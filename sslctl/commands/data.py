@@ -50,6 +50,7 @@ def data(config: Any) -> None:
     suggestion = first_command(config, seen, described["train"], skipping)
     say(f"next        {suggestion.command}", *(f"            {line}" for line in suggestion.measured))
 
+    # The page shows images, so a source reads them once more; bad ones have stand-ins there, tiles cannot.
     for out in outputs:
         if out.suffix == ".json":
             write_text(out, json.dumps(as_json(seen), indent=1) + "\n")

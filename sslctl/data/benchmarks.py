@@ -66,6 +66,7 @@ def benchmark(
         raise InputError(f"dataset.part={part}: expected {expected}{nearest(part, own.parts)}")
     part = part or next(iter(own.parts), None)
     folder = _folder(archive, root, download, split, part)
+    # Pixels and labels in binary files: they must fit each other before a source is made of them.
     if own.read:
         if class_list:
             raise InputError(f"dataset.class_list: {archive} is read whole; benchmarks of image files take it")
@@ -76,6 +77,7 @@ def benchmark(
             raise InputError(f"{folder} holds a label {int(labels.max())}, there are {len(classes)} classes")
         return source_of(archive, split, parts, labels, classes, channels, image_size or parts[0].size[0], memory_gb)
 
+    # Files of images: laid out as a folder is, and read by the same code.
     def lay_out(split: str) -> Layout:
         layout = own.layout(folder, split, part)
         return layouts.cut_to(layout, user_path(class_list)) if class_list else layout
@@ -101,6 +103,7 @@ def cifar10_stl10(
         raise InputError(f"dataset.judge={judge}: expected stl10 or cifar10{nearest(judge, judges)}")
     if channels not in (1, 3):
         raise InputError(f"dataset.channels={channels}: expected 1 or 3")
+    # Both are trained on; only the judge keeps its labels, so that the classes are its own.
     names = judges if split == "train" else [judge]
     parts, labels, classes = [], [], ()
     for name in names:
@@ -112,6 +115,7 @@ def cifar10_stl10(
     source = source_of(
         "cifar10_stl10", split, parts, torch.cat(labels), classes, channels, image_size, memory_gb, side=image_size
     )
+    # The pixels are the same for either judge, the run is not.
     digest = hashlib.blake2b(f"{source.content_hash} judged on {judge}".encode(), digest_size=16).hexdigest()
     return replace(source, content_hash=digest)
 
@@ -126,6 +130,7 @@ def _folder(archive: str, root: str | None, download: bool, split: str, part: st
     def find() -> Path | None:
         return next((place for place in places if next(place.glob(mark), None)), None)
 
+    # What is there is never fetched again, whatever dataset.download says.
     folder = find()
     if folder is None and download and own.fetch:
         download_by(archive, base, lambda place: own.fetch(str(place), part))

@@ -61,7 +61,9 @@ def write_pack(folder: Path, sources: dict[str, Source], progress: Callable[[int
         done = _write_split(data, source, done, progress)
         sync(data)
         _write_json(folder / split / "dataset_info.json", {"features": _features(source).to_dict()})
+        # Sizes are compared at every opening, hashes where dataset.verify asks.
         own = {f"{split}/{data.name}": [data.stat().st_size, digest_of_file(data)]}
+        # What datasets.load_from_disk looks for, so that the pack opens without sslctl too.
         state = {
             "_data_files": [{"filename": data.name}],
             "_fingerprint": own[f"{split}/{data.name}"][1][:16],
@@ -74,6 +76,7 @@ def write_pack(folder: Path, sources: dict[str, Source], progress: Callable[[int
         _write_json(folder / split / "state.json", state)
         pack["splits"][split] = {"images": len(source), "files": own}
     _write_json(folder / "dataset_dict.json", {"splits": list(sources)})
+    # Last: a folder without it is no whole pack.
     _write_json(folder / PACK, pack)
 
 

@@ -42,6 +42,7 @@ def table_rows(
         by = f"whole groups of {chosen.group}" if groups else "by the hash of the paths"
         origin = f"{part} of the rows of {table.path}, {by}"
     origin += f"; {chosen}: dataset.columns={{path: …, label: …, split: …, group: …}} names others"
+    # Before anything is read: a split without rows, a group on both sides, a file that is not there.
     rows = [row for row, own in enumerate(split_of) if own == split]
     if not rows and split == "test":
         raise NoTestSplit(
@@ -144,6 +145,7 @@ def _refuse_shared(table: Table, columns: Columns, groups: list[str], split_of: 
 
 
 def _refuse_missing(table: Table, names: list[str], rows: list[int]) -> None:
+    # All are looked for: that one of many is missing and that the folder is another one are different mistakes.
     missing = [i for i, name in enumerate(names) if not os.path.exists(os.path.join(table.path.parent, name))]
     if missing:
         first = missing[0]
