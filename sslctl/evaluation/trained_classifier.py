@@ -25,7 +25,7 @@ from sslctl.methods.supervised import Supervised
 from sslctl.runs.claim import take
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.signals import Signals
-from sslctl.training.plan import Plan, make_plan
+from sslctl.training.plan import Plan, Run, make_plan
 from sslctl.training.setup import set_up
 from sslctl.training.train import Outcome, fit
 
@@ -64,7 +64,7 @@ def train_classifier(
     # Sizes that do not fit are refused first; then it is the loop that pretrains, with its checkpoints and resume.
     views = build_views(settings, source, method.backbone.network)
     refuse_sizes(method.backbone, views, source.image_size)
-    setup = set_up(settings, plan, method, source, views, run_dir)
+    setup = set_up(settings, Run(plan, method, source, views, run_dir))
     say(*heading)
     with Signals() as signals:
         if fit(setup, signals) is not Outcome.FINISHED:

@@ -68,15 +68,15 @@ def _numbered_as_before(now: Source, run: Path, listed: FileList, changes: Chang
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a run begins with that another has learned. digest: of that run's weights."""
+class ContinuedRun:
+    """A run from whose newest checkpoint another one begins. digest: of its weights there."""
 
     run: Path
     checkpoint: Path
     digest: str
 
     @classmethod
-    def of(cls, word: Any) -> "Beginning":
+    def named(cls, word: Any) -> "ContinuedRun":
         """Finds the newest checkpoint of the run that continue_run= names. Raises InputError where there is none."""
         run = named_run(word)
         newest = checkpoint.newest_valid(run)

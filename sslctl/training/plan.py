@@ -112,6 +112,17 @@ class Plan:
         return self.num_images % self.batch_size
 
 
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on which images, by which views of them, and where it is kept."""
+
+    plan: Plan
+    method: Method
+    source: Source
+    views: ViewMaker
+    run_dir: Path
+
+
 def make_plan(config: Any, source: Source) -> Plan:
     """Raises InputError for what only the data shows: fewer images than a batch."""
     trainer = config.trainer
@@ -222,28 +233,19 @@ def _normalisation(backbone: Backbone) -> str:
     return f"normalise  by mean {mean} and std {std}, measured on training images: dataset.mean=[…] dataset.std=[…]"
 
 
-def print_plan(
-    config: Any,
-    plan: Plan,
-    method: Method,
-    source: Source,
-    views: ViewMaker,
-    run_dir: Path,
-    warnings: list[str],
-    notes: list[str],
-    normalization: str | None = None,
-) -> None:
+def print_plan(config: Any, run: Run, warnings: list[str], notes: list[str], normalization: str | None = None) -> None:
     """Prints what will be trained, on what and where, before anything happens.
 
     warnings: of the data; notes: of other runs. normalization: whose mean and std are taken, of a run that starts from weights.
     """
-    backbone, names = method.backbone, config.names
+    method, source, names = run.method, run.source, config.names
+    backbone = method.backbone
     count = sum(p.numel() for p in backbone.parameters())
     network = f"timm {config.backbone.model}" if names.backbone == "timm" else names.backbone
-    sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in views.sizes().items())
-    state = run_dir if not run_dir.exists() else f"{run_dir} (exists)"
+    sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in run.views.sizes().items())
+    state = f"{run.run_dir} (exists)" if run.run_dir.exists() else run.run_dir
     lines = [
-        *plan.lines(),
+        *run.plan.lines(),
         *([_normalisation(backbone)] if measures_statistics(config.dataset, source) else []),
         *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
         f"backbone   {network}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"

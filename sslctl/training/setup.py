@@ -12,7 +12,6 @@ import torch
 from sslctl.config.targets import bind, build
 from sslctl.data.batch import Batch
 from sslctl.data.loader import batches
-from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.methods.base import Embed, Method
 from sslctl.models.batchnorm import synchronize_batchnorm
@@ -21,10 +20,9 @@ from sslctl.runs.health import Watch
 from sslctl.training.accumulation import refuse_inexact_accumulation
 from sslctl.training.logger import Log
 from sslctl.training.optim import parameter_groups
-from sslctl.training.plan import Plan
+from sslctl.training.plan import Plan, Run
 from sslctl.training.precision import Precision, prepare_device
 from sslctl.training.saved_state import layout_of
-from sslctl.views import ViewMaker
 
 OnlineEvaluation = Callable[[Method, Log, int], None]  # logs the figures and pictures of a step; a signal interrupts it
 
@@ -74,11 +72,7 @@ def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimi
 
 def set_up(
     config: Any,
-    plan: Plan,
-    method: Method,
-    source: Source,
-    views: ViewMaker,
-    run_dir: Path,
+    run: Run,
     embed: Embed | None = None,
     online: OnlineEvaluation | None = None,
     watch: Watch | None = None,
@@ -87,6 +81,7 @@ def set_up(
 
     config: has the nodes optimizer and trainer, and seed.
     """
+    plan, method = run.plan, run.method
     prepare_device(plan.device, tf32=config.trainer.tf32, deterministic=config.trainer.deterministic)
     synchronize_batchnorm(method)
     method.to(plan.device).train()
@@ -102,11 +97,11 @@ def set_up(
         plan=plan,
         method=method,
         optimizer=build_optimizer(config.optimizer, method, plan),
-        precision=Precision(plan.precision, plan.device, method, source.describe),
+        precision=Precision(plan.precision, plan.device, method, run.source.describe),
         clock=clock,
         batches=lambda first: batches(
-            source,
-            views,
+            run.source,
+            run.views,
             batch_size=plan.batch_size,
             seed=config.seed,
             first_step=first,
@@ -115,7 +110,7 @@ def set_up(
             device=plan.device,
             clock=clock,
         ),
-        run_dir=run_dir,
+        run_dir=run.run_dir,
         keep_last=config.trainer.keep_last,
         tensorboard=config.trainer.tensorboard,
         layout=layout_of(method),

@@ -10,8 +10,8 @@ import types
 import pytest
 import torch
 
-import sslctl.commands.pretrain
 import sslctl.evaluation.closing
+import sslctl.training.beginning
 from sslctl.cli import main
 from sslctl.data.loader import clean_batches
 from sslctl.factory.from_config import build_source
@@ -187,7 +187,7 @@ def test_an_interrupt_while_the_data_are_read_ends_at_once(tmp_path, monkeypatch
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sslctl.commands.pretrain, "build_source", interrupted)
+    monkeypatch.setattr(sslctl.training.beginning, "build_source", interrupted)
     assert pretrain(tmp_path / "run", *SIMCLR) == 130
     assert not (tmp_path / "run").exists()
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-import sslctl.commands.pretrain
+import sslctl.training.beginning
 from sslctl.cli import main
 from sslctl.commands import data, report
 from sslctl.data.audit import Audit
@@ -375,7 +375,7 @@ def test_a_run_directory_below_a_file_is_refused_before_anything_is_read(tmp_pat
     def read(*_):
         raise AssertionError("the data were read first")
 
-    monkeypatch.setattr(sslctl.commands.pretrain, "build_source", read)
+    monkeypatch.setattr(sslctl.training.beginning, "build_source", read)
     assert pretrain(tmp_path / "file" / "run", *SIMCLR) == 2
     assert str(tmp_path / "file" / "run") in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -392,7 +392,7 @@ def test_a_directory_of_another_tool_is_refused_before_anything_is_read(tmp_path
     def read(*_):
         raise AssertionError("the data were read first")
 
-    monkeypatch.setattr(sslctl.commands.pretrain, "build_source", read)
+    monkeypatch.setattr(sslctl.training.beginning, "build_source", read)
     assert pretrain(tmp_path, *SIMCLR) == 2
     assert f"{tmp_path} is no run of sslctl and not empty" in capsys.readouterr().err
     assert contents(tmp_path) == before
