@@ -14,7 +14,8 @@ import sslctl
 from sslctl.config import targets as binding
 from sslctl.config.command_line import Prepared
 from sslctl.config.diagnose import compose_choices
-from sslctl.config.schema import CONFIGS, SCHEMAS
+from sslctl.config.schema import CONFIGS, SCHEMAS, PretrainConfig
+from sslctl.config.validation import mistakes
 from sslctl.evaluation.subjects import trained
 from sslctl.factory.backbone_file import OtherFeatures
 from sslctl.factory.from_run import load_method
@@ -433,3 +434,32 @@ def test_a_mistake_in_a_users_file_is_named(cli, workdir, own, my_method, before
     assert printed in result.err
     assert "Traceback" not in result.err
     assert not (workdir / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("augmentation.global=${oc.dict.keys:trainer}", "augmentation.global: expected a dictionary, found a list"),
+        ("augmentation.global=${seed}", "augmentation.global: expected a dictionary, found a whole number"),
+        ("augmentation.global.jitter=${run_dir}", "augmentation.global.jitter: expected a dictionary, found null"),
+        ("augmentation.global=${trainer}", "of another node: count is missing"),
+        ("augmentation.global.scale=${seed}", "augmentation.global.scale: expected a list of numbers, found a whole"),
+        ("probe=${trainer}", "of another node: most_steps is missing"),
+        ("evaluation.knn=${seed}", "evaluation.knn: expected a dictionary, found a whole number"),
+        ("evaluation=${oc.dict.keys:trainer}", "evaluation: expected a dictionary, found a list"),
+        ("recipe=${seed}", "recipe: expected a dictionary, found a whole number"),
+        ("backbone.widths=${oc.dict.keys:trainer}", "backbone.widths=epochs: expected a number"),
+    ],
+)
+def test_a_node_that_refers_to_one_of_another_shape_is_refused(word, message):
+    config = compose_choices("pretrain", Prepared(), ["dataset=digits", word])
+    problems = mistakes(PretrainConfig, config)
+    assert message in problems[0]
+    assert len(problems) <= 3
+    assert max(map(len, problems)) < 300
+
+
+def test_nodes_that_refer_to_others_of_their_shape_are_taken():
+    words = ("dataset=digits", "augmentation=swav", "augmentation.local.jitter=${augmentation.global.jitter}")
+    assert mistakes(PretrainConfig, compose_choices("pretrain", Prepared(), [*words, "probe.lr=${probe.lr}x"])) != []
+    assert mistakes(PretrainConfig, compose_choices("pretrain", Prepared(), list(words))) == []

@@ -15,6 +15,7 @@ _WORDS = {
     dict: "a dictionary",
     type(None): "null",
 }
+_LONGEST = 200  # characters of a value's text
 _MANY = {int: "whole numbers", float: "numbers", str: "words", list: "lists"}
 
 
@@ -61,6 +62,12 @@ def kind_of(value: Any) -> str:
     if OmegaConf.is_list(value):
         return "a list"
     return _WORDS.get(type(value), "a dictionary")
+
+
+def short(value: Any) -> str:
+    """Returns a value's text, cut where it is a whole node's."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 def is_number(value: Any) -> bool:

@@ -80,6 +80,16 @@ class TrainerConfig:
     on_collapse: str = key(choices=("warn", "stop"), fingerprint=False)
 
 
+@dataclass
+class NamesConfig:
+    """The choices of files that name a run."""
+
+    dataset: str | None = MISSING
+    method: str | None = MISSING
+    backbone: str | None = MISSING
+    scale: str | None = MISSING
+
+
 # --- Evaluation: of pretraining, then of each protocol ---
 
 

@@ -12,6 +12,7 @@ from sslctl.config.nodes import (
     ClusteringConfig,
     KnnConfig,
     LabelFreeConfig,
+    NamesConfig,
     NeighboursConfig,
     OnlineConfig,
     ProbeConfig,
@@ -81,7 +82,7 @@ class PretrainConfig:
     continue_optimizer: bool = key(old_behaviour=False)
     on_data_change: str = key(choices=("refuse", "continue"), fingerprint=False)
     plan_only: bool = key(fingerprint=False)
-    names: dict[str, str | None] = key(fingerprint=False)
+    names: NamesConfig = node(NamesConfig, fingerprint=False)
     dataset: dict[str, Any] = MISSING
     eval_dataset: dict[str, Any] | None = key(fingerprint=False)
     augmentation: dict[str, ViewGroupConfig] = MISSING

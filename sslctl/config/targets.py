@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sslctl.config.keys import own_keys
-from sslctl.config.kinds import describe, fits
+from sslctl.config.kinds import describe, fits, short
 from sslctl.errors import InputError, first_line, nearest
 
 # What a file may name by itself: parts, not the commands and tools around them.
@@ -111,7 +111,7 @@ def bind(node: DictConfig, path: str, *, given: tuple[str, ...] = (), kind: type
                 f"{path}.{key} is not an argument of {target.__name__}{nearest(key, set(parameters) - set(given))}"
             )
         elif key in hints and not fits(value, hints[key]):
-            messages.append(f"{path}.{key}={value}: {target.__name__} expects {describe(hints[key])}")
+            messages.append(f"{path}.{key}={short(value)}: {target.__name__} expects {describe(hints[key])}")
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,

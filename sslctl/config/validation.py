@@ -5,6 +5,7 @@ Nothing in this file needs torch.
 
 import operator
 import re
+import types
 import typing
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -14,17 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sslctl.config.keys import UNTYPED, KeyFacts, facts_in
-from sslctl.config.kinds import describe, fits, is_number, is_usable
+from sslctl.config.kinds import describe, fits, is_number, is_usable, kind_of, short
 from sslctl.config.nodes import ViewGroupConfig
 from sslctl.config.ranges import keys_with_ranges
 from sslctl.errors import first_line, nearest
 
-_LONGEST_REASON = 200  # characters
+_MOST_ENTRIES = 3  # of a list that are named as wrong
 
 
 def mistakes(schema: type, config: DictConfig) -> list[str]:
     """Lists every value of a composed configuration that is missing, out of range or contradicts another one."""
-    messages = _unusable(config, "")
+    messages = _unusable(config, "") or _misshapen(schema, config, "")
     if messages:  # no value that could be compared with a range
         return messages
     messages = _out_of_range(schema, config, "")
@@ -45,8 +46,8 @@ def _unusable(node: Any, path: str) -> list[str]:
     messages = []
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         place = f"{path}.{key}".lstrip(".")
-        if place == "names" and not HydraConfig.initialized():
-            continue  # they refer to Hydra's own node, which only a job has
+        if _refers_to_hydra(place):
+            continue
         try:
             value = None if OmegaConf.is_missing(node, key) else node[key]
         except OmegaConfBaseException as error:
@@ -59,12 +60,50 @@ def _unusable(node: Any, path: str) -> list[str]:
     return messages
 
 
+def _misshapen(schema: type, config: DictConfig, prefix: str) -> list[str]:
+    """Lists nodes that are of another shape than the schema's: what a ${…} refers to, OmegaConf puts anywhere."""
+    messages = []
+    for name, hint in typing.get_type_hints(schema).items():
+        path = f"{prefix}{name}"
+        if OmegaConf.is_missing(config, name) or _refers_to_hydra(path):
+            continue
+        value = config[name]
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if value is None and type(None) in options:
+            continue
+        (kind, *_) = options
+        if is_dataclass(kind) or typing.get_origin(kind) is dict:
+            messages += _misshapen_node(kind, value, path)
+        elif typing.get_origin(kind) is list and not (OmegaConf.is_list(value) or isinstance(value, list)):
+            messages.append(f"{path}: expected {describe(hint)}, found {kind_of(value)}")
+    return messages
+
+
+def _misshapen_node(kind: Any, value: Any, path: str) -> list[str]:
+    """Lists what of a value is of another shape than a node of this kind, a dataclass or dict[str, …]."""
+    if not (OmegaConf.is_dict(value) or isinstance(value, dict)):
+        return [f"{path}: expected a dictionary, found {kind_of(value)}"]
+    if is_dataclass(kind):
+        absent = [f.name for f in fields(kind) if f.name not in value]
+        if absent:
+            return [f"{path}: expected the keys of {path}, found those of another node: {absent[0]} is missing"]
+        return _misshapen(kind, value, f"{path}.")
+    entry = typing.get_args(kind)[1]
+    if not is_dataclass(entry):
+        return []
+    return [mistake for key in value for mistake in _misshapen_node(entry, value[key], f"{path}.{key}")]
+
+
 def located(error: Any, place: str = "") -> str:
     """Returns an OmegaConf error in one line, with the key it is about and without the names of Python's exceptions."""
     key, text = getattr(error, "full_key", None) or place, first_line(error)
     text = re.sub(r"\w+ raised while resolving interpolation: ", "cannot be resolved: ", text)
-    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} …"  # it may quote a whole node
-    return f"{key}: {text}" if key else text
+    return f"{key}: {short(text)}" if key else short(text)
+
+
+def _refers_to_hydra(path: str) -> bool:
+    """Tells whether a node's values are choices of Hydra's own node, which only a job has."""
+    return path == "names" and not HydraConfig.initialized()
 
 
 def _untyped_mistakes(config: DictConfig, path: str, facts: KeyFacts) -> list[str]:
@@ -76,7 +115,7 @@ def _untyped_mistakes(config: DictConfig, path: str, facts: KeyFacts) -> list[st
     value = parent[leaf]
     plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if not fits(plain, facts.hint):
-        return [f"{path}={value}: expected {describe(facts.hint)}"]
+        return [f"{path}={short(value)}: expected {describe(facts.hint)}"]
     return [] if value is None else range_mistake(path, value, facts)
 
 
@@ -87,6 +126,8 @@ def _out_of_range(schema: type, config: DictConfig, prefix: str) -> list[str]:
         path = f"{prefix}{f.name}"
         if OmegaConf.is_missing(config, f.name):
             messages.append(f"{path} has no value: no configuration file of this verb sets it")
+            continue
+        if _refers_to_hydra(path):
             continue
         value = config[f.name]
         if value is None:
@@ -113,12 +154,12 @@ def range_mistake(path: str, value: Any, limits: KeyFacts) -> list[str]:
     if OmegaConf.is_list(value) or isinstance(value, list):  # a plain one: the default within an interpolation
         if not value and limits.filled:
             return [f"{path}=[]: expected at least one value"]
-        return [mistake for entry in value for mistake in range_mistake(path, entry, limits)]
+        return [mistake for entry in value for mistake in range_mistake(path, entry, limits)][:_MOST_ENTRIES]
     if limits.choices and value not in limits.choices:
         choices = [str(choice) for choice in limits.choices]
         return [f"{path}={value}: expected one of {', '.join(choices)}{nearest(str(value), choices)}"]
     if (limits.low, limits.high, limits.above) != (None, None, None) and not is_number(value):
-        return [f"{path}={value}: expected a number"]
+        return [f"{path}={short(value)}: expected a number"]
     for bound, holds, relation in (
         (limits.low, operator.ge, "at least"),
         (limits.high, operator.le, "at most"),
@@ -138,11 +179,13 @@ def _view_mistakes(settings: DictConfig, path: str) -> list[str]:
         if listed and len(values) != settings.count:
             messages.append(f"{path}.{name}.probability has {len(values)} entries for {settings.count} views")
         if not all(isinstance(p, int | float) and 0 <= p <= 1 for p in values):
-            messages.append(f"{path}.{name}.probability={probability}: expected numbers between 0 and 1")
+            messages.append(f"{path}.{name}.probability={short(probability)}: expected numbers between 0 and 1")
     for name, low, high in (("scale", 0, 1), ("ratio", 0, 100)):
         pair = list(settings[name])
         if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
-            messages.append(f"{path}.{name}={pair}: expected two rising numbers, more than {low} and at most {high}")
+            messages.append(
+                f"{path}.{name}={short(pair)}: expected two rising numbers, more than {low} and at most {high}"
+            )
     return messages
 
 
