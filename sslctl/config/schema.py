@@ -1,5 +1,6 @@
 """The typed spine of a configuration: every verb's keys, types and ranges. Values live in configs/*.yaml only."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,12 @@ CONFIGS = next(
 
 def register_schema(verb: str) -> None:
     """Puts a verb's dataclass where the defaults list of configs/VERB.yaml looks for it."""
+    name = verb.replace("-", "_")
+    _store(f"{name}_schema", SCHEMAS[name])
+
+
+@functools.cache
+def _store(name: str, schema: type) -> None:
     from hydra.core.config_store import ConfigStore
 
-    name = verb.replace("-", "_")
-    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+    ConfigStore.instance().store(name=name, node=schema)

@@ -3,6 +3,7 @@
 Nothing in this file needs torch.
 """
 
+import contextlib
 import operator
 import re
 import types
@@ -24,7 +25,10 @@ _MOST_ENTRIES = 3  # of a list that are named as wrong
 
 
 def mistakes(schema: type, config: DictConfig) -> list[str]:
-    """Lists every value of a composed configuration that is missing, out of range or contradicts another one."""
+    """Lists every value of a composed configuration that is missing, out of range or contradicts another one.
+
+    Values that are read from elsewhere (${…}) are in their place afterwards: OmegaConf parses each anew whenever it is read.
+    """
     messages = _unusable(config, "") or _misshapen(schema, config, "")
     if messages:  # no value that could be compared with a range
         return messages
@@ -57,6 +61,9 @@ def _unusable(node: Any, path: str) -> list[str]:
             messages += _unusable(value, place)
         elif not is_usable(value):
             messages.append(f"{place}={value}: expected a finite number below 2^63")
+        elif OmegaConf.is_interpolation(node, key) and not re.search(r"\$\{|^\?\?\?$", str(value)):  # read as it is
+            with contextlib.suppress(OmegaConfBaseException):  # a number where a node belongs: _misshapen says so
+                node[key] = value
     return messages
 
 
