@@ -184,9 +184,11 @@ JOINT_EMBEDDING = {
     "seed": ("method.queue_size=600",),
     "compress": ("method.memory_size=600",),
     "compress-1q": ("method.memory_size=600", "method.variant=1q", "backbone.widths=[4,12]"),  # as wide as the teacher
+    "distill": ("method.queue_size=600",),
     "dcl-w": ("method.sigma=0.5",),
 }
 SINGLE_VIEW = {
+    "diet": (),
     "rotation": (),
     "relative_patch": (),
     "jigsaw": ("method.permutations=8",),
@@ -199,7 +201,7 @@ SINGLE_VIEW = {
     "ijepa": SMALLER_VIT,
 }
 METHODS = JOINT_EMBEDDING | SINGLE_VIEW
-DISTILLED = ("seed", "compress", "compress-1q")
+DISTILLED = ("seed", "compress", "compress-1q", "distill")
 
 
 @functools.cache

@@ -335,6 +335,7 @@ def test_parts_that_are_not_the_batch_are_refused_with_the_reason(words, reasons
 
 
 MEET = {  # method: where its images meet, in its own words
+    "distill": "images are compared with the others of their batch",
     **dict.fromkeys(("simclr", "moco_v3", "nnclr", "dcl"), NEGATIVES),
     "supcon": "its positives and negatives are the other images of the batch",
     "cpc": "its negatives are the patches of the batch",

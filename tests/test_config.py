@@ -177,7 +177,7 @@ EXTRA = {  # what a choice needs to be small
     "method=cpc": ("backbone=small_resnet", "backbone.widths=[4,8]", "method.grid=3", "method.reach=2"),
     "method=deepcluster_v2": ("backbone=small_resnet", "backbone.widths=[4,8]", "method.prototypes=8"),
     **{f"method={name}": ("backbone=small_vit", "backbone.kwargs.patch_size=4") for name in ("ibot", "msn")},
-    **{f"method={name}": ("method.teacher={teacher}",) for name in ("seed", "compress")},
+    **{f"method={name}": ("method.teacher={teacher}",) for name in ("seed", "compress", "distill")},
     "method=wmse": ("method.whitening_size=16", "method.out_dim=8"),
     **{f"method={name}": ("backbone=small_resnet", "backbone.widths=[4,8]") for name in ("dino", "lejepa", "swav")},
 }
@@ -197,7 +197,7 @@ EXTRA |= {
 EXTRA["method=simmim"] += ("method.mask_size=4",)
 EXTRA["method=ijepa"] += ("method.targets=2",)
 OF_SEQUENCES = ("method=frame_order", "method=masked_language", "backbone=small_transformer")  # tested with their data
-SLOW = ("backbone=resnet34", "backbone=resnet50")
+SLOW = ("backbone=resnet34", "backbone=resnet50", "backbone=resnet101")
 EVERY = [
     *(f"{group}={name}" for group in ("method", "optimizer", "scheduler", "trainer") for name in choices(group)),
     *(

@@ -97,7 +97,8 @@ BLIND = {
         )
     },
     **{name: silent(name, "predictor") for name in ("moco_v3", "nnclr", "byol", "simsiam")},
-    **{name: silent(name, "classifier") for name in ("rotation", "relative_patch", "jigsaw", "supervised")},
+    **{name: silent(name, "classifier") for name in ("rotation", "relative_patch", "jigsaw", "supervised", "diet")},
+    "distill, by cosines": silent("distill", "projector", "patch_projector", words=("method.loss=cosine",)),
     "mae": silent("mae", "head"),
     "colorization": silent("colorization", "head", words=("method.rebalance=1.0",)),  # colours that all weigh the same
     "dino": silent("dino", "head.0"),
@@ -113,7 +114,7 @@ BLIND = {
 }
 OF_RANDOM_OUTPUTS = {"barlow_twins": 0.02, "wmse": 0.01, "ijepa": 0.02}
 DECIDED_BY_DATA = {
-    **dict.fromkeys(("autoencoder", "vae", "inpainting", "simmim", "lejepa", "vicreg", "compress"), ()),
+    **dict.fromkeys(("autoencoder", "vae", "inpainting", "simmim", "lejepa", "vicreg", "compress", "distill"), ()),
     "colorization": ("method.form=regression",),
     "mae": ("method.normalize_target=false",),
 }
@@ -145,7 +146,7 @@ TEACHERS = {
     **dict.fromkeys(("dino", "ibot"), ("teacher_backbone", "teacher_head")),
     "ijepa": ("teacher_backbone",),
     "compress": ("key_backbone", "teacher.network"),
-    "seed": ("teacher.network",),
+    **dict.fromkeys(("seed", "distill"), ("teacher.network",)),
 }
 
 

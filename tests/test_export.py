@@ -427,7 +427,7 @@ def test_features_that_are_no_numbers_do_not_pass(exported, teacher_run, tmp_pat
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        (("format=torchvision",), ("takes resnet18, resnet34 and resnet50", "SmallResNet", "format=onnx")),
+        (("format=torchvision",), ("takes resnet18, resnet34, resnet50 and resnet101", "SmallResNet", "format=onnx")),
         (("format=timm",), ("SmallResNet", "format=onnx")),
         (("format=onxx",), ("nearest: onnx",)),
         (("out=x.bin",), ("out=x.bin", "writes a .safetensors file", "found .bin")),

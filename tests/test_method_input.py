@@ -40,7 +40,7 @@ def test_an_augmentation_without_the_local_views_that_a_method_counts_is_refused
     )
 
 
-@pytest.mark.parametrize("name", ["nnclr", "moco", "seed", "compress"])
+@pytest.mark.parametrize("name", ["nnclr", "moco", "seed", "compress", "distill"])
 def test_an_empty_queue_is_refused(name, tmp_path, capsys):
     size = "method.memory_size=0" if name == "compress" else "method.queue_size=0"
     words = words_of(name) if name in JOINT_EMBEDDING else ("method=moco",)

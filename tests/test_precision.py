@@ -239,6 +239,7 @@ NEAR, NEARER = {"rel": 0.2, "abs": 0.1}, {"rel": 0.1, "abs": 0.05}
     [
         *(("swav", "bf16", NEAR), ("seed", "bf16", NEAR), ("mae", "bf16", NEARER)),
         *(slow("dino", "fp16", NEAR), slow("wmse", "fp16", NEAR), slow("inpainting", "fp16", NEARER)),
+        *(slow("diet", "bf16", NEARER), slow("distill", "bf16", NEARER)),
     ],
 )
 def test_losses_in_half_precision_are_finite_and_near_those_of_fp32(name, precision, bound, tmp_path):

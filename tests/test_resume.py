@@ -243,6 +243,8 @@ STATE = {
     "msn": ("prototypes.weight", "teacher_projector.0.weight"),
     "seed": ("queue", "queue_pointer"),
     "compress": ("teacher_memory", "student_memory", "memory_pointer", "key_backbone.network.conv1.weight"),
+    "distill": ("queue", "queue_pointer", "patch_projector.0.weight"),
+    "diet": ("classifier.weight",),
     "rotation": ("classifier.weight",),
     "relative_patch": ("classifier.0.weight",),
     "jigsaw": ("table", "tile_head.0.weight"),

@@ -24,7 +24,8 @@ def torchvision_lines(network: Network) -> Lines:
     if not isinstance(resnet, ResNet):
         near = "timm" if isinstance(resnet, Timm) else "onnx"
         raise InputError(
-            f"format=torchvision takes resnet18, resnet34 and resnet50, this backbone is a {_kind(resnet)}: format={near}",
+            f"format=torchvision takes resnet18, resnet34, resnet50 and resnet101, this backbone is a {_kind(resnet)}:"
+            f" format={near}",
             advice=[f"format={near}"],
         )
     layer = "norm_layer=functools.partial(torch.nn.GroupNorm, 1)" if _norm_of(resnet) else ""

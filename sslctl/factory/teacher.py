@@ -27,14 +27,21 @@ def save_teacher(teacher: Teacher, run_dir: Path) -> None:
 def load_teacher(
     where: str | None, node: Any | None, preprocess: Preprocess, own: dict[str, Any] | None = None
 ) -> Teacher:
-    """Loads a frozen teacher, from one of three places.
+    """Loads a frozen teacher, from one of four places.
 
-    where: a finished run, a file of `save_backbone`, or weights of the backbone that node configures. preprocess: of
-    the student, whose images the teacher gets. own: mean and std that a file's weights were trained with. Raises InputError
-    for weights that do not match in full, and for another number of channels.
+    where: a finished run, a file of `save_backbone`, or weights of the backbone that node configures; None where that names
+    timm's own (pretrained). preprocess: of the student, whose images the teacher gets. own: mean and std that weights from
+    elsewhere were trained with. Raises InputError for weights that do not match in full, and for another number of channels.
     """
+    if node is not None and node.get("pretrained"):
+        if where:
+            raise InputError("method.teacher and method.teacher_backbone.pretrained both name weights: leave one out")
+        return _given_teacher(None, node, own or {}, preprocess)
     if not where:
-        raise InputError("method.teacher is missing: a finished run, or a file with backbone@method.teacher_backbone=…")
+        raise InputError(
+            "method.teacher is missing: a finished run, a file with backbone@method.teacher_backbone=…, or timm's own with"
+            " method.teacher_backbone.pretrained=true"
+        )
     path = user_path(where)
     described = is_run(path) or (path.is_file() and backbone_metadata(path))
     if described and node is not None:
@@ -60,18 +67,25 @@ def load_teacher(
     return teacher
 
 
-def _given_teacher(path: Path, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
-    """Builds a teacher of weights from elsewhere, with the normalisation and the stem that these were trained with."""
-    weighted = OmegaConf.merge(node, {"weights": str(path)})
+def _given_teacher(path: Path | None, node: Any, own: dict[str, Any], preprocess: Preprocess) -> Teacher:
+    """Builds a teacher of weights from elsewhere, with the normalisation and the stem that these were trained with.
+
+    path: of a file; None for timm's own.
+    """
+    weighted = node if path is None else OmegaConf.merge(node, {"weights": str(path)})
     usual, _ = as_expected(replace(preprocess, **{name: _usual(name, preprocess) for name in IMAGENET}), weighted)
     norm = {name: list(own.get(name) or getattr(usual, name)) for name in IMAGENET}
     if {len(values) for values in norm.values()} != {preprocess.channels}:
         raise InputError(f"method.teacher_mean and method.teacher_std: expected {preprocess.channels} values each")
-    if node.get("stem") == "auto":
-        first = next((t for name, t in read_weights(path).items() if name.endswith("conv1.weight")), None)
-        node = OmegaConf.merge(node, {"stem": "imagenet" if first is not None and first.shape[-1] == 7 else "small"})
-    weighted = OmegaConf.merge(node, {"weights": escaped(str(path))})
-    unweighted = OmegaConf.to_container(OmegaConf.merge(node, {"weights": None}), resolve=True)  # builds it again
+    if path is not None:
+        if node.get("stem") == "auto":
+            first = next((t for name, t in read_weights(path).items() if name.endswith("conv1.weight")), None)
+            node = OmegaConf.merge(
+                node, {"stem": "imagenet" if first is not None and first.shape[-1] == 7 else "small"}
+            )
+        weighted = OmegaConf.merge(node, {"weights": escaped(str(path))})
+    unweighted = OmegaConf.merge(node, {"weights": None} | ({"pretrained": False} if "pretrained" in node else {}))
+    unweighted = OmegaConf.to_container(unweighted, resolve=True)  # builds it again
     settings = replace(preprocess, **norm)
     say(f"  teacher: images normalised by mean {norm['mean']}, std {norm['std']}")
     return Teacher(build_backbone(weighted, settings, key="method.teacher_backbone"), unweighted, settings)

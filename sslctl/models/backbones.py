@@ -54,6 +54,13 @@ class Backbone(nn.Module):
             raise ValueError(f"{type(self.network).__name__} has no feature map: take a convolutional backbone")
         return self.network.feature_map(self.normalize(images))
 
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> (B, embed_dim) as `forward` gives it, and the features (B, D, h, w) that it is made of: of places of a
+        convolutional network, of a vision transformer's patches. Raises ValueError where the network has none."""
+        if not hasattr(self.network, "with_map"):
+            raise ValueError(f"{type(self.network).__name__} has no features of places")
+        return self.network.with_map(self.normalize(images))
+
     def tokens(
         self,
         images: Tensor,
@@ -93,7 +100,7 @@ def norm_layer(name: str) -> Callable[[int], nn.Module]:
 class ResNet(nn.Module):
     """torchvision's ResNet under its own key names, without the classifier (He et al. 2016, arXiv:1512.03385).
 
-    depth: 18, 34 or 50. stem: "imagenet" (7×7 stride 2, max-pool), "small" (3×3 stride 1, none) or "auto": small up to
+    depth: 18, 34, 50 or 101. stem: "imagenet" (7×7 stride 2, max-pool), "small" (3×3 stride 1, none) or "auto": small up to
     64 pixels, where the ImageNet stem would leave a map of 2×2 or less. norm: see `norm_layer`.
     """
 
@@ -103,10 +110,10 @@ class ResNet(nn.Module):
 
         make_norm = norm_layer(norm)
 
-        makers = {18: torchvision.models.resnet18, 34: torchvision.models.resnet34, 50: torchvision.models.resnet50}
-        if depth not in makers:
-            raise ValueError(f"backbone.depth={depth}: expected one of {sorted(makers)}")
-        model = makers[depth](weights=None, zero_init_residual=zero_init_residual, norm_layer=make_norm)
+        if depth not in (18, 34, 50, 101):
+            raise ValueError(f"backbone.depth={depth}: expected one of [18, 34, 50, 101]")
+        make = getattr(torchvision.models, f"resnet{depth}")
+        model = make(weights=None, zero_init_residual=zero_init_residual, norm_layer=make_norm)
         if stem not in ("auto", "imagenet", "small"):
             raise ValueError(f"backbone.stem={stem}: expected auto, imagenet or small")
         small = stem == "small" or (stem == "auto" and image_size <= 64)
@@ -126,6 +133,10 @@ class ResNet(nn.Module):
     def feature_map(self, x: Tensor) -> Tensor:
         x = self.pool(F.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, D, h, w)
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.feature_map(x)
+        return h.mean(dim=(2, 3)), h  # (B, D), (B, D, h, w)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.feature_map(x).mean(dim=(2, 3))  # (B, D)
@@ -189,6 +200,10 @@ class SmallResNet(nn.Module):
 
     def feature_map(self, x: Tensor) -> Tensor:
         return self.layers(self.pool(F.relu(self.bn1(self.conv1(x)), inplace=True)))  # (B, D, h, w)
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.feature_map(x)
+        return h.mean(dim=(2, 3)), h  # (B, D), (B, D, h, w)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.feature_map(x).mean(dim=(2, 3))  # (B, D)
@@ -275,6 +290,15 @@ class Timm(nn.Module):
                 f"{type(self.model).__name__} gives tokens, not a feature map: take a convolutional backbone"
             )
         return features  # (B, D, h, w)
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.model.forward_features(x)
+        pooled = self.model.forward_head(features)  # (B, D), as `forward` does
+        if features.ndim == 4:
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # of Swin
+            return pooled, features.permute(0, 3, 1, 2) if last else features
+        patches = features[:, vit.require_vit(self).num_prefix_tokens :]  # (B, L, D)
+        return pooled, patches.transpose(1, 2).unflatten(2, vit.grid_of(self.model, x))
 
     def layer_names(self) -> list[tuple[str, ...]]:
         """Returns timm's own division into blocks; final norms go with the classifier (MAE's official code, lr_decay.py)."""

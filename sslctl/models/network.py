@@ -38,5 +38,8 @@ class NetworkOptions(Protocol):
     def feature_map(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w), the features before pooling, for methods that ask what is where."""
 
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> (B, D) as forward gives it, and (B, d, h, w), of places or patches: one forward for both."""
+
     def layer_names(self) -> list[tuple[str, ...]]:
         """Returns the layers for layer_decay, which finetune uses."""

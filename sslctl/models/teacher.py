@@ -1,4 +1,4 @@
-"""A frozen teacher: the network that SEED and CompRess imitate."""
+"""A frozen teacher: the network that SEED, CompRess and distillation of features imitate."""
 
 from dataclasses import dataclass
 
@@ -27,17 +27,25 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, embed_dim) float32."""
-        if self.network.mean.device != images.device:
-            self.network.to(images.device)
-        return self.network(images).float()
+        return self._network_on(images.device)(images).float()
 
-    def refuse_size(self, size: int, where: str) -> None:
-        """Raises InputError where the network cannot take square images of a size. where: it is from."""
+    @torch.no_grad()
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) in [0, 1] -> (B, embed_dim) and (B, D, h, w), float32, see `Backbone.with_map`."""
+        pooled, places = self._network_on(images.device).with_map(images)
+        return pooled.float(), places.float()
+
+    def _network_on(self, device: torch.device) -> nn.Module:
+        if self.network.mean.device != device:
+            self.network.to(device)
+        return self.network
+
+    def refuse_size(self, size: int, where: str | None) -> None:
+        """Raises InputError where the network cannot take square images of a size. where: it is from; None for timm's own."""
         try:
             self(torch.zeros(1, self.preprocess.channels, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
             own = self.preprocess.image_size
             trained_on = f", its own images had {own}" if own != size else ""
-            raise InputError(
-                f"method.teacher={where} cannot take views of {size} pixels{trained_on}: {first_line(error)}"
-            ) from error
+            named = f"method.teacher={where}" if where else "method.teacher_backbone"
+            raise InputError(f"{named} cannot take views of {size} pixels{trained_on}: {first_line(error)}") from error

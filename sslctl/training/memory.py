@@ -1,9 +1,12 @@
-"""Running out of memory, said in one line with what would fit."""
+"""Running out of memory, said in one line with what would fit, and what is known beforehand not to fit."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
+from sslctl.errors import InputError
 from sslctl.methods.base import Method
+from sslctl.ops.memory import in_gib, total_memory
 from sslctl.training.accumulation import accumulation_blockers
 from sslctl.training.plan import Plan
 
@@ -37,3 +40,21 @@ def explain_out_of_memory(plan: Plan, method: Method) -> Iterator[None]:
             f"out of memory with trainer.batch_size={plan.batch_size}: try {way}a smaller trainer.batch_size, or"
             f" trainer.precision=bf16. The checkpoints are whole. ({first_line})"
         ) from error
+
+
+def refuse_beyond_memory(plan: Plan, method: Method, optimizer: Any) -> None:
+    """Raises InputError where weights, gradients and the optimizer's state alone are more than the device has.
+
+    optimizer: its configuration. Processes on a CPU share the machine's memory.
+    """
+    moments = 2 if "betas" in optimizer else 1 if optimizer.get("momentum") else 0
+    weights = {name: p.nbytes for name, p in method.named_parameters() if p.requires_grad}
+    needed = sum(t.nbytes for t in method.state_dict().values()) + (1 + moments) * sum(weights.values())
+    needed *= plan.processes if plan.device.type == "cpu" else 1
+    available = total_memory(plan.device)
+    if needed > available:
+        largest = max(weights, key=weights.get)
+        raise InputError(
+            f"weights, gradients and the optimizer's state take {in_gib(needed)}, {plan.device} has {in_gib(available)};"
+            f" {largest} alone has weights of {in_gib(weights[largest])}"
+        )

@@ -19,6 +19,7 @@ from sslctl.ops.timing import Clock
 from sslctl.runs.health import Watch
 from sslctl.training.accumulation import refuse_inexact_accumulation
 from sslctl.training.logger import Log
+from sslctl.training.memory import refuse_beyond_memory
 from sslctl.training.optim import parameter_groups
 from sslctl.training.plan import Plan, Run
 from sslctl.training.precision import Precision, prepare_device
@@ -84,6 +85,7 @@ def set_up(
     plan, method = run.plan, run.method
     prepare_device(plan.device, tf32=config.trainer.tf32, deterministic=config.trainer.deterministic)
     synchronize_batchnorm(method)
+    refuse_beyond_memory(plan, method, config.optimizer)
     method.to(plan.device).train()
     if plan.channels_last:
         method.to(memory_format=torch.channels_last)

@@ -1,10 +1,12 @@
-"""Steps of SEED and CompRess beside steps written from their papers, and of learning from labels."""
+"""Steps of SEED, CompRess and distillation beside steps written from their papers, and of learning from labels and indices."""
 
 import pytest
 import torch
 from torch import nn
 
 from sslctl.methods.compress import CompRess
+from sslctl.methods.diet import DIET
+from sslctl.methods.distill import Distill
 from sslctl.methods.seed import SEED
 from sslctl.methods.supervised import Supervised
 from sslctl.models.preprocess import Preprocess
@@ -12,6 +14,7 @@ from sslctl.models.teacher import Teacher
 from tests.steps.compare import (
     CHANNELS,
     CLASSES,
+    IMAGES,
     ROWS,
     SIDE,
     backbone,
@@ -114,6 +117,132 @@ def test_compress_steps_as_its_paper(variant):
         networks={"backbone": backbone},
         features=lambda its, x: {"backbone": its.backbone(x), "teacher": its.teacher(x)},
     )
+
+
+# --- Distillation of features ---
+
+
+def transformers_teacher():
+    """A frozen vision transformer of 2×2 patches, whose features are wider than the student's."""
+    return Teacher(transformer(seed=3), {}, Preprocess(CHANNELS, SIDE, SIDE, [0.5] * CHANNELS, [0.3] * CHANNELS))
+
+
+def tokens_of(body, x):
+    return body.network.model.forward_features((x - body.mean) / body.std)  # (B, 1 + 4, 8), the class token first
+
+
+def resampled(places, side):
+    """(B, D, s, s) -> (B, D, side, side): of each new place, from its centre to the four nearest old ones."""
+    size = places.shape[-1]
+    where = ((torch.arange(side, dtype=places.dtype) + 0.5) * size / side - 0.5).clamp(0, size - 1)
+    weights = torch.zeros(side, size, dtype=places.dtype)
+    for row, position in enumerate(where.tolist()):
+        low = int(position)
+        weights[row, low] += 1 - (position - low)
+        if position > low:
+            weights[row, low + 1] += position - low
+    return torch.einsum("ya,bdac,xc->bdyx", weights, places, weights)
+
+
+def reference_distill(loss, patch_loss):
+    def distance(kind, student, teacher):  # (n, D) each
+        if kind == "mse":
+            return sum(((a - b) ** 2).sum() for a, b in zip(student, teacher, strict=True)) / student.numel()
+        return sum(1 - unit(a) @ unit(b) for a, b in zip(student, teacher, strict=True)) / len(student)
+
+    def step(its, batch, step, update):
+        x = batch.views["global"][0]
+        places = its.backbone.network.feature_map((x - its.backbone.mean) / its.backbone.std)  # (B, 7, 4, 4)
+        h, tokens = places.sum((2, 3)) / 16, tokens_of(its.teacher, x).detach()
+        t, figures = tokens[:, 0], {"feature_std": spread(h)}
+        total = 0.0
+        if loss:
+            z = its.projector(h)
+            if loss == "queue":
+                place = write(bank := its.queue.clone(), its.queue_pointer, unit(t))
+                p, q = (torch.softmax(unit(rows) @ bank.T / 0.3, 1) for rows in (t, z))
+                total = total + 0.7 * (p * (p / q).log()).sum() / ROWS
+            else:
+                total = total + 0.7 * distance(loss, z, t)
+            figures["agreement"] = (unit(z.detach()) * unit(t)).sum(1).mean()
+        if patch_loss:
+            moved = torch.einsum("oi,bihw->bohw", its.patch_projector[0].weight, places)
+            moved = resampled(moved + its.patch_projector[0].bias[:, None, None], 2)  # (B, 8, 2, 2)
+            rows, targets = moved.flatten(2).transpose(1, 2).flatten(0, 1), tokens[:, 1:].flatten(0, 1)
+            total = total + 1.5 * distance(patch_loss, rows, targets)
+            figures["patch_agreement"] = (unit(rows.detach()) * unit(targets)).sum(1).mean()
+        update(total)
+        if loss == "queue":
+            its.queue.copy_(bank)
+            its.queue_pointer.fill_(place)
+        return figures
+
+    return step
+
+
+DISTILLED = {
+    "weight": 0.7,
+    "patch_weight": 1.5,
+    "queue_size": 10,
+    "temperature": 0.3,
+    "head_layers": 1,
+    "hidden_dim": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("loss", "patch_loss"),
+    [("queue", "cosine"), ("cosine", "mse"), ("mse", None), ("queue", None), (None, "cosine")],
+)
+def test_distillation_steps_on_pooled_features_and_on_those_of_patches(loss, patch_loss):
+    settings = DISTILLED | ({} if loss else {"weight": 0.0}) | ({} if patch_loss else {"patch_weight": 0.0})
+    forms = {"loss": loss or "queue", "patch_loss": patch_loss or "mse"}
+    method = Distill(backbone(), facts(), teacher=transformers_teacher(), **forms, **settings)
+    state = {"queue": units(10, 8), "queue_pointer": torch.tensor(7)} if loss == "queue" else {}
+    disturbed(begun(method), **state)
+    assert (method.batch_coupling is None) == (loss != "queue")
+
+    def features(its, x):
+        h = its.backbone(x)
+        projected = {"projector": its.projector(h)} if loss else {}
+        return {"backbone": h, **projected, "teacher": tokens_of(its.teacher, x)[:, 0]}
+
+    networks = {"projector": lambda: nn.Sequential(nn.Linear(7, 8))} if loss else {}
+    networks |= {"patch_projector": lambda: nn.Sequential(nn.Linear(7, 8))} if patch_loss else {}
+    batches = [batch_of(step, views=views) for step, views in ((0, 1), (1, 2))]
+    compare(method, reference_distill(loss, patch_loss), batches, networks=networks, features=features)
+
+
+# --- DIET, arXiv:2302.10260, algorithm 1 ---
+
+
+def reference_diet(smoothing, unit_features, frozen):
+    def step(its, batch, step, update):
+        x = batch.views["global"][0]
+        with torch.set_grad_enabled(not frozen(step)):
+            h = its.backbone.train(not frozen(step))(x)
+        logits = (unit(h) if unit_features else h) @ its.classifier.weight.T  # (B, N)
+        losses = []
+        for row, own in zip(logits, batch.index.tolist(), strict=True):
+            target = torch.full((IMAGES,), smoothing / IMAGES)
+            target[own] += 1 - smoothing
+            losses.append(-(target * torch.log_softmax(row, 0)).sum())
+        update(sum(losses) / ROWS)
+        right = [int(row.argmax()) == own for row, own in zip(logits, batch.index.tolist(), strict=True)]
+        figures = {"feature_std": spread(h), "top1": sum(right) / ROWS}
+        return figures
+
+    return step
+
+
+@pytest.mark.parametrize(("smoothing", "unit_features", "head_epochs"), [(0.8, False, 0.0), (0.3, True, 0.1)])
+def test_diet_steps_on_the_smoothed_cross_entropy_of_the_images_own_numbers(smoothing, unit_features, head_epochs):
+    settings = {"label_smoothing": smoothing, "unit_features": unit_features, "head_epochs": head_epochs}
+    method = disturbed(DIET(backbone(), facts(), **settings))
+    networks = {"backbone": backbone, "classifier": lambda: nn.Linear(7, IMAGES, bias=False)}
+    reference = reference_diet(smoothing, unit_features, lambda step: bool(head_epochs) and step == 0)
+    batches = [batch_of(step, views=views) for step, views in ((0, 1), (1, 2))]
+    compare(method, reference, batches, networks=networks, features=lambda its, x: {"backbone": its.backbone(x)})
 
 
 # --- Labels ---
