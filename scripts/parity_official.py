@@ -35,6 +35,8 @@ REPOSITORIES = {  # folder -> repository and the commit that the table was made 
     "compress": ("UMBCvision/CompRess", "c5e57ed"),
     "dcl": ("raminnakhli/Decoupled-Contrastive-Learning", "0b9b76d"),
     "lejepa": ("rbalestr-lab/lejepa", "eddffdd"),
+    "noise-robust-vit": ("RandallBalestriero/noise-robust-vit", "6840432"),
+    "lightly-train": ("lightly-ai/lightly-train", "8f5a75c"),
     "deepmind": ("google-deepmind/deepmind-research", "f5de0ed"),
 }
 

@@ -22,6 +22,7 @@ from parity_clusters import CLUSTERS
 from parity_contrast import CONTRAST
 from parity_decorrelation import DECORRELATION
 from parity_distilled import DISTILLED
+from parity_features import FEATURES
 from parity_harness import Comparison, Difference, compare, in_double
 from parity_masked import MASKED
 from parity_official import Missing, Official, as_on_one_gpu
@@ -41,7 +42,7 @@ HEADER = (
     "remark",
 )
 VERSIONS = f"torch {torch.__version__}, torchvision {version('torchvision')}, timm {version('timm')}, float64"
-COMPARISONS = [*CONTRAST, *DECORRELATION, *CLUSTERS, *DISTILLED, *MASKED]
+COMPARISONS = [*CONTRAST, *DECORRELATION, *CLUSTERS, *DISTILLED, *FEATURES, *MASKED]
 
 
 @dataclass(frozen=True)
