@@ -12,13 +12,14 @@ from torch import nn
 
 from sslctl.runs import checkpoint
 from sslctl.runs.checkpoint import CheckpointError
+from sslctl.runs.generators import generator_states, restore_generators
 from sslctl.runs.manifest import read_manifest
 from sslctl.runs.plain import NotPlain
 from sslctl.training.saved_state import load_optimizer_state, optimizer_state
 
 
 def state_at(step):
-    generators = [checkpoint.generators()]
+    generators = [generator_states()]
     return {"step": step, "optimizer": {}, "generators": generators, "threads": 1, "scaler": {}, "skipped": [0, 0]}
 
 
@@ -379,7 +380,7 @@ def test_generators_come_back_through_a_file(drawn_before, tmp_path):
     np.random.seed(1)
     random.seed(1)
     draw()
-    checkpoint.restore_generators(checkpoint.load(path, module)["generators"][0])
+    restore_generators(checkpoint.load(path, module)["generators"][0])
     assert [draw(), draw()] == expected
 
 

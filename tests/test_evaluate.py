@@ -419,12 +419,12 @@ def test_a_protocol_of_the_users_own_is_found_by_its_name(cli, run, mine):
         (("allow=[my_protocol]", "protocols=[mine,minee]"), "no such protocols (nearest: mine)"),
         (("allow=[my_protocol]", "protocols=[mine]", "protocols.mine.feature=x"), "Mine expects a whole number"),
         (("allow=[my_protocol]", "protocols=[mine]", "protocols.mine.featur=1"), "nearest: protocols.mine.feature"),
-        (("protocols=[plain]",), "sslctl.evaluation.linear.draw_labels is no sslctl.evaluation.task.Protocol"),
+        (("protocols=[plain]",), "sslctl.evaluation.labelled_rows.draw_labels is no sslctl.evaluation.task.Protocol"),
     ],
     ids=["not allowed", "unknown", "wrong type", "unknown setting", "no protocol"],
 )
 def test_what_is_no_protocol_is_refused(cli, run, mine, workdir, words, message):
-    plain = "plain: {_target_: sslctl.evaluation.linear.draw_labels, labels: [0], amount: 1, draw: 0}\n"
+    plain = "plain: {_target_: sslctl.evaluation.labelled_rows.draw_labels, labels: [0], amount: 1, draw: 0}\n"
     (workdir / "my_configs" / "protocols" / "plain.yaml").write_text(plain)
     done = cli("evaluate", run, *mine[:2], *words)
     assert (done.status, message in done.err) == (2, True), done.err

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sslctl.cli import main
 from sslctl.evaluation.features import extract
-from sslctl.evaluation.linear import draw_labels
+from sslctl.evaluation.labelled_rows import draw_labels
 from sslctl.factory.from_config import build_source
 from sslctl.factory.from_run import load_method, resolve_runs, run_preprocess
 from sslctl.runs import checkpoint

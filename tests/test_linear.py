@@ -10,13 +10,12 @@ from sslctl.errors import InputError
 from sslctl.evaluation import linear
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import accuracy
+from sslctl.evaluation.labelled_rows import draw_labels, folds
 from sslctl.evaluation.linear import (
     LinearProbe,
     LinearProbes,
     ProbeGrid,
-    draw_labels,
     fit_probe,
-    folds,
     steps_of,
     train_classifiers,
 )

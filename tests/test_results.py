@@ -8,7 +8,7 @@ from scipy import stats
 
 from sslctl.cli import main
 from sslctl.evaluation.console import percent
-from sslctl.evaluation.linear import draw_labels
+from sslctl.evaluation.labelled_rows import draw_labels
 from sslctl.evaluation.provenance import as_named, settings
 from sslctl.evaluation.results import interval, interval_of_mean
 from sslctl.evaluation.task import draw_number

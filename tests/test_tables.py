@@ -15,7 +15,8 @@ from sslctl.data.tables import csv as csv_source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import shares_of
-from sslctl.evaluation.linear import ProbeGrid, fit_probe, folds
+from sslctl.evaluation.labelled_rows import folds
+from sslctl.evaluation.linear import ProbeGrid, fit_probe
 from sslctl.evaluation.multi_label import average_precision, interval
 from sslctl.evaluation.online import online_rows
 from tests.conftest import QUICK, write_images

@@ -13,7 +13,7 @@ from sslctl.data.modality import VIDEOS
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say
 from sslctl.evaluation.knn import classifier_results, share
-from sslctl.evaluation.linear import draw_labels
+from sslctl.evaluation.labelled_rows import draw_labels
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number
 from sslctl.evaluation.trained_classifier import (

@@ -10,18 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl import signals
-from sslctl.data.held_out import choose_groups
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import classifier_results, hits_of
+from sslctl.evaluation.labelled_rows import draw_labels, folds, too_few
 from sslctl.evaluation.multi_label import METRIC, mean_average_precision, ranking_results
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number, label_amount
 from sslctl.runs.results import Result
 
 _LEAST_STEPS = 300  # few labels make few batches; the optimum needs steps all the same
-_FOLDED = 20  # rows a class up to which folds are held out, not one part
 _LEAST_EPOCHS = 10  # most_steps cuts no training shorter than that
 
 
@@ -159,71 +158,6 @@ def _loss(scores: Tensor, data: Features) -> Tensor:
     if data.targets is not None:
         return F.binary_cross_entropy_with_logits(scores, data.targets.float(), reduction="sum")
     return F.cross_entropy(scores, data.labels, reduction="sum")
-
-
-def too_few(data: Features) -> bool:
-    """Tells whether no part of few labels can be held out: a class has one alone, and the rows are not enough for a share.
-
-    Of groups: whether there are fewer than two of them.
-    """
-    if data.groups is not None:
-        return len(data.groups.unique()) < 2
-    if data.targets is not None:
-        return len(data.targets) < 2
-    counts = torch.bincount(data.labels)
-    return len(data.labels) <= _FOLDED * data.num_classes and int(counts[counts > 0].min()) < 2
-
-
-def folds(data: Features, share: float, seed: int) -> list[Tensor]:
-    """Returns masks (N,) of held-out rows: five stratified folds for few labels, else one part of the given share.
-
-    Of groups: one part of whole groups, a fifth for few labels. Of several labels an image: one part in any case.
-    """
-    n = len(data.labels)
-    few = n <= _FOLDED * data.num_classes
-    if data.groups is not None:
-        return [_part_of_groups(data, 0.2 if few else share, seed)]
-    order = torch.from_numpy(permuted(np.arange(n), n, seed, epoch=-1))
-    if few and data.targets is not None:
-        few, share = False, 0.2
-    if not few:
-        mask = torch.zeros(n, dtype=torch.bool)
-        mask[order[: max(1, round(share * n))]] = True
-        return [mask]
-    counts = torch.bincount(data.labels, minlength=data.num_classes)
-    fewest = int(counts[counts > 0].min())
-    if fewest < 2:
-        raise ValueError("a class has one row alone: no fold can be held out (too_few)")
-    fold = torch.empty(n, dtype=torch.long)
-    for label in range(data.num_classes):
-        rows = order[data.labels[order] == label]
-        fold[rows] = torch.arange(len(rows)) % min(5, fewest)
-    return [fold == f for f in range(min(5, fewest))]
-
-
-def _part_of_groups(data: Features, share: float, seed: int) -> Tensor:
-    """Returns the mask (N,) of whole groups that are about this share of the rows and of each class."""
-    groups = data.groups.unique(return_inverse=True)[1].numpy()
-    order = permuted(np.arange(groups.max() + 1), int(groups.max()) + 1, seed, epoch=-1)
-    targets = data.targets if data.targets is not None else F.one_hot(data.labels, data.num_classes)
-    part = torch.from_numpy(choose_groups(groups, [row.nonzero()[0] for row in targets.numpy()], order, share))
-    if not part.any():  # each group alone has a class: any of them
-        part = torch.from_numpy(groups == order[0])
-    return part
-
-
-def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
-    """Returns the rows (n,) of a stratified draw: `amount` a class when it is 1 or more, else that share of each class."""
-    n = len(labels)
-    order = torch.from_numpy(permuted(np.arange(n), n, draw, epoch=-2))
-    rows = []
-    for label in labels.unique():
-        own = order[labels[order] == label]
-        take = round(amount) if amount >= 1 else max(1, round(amount * len(own)))
-        if take > len(own):
-            raise InputError(f"labels={amount:g}: class {label} has only {len(own)} images")
-        rows.append(own[:take])
-    return torch.cat(rows).sort().values
 
 
 # --- The protocol ---

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import pickle
-import random
 import re
 import struct
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -29,6 +27,7 @@ from sslctl.errors import say
 from sslctl.ops.special_files import refuse_special
 from sslctl.runs.atomic import sync
 from sslctl.runs.checksums import KEY, WrongChecksum, check_tensors, sign_tensors
+from sslctl.runs.generators import GENERATORS
 from sslctl.runs.manifest import STATE, WEIGHTS, CheckpointError, size_of, verify, write_manifest
 from sslctl.runs.ownership import (
     CHECKPOINTS,
@@ -44,7 +43,6 @@ from sslctl.runs.ownership import (
 from sslctl.runs.plain import from_plain, to_plain
 
 _STATE_PARTS = ("step", "optimizer", "generators", "threads", "scaler", "skipped")
-_GENERATORS = ("torch", "cuda", "numpy", "python")
 
 
 def warn(message: str) -> None:
@@ -64,7 +62,7 @@ def save(
 ) -> Path:
     """Writes checkpoints/step-N, its name to `last`, and only then removes all but the newest `keep_last` of sslctl's.
 
-    state: "step", "optimizer" (a state_dict), "generators" (`generators()` of each process), "threads", "scaler" and
+    state: "step", "optimizer" (a state_dict), "generators" (`generator_states()` of each process), "threads", "scaler" and
     "skipped" (of fp16). run: {"config", "environment"} for the manifest.
     """
     final = run_dir / CHECKPOINTS / f"step-{step}"
@@ -221,7 +219,7 @@ def load(path: Path, module: nn.Module) -> dict[str, Any]:
         raise CheckpointError(f"{path / STATE} holds a NumPy value that is none: {error}") from error
     missing = [part for part in _STATE_PARTS if part not in state]
     for process in state.get("generators", []):
-        missing += [f"generators.{part}" for part in _GENERATORS if part not in process]
+        missing += [f"generators.{part}" for part in GENERATORS if part not in process]
     if missing:
         raise CheckpointError(
             f"{path / STATE} lacks {', '.join(missing)}: the run cannot continue exactly; to start a new one from its"
@@ -278,29 +276,3 @@ def compare(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
 def same_kind(tensor: Tensor, expected: Tensor) -> bool:
     """Tells whether a tensor holds floating-point numbers where they are expected, of whatever precision."""
     return tensor.is_floating_point() or not expected.is_floating_point()
-
-
-# --- Generators ---
-
-
-def generators() -> dict[str, Any]:
-    """Returns the state of every global generator (dropout and drop path draw from them), as plain types."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-        "python": [version, list(internal), gauss_next],
-    }
-
-
-def restore_generators(state: dict[str, Any]) -> None:
-    """Undoes everything drawn since `generators()`. Called last, immediately before the next batch."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))

@@ -1,10 +1,8 @@
 """How a run begins: with which images, networks and weights, and which directory is its own."""
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -30,6 +28,7 @@ from sslctl.models.weights import weights_sha256
 from sslctl.runs.atomic import write_text
 from sslctl.runs.continuing import find_run
 from sslctl.runs.directory import BACKBONE, GIVEN, TOKENIZER
+from sslctl.runs.generators import seed_generators
 from sslctl.runs.ownership import steps_on_disk
 from sslctl.training.plan import Plan, Run, make_plan
 
@@ -160,10 +159,3 @@ def build_networks(config: Any, images: Images, continued: ContinuedRun | None) 
         notes.append(f"begins with {continued.load(method)}")
         hashes["continued run"] = continued.digest
     return Networks(plan, method, teacher, hashes, notes)
-
-
-def seed_generators(seed: int) -> None:
-    """Seeds every global generator: initial weights, dropout and whatever a user's method draws come from them."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)

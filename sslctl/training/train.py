@@ -16,6 +16,7 @@ from sslctl.models.batchnorm import separate_statistics
 from sslctl.ops.timing import shares
 from sslctl.runs import checkpoint
 from sslctl.runs.claim import refuse_replaced
+from sslctl.runs.generators import generator_states, restore_generators
 from sslctl.runs.health import UNHEALTHY
 from sslctl.runs.metrics import cut_metrics
 from sslctl.signals import TO_BE_CONTINUED, Interrupted, Signals
@@ -174,14 +175,14 @@ def start_epoch(setup: Setup, step: int) -> bool:
     def start() -> bool:
         state_before, generators_before = (
             {name: tensor.clone() for name, tensor in state.items()},
-            checkpoint.generators(),
+            generator_states(),
         )
         try:
             method.start_epoch(step // setup.plan.steps_per_epoch, setup.embed)
         except Interrupted:
             for name, tensor in state.items():
                 tensor.copy_(state_before[name])
-            checkpoint.restore_generators(generators_before)
+            restore_generators(generators_before)
             return False
         return True
 
@@ -205,13 +206,13 @@ def evaluate_online(setup: Setup, log: Log, step: int) -> bool:
             return False
         return True
 
-    generators_before = checkpoint.generators()
+    generators_before = generator_states()
     setup.method.eval()
     try:
         return distributed.on_main_process(evaluate)
     finally:
         setup.method.train()
-        checkpoint.restore_generators(generators_before)
+        restore_generators(generators_before)
 
 
 def resume(setup: Setup) -> tuple[int, bool]:
@@ -249,7 +250,7 @@ def resume(setup: Setup) -> tuple[int, bool]:
     # What was logged after the checkpoint will be logged again.
     records = distributed.on_main_process(lambda: cut_metrics(setup.run_dir, step))
     say(f"  resuming at step {step:,} of {total:,} ({newest})")
-    checkpoint.restore_generators(generators[min(distributed.rank(), processes - 1)])
+    restore_generators(generators[min(distributed.rank(), processes - 1)])
     if distributed.rank() >= processes:
         torch.manual_seed(step + distributed.rank())
     return step, any(r["step"] == step and "rankme" in r for r in records)
@@ -261,7 +262,7 @@ def save(setup: Setup, step: int) -> None:
     state = {
         "step": step,
         "optimizer": optimizer_state(setup.optimizer, setup.method),
-        "generators": distributed.all_gather_object(checkpoint.generators()),
+        "generators": distributed.all_gather_object(generator_states()),
         "threads": torch.get_num_threads(),
         **setup.precision.state(),
     }

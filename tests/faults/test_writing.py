@@ -24,6 +24,7 @@ from sslctl.data.audit import Audit
 from sslctl.errors import InputError
 from sslctl.factory.from_run import resolve_runs
 from sslctl.runs import checkpoint, claim
+from sslctl.runs.generators import generator_states
 from sslctl.visuals import sheets
 from tests.own_methods import FailingMoCo, own, own_optimizer
 from tests.processes import ended_by
@@ -65,7 +66,7 @@ def prepared(step):
     state = {
         "step": step,
         "optimizer": optimizer.state_dict(),
-        "generators": [checkpoint.generators()],
+        "generators": [generator_states()],
         "threads": 1,
         "scaler": {},
         "skipped": [0, 0],
