@@ -23,7 +23,7 @@ from sslctl.factory.from_run import load_method
 from sslctl.methods.supervised import Supervised
 from sslctl.models.backbones import MLP, ResNet, SmallResNet, Timm
 from sslctl.models.batchnorm import GroupedBatchNorm2d
-from sslctl.models.layer_decay import decayed_groups, layer_depths
+from sslctl.models.layer_decay import decayed, layer_depths
 from sslctl.models.preprocess import TextPreprocess
 from sslctl.models.text_transformer import SmallTransformer
 from sslctl.runs import checkpoint
@@ -58,6 +58,13 @@ NETWORKS = {
     "convnext": lambda: Timm("convnext_atto", 3, 32, {"depths": [1, 1, 2, 1], "dims": [8, 8, 16, 16]}),
     "registers": lambda: Timm("vit_tiny_patch16_224", 3, 32, SMALL_VIT | {"reg_tokens": 2, "global_pool": "avg"}),
 }
+
+
+def decayed_groups(network, decay):
+    """The groups of a whole network."""
+    return decayed([{"params": list(network.parameters())}], network, decay)
+
+
 # What makes each layer, the first first; the last entry is as deep as the classifier.
 BY_HAND = {
     "resnet18": [("conv1.", "bn1."), *((f"layer{s}.{b}.",) for s in (1, 2, 3, 4) for b in (0, 1)), ()],
@@ -142,8 +149,12 @@ def test_every_parameter_moves_by_its_layers_share():
 def test_a_network_that_does_not_say_what_its_layers_are_is_trained_at_one_rate_only():
     network = nn.Linear(3, 2)
     assert decayed_groups(network, 1.0) == [{"params": [network.weight, network.bias]}]
-    with pytest.raises(InputError, match="layer_decay=1"):
+    with pytest.raises(InputError, match=r"Linear does not say .*: optimizer\.layer_decay=1"):
         decayed_groups(network, 0.9)
+    with torch.device("meta"):
+        unknown = Timm("poolformer_s12", 3, 32, {})  # nor does timm
+    with pytest.raises(InputError, match=r"^poolformer_s12 does not say"):
+        decayed_groups(unknown, 0.9)
 
 
 # --- Subsets ---
@@ -236,6 +247,7 @@ def test_the_teacher_is_fine_tuned_where_it_is_asked_for_with_its_own_learning_r
 
 def task_of(source, **trainer):
     config = {"trainer": trainer, "network": None, "pool": None, "layer_decay": 0.65, "classifier_lr_scale": 10.0}
+    config |= {"optimizer": {"base_lr": 1.0, "layer_decay": "${oc.select:layer_decay,1.0}"}}
     return Task(source, None, config=OmegaConf.create(config | {"least_steps": 7, "dataset": None}), dataset={}, seed=3)
 
 
@@ -249,6 +261,16 @@ def test_few_labels_get_batches_no_larger_than_they_are_and_enough_steps(epochs,
     assert (settings.trainer.epochs, settings.trainer.batch_size) == expected
     assert (settings.layer_decay, settings.classifier_lr_scale, settings.pool) == (0.65, 10.0, "own")
     assert task.config.trainer.epochs == epochs
+
+
+def test_the_optimizers_layer_decay_is_fine_tunings_and_its_runs_keep_their_names():
+    source = digits("train", 8).subset(torch.arange(50))
+    task = task_of(source, epochs=1, batch_size=9)
+    for decay in (0.65, 0.4):
+        settings = settings_for(subject_of(moco()), task, source)
+        assert settings.layer_decay == decay
+        assert "layer_decay" not in settings.optimizer  # as in version 0.1, whose runs are continued
+        task.config.optimizer.layer_decay = 0.4
 
 
 def test_all_layers_learn_alike_from_scratch():

@@ -16,7 +16,7 @@ from sslctl.schedules import Schedule, cosine_between, scaled_lr, warmed_up
 from sslctl.training.optim import LARS, clip, parameter_groups
 from sslctl.training.plan import _schedule, make_plan
 from sslctl.training.setup import build_optimizer
-from tests.by_hand import facts
+from tests.by_hand import facts, moco
 
 # --- LARS ---
 
@@ -426,3 +426,44 @@ def test_lars_is_sslctls_own():
     assert type(optimizer) is LARS
     assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
     assert "fused" not in optimizer.defaults
+
+
+class TwoRates(Method):
+    """A method whose backbone learns at a tenth of its head's rate, which does not follow the schedule."""
+
+    def __init__(self, backbone):
+        super().__init__(backbone, facts())
+        self.head = nn.Linear(8, 2)
+
+    def parameter_groups(self):
+        head = {"params": list(self.head.parameters()), "scheduled": False}
+        return [{"params": list(self.backbone.parameters()), "lr_scale": 0.1, "weight_decay_scale": 2.0}, head]
+
+
+def test_in_pretraining_layers_learn_the_slower_the_deeper_and_heads_learn_at_the_full_rate():
+    """0.5 to the power of the layers in between; times what the method itself asks for."""
+    method = TwoRates(moco().backbone)
+    plan = SimpleNamespace(lr=0.1, device=torch.device("cpu"))
+    node = {"_target_": "torch.optim.SGD", "base_lr": 0.1, "weight_decay": 0.05, "exclude_bias_and_norm": True}
+    optimizer = build_optimizer(OmegaConf.create({**node, "layer_decay": 0.5}), method, plan)
+    names = {id(p): name for name, p in method.named_parameters()}
+    groups = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    assert groups.keys() == set(names.values())
+    scales = {"backbone.network.conv1": 0.0125, "backbone.network.bn1": 0.0125, "head": 1.0}
+    scales |= {"backbone.network.layers.0": 0.025, "backbone.network.layers.1": 0.05}
+    for name, group in groups.items():
+        assert group["lr_scale"] == pytest.approx(next(s for part, s in scales.items() if name.startswith(part))), name
+        assert group["scheduled"] == name.startswith("backbone")
+    assert groups["backbone.network.conv1.weight"]["weight_decay"] == pytest.approx(
+        0.1
+    )  # decay_scale stays the method's
+
+
+def test_the_teacher_has_no_part_in_the_layers_rates():
+    method = moco()
+    plan = SimpleNamespace(lr=0.1, device=torch.device("cpu"))
+    node = {"_target_": "torch.optim.SGD", "weight_decay": 0.0, "exclude_bias_and_norm": False, "layer_decay": 0.5}
+    optimizer = build_optimizer(OmegaConf.create(node), method, plan)
+    trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in method.parameters() if p.requires_grad)
+    assert len({group["lr_scale"] for group in optimizer.param_groups}) == 4  # stem, two blocks, projector

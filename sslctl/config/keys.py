@@ -82,6 +82,7 @@ UNTYPED = {
     "optimizer.weight_decay_end": KeyFacts(own=True, hint=float | None, low=0),
     "optimizer.exclude_bias_and_norm": KeyFacts(own=True, hint=bool),
     "optimizer.vector_lr_scale": KeyFacts(own=True, hint=float, low=0),
+    "optimizer.layer_decay": KeyFacts(own=True, hint=float, above=0, high=1, old_behaviour=1.0),
     "scheduler.shape": KeyFacts(hint=str),
     "scheduler.warmup_epochs": KeyFacts(hint=float | None, low=0),
     "scheduler.warmup_steps": KeyFacts(hint=int | None, low=0),

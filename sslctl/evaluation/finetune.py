@@ -31,7 +31,7 @@ from sslctl.methods.base import Facts
 from sslctl.methods.supervised import Supervised
 from sslctl.models.backbones import Backbone
 from sslctl.models.batchnorm import group_batchnorm
-from sslctl.models.layer_decay import layer_depths
+from sslctl.models.layer_decay import describe_decay
 from sslctl.runs import directory as rundir
 from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import load_tensors, remove_all, save_tensors
@@ -67,7 +67,8 @@ class Finetune(Protocol):
             run_dirs.append(str(run_dir))
             top1 = share(hits[-1]["top1"])
             say(f"  top1 {top1:.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}")
-        asked_for = {key: task.config[key] for key in ("layer_decay", "classifier_lr_scale", "least_steps")}
+        asked_for = {key: task.config[key] for key in ("classifier_lr_scale", "least_steps")}
+        asked_for |= {"layer_decay": task.config.optimizer.get("layer_decay", task.config.layer_decay)}
         params = {**training_params(settings, plan), **asked_for, **{key: settings[key] for key in ("network", "pool")}}
         params |= {"draws": draws, "training_images": len(task.train)}
         details = {
@@ -113,6 +114,8 @@ def settings_for(subject: Subject, task: Task, source: Source) -> Any:
     trainer.batch_size = min(trainer.batch_size, len(source))
     trainer.epochs = max(trainer.epochs, -(-settings.least_steps // (len(source) // trainer.batch_size)))
     settings.network, settings.pool = network_of(subject, settings.network, settings.pool)
+    # Results and directories know it by the name that it had when only fine-tuning had it.
+    settings.layer_decay = settings.optimizer.pop("layer_decay", settings.layer_decay)
     if subject.name == "scratch":
         settings.layer_decay = settings.classifier_lr_scale = 1.0
     return settings
@@ -185,11 +188,9 @@ def title_of(subject: Subject) -> str:
 
 def plan_lines(subject: Subject, settings: Any, source: Source) -> list[str]:
     """Returns the plan in words, one line a part."""
-    lines = [*make_plan(settings, source).lines(), f"network    {settings.network}, pooling {settings.pool}"]
-    if settings.layer_decay != 1:
-        _, depth = layer_depths(subject.backbone.network)
-        least = settings.layer_decay**depth
-        lines.append(
-            f"layers     lr × {settings.layer_decay:g} from each to the one before, × {least:.2g} at the first"
-        )
-    return lines
+    network = f"network    {settings.network}, pooling {settings.pool}"
+    return [
+        *make_plan(settings, source).lines(),
+        network,
+        *describe_decay(subject.backbone.network, settings.layer_decay),
+    ]

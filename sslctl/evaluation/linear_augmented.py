@@ -35,6 +35,10 @@ class LinearAugmented(Protocol):
         if train.modality != IMAGES:
             raise InputError(f"protocol=augmented takes images; {train.name} has {train.summary()}")
         settings = resolve_settings(task)
+        if settings.optimizer.pop("layer_decay", 1.0) != 1:
+            raise InputError(
+                "a probe's backbone does not learn: optimizer.layer_decay=1", advice=["optimizer.layer_decay=1"]
+            )
 
         def build(facts: Facts) -> Supervised:
             backbone = copy.deepcopy(subject.backbone)

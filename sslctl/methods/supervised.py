@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sslctl.errors import InputError
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
-from sslctl.models.layer_decay import decayed_groups
+from sslctl.models.layer_decay import decayed
 
 
 class Supervised(Method):
@@ -20,7 +20,8 @@ class Supervised(Method):
     pool: "own" as the backbone does; "mean" over a vision transformer's patches (MAE, arXiv:2111.06377, section 4), of the
     normalised tokens, which are the features that evaluations and exported files give. MAE's official fine-tuning drops the
     trained norm and puts a new one behind the mean.
-    layer_decay: what the learning rate shrinks by from each layer to the one before it, see `sslctl.models.layer_decay`.
+    layer_decay: what the learning rate shrinks by from each layer to the one before it, see `sslctl.models.layer_decay`: an
+    older name for optimizer.layer_decay, with which it multiplies.
     classifier_lr_scale: the classifier's learning rate over that of the backbone's last layer (SwAV's official code).
     """
 
@@ -56,7 +57,8 @@ class Supervised(Method):
 
     def parameter_groups(self) -> list[dict]:
         classifier = {"params": list(self.classifier.parameters()), "lr_scale": self.classifier_lr_scale}
-        return [*decayed_groups(self.backbone.network, self.layer_decay), classifier]
+        layers = [{"params": list(self.backbone.network.parameters())}]
+        return [*decayed(layers, self.backbone.network, self.layer_decay), classifier]
 
     def pooled(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1], or (B, L) of texts, -> (B, D), what the classifier sees."""

@@ -301,9 +301,14 @@ class Timm(nn.Module):
         return pooled, patches.transpose(1, 2).unflatten(2, vit.grid_of(self.model, x))
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """Returns timm's own division into blocks; final norms go with the classifier (MAE's official code, lr_decay.py)."""
+        """Returns timm's own division into blocks; final norms go with the classifier (MAE's official code, lr_decay.py).
+
+        Empty for the few models of which timm gives none.
+        """
         from timm.models import group_parameters
 
+        if not hasattr(self.model, "group_matcher"):
+            return []
         groups = group_parameters(self.model, self.model.group_matcher(coarse=False))
         inner = (
             [name for name in names if not name.startswith(("norm.", "fc_norm.", "head."))] for names in groups.values()

@@ -42,4 +42,4 @@ class NetworkOptions(Protocol):
         """(B, C, H, W) -> (B, D) as forward gives it, and (B, d, h, w), of places or patches: one forward for both."""
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """Returns the layers for layer_decay, which finetune uses."""
+        """Returns the layers, which optimizer.layer_decay counts."""

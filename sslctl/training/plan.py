@@ -13,6 +13,7 @@ from sslctl.errors import InputError, say, shown
 from sslctl.factory.from_config import unused_operations
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone, describe
+from sslctl.models.layer_decay import describe_decay
 from sslctl.models.preprocess import measures_statistics
 from sslctl.schedules import SHAPES, Schedule, cosine_between, fitted_warmup, scaled_lr
 from sslctl.views import ViewMaker
@@ -250,6 +251,7 @@ def print_plan(config: Any, run: Run, warnings: list[str], notes: list[str], nor
         *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
         f"backbone   {network}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",
+        *describe_decay(backbone.network, config.optimizer.get("layer_decay", 1.0)),
         *([f"input      {normalization}"] if normalization else []),
         f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
         f"run        {state}",

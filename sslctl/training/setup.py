@@ -15,6 +15,7 @@ from sslctl.data.loader import batches
 from sslctl.errors import InputError
 from sslctl.methods.base import Embed, Method
 from sslctl.models.batchnorm import synchronize_batchnorm
+from sslctl.models.layer_decay import decayed
 from sslctl.ops.timing import Clock
 from sslctl.runs.health import Watch
 from sslctl.training.accumulation import refuse_inexact_accumulation
@@ -60,9 +61,10 @@ def build_optimizer(node: Any, method: Method, plan: Plan) -> torch.optim.Optimi
         raise InputError(
             f"optimizer._target_={node.get('_target_')} calculates the loss several times a step: expected another"
         )
-    groups = parameter_groups(
-        method.parameter_groups(), node.weight_decay, node.exclude_bias_and_norm, node.get("vector_lr_scale", 1.0)
-    )
+    groups, layer_decay = method.parameter_groups(), node.get("layer_decay", 1.0)
+    if layer_decay != 1:
+        groups = decayed(groups, method.backbone.network, layer_decay)
+    groups = parameter_groups(groups, node.weight_decay, node.exclude_bias_and_norm, node.get("vector_lr_scale", 1.0))
     if not groups:
         raise InputError("nothing to train: no parameter of the method asks for a gradient")
     fused = "fused" in inspect.signature(target).parameters and target is not torch.optim.SGD  # fails on thawed weights
