@@ -171,7 +171,7 @@ def _make_template(folder: Path, with_run: bool) -> None:
     )
     words += (
         "trainer.epochs=1",
-        "evaluation.closing=false",
+        "probe.epochs=1",  # the closing evaluation keeps classifiers for sslctl predict
         "evaluation.cache_gb=0",
         "trainer.threads=1",
         "trainer.tensorboard=false",

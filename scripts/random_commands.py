@@ -21,9 +21,21 @@ _GROUPS = {  # of each verb that has any, and their packages
     "evaluate": ("dataset", "backbone", "protocols"),
     "export": ("dataset", "backbone"),
     "embed": ("dataset", "backbone"),
+    "predict": ("dataset",),
     "views": ("dataset", "augmentation"),
 }
-_OF_RUNS = ("linear-eval", "knn-eval", "finetune", "evaluate", "embed", "export", "runs", "report", "pictures")
+_OF_RUNS = (
+    "linear-eval",
+    "knn-eval",
+    "finetune",
+    "evaluate",
+    "embed",
+    "predict",
+    "export",
+    "runs",
+    "report",
+    "pictures",
+)
 _PLANNED = ("pretrain", "linear-eval", "knn-eval", "finetune", "evaluate")  # they take plan_only
 
 
@@ -162,7 +174,7 @@ def command(rng: random.Random) -> list[str]:
     choices = _choices(verb, rng)
     keys = keys_of(verb, choices)
     words = [verb]
-    if verb in _OF_RUNS and ("dataset" not in choices or rng.random() < 0.8):
+    if verb in _OF_RUNS and ("dataset" not in choices or verb == "predict" or rng.random() < 0.8):
         words.append(RUN)
     words += [f"{group}={choice}" for group, choice in choices.items() if rng.random() < 0.9]
     if choices.get("dataset") in ("folder", "imagefolder", "frames", "text"):
@@ -182,10 +194,10 @@ def command(rng: random.Random) -> list[str]:
 
 def _choices(verb: str, rng: random.Random) -> dict[str, str]:
     """Choices of files for some of a verb's groups; the small and quick ones come often."""
-    usual = {"dataset": "digits", "backbone": "small_resnet"}
+    usual = {"dataset": "folder" if verb == "predict" else "digits", "backbone": "small_resnet"}
     choices = {}
     for group in _GROUPS.get(verb, ()):
-        rarely = group in ("protocols", "experiment", "trainer") or verb not in ("pretrain", "views")
+        rarely = group in ("protocols", "experiment", "trainer") or verb not in ("pretrain", "views", "predict")
         if rarely and rng.random() < 0.93:
             continue
         choices[group] = usual[group] if group in usual and rng.random() < 0.6 else rng.choice(options_of(group))

@@ -32,6 +32,7 @@ VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
     "export": "the backbone as a file for torchvision, timm, ONNX or torch.export, checked numerically",
     "embed": "features, labels and file names of a dataset to disk",
     "finetune": "end-to-end fine-tuning on all labels or a few, beside scratch",
+    "predict": "class, probability and nearest labelled images of a folder's images, by a classifier that was kept",
     "views": "a picture of what the augmentation does to the dataset's images",
     "data": "what a folder of images holds, before any training: damaged files, duplicates, shared splits",
     "pack": "a dataset as one memory-mapped folder, which dataset=hf reads",
@@ -51,6 +52,7 @@ USAGE = """sslctl: pretrains vision backbones without labels and says truthfully
   sslctl pretrain method=simclr dataset=folder dataset.root=~/images
   sslctl linear-eval runs/latest                    words without = are runs (ckpt=…)
   sslctl finetune runs/latest labels=5              fine-tune on five labels a class, beside scratch
+  sslctl predict runs/latest dataset.root=~/new     classes of new images, to a .csv or .parquet file
   sslctl pretrain -m seed=0,1,2                     a sweep
   sslctl VERB --help | --cfg job                    choices and keys | the composed configuration
 

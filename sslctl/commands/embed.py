@@ -1,7 +1,6 @@
 """sslctl embed: features, labels and file names of a dataset to disk, a batch at a time."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from sslctl.data.sources import Source
 from sslctl.data.tiles import Tiles
 from sslctl.errors import InputError, Stopped, say, user_path
-from sslctl.evaluation.feature_files import WRITERS, About, Rows, is_own, refuse_missing
+from sslctl.evaluation.feature_files import WRITERS, About, Rows, as_utf8, is_own, refuse_missing
 from sslctl.evaluation.features import extract_batches
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
@@ -74,16 +73,7 @@ def _rows(one: NamedNetwork, source: Source, config: Any, device: torch.device) 
 
 def _name(source: Source, row: int) -> str:
     """Names an image by its path, or its number where it has none."""
-    return _as_utf8(source.describe(row))
-
-
-def _as_utf8(name: str) -> str:
-    """Returns a name of a file with what is no UTF-8 in it escaped."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    return name  # the source's own string: not one more for each row
+    return as_utf8(source.describe(row))
 
 
 def _format(config: Any) -> str:
@@ -127,7 +117,7 @@ def _about(one: NamedNetwork, sources: list[Source], split: str) -> About:
         "versions": versions(),
         "time": now(),
     }
-    origin = {key: _as_utf8(value) if isinstance(value, str) else value for key, value in origin.items()}
-    classes = tuple(map(_as_utf8, one.source.classes))
+    origin = {key: as_utf8(value) if isinstance(value, str) else value for key, value in origin.items()}
+    classes = tuple(map(as_utf8, one.source.classes))
     tiled = isinstance(one.source, Tiles)
     return About(sum(map(len, sources)), subject.width(), classes, json.dumps(origin, ensure_ascii=False), tiled)

@@ -107,6 +107,7 @@ class OnlineConfig:
     knn: KnnConfig = node(KnnConfig)
     closing: bool = MISSING
     cache_gb: float = key(low=0)
+    keep_mb: float = key(low=0)
 
 
 @dataclass

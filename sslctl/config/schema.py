@@ -68,6 +68,7 @@ class _OfTraining:
 
 @dataclass
 class _EvaluationConfig(_OfNetworks, _OfCachedFeatures):
+    keep_mb: float = key(low=0)
     subjects: list[str] = MISSING
     plan_only: bool = MISSING
 
@@ -135,6 +136,21 @@ class EmbedConfig(_OfNetworks, _OfFeatures):
     split: str = key(choices=("train", "test", "all"))
     format: str | None = key(choices=("npz", "csv", "parquet"))
     batch_size: int = key(low=1)
+
+
+@dataclass
+class PredictConfig:
+    seed: int = key(low=0)
+    ckpt: Any = key(path=True)
+    classifier: str | None = key(choices=("linear", "knn", "finetune"))
+    neighbours: int = key(low=0, high=100)
+    split: str = key(choices=("train", "test", "all"))
+    format: str | None = key(choices=("csv", "parquet"))
+    out: str | None = key(path=True)
+    batch_size: int = key(low=1)
+    workers: int = key(low=0, high=1024)
+    device: str = key(choices=DEVICES)
+    dataset: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -214,6 +230,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "embed": EmbedConfig,
     "finetune": FinetuneConfig,
+    "predict": PredictConfig,
     "views": ViewsConfig,
     "data": DataConfig,
     "pack": PackConfig,

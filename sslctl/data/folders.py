@@ -17,7 +17,7 @@ from sslctl.data.layout import Layout
 from sslctl.data.pixels import MOST_BANDS, Reading
 from sslctl.data.source import Source
 from sslctl.data.table import AUTO
-from sslctl.data.unreadable import listed_rows, refuse_skipping, unreadable_rows, with_stand_ins
+from sslctl.data.unreadable import WHEN_READ, listed_rows, refuse_skipping, unreadable_rows, with_stand_ins
 from sslctl.errors import InputError
 from sslctl.runs.file_list import FileList
 
@@ -29,8 +29,8 @@ class FileKeys:
     channels, 1 to 16: of grey or colour images 1 or 3, of others all their bands, or those that bands names, counted from 0.
     image_size None: that of most images when they are small squares, else 224.
     range: of values of more than 8 bits, see `description.value_range`. on_error "skip": others stand in for at most max_bad
-    files, a number or a share, that cannot be read. skip: see `unreadable.listed_rows`. memory_gb: images of one size that fit
-    are kept in memory. tiles: see `tiles.Tiling`.
+    files, a number or a share, that cannot be read; WHEN_READ: none does. skip: see `unreadable.listed_rows`. memory_gb: images
+    of one size that fit are kept in memory. tiles: see `tiles.Tiling`.
     """
 
     root: str | None
@@ -74,7 +74,7 @@ class TableKeys(FileKeys):
 def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: FileKeys) -> Source:
     """Makes a source of a split's files. lay_out: of a split's name; the training split's values are measured for both."""
     refuse_skipping(keys.on_error, keys.max_bad)
-    skips, reading = keys.on_error == "skip" or keys.skip is not None, keys.reading()
+    skips, reading = keys.on_error in ("skip", WHEN_READ) or keys.skip is not None, keys.reading()
     layout = lay_out(split)
     if keys.tiles is not None:
         return _from_tiles(name, split, layout, lay_out, keys)

@@ -133,14 +133,29 @@ def _own_rows(step: int, size: int, batch_size: int, seed: int) -> np.ndarray:
 def clean_batches(
     source: Source, rows: np.ndarray | Tensor, *, resize: int | None, batch_size: int, workers: int
 ) -> Iterator[Tensor]:
-    """Yields the images at `rows`, in that order, as (B, C, S, S) uint8 without augmentation; of texts, (B, L) int64."""
+    """Yields the images at `rows`, in that order, as (B, C, S, S) uint8 without augmentation; of texts, (B, L) int64.
+
+    Raises ImageError for the first that cannot be read.
+    """
+    reading = {"resize": resize, "batch_size": batch_size, "workers": workers}
+    with contextlib.closing(readable_batches(source, rows, **reading)) as batches:
+        for images, unread in batches:
+            for error in unread.values():
+                raise error
+            yield images
+
+
+def readable_batches(
+    source: Source, rows: np.ndarray | Tensor, *, resize: int | None, batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, dict[int, files.ImageError]]]:
+    """Yields what `clean_batches` does of the images that can be read, and place in the batch -> error of those that cannot."""
     rows = torch.as_tensor(rows)
     if source.in_memory is not None:
         for part in rows.split(batch_size):
             batch = source.in_memory[part]
             if not source.all_of_one_size:
                 batch = torch.stack([resize_and_crop(image, source.image_size, resize) for image in batch])
-            yield batch
+            yield batch, {}
         return
     if not workers:
         yield from _by_threads(_CleanImages(source, rows, resize), min(batch_size, _READ_AHEAD))
@@ -195,7 +210,7 @@ def _report_unless_noticed(report: Callable, failure: "sys.UnraisableHookArgs") 
         report(failure)
 
 
-def _by_threads(images: "_CleanImages", batch_size: int) -> Iterator[Tensor]:
+def _by_threads(images: "_CleanImages", batch_size: int) -> Iterator[tuple[Tensor, dict[int, files.ImageError]]]:
     """Yields batches in order, each read by threads while the one before it is used: decoders release the interpreter."""
     pool, waiting = ThreadPoolExecutor(torch.get_num_threads()), deque()
     try:
@@ -203,9 +218,9 @@ def _by_threads(images: "_CleanImages", batch_size: int) -> Iterator[Tensor]:
             part = range(start, min(start + batch_size, len(images)))
             waiting.append([pool.submit(images.__getitem__, position) for position in part])
             if len(waiting) > 1:
-                yield _raise_if_error(_stack([reading.result() for reading in waiting.popleft()]))
+                yield _stack([reading.result() for reading in waiting.popleft()])
         while waiting:
-            yield _raise_if_error(_stack([reading.result() for reading in waiting.popleft()]))
+            yield _stack([reading.result() for reading in waiting.popleft()])
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -283,9 +298,11 @@ def _leave_as_is(batch):
     return batch
 
 
-def _stack(images: list[Tensor | files.ImageError]) -> Tensor | files.ImageError:
-    """[(C, S, S)] -> (B, C, S, S), or the first error among them."""
-    return next((image for image in images if isinstance(image, files.ImageError)), None) or torch.stack(images)
+def _stack(images: list[Tensor | files.ImageError]) -> tuple[Tensor, dict[int, files.ImageError]]:
+    """[(C, S, S)] -> (B, C, S, S) of those that could be read, and place -> error of the others."""
+    unread = {place: image for place, image in enumerate(images) if isinstance(image, files.ImageError)}
+    read = [image for place, image in enumerate(images) if place not in unread]
+    return torch.stack(read) if read else torch.empty(0), unread
 
 
 def _ignore_signals(worker: int) -> None:

@@ -20,7 +20,7 @@ def table_rows(
     separator: str | None = AUTO,
 ) -> Layout:
     """Lays out the rows of a split. columns, separator: see `choose_columns`. splits: the values of the split's column, one or a
-    list, that "train" and "test" have. Without such a column a fifth is held out, whole groups of it.
+    list, that "train" and "test" have. Without such a column a fifth is held out, whole groups of it. split "all": every row.
 
     Raises InputError, also where a group lies in both splits.
     """
@@ -31,7 +31,9 @@ def table_rows(
     if groups:  # a row without one is a group of its own
         groups = [group or f"row {row + 1}" for row, group in enumerate(groups)]
     # Which rows, and where they come from.
-    if chosen.split:
+    if split == "all":
+        split_of, left_out, groups, origin = ["all"] * len(paths), {}, None, f"all rows of {table.path}"
+    elif chosen.split:
         split_of, left_out = _split_column(table, chosen, splits)
         origin = f"rows of {table.path} whose {chosen.split} is {_values(table, chosen, split_of, split)}"
     else:
@@ -55,7 +57,7 @@ def table_rows(
         _refuse_shared(table, chosen, groups, split_of)
     _refuse_missing(table, [paths[row] for row in rows], rows)
     # Labels are numbers of the training rows' classes.
-    classes = _classes({label for row, own in enumerate(split_of) if own == "train" for label in labels[row]})
+    classes = _classes({label for row, own in enumerate(split_of) if own in ("train", "all") for label in labels[row]})
     number = {name: i for i, name in enumerate(classes)}
     for row in rows:
         unknown = next((label for label in labels[row] if label not in number), None)

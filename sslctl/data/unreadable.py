@@ -14,10 +14,12 @@ from sslctl.data.pixels import Reading
 from sslctl.errors import InputError, user_path
 from sslctl.runs.atomic import write_bytes, write_text
 
+WHEN_READ = "when_read"  # of on_error, by sslctl predict alone: nothing stands in, reading such a file raises
+
 
 def refuse_skipping(on_error: str, max_bad: float) -> None:
     """Raises InputError for values of dataset.on_error and dataset.max_bad that say nothing."""
-    if on_error not in ("raise", "skip"):
+    if on_error not in ("raise", "skip", WHEN_READ):
         raise InputError(f"dataset.on_error={on_error}: expected raise or skip")
     if not isinstance(max_bad, int | float) or max_bad < 0:
         raise InputError(f"dataset.max_bad={max_bad}: expected a number of images, or a share below 1")

@@ -59,7 +59,8 @@ def closing_results(
         replace(who.judged_at(subject, test), origin=origin_of(run_dir, None, subject.name))
         for subject in (trained, *begun, who.random(run_dir, None))
     ]
-    task = Task(train, test, Reader(plan.device, config.trainer.workers, config.evaluation.cache_gb))
+    read = Reader(plan.device, config.trainer.workers, config.evaluation.cache_gb)
+    task = Task(train, test, read, run=run_dir, keep_mb=config.evaluation.keep_mb)
     results = [result for subject in subjects for protocol in protocols for result in protocol(subject, task)]
     return [replace(result, details=result.details | {"closing": True}) for result in results]
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -123,7 +124,7 @@ def _class(about: About, label: int) -> str:
 @contextmanager
 def parquet(path: Path, about: About) -> Iterator[Writer]:
     """Writes name, split, index, label, class, and features as lists of D float32; classes and about in the metadata."""
-    arrow, files = _pyarrow()
+    arrow, files = import_pyarrow()
     schema = arrow.schema(
         [
             ("name", arrow.string()),
@@ -165,15 +166,24 @@ def parquet(path: Path, about: About) -> Iterator[Writer]:
             flush()
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    """Imports pyarrow, where it is installed."""
+def import_pyarrow(other: str = "format=npz") -> tuple[Any, Any]:
+    """Imports pyarrow. Raises InputError where it is not installed. other: what the command can say instead."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        message = "format=parquet needs pyarrow: pip install 'sslctl[parquet]', or format=npz"
-        raise InputError(message, advice=["format=npz"]) from None
+        message = f"format=parquet needs pyarrow: pip install 'sslctl[parquet]', or {other}"
+        raise InputError(message, advice=[other]) from None
     return pyarrow, pyarrow.parquet
+
+
+def as_utf8(name: str) -> str:
+    """Returns a name of a file with what is no UTF-8 in it escaped."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name  # the source's own string: not one more for each row
 
 
 def is_own(path: Path, kind: str) -> bool:
@@ -189,7 +199,7 @@ def is_own(path: Path, kind: str) -> bool:
                 return {"features.npy", "about.npy"} <= set(archive.namelist())
         except (zipfile.BadZipFile, OSError):
             return False
-    arrow, files = _pyarrow()
+    arrow, files = import_pyarrow()
     try:
         return b"about" in (files.read_schema(path).metadata or {})
     except (arrow.ArrowInvalid, OSError):
@@ -199,7 +209,7 @@ def is_own(path: Path, kind: str) -> bool:
 def refuse_missing(kind: str) -> None:
     """Raises InputError where a format's package is not installed."""
     if kind == "parquet":
-        _pyarrow()
+        import_pyarrow()
 
 
 WRITERS: dict[str, Callable[[Path, About], AbstractContextManager[Writer]]] = {

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sslctl import signals
-from sslctl.data.loader import clean_batches
+from sslctl.data.files import ImageError
+from sslctl.data.loader import clean_batches, readable_batches
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say, user_path
 from sslctl.runs.atomic import replacing
@@ -60,14 +61,36 @@ def extract_batches(
     """Yields the features of the images at some rows, in order, (B, D) float32 on the CPU each.
 
     function: (B, C, S, S) float in [0, 1], or (B, L) int64 of texts, -> (B, D). Batches of a folder that is read ahead are
-    smaller than asked for. A signal interrupts it between batches.
+    smaller than asked for. A signal interrupts it between batches. Raises ImageError for an image that cannot be read.
     """
     reading = {"resize": resize, "batch_size": batch_size, "workers": workers}
     with contextlib.closing(clean_batches(source, rows, **reading)) as batches:
         for images in batches:
             signals.check()
-            images = images.to(device)
-            yield function(clean(images) if images.dtype == torch.uint8 else images).float().cpu()
+            yield _features(function, images, device)
+
+
+@torch.no_grad()
+def extract_readable(
+    function: Callable[[Tensor], Tensor],
+    source: Source,
+    *,
+    resize: int | None,
+    batch_size: int = 512,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Tensor, dict[int, ImageError]]]:
+    """Yields what `extract_batches` does of all images that can be read, and place in the batch -> error of the others."""
+    reading = {"resize": resize, "batch_size": batch_size, "workers": workers}
+    with contextlib.closing(readable_batches(source, torch.arange(len(source)), **reading)) as batches:
+        for images, unread in batches:
+            signals.check()
+            yield _features(function, images, device) if len(images) else images, unread
+
+
+def _features(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device | str) -> Tensor:
+    images = images.to(device)
+    return function(clean(images) if images.dtype == torch.uint8 else images).float().cpu()
 
 
 def extract(

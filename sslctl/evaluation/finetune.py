@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from sslctl.data.modality import VIDEOS
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say
+from sslctl.evaluation.keeping import keep
 from sslctl.evaluation.knn import classifier_results, share
 from sslctl.evaluation.labelled_rows import draw_labels
 from sslctl.evaluation.subjects import Subject
@@ -35,6 +37,7 @@ from sslctl.models.layer_decay import describe_decay
 from sslctl.runs import directory as rundir
 from sslctl.runs.atomic import replacing
 from sslctl.runs.checkpoint import load_tensors, remove_all, save_tensors
+from sslctl.runs.checksums import digest_of_file
 from sslctl.runs.results import Result
 from sslctl.training.plan import Plan, make_plan
 
@@ -75,7 +78,7 @@ class Finetune(Protocol):
             **{key: settings[key] for key in ("layer_decay", "classifier_lr_scale")},  # as applied: 1 from scratch
             **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": run_dirs},
         }
-        return classifier_results(
+        results = classifier_results(
             subject,
             task.test,
             hits,
@@ -86,6 +89,12 @@ class Finetune(Protocol):
             params=params,
             details=details,
         )
+        if draws > 1:  # their results are the mean of several classifiers
+            return results
+        tensors = {name: value.detach().cpu() for name, value in method.classifier.state_dict().items()}
+        kept = {"network": settings.network, "pool": settings.pool, "directory": run_dir.name}
+        kept["sha256"] = digest_of_file(run_dir / rundir.BACKBONE)
+        return keep("finetune", subject, task, results, lambda: tensors, kept, limit_mb=math.inf)
 
     def plan(self, subject: Subject, task: Task) -> list[str]:
         source = self.draw_source(task, 0)

@@ -11,6 +11,7 @@ from sslctl import signals
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
+from sslctl.evaluation.keeping import keep, names_of
 from sslctl.evaluation.multi_label import ranking_results
 from sslctl.evaluation.results import make_result
 from sslctl.evaluation.subjects import Subject
@@ -161,15 +162,25 @@ class Knn(Protocol):
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         bank, queries, similarity, rows = search(subject, task, max(self.k))
-        results = []
+        measured = []
         for k in dict.fromkeys(min(k, len(bank.labels)) for k in self.k):  # there are no more neighbours than images
             params = {"k": k, "temperature": self.temperature, "bank": len(bank.labels)}
             settings = {"protocol": "knn", "labels": "all", "params": params}
             if bank.targets is not None:
                 scores = shares_of(similarity[:, :k], bank.targets, rows[:, :k], temperature=self.temperature)
-                results += ranking_results(subject, task.test, scores, **settings)
+                measured.append(ranking_results(subject, task.test, scores, **settings))
                 continue
             near = bank.labels[rows[:, :k]]  # (N, k)
             votes = votes_of(similarity[:, :k], near, bank.num_classes, temperature=self.temperature)
-            results += classifier_results(subject, task.test, [hits_of(votes, queries.labels)], **settings)
-        return results
+            measured.append(classifier_results(subject, task.test, [hits_of(votes, queries.labels)], **settings))
+        # Of several k the best is kept: their neighbours are the same, and would be kept once for each.
+        best = max(measured, key=lambda results: results[0].value)
+        settings = {"k": best[0].params["k"], "temperature": self.temperature, "depth": similarity.shape[1]}
+        kept = keep("knn", subject, task, best, lambda: _bank_tensors(bank, task.train), settings)
+        return [result for results in measured for result in (kept if results is best else results)]
+
+
+def _bank_tensors(bank: Features, source: Source) -> dict[str, Tensor]:
+    """Returns labelled images as `keep` writes them: features (M, D), labels (M,), names, and targets (M, C) where there are."""
+    tensors = {"features": bank.features, "labels": bank.labels, "names": names_of(source)}
+    return tensors | ({} if bank.targets is None else {"targets": bank.targets})

@@ -13,6 +13,7 @@ from sslctl import signals
 from sslctl.data.sampler import permuted
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
+from sslctl.evaluation.keeping import keep
 from sslctl.evaluation.knn import classifier_results, hits_of
 from sslctl.evaluation.labelled_rows import draw_labels, folds, too_few
 from sslctl.evaluation.multi_label import METRIC, mean_average_precision, ranking_results
@@ -56,6 +57,10 @@ class Classifiers:
     def scores(self, features: Tensor) -> Tensor:
         """Returns the scores of features: (N, D) -> (G, N, C)."""
         return (features - self.mean) / self.std @ self.weight + self.bias
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the first of them as `keep` writes it: weight (D, C), bias (C,), mean and std (D,)."""
+        return {"weight": self.weight[0], "bias": self.bias[0, 0], "mean": self.mean, "std": self.std}
 
 
 def steps_of(n: int, epochs: int, batch_size: int, most_steps: int | None = None) -> int:
@@ -186,7 +191,7 @@ class LinearProbe(Protocol):
                 advice=["labels=all"],
             )
         draws = 1 if self.amount is None else self.draws
-        all_scores, picks = [], []
+        all_scores, picks, trained = [], [], []
         for draw in range(draws):
             # Each draw has its own labels; on all of them there is one.
             number = draw_number(task.seed, draw)
@@ -198,6 +203,7 @@ class LinearProbe(Protocol):
             classifier, picked = fit_probe(labelled, self.grid, seed=number)
             all_scores.append(classifier.scores(test.features)[0])
             picks.append(picked)
+            trained.append(classifier)
         choices = len(self.grid.settings())
         params, rule = plain(self.grid) | {"draws": draws, "training_images": len(train.labels)}, ""
         if choices > 1 and None in picks[0].values():  # draws are stratified: all of them, or none
@@ -214,9 +220,11 @@ class LinearProbe(Protocol):
             "details": {"picked": picks, "grid": choices, "images_with_labels": len(rows)},
         }
         if test.targets is not None:
-            return ranking_results(subject, task.test, all_scores[0], **settings)
-        hits = [hits_of(scores, test.labels) for scores in all_scores]
-        return classifier_results(subject, task.test, hits, **settings)
+            results = ranking_results(subject, task.test, all_scores[0], **settings)
+        else:
+            hits = [hits_of(scores, test.labels) for scores in all_scores]
+            results = classifier_results(subject, task.test, hits, **settings)
+        return keep("linear", subject, task, results, trained[0].tensors, {}) if draws == 1 else results
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 import copy
 from dataclasses import dataclass
 
+import torch
+
 from sslctl.data.modality import IMAGES
 from sslctl.errors import InputError
+from sslctl.evaluation.keeping import keep
 from sslctl.evaluation.knn import classifier_results
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task
@@ -49,7 +52,7 @@ class LinearAugmented(Protocol):
         heading = [f"linear classifier on {subject.name} weights", *make_plan(settings, train).lines()]
         with lock_directory(run_dir):
             method, plan = train_classifier(build, train, settings, run_dir, heading)
-        return classifier_results(
+        results = classifier_results(
             subject,
             task.test,
             [test_hits(method, subject, task.test, settings.workers, plan.device)],
@@ -60,3 +63,9 @@ class LinearAugmented(Protocol):
             params=training_params(settings, plan) | {"training_images": len(train)},
             details={"lr": plan.lr, "steps": plan.total_steps},
         )
+        weight, bias = (tensor.detach().cpu() for tensor in (method.classifier.weight, method.classifier.bias))
+        as_they_are = {
+            "mean": torch.zeros(weight.shape[1]),
+            "std": torch.ones(weight.shape[1]),
+        }  # features, not standardised
+        return keep("linear", subject, task, results, lambda: {"weight": weight.T, "bias": bias, **as_they_are}, {})

@@ -128,7 +128,7 @@ def subjects_and_tasks(
         work = run / PROBES
         if why_unwritable(work):
             work = place.parent / PROBES if place else Path(PROBES)
-        yield subjects, Task(train, test, read, seed, config, node, work, run), place
+        yield subjects, Task(train, test, read, seed, config, node, work, run, config.get("keep_mb", 0)), place
 
 
 def place_of_results(run: Path) -> Path | None:

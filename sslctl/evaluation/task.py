@@ -73,7 +73,8 @@ class Task:
     """Images to evaluate on. test is None where there are no labels.
 
     seed: of everything that is drawn. config, dataset: of the command and of the images. work: a directory for what a
-    protocol must keep. run: whose weights they are. A protocol appends to `omitted` what it leaves out, and why, and to
+    protocol must keep. run: whose weights they are. keep_mb: up to which size a classifier is kept there for `sslctl predict`, 0:
+    none is. A protocol appends to `omitted` what it leaves out, and why, and to
     `notes` what else a reader of its results must know; both are printed once, below the results.
     """
 
@@ -85,6 +86,7 @@ class Task:
     dataset: Any = None
     work: Path | None = None
     run: Path | None = None
+    keep_mb: float = 0
     omitted: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -107,11 +107,11 @@ def as_in_weights(node: Any, weights: str | None, key: str = "dataset") -> Any:
 def with_preprocess(
     node: Any, preprocess: Preprocess | TextPreprocess, key: str = "dataset", words: list[str] | None = None
 ) -> Any:
-    """Returns a dataset's configuration with the size, channels and range of values that a backbone was trained with.
+    """Returns a dataset's configuration with the size, channels and range of values, or length, that a backbone was trained with.
 
     What it names itself, or the command does at this key, stays. words: of the command; None: of the running one.
     """
-    values = {"range": "value_range", "image_size": "image_size", "channels": "channels"}
+    values = {"range": "value_range", "image_size": "image_size", "channels": "channels", "length": "length"}
     of_run = {name: getattr(preprocess, attribute, None) for name, attribute in values.items()}
     named = {word.partition("=")[0] for word in (task_words() if words is None else words)}
     unnamed = {

@@ -23,7 +23,8 @@ BACKBONE, PREPROCESS, TOKENIZER = "backbone.safetensors", "preprocess.json", "to
 TEACHER = "teacher.safetensors"  # a frozen one
 GIVEN = "given.safetensors"  # the backbone that a run began with, where its weights were not random
 DATA = "data.json"  # what was inferred of the data
-PROBES = "probes"  # trained classifiers
+PROBES = "probes"  # the directories of trainings by labels
+CLASSIFIERS = "classifiers"  # that evaluations keep for sslctl predict
 STOPPED = "stopped.json"  # why training ended early, where it was not a signal
 
 

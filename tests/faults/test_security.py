@@ -1,8 +1,10 @@
 """What lies in files, configurations and names is never executed: docs/security.md, each promise by an attempt to break it."""
 
 import ast
+import hashlib
 import json
 import logging
+import pickle
 import re
 import shlex
 import shutil
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -129,6 +132,107 @@ def test_a_runs_names_lead_out_of_no_folder(foreign, cli, workdir):
     assert cli("export", run).status == 0
     assert [f.name for f in (run / "export").glob("*.safetensors")] == [".._.._outside.safetensors"]
     assert [f.name for f in workdir.iterdir()] == ["run"]
+
+
+@pytest.fixture
+def kept(foreign, cli):
+    """kept(kind): a foreign run, and the file of a classifier that it keeps."""
+
+    def keep(kind):
+        run = foreign()
+        words = ("knn.k=5",) if kind == "knn" else ("probe.epochs=1", "probe.lr=[0.1]", "probe.weight_decay=[0.0]")
+        words = (f"{kind}-eval", run, *words, "device=cpu", "cache=false", "subjects=[trained]")
+        assert cli(*words).status == 0
+        return run, next((run / "classifiers").iterdir())
+
+    return keep
+
+
+def rewritten(path, tensors, about):
+    """Writes other tensors and other words into a kept classifier, without its checksum, as whoever changes it on purpose."""
+    said = json.loads(unsigned_metadata(path)["classifier"]) | about
+    save_file({**load_file(path), **tensors}, path, {"classifier": json.dumps(said)})
+
+
+FOREIGN_CLASSIFIERS = {
+    "knn": [
+        ({"labels": torch.full((32,), 2)}, {}),
+        ({"labels": torch.full((32,), -1)}, {}),
+        ({"names": torch.zeros(3, dtype=torch.uint8)}, {}),
+        ({"features": torch.full((32, 8), float("nan"))}, {}),
+        ({"features": torch.ones(32, 9)}, {}),
+        ({"more": torch.ones(1)}, {}),
+        ({}, {"settings": {"k": 0, "temperature": 0.1, "depth": 32}}),
+        ({}, {"settings": {"k": 5, "temperature": 0.1, "depth": 32, "more": 1}}),
+        ({}, {"several": True}),
+        ({}, {"classes": ["a", "b", "c"], "value": float("nan")}),
+    ],
+    "linear": [
+        ({"weight": torch.ones(8, 3)}, {}),
+        ({"weight": torch.ones(9, 2), "mean": torch.ones(9), "std": torch.ones(9)}, {}),
+        ({"bias": torch.ones(2, dtype=torch.int64)}, {}),
+        ({}, {"kind": "knn"}),
+        ({}, {"format": 2}),
+        ({}, {"preprocess": {"tokenizer": "x"}}),
+        ({}, {"features": "nothing"}),
+        ({}, {"classes": "ab"}),
+        ({}, {"step": "2"}),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN_CLASSIFIERS)
+def test_a_foreign_classifier_is_tensors_and_plain_values_or_refused(kept, cli, labelled_images, marker, workdir, kind):
+    run, path = kept(kind)
+    whole = path.read_bytes()
+    words = ("predict", run, f"dataset.root={labelled_images}/test/a", "device=cpu", "out=x.csv")
+    assert cli(*words).status == 0
+    (workdir / "x.csv").unlink()
+    for tensors, about in FOREIGN_CLASSIFIERS[kind]:
+        path.write_bytes(whole)
+        rewritten(path, tensors, about)
+        refused = cli(*words)
+        assert refused.status == 2, (list(tensors), about)
+        assert str(path) in refused.err + refused.out or "features=nothing" in refused.err
+        assert len(refused.err.splitlines()) <= 3
+    path.write_bytes(pickle.dumps(Payload()))
+    assert cli(*words).status == 2
+    assert not marker.exists()
+    assert not (workdir / "x.csv").exists()
+
+
+class Payload:
+    def __reduce__(self):
+        return open, ("marker", "w")
+
+
+def test_a_foreign_classifier_leads_out_of_no_run(kept, cli, labelled_images, workdir):
+    run, path = kept("linear")
+    other = path.with_name(path.name.replace("linear", "finetune"))
+    shutil.copy(run / "backbone.safetensors", workdir / "backbone.safetensors")
+    digest = hashlib.sha256((workdir / "backbone.safetensors").read_bytes()).hexdigest()
+    head = {"weight": torch.ones(2, 8), "bias": torch.ones(2)}
+    for directory in ("..", "../..", str(workdir), "", "."):
+        settings = {"network": "backbone", "pool": "own", "directory": directory, "sha256": digest}
+        said = json.loads(unsigned_metadata(path)["classifier"]) | {"kind": "finetune", "settings": settings}
+        save_file(head, other, {"classifier": json.dumps(said)})
+        words = (
+            "predict",
+            run,
+            "classifier=finetune",
+            f"dataset.root={labelled_images}/test/a",
+            "device=cpu",
+            "neighbours=0",
+        )
+        refused = cli(*words)
+        assert refused.status == 2
+        assert f"names {directory!r}, no directory in {run}/probes" in refused.err
+    # The same network in its place is taken: it is the name that is refused.
+    (run / "probes" / "x").mkdir(parents=True)
+    shutil.move(workdir / "backbone.safetensors", run / "probes" / "x")
+    save_file(head, other, {"classifier": json.dumps(said | {"settings": settings | {"directory": "x"}})})
+    result = cli(*words)
+    assert result.status == 0, result.err
 
 
 def test_the_package_executes_no_text():
