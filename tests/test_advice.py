@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ REFUSED = {
     ),
     "torchvision": ("export", RUN, "format=torchvision"),
     "pictures": ("views", "dataset=folder", "dataset.root=FLAT", "out=FLAT/views.png", "images=1", "draws=1"),
+    "nothing kept": ("predict", "OWN", "dataset.root=FLAT", "device=cpu"),
     "code": (*PRETRAIN, "method._target_=own_method.Own"),
     "optimizer": (*PRETRAIN, "continue_run=RUN", "optimizer.exclude_bias_and_norm=false", "continue_optimizer=true"),
 }
@@ -58,6 +60,7 @@ def places(workdir, labelled_images, finished_run):
     names = {"ALONE": "alone", "FLAT": "flat", "BROKEN": "broken"}
     return {name: str(workdir / folder) for name, folder in names.items()} | {
         RUN: str(finished_run),
+        "OWN": shutil.copytree(finished_run, workdir / "own", symlinks=True),
         LABELLED: str(labelled_images),
     }
 

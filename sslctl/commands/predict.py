@@ -101,11 +101,10 @@ def _choose(config: Any, run: Path, step: int) -> tuple[Classifier, Classifier |
         labelled = read_environment(run)["facts"]["num_classes"] > 0
         words = () if labelled else ("dataset=imagefolder", "dataset.root=FOLDER")
         command = command_that_keeps(run, config.classifier or "linear", *words)
+        what = f"{config.classifier} classifier" if config.classifier else "classifier"
         there = ", ".join(f"{one.kind} of step {one.step:,}" for one in kept) or "none"
         raise InputError(
-            f"{run} keeps no {config.classifier or ''} classifier of step {step:,} (kept: {there}): {command} keeps one".replace(
-                "no  ", "no "
-            ),
+            f"{run} keeps no {what} of step {step:,} (kept: {there}): {command} keeps one",
             advice=[command] if labelled else [],
         )
     classifier = choose(usable)

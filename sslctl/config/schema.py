@@ -140,7 +140,6 @@ class EmbedConfig(_OfNetworks, _OfFeatures):
 
 @dataclass
 class PredictConfig:
-    seed: int = key(low=0)
     ckpt: Any = key(path=True)
     classifier: str | None = key(choices=("linear", "knn", "finetune"))
     neighbours: int = key(low=0, high=100)
