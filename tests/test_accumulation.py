@@ -112,7 +112,8 @@ def test_parts_give_the_loss_and_gradients_of_the_batch(name, parts):
         torch.testing.assert_close(left[tensor], after[tensor], atol=1e-6, rtol=0)
 
 
-OF_EARLIER_BATCHES = {  # what images are compared with: centres, queues, memories
+OF_EARLIER_BATCHES = {  # what images are compared with: centres, queues, memories, rows of a classifier
+    "diet": (WITHOUT_BATCHNORM, ("classifier.weight",)),
     "dino": (WITHOUT_BATCHNORM, ("center", "teacher_head.1.weight")),
     "ibot": (SMALL_VIT, ("centers", "teacher_head.1.weight")),
     "seed": (WITHOUT_BATCHNORM, ("queue", "queue_pointer")),
