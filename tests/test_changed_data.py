@@ -149,6 +149,7 @@ def test_words_of_a_run_that_name_code_are_not_taken_over(tmp_path):
         "hydra/launcher=joblib",
         "trainer.epochs=3",
         "run_dir=x",
+        "backbone.normalization=weights",
     ]
     environment["command"] = shlex.join(["sslctl", "pretrain", *words])
     (tmp_path / "environment.json").write_text(json.dumps(environment))

@@ -113,7 +113,14 @@ def test_weights_that_say_nothing_take_the_datasets_and_it_is_said(tmp_path):
     assert "the weights do not say theirs" in sentence
     with pytest.raises(InputError, match="normalization=weights: the weights do not say it"):
         as_expected(OWN, OmegaConf.merge(node, {"normalization": "weights"}))
-    assert as_expected(OWN, timm_node("vit_small_patch16_224", weights=None)) == (OWN, None)
+
+
+def test_the_normalisation_of_weights_is_refused_where_there_are_none():
+    node = timm_node("vit_small_patch16_224", weights=None)
+    for choice in (None, "dataset"):
+        assert as_expected(OWN, OmegaConf.merge(node, {"normalization": choice})) == (OWN, None)
+    with pytest.raises(InputError, match="normalization=weights: there are none"):
+        as_expected(OWN, OmegaConf.merge(node, {"normalization": "weights"}))
 
 
 def test_grey_images_take_the_average_and_other_channels_the_datasets(tmp_path):

@@ -1,6 +1,8 @@
 """Images of any depth and of up to 16 bands: read as they are, whatever holds them, and made into views without a loss."""
 
 import json
+import os
+import re
 import sys
 
 import numpy as np
@@ -8,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sslctl.data import sources
+from sslctl.data import arrays, sources
 from sslctl.data.folders import FolderKeys
 from sslctl.data.loader import one_batch
 from sslctl.errors import InputError
 from sslctl.models.preprocess import Preprocess, Transform
 from sslctl.ops.color_space import visible
+from sslctl.ops.special_files import SpecialFile
 from sslctl.views import ViewMaker, dropped_operations
 from sslctl.views.colour import luma
 from tests.by_hand import view_settings
@@ -85,6 +88,15 @@ def test_arrays_with_code_inside_are_not_opened(tmp_path):
     np.save(tmp_path / "0.npy", np.array([Canary()], object), allow_pickle=True)
     with pytest.raises(InputError, match=r"cannot read .*0\.npy"):
         folder(tmp_path, 1)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "dcm", "tif"])
+def test_a_pipe_in_the_place_of_an_array_is_named_and_not_waited_for(suffix, tmp_path):
+    path = tmp_path / f"0.{suffix}"
+    os.mkfifo(path)
+    for read in (arrays.read, arrays.header):
+        with pytest.raises(SpecialFile, match=re.escape(str(path))):
+            read(str(path))
 
 
 def test_arrays_beside_images_are_none_of_them(tmp_path):

@@ -98,11 +98,13 @@ def files_for(config: Any) -> list[Path]:
 
 def first_command(config: Any, seen: Audit, described: Description, skipping: list[str]) -> Suggestion:
     """Returns the command that trains on the folder, and what its first steps take, measured for `seconds` at most; 0: not."""
-    taken = [word for word in task_overrides() if not word.startswith(("out=", "seed=", "seconds="))]
-    taken = taken if any(word.startswith("dataset=") for word in taken) else ["dataset=folder", *taken]
-    taken += prepare(skipping).overrides
+    overrides = [word for word in task_overrides() if not word.startswith(("out=", "seed=", "seconds="))]
+    overrides = overrides if any(word.startswith("dataset=") for word in overrides) else ["dataset=folder", *overrides]
+    overrides += prepare(skipping).overrides
     images, (size, _) = len(seen.layouts["train"].names), described.sizes.most_common(1)[0]
-    words = suggest([with_plain_paths(as_typed(word)) for word in taken], images, size, Prepared(overrides=taken))
+    words = suggest(
+        [with_plain_paths(as_typed(word)) for word in overrides], images, size, Prepared(overrides=overrides)
+    )
     measured = measure(words, config.seconds) if config.seconds else []
     return Suggestion(shell_words(words), f"{images:,} images, most of {size[0]}×{size[1]}", measured)
 

@@ -71,11 +71,11 @@ class CheckedLoader(ConfigLoaderImpl):
         for_hydra = [o for o in parsed if o.is_hydra_override()]
         expected = self._without_user_files(config_name, for_hydra, run_mode)
         node = OmegaConf.to_container(composed.hydra, resolve=False)
-        listed = {
+        expected_overrides = {
             "hydra": [o.input_line for o in for_hydra],
             "task": [o.input_line for o in parsed if not o.is_hydra_override()],
         }
-        if node["overrides"] != listed:  # each job of a sweep repeats them as the command line's
+        if node["overrides"] != expected_overrides:  # each job of a sweep repeats them as the command line's
             raise InputError("a file of --config-dir sets hydra.overrides: only the command line may")
         if problems := _foreign(node, expected, self.allowed):
             raise InputError(*problems)

@@ -181,9 +181,9 @@ def _view_mistakes(settings: DictConfig, path: str) -> list[str]:
     messages = []
     for name in ("jitter", "blur", "solarize"):
         probability = settings[name].probability
-        listed = OmegaConf.is_list(probability)
-        values = list(probability) if listed else [probability]
-        if listed and len(values) != settings.count:
+        is_list = OmegaConf.is_list(probability)
+        values = list(probability) if is_list else [probability]
+        if is_list and len(values) != settings.count:
             messages.append(f"{path}.{name}.probability has {len(values)} entries for {settings.count} views")
         if not all(isinstance(p, int | float) and 0 <= p <= 1 for p in values):
             messages.append(f"{path}.{name}.probability={short(probability)}: expected numbers between 0 and 1")

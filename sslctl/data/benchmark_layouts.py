@@ -81,15 +81,15 @@ def places365(folder: Path, split: str, part: str | None) -> Layout:
 
 def cut_to(layout: Layout, file: Path) -> Layout:
     """Returns the images of the classes that a file names, a line each, by their names or folders."""
-    asked = [line.strip() for line in _lines(file)]
+    names = [line.strip() for line in _lines(file)]
     folders = dict(zip((Path(name).parts[0] for name in layout.names), layout.labels, strict=True))
     number = {name: i for i, name in enumerate(layout.classes)} | {
         name: label for name, label in folders.items() if len(folders) >= len(layout.classes)
     }
-    unknown = next((name for name in asked if name not in number), None)
+    unknown = next((name for name in names if name not in number), None)
     if unknown is not None:
         raise InputError(f"{file}: class {unknown} is none of the {len(layout.classes):,}{nearest(unknown, number)}")
-    chosen = sorted({number[name] for name in asked})
+    chosen = sorted({number[name] for name in names})
     new = {old: i for i, old in enumerate(chosen)}
     rows = [row for row, label in enumerate(layout.labels) if label in new]
     return replace(

@@ -58,8 +58,7 @@ def benchmark(
     """
     if archive not in ARCHIVES:
         raise InputError(f"dataset.archive={archive}: expected {', '.join(ARCHIVES)}{nearest(archive, ARCHIVES)}")
-    if channels not in (1, 3):
-        raise InputError(f"dataset.channels={channels}: expected 1 or 3")
+    _refuse_channels(channels)
     own = ARCHIVES[archive]
     if part is not None and part not in own.parts:
         expected = ", ".join(own.parts) or "null, there is one alone"
@@ -101,8 +100,7 @@ def cifar10_stl10(
     judges = {"stl10": (pixels.stl10, "train+unlabelled"), "cifar10": (pixels.cifar10, None)}
     if judge not in judges:
         raise InputError(f"dataset.judge={judge}: expected stl10 or cifar10{nearest(judge, judges)}")
-    if channels not in (1, 3):
-        raise InputError(f"dataset.channels={channels}: expected 1 or 3")
+    _refuse_channels(channels)
     # Both are trained on; only the judge keeps its labels, so that the classes are its own.
     names = judges if split == "train" else [judge]
     parts, labels, classes = [], [], ()
@@ -118,6 +116,12 @@ def cifar10_stl10(
     # The pixels are the same for either judge, the run is not.
     digest = hashlib.blake2b(f"{source.content_hash} judged on {judge}".encode(), digest_size=16).hexdigest()
     return replace(source, content_hash=digest)
+
+
+def _refuse_channels(channels: int) -> None:
+    """Raises InputError for channels that pictures of grey or colours cannot be given in."""
+    if channels not in (1, 3):
+        raise InputError(f"dataset.channels={channels}: expected 1 or 3")
 
 
 def _folder(archive: str, root: str | None, download: bool, split: str, part: str | None) -> Path:

@@ -91,23 +91,23 @@ def describe(
 
 
 def value_range(
-    asked: int | list[float] | None, kinds: Counter, measure: Callable[[], tuple[float, float]]
+    setting: int | list[float] | None, kinds: Counter, measure: Callable[[], tuple[float, float]]
 ) -> tuple[float, float] | None:
     """Returns the (low, high) of values that become 0 and 1, of images of more than 8 bits; None where there are none.
 
-    asked: dataset.range, so many bits or two numbers; None: what `measure` returns, the least and the largest value of
+    setting: dataset.range, so many bits or two numbers; None: what `measure` returns, the least and the largest value of
     training images. Images of 8 bits are always 0 to 255.
     """
-    # What is asked for is checked first, also where images of 8 bits do not need it.
-    if isinstance(asked, int | float) and asked in range(1, 33):
-        asked = (0, 2**asked - 1)
-    if asked is not None:
-        numbers = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else []
+    # The setting is checked first, also where images of 8 bits do not need it.
+    if isinstance(setting, int | float) and setting in range(1, 33):
+        setting = (0, 2**setting - 1)
+    if setting is not None:
+        numbers = list(setting) if isinstance(setting, Sequence) and not isinstance(setting, str) else []
         if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or not numbers[0] < numbers[1]:
-            raise InputError(f"dataset.range={asked}: expected a number of bits, from 1 to 32, or [low,high]")
+            raise InputError(f"dataset.range={setting}: expected a number of bits, from 1 to 32, or [low,high]")
     if not any(map(is_deep, kinds)):
         return None
-    if asked is None:
+    if setting is None:
         try:
             return measure()
         except ImageError as error:

@@ -32,9 +32,9 @@ def download_by(what: str, folder: Path, fetch: Callable[[Path], Any]) -> None:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        for made in missing:
+        for parent in missing:
             with contextlib.suppress(OSError):
-                made.rmdir()  # only where it is empty
+                parent.rmdir()  # only where it is empty
         raise InputError(
             f"dataset.download=true: {what} cannot be fetched ({first_line(error)}): put its files into a folder,"
             " dataset.root=FOLDER"

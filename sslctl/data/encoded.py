@@ -3,6 +3,8 @@
 import io
 from dataclasses import dataclass
 
+from sslctl.ops.special_files import refuse_special
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -23,5 +25,8 @@ ImageFile = str | Encoded  # a path, or the file itself
 
 
 def stream(file: ImageFile) -> str | io.BytesIO:
-    """Returns what Pillow, NumPy and others open: the path, or the bytes from their beginning."""
-    return io.BytesIO(file.content) if isinstance(file, Encoded) else file
+    """Returns what Pillow, NumPy and others open: the path, or the bytes from their beginning. Raises OSError where none is."""
+    if isinstance(file, Encoded):
+        return io.BytesIO(file.content)
+    refuse_special(file)
+    return file

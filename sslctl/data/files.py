@@ -19,7 +19,6 @@ from sslctl.data.encoded import ImageFile, stream
 from sslctl.data.listing import ARRAYS
 from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array, from_pillow, is_deep
 from sslctl.errors import InputError, reason_of
-from sslctl.ops.special_files import refuse_special
 
 _SAMPLED = 2_000  # headers that are read of images of several sizes
 _PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what of a PNG's header may say an orientation
@@ -55,8 +54,6 @@ class _OtherTiff(Exception):
 @contextlib.contextmanager
 def opened(path: ImageFile) -> Iterator[Image.Image]:
     """Opens an image by Pillow; one that is too large to be meant raises, and a TIFF that Pillow does not know _OtherTiff."""
-    if isinstance(path, str):
-        refuse_special(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

@@ -98,14 +98,14 @@ def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: Fi
         images, bad = files.read_all(originals, reading, (height, width), skips)
     elif keys.on_error == "skip":
         bad = unreadable_rows(originals, reading, data_home() / "checked")
-    listed = listed_rows(originals, keys.skip)
-    others = sorted({*bad} - {*listed})
+    skipped_rows = listed_rows(originals, keys.skip)
+    others = sorted({*bad} - {*skipped_rows})
     if others and keys.on_error != "skip":
         way = "dataset.on_error=skip"
         raise InputError(f"cannot read {originals[others[0]]}; {way} lets others stand in for such, too", advice=[way])
-    allowed = keys.max_bad if keys.max_bad >= 1 or not listed else int(keys.max_bad * len(originals))
+    allowed = keys.max_bad if keys.max_bad >= 1 or not skipped_rows else int(keys.max_bad * len(originals))
     as_listed = layout  # what tells sets of files apart, whatever stands in
-    layout = with_stand_ins(layout, sorted({*bad, *listed}), allowed + len(listed))
+    layout = with_stand_ins(layout, sorted({*bad, *skipped_rows}), allowed + len(skipped_rows))
     if images is not None and layout.stand_ins:
         images[list(layout.stand_ins)] = images[list(layout.stand_ins.values())]
 
@@ -114,10 +114,9 @@ def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: Fi
     paths, labels = tuple(layout.paths()), torch.tensor(layout.labels)
     source = Source(name, split, images, paths, labels, layout.classes, keys.channels, image_size, digest, times)
     targets, groups = _targets(layout), _groups(layout.groups)
-    asked = keys.image_size is not None
     file_list = FileList(tuple(layout.names), tuple(map(os.path.getsize, originals)), frozenset(layout.stand_ins))
-    source = replace(source, description=description, size_is_asked=asked, reading=reading, file_list=file_list)
-    return replace(source, targets=targets, groups=groups)
+    source = replace(source, description=description, size_is_asked=keys.image_size is not None, reading=reading)
+    return replace(source, file_list=file_list, targets=targets, groups=groups)
 
 
 def _from_tiles(name: str, split: str, layout: Layout, lay_out: Callable[[str], Layout], keys: FileKeys) -> tiles.Tiles:

@@ -54,13 +54,13 @@ def choose_groups(
         images[group, list(own)] += 1
     images = images[:, images.sum(0) > 0]
     total, inside = images.sum(0), np.zeros(images.shape[1])
-    taken = np.zeros(count, bool)
+    part = np.zeros(count, bool)
     for group in order:
         together = inside + images[group]
         nearer = ((together / total - share) ** 2).sum() < ((inside / total - share) ** 2).sum()
         if nearer and (together < total).all():
-            inside, taken[group] = together, True
+            inside, part[group] = together, True
     spare = [group for group in order if (images[group] < total).all()]
-    if not taken.any() and spare:  # each is more than twice the share
-        taken[min(spare, key=lambda group: images[group].sum())] = True
-    return taken[groups]
+    if not part.any() and spare:  # each is more than twice the share
+        part[min(spare, key=lambda group: images[group].sum())] = True
+    return part[groups]

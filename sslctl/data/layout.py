@@ -132,9 +132,9 @@ def _split_folders(base: Path, splits: Mapping[str, str] | None) -> dict[str, Pa
     for kind, folders in of_kind.items():
         exact = [d for d in folders if d.name == kind]
         if len(folders) > 1 and not exact:
-            listed = " and ".join(f"{d.name}/" for d in folders)
+            names = " and ".join(f"{d.name}/" for d in folders)
             raise InputError(
-                f"{base}: {listed} may both be the {kind} split: say dataset.splits={{train: FOLDER, test: FOLDER}}"
+                f"{base}: {names} may both be the {kind} split: say dataset.splits={{train: FOLDER, test: FOLDER}}"
             )
         of_kind[kind] = exact or folders
     if not of_kind["train"]:
@@ -152,10 +152,10 @@ def _named(base: Path, splits: Mapping[str, str]) -> dict[str, Path]:
         )
     for kind, name in splits.items():
         if not (base / str(name)).is_dir():
-            listed = [d.name for d in _folders(base)]
+            names = [d.name for d in _folders(base)]
             raise InputError(
-                f"dataset.splits.{kind}={name}: no such folder in {base}; there are {', '.join(listed[:8]) or 'none'}"
-                f"{nearest(str(name), listed)}"
+                f"dataset.splits.{kind}={name}: no such folder in {base}; there are {', '.join(names[:8]) or 'none'}"
+                f"{nearest(str(name), names)}"
             )
     return {kind: base / str(name) for kind, name in splits.items()}
 

@@ -72,8 +72,8 @@ def source_of(
         images = torch.cat([_all(part, channels, side) for part in parts])
         return from_tensors(name, split, images, labels, classes, image_size)
     stats = [(part.file.name, part.file.stat()) for part in parts]
-    listed = "\n".join(f"{file}\t{stat.st_size}" for file, stat in stats) + f"\n{channels} {side}"
-    digest = hashlib.blake2b(listed.encode() + labels.numpy().tobytes(), digest_size=16).hexdigest()
+    text = "\n".join(f"{file}\t{stat.st_size}" for file, stat in stats) + f"\n{channels} {side}"
+    digest = hashlib.blake2b(text.encode() + labels.numpy().tobytes(), digest_size=16).hexdigest()
     times = hashlib.blake2b(" ".join(str(s.st_mtime_ns) for _, s in stats).encode(), digest_size=16).hexdigest()
     own = {"parts": tuple(parts), "places": torch.arange(len(labels)), "side": side}
     return MappedImages(name, split, None, (), labels, classes, channels, image_size, digest, times, **own)

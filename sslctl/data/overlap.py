@@ -31,9 +31,9 @@ def overlap(trained: Source, judged: Source) -> str | None:
 def doubts(trained: Source, judged: Source | None) -> list[str]:
     """Says what of the data may not be meant, each with the key that answers it: for the plan of every verb."""
     both = [source for source in (trained, judged) if source is not None and source.description]
-    listed = [warning for source in both for warning in source.description.warnings]
+    warnings = [warning for source in both for warning in source.description.warnings]
     shared = overlap(trained, judged) if judged is not None else None
-    return list(dict.fromkeys([*listed, *([shared] if shared else [])]))
+    return list(dict.fromkeys([*warnings, *([shared] if shared else [])]))
 
 
 def _shared(trained: Iterator[bytes], judged: Iterator[bytes]) -> int:

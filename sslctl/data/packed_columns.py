@@ -11,11 +11,11 @@ from sslctl.data.table import NAMES
 from sslctl.errors import InputError, nearest
 
 
-def columns_of(features: Any, base: Path, asked: dict[str, str | None] | None) -> dict[str, str | None]:
+def columns_of(features: Any, base: Path, setting: dict[str, str | None] | None) -> dict[str, str | None]:
     """Returns which column is the image, the label and the group."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     roles = ("image", "label", "group")
-    for role, name in (asked or {}).items():
+    for role, name in (setting or {}).items():
         if role not in roles:
             raise InputError(f"dataset.columns.{role}: expected {', '.join(roles)}{nearest(role, roles)}")
         if name is not None and name not in kinds:
@@ -25,10 +25,10 @@ def columns_of(features: Any, base: Path, asked: dict[str, str | None] | None) -
     chosen = {"image": image} | {
         role: next((by_name[name] for name in NAMES[role] if name in by_name), None) for role in ("label", "group")
     }
-    chosen |= asked or {}
+    chosen |= setting or {}
     if chosen["image"] is None or kinds[chosen["image"]] not in ("Image", "Array3D"):
-        listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-        raise InputError(f"{base} has no column of images: {listed}; cast one to datasets.Image")
+        columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise InputError(f"{base} has no column of images: {columns}; cast one to datasets.Image")
     return chosen
 
 

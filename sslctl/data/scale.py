@@ -50,8 +50,8 @@ def choose_patch(prepared: Prepared) -> int | None:
     values = _read_values(prepared.overrides)
     own = {name: values.get(f"dataset.{name}", [None]) for name in (*_KEYS, "image_size", "root")}
     datasets = values.get("dataset", [])
-    said = {"backbone.kwargs.patch_size", "dataset.scale.patch_size"} & {key.lstrip("+") for key in values}
-    if said or values.get("experiment", [None]) != [None] or any(len(v) != 1 for v in (datasets, *own.values())):
+    patch_keys = {"backbone.kwargs.patch_size", "dataset.scale.patch_size"} & {key.lstrip("+") for key in values}
+    if patch_keys or values.get("experiment", [None]) != [None] or any(len(v) != 1 for v in (datasets, *own.values())):
         return None
     size, tiles = own["image_size"][0], own["tiles"][0]
     if size is None and isinstance(tiles, dict):

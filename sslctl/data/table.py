@@ -114,24 +114,24 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
         raise InputError(f"{path} is no Parquet file: {error}") from error
 
 
-def choose_columns(table: Table, asked: Mapping[str, Any] | None, separator: str | None = AUTO) -> Columns:
-    """Returns which columns mean what: as `asked` says ({path: …, label: …, split: …, group: …}, null for none), else by NAMES.
+def choose_columns(table: Table, setting: Mapping[str, Any] | None, separator: str | None = AUTO) -> Columns:
+    """Returns which columns mean what: as `setting` says ({path: …, label: …, split: …, group: …}, null for none), else by NAMES.
 
     separator: between the labels of a cell; "auto": | or ; where cells have one. Raises InputError.
     """
-    if asked is not None and not isinstance(asked, Mapping):
-        raise InputError(f"dataset.columns={asked}: expected {{path: …, label: …, split: …, group: …}}")
-    asked, there = dict(asked or {}), list(table.columns)
-    other = next((role for role in asked if role not in NAMES), None)
+    if setting is not None and not isinstance(setting, Mapping):
+        raise InputError(f"dataset.columns={setting}: expected {{path: …, label: …, split: …, group: …}}")
+    setting, there = dict(setting or {}), list(table.columns)
+    other = next((role for role in setting if role not in NAMES), None)
     if other is not None:
         raise InputError(f"dataset.columns.{other}: expected {', '.join(NAMES)}{nearest(str(other), NAMES)}")
     chosen = {}
     for role, names in NAMES.items():
-        if role not in asked:
+        if role not in setting:
             by_name = {re.sub(r"[ -]", "_", name.lower()): name for name in reversed(there)}
             chosen[role] = next((by_name[name] for name in names if name in by_name), None)
             continue
-        value = asked[role]
+        value = setting[role]
         several = isinstance(value, list | tuple) and role == "label"
         if several and (not value or None in value):
             raise InputError(f"dataset.columns.label={list(value)}: expected names of columns")

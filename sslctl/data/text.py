@@ -87,8 +87,8 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
             paths.append(str(path))
             names.append(f"{path.relative_to(folder).as_posix()}#{number}")
     if classes and folder == base:
-        taken = (held_out_names(names, [[label] for label in labels]) == (split == "test")).nonzero()[0].tolist()
-        rows, labels, paths = ([values[row] for row in taken] for values in (rows, labels, paths))
+        places = (held_out_names(names, [[label] for label in labels]) == (split == "test")).nonzero()[0].tolist()
+        rows, labels, paths = ([values[row] for row in places] for values in (rows, labels, paths))
     if not rows:
         raise InputError(f"{folder}: {count} tokens are too few for samples of {length} (dataset.length)")
     if short:

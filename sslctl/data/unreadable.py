@@ -56,13 +56,13 @@ def with_stand_ins(layout: Layout, bad: list[int], max_bad: float) -> Layout:
     """
     if not bad:
         return layout
-    count, listed = len(layout.names), refuse_too_many(layout.names, bad, max_bad, layout.listing.base)
+    count, examples = len(layout.names), refuse_too_many(layout.names, bad, max_bad, layout.listing.base)
     stand_ins = next_readable(count, bad)
     rows = [stand_ins.get(row, row) for row in range(count)]
     own = {"labels": layout.labels, "targets": layout.targets, "groups": layout.groups}
     own = {name: values and [values[row] for row in rows] for name, values in own.items()}
     warning = (
-        f"{len(bad):,} of {count:,} images cannot be read, or are to be skipped, others stand in for them: {listed}"
+        f"{len(bad):,} of {count:,} images cannot be read, or are to be skipped, others stand in for them: {examples}"
     )
     return replace(layout, **own, stand_ins=stand_ins, warnings=[*layout.warnings, warning])
 
@@ -70,15 +70,15 @@ def with_stand_ins(layout: Layout, bad: list[int], max_bad: float) -> Layout:
 def refuse_too_many(names: Sequence[str], bad: list[int], max_bad: float, where: Path) -> str:
     """Raises InputError where more rows are bad than dataset.max_bad allows; returns the names of the first few."""
     first = [names[row] for row in bad[:3]]
-    listed = ", ".join(first) + (", …" if len(bad) > 3 else "")
+    examples = ", ".join(first) + (", …" if len(bad) > 3 else "")
     allowed = int(max_bad if max_bad >= 1 else max_bad * len(names))
     if len(bad) > allowed or len(bad) == len(names) > 0:
         raise InputError(
-            f"{len(bad):,} of {len(names):,} images in {where} cannot be read ({listed}), dataset.max_bad={max_bad:g} allows"
+            f"{len(bad):,} of {len(names):,} images in {where} cannot be read ({examples}), dataset.max_bad={max_bad:g} allows"
             f" {allowed:,}",
             advice=[f"dataset.max_bad={len(bad)}"] if len(bad) < len(names) else [],
         )
-    return listed
+    return examples
 
 
 def next_readable(count: int, bad: list[int]) -> dict[int, int]:

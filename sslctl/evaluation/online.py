@@ -33,10 +33,10 @@ def online_rows(size: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor
     queries = min(MOST_QUERIES, max(1, size // 10))
     if groups is None:
         return order[:queries], order[queries : queries + MOST_BANK]
-    asked = torch.isin(groups[order], groups[order[: max(1, queries * len(groups.unique()) // size)]])  # (size,)
-    if asked.all():
-        asked[1:] = False  # one group alone
-    return order[asked][:MOST_QUERIES], order[~asked][:MOST_BANK]
+    is_query = torch.isin(groups[order], groups[order[: max(1, queries * len(groups.unique()) // size)]])  # (size,)
+    if is_query.all():
+        is_query[1:] = False  # one group alone
+    return order[is_query][:MOST_QUERIES], order[~is_query][:MOST_BANK]
 
 
 def class_facts(source: Source) -> dict[str, float]:

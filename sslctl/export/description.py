@@ -44,8 +44,8 @@ def description(one: NamedNetwork, network: Network, name: str, lines: Lines, fi
     comment = f"  # {expected.shape.format(' array' if lines.arrays else '')}"
     own = [] if name == "safetensors" else [*expected.lines, ""]  # sslctl.load brings its own
     code = [*own, *lines.script(Path(file.name))]
-    listed = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    return f"# {_as_text(file.name)}\n\n{listed}\n\n```python\n" + "\n".join(code) + f"{comment}\n```\n"
+    bullets = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    return f"# {_as_text(file.name)}\n\n{bullets}\n\n```python\n" + "\n".join(code) + f"{comment}\n```\n"
 
 
 def _as_text(name: str) -> str:

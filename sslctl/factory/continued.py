@@ -34,32 +34,32 @@ def same_run(candidates: list[Path], node: Any, source: Source) -> tuple[Path, S
     node: the dataset's configuration; source: what it gives now.
     """
     for run in candidates:
-        listed = FileList.read(run) if is_run(run) and source.file_list else None
-        if listed is None or listed == source.file_list:
+        earlier = FileList.read(run) if is_run(run) and source.file_list else None
+        if earlier is None or earlier == source.file_list:
             continue
-        changes = Changes.between(listed, source.file_list)
+        changes = Changes.between(earlier, source.file_list)
         gone = changes.removed and node.get("on_error") != "skip" and not node.get("skip")
         if not (changes.added or changes.changed or gone):
             preprocess = run_preprocess(run)  # its range and size, which a file that is gone may have decided
             now = build_source(with_preprocess(node, preprocess), "train")
-            return run, _numbered_as_before(now, run, listed, changes, node.get("max_bad")), preprocess
+            return run, _numbered_as_before(now, run, earlier, changes, node.get("max_bad")), preprocess
     return None
 
 
-def _numbered_as_before(now: Source, run: Path, listed: FileList, changes: Changes, max_bad: float) -> Source:
-    """Returns the images that are there in the rows that a run knows them by. listed: its files."""
+def _numbered_as_before(now: Source, run: Path, earlier: FileList, changes: Changes, max_bad: float) -> Source:
+    """Returns the images that are there in the rows that a run knows them by. earlier: its files."""
     row_of = {name: row for row, name in enumerate(now.file_list.names)}
     removed, unread = set(changes.removed), {now.file_list.names[row] for row in now.file_list.unreadable}
-    bad = [row for row, name in enumerate(listed.names) if name in unread | removed]
-    refuse_too_many(listed.names, bad, max_bad, run)
-    stand_ins = next_readable(len(listed.names), bad)
-    rows = [row_of[listed.names[stand_ins.get(row, row)]] for row in range(len(listed.names))]
+    bad = [row for row, name in enumerate(earlier.names) if name in unread | removed]
+    refuse_too_many(earlier.names, bad, max_bad, run)
+    stand_ins = next_readable(len(earlier.names), bad)
+    rows = [row_of[earlier.names[stand_ins.get(row, row)]] for row in range(len(earlier.names))]
     warnings = [f"since the run began {line}" for line in changes.lines()]
     return replace(
         now.subset(torch.tensor(rows)),
         original_rows=(),
         content_hash=current_hashes(read_environment(run))["data"],
-        file_list=listed,
+        file_list=earlier,
         description=replace(now.description, warnings=(*now.description.warnings, *warnings)),
     )
 

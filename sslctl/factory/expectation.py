@@ -39,9 +39,13 @@ def as_expected(preprocess: Preprocess | TextPreprocess, node: Any) -> tuple[Pre
     """Returns what a backbone gets to see, normalised as its weights expect it, and a sentence for the plan.
 
     node: the backbone's configuration; its `normalization` takes the weights' (the default, where they say it) or the
-    dataset's. Raises InputError where the weights' is asked for and they do not say it.
+    dataset's. Raises InputError where the weights' is asked for and there are none, or they do not say it.
     """
     wanted = node.get("normalization")
+    if wanted == "weights" and not has_weights(node):
+        raise InputError(
+            "backbone.normalization=weights: there are none; name them by backbone.weights=, or leave it out"
+        )
     if not has_weights(node) or not isinstance(preprocess, Preprocess):
         return preprocess, None
     expected = expectation_of(node)

@@ -112,11 +112,11 @@ class FrameOrder(Method):
     def shuffles(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
         """Which four of the frames stand where (B, 4), and the number of their order (B,)."""
         key = batch.key
-        taken = key.permutation("frame_order/taken", count)[:, :4].sort(1).values  # (B, 4), in the order of time
+        positions = key.permutation("frame_order/taken", count)[:, :4].sort(1).values  # (B, 4), in the order of time
         label = (key.uniform("frame_order/order") * len(ORDERS)).long()
         order = torch.tensor(ORDERS, device=label.device)[label]  # (B, 4)
         backwards = key.chance("frame_order/backwards", 0.5)
-        return taken.gather(1, torch.where(backwards[:, None], order.flip(1), order)), label
+        return positions.gather(1, torch.where(backwards[:, None], order.flip(1), order)), label
 
     def answer(self, h: Tensor) -> Tensor:
         """(B, T, D) -> (B, answers)."""

@@ -101,9 +101,9 @@ class IJEPA(Method):
         """Context tokens (B, kept, D), places (B, kept) and (B, targets, T) -> (B, targets, T, D), each block by itself."""
         place = sine_cosine(self.mask_token.numel(), *self.grid).to(h)  # (L, d)
         context = self.embed(h) + place[keep]  # (B, kept, d)
-        asked = self.mask_token.to(h) + place[wanted]  # (B, targets, T, d)
+        mask_tokens = self.mask_token.to(h) + place[wanted]  # (B, targets, T, d)
         context = context[:, None].expand(-1, wanted.shape[1], -1, -1)
-        z = self.predictor(torch.cat([context, asked], 2).flatten(0, 1))  # (B·targets, kept + T, d)
+        z = self.predictor(torch.cat([context, mask_tokens], 2).flatten(0, 1))  # (B·targets, kept + T, d)
         return self.head(z[:, h.shape[1] :]).unflatten(0, wanted.shape[:2])
 
     def uninformative_loss(self) -> float:

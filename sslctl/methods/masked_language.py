@@ -72,10 +72,10 @@ class MaskedLanguage(Method):
         read, place = self.masked(ids, batch)
         tokens = self.backbone.network.tokens(read).take_along_dim(place[..., None], 1)
         filled = ids.scatter(1, place, self.token_logits(tokens).argmax(2))  # (B, L)
-        asked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, place, True)
+        is_masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, place, True)
         spelt = batch.targets.get("spelt") or [f"{i} " for i in range(self.backbone.network.vocabulary)]
         question, answer = [], []
-        for one in zip(ids.tolist(), read.tolist(), filled.tolist(), asked.tolist(), strict=True):
+        for one in zip(ids.tolist(), read.tolist(), filled.tolist(), is_masked.tolist(), strict=True):
             rows = list(zip(*one, strict=True))[1:]  # without [CLS]
             question.append([Word(spelt[seen], GREY if hidden else None) for _, seen, _, hidden in rows])
             answer.append([word for true, _, guess, hidden in rows for word in completed(spelt, true, guess, hidden)])

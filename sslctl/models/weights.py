@@ -123,8 +123,8 @@ def refuse_non_finite(file: Path | str, tensors: dict[str, Tensor], ours: dict[s
         if not finite.all() and (count := int((~finite & ours[name].isfinite()).sum())):  # masks may hold infinities
             bad.append(f"{name} ({count:,} of {tensor.numel():,} values)")
     if bad:
-        listed = ", ".join(bad[:3]) + (" …" if len(bad) > 3 else "")
-        raise CheckpointError(f"{file}: {len(bad)} tensors hold values that are not finite numbers: {listed}")
+        names = ", ".join(bad[:3]) + (" …" if len(bad) > 3 else "")
+        raise CheckpointError(f"{file}: {len(bad)} tensors hold values that are not finite numbers: {names}")
 
 
 def _advice(

@@ -43,8 +43,8 @@ def block_mask(key: Key, name: str, rows: int, columns: int, hidden: Tensor, asp
     missing = hidden - covered.sum(1)  # what eight rectangles left over, one patch here and there
     order = key.permutation(f"{name}/rest", length)
     free = ~covered.gather(1, order)
-    taken = free & (free.cumsum(1) <= missing[:, None])
-    return covered | torch.zeros_like(covered).scatter_(1, order, taken)
+    extra = free & (free.cumsum(1) <= missing[:, None])
+    return covered | torch.zeros_like(covered).scatter_(1, order, extra)
 
 
 def rectangles(key: Key, name: str, count: int, rows: int, columns: int, height: int, width: int) -> Tensor:

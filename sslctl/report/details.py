@@ -166,9 +166,9 @@ def _neighbours(number: int, rows: Tensor, data: Data, resize: int, config: Any)
     pixels = features.pixel_rows(data.thumbs)
     by_features = features.nearest_rows(rows, queries, count)
     by_pixels = features.nearest_rows(pixels, queries, count)
-    taken = torch.cat([queries[:, None], by_features, by_pixels], 1)  # (Q, 1 + 2 count): rows of data.rows
+    places = torch.cat([queries[:, None], by_features, by_pixels], 1)  # (Q, 1 + 2 count): rows of data.rows
     side = side_for(data.source.image_size, LARGE_SIDE)
-    chosen = torch.from_numpy(data.rows)[taken.flatten()]
+    chosen = torch.from_numpy(data.rows)[places.flatten()]
     tiles = thumbnails(data.source, chosen, resize=resize, side=side, workers=config.workers)
     labels = data.source.labels[torch.from_numpy(data.rows)]
     labelled = data.source.labelled
@@ -183,7 +183,7 @@ def _neighbours(number: int, rows: Tensor, data: Data, resize: int, config: Any)
         }
 
     blocks = []
-    for i, row in enumerate(taken.tolist()):
+    for i, row in enumerate(places.tolist()):
         near = [describe_tile(index, i * len(row) + j, row[0]) for j, index in enumerate(row)]
         blocks.append({"query": near[0], "strips": [("features", near[1 : count + 1]), ("pixels", near[count + 1 :])]})
     words = [f"Nearest by cosine among {len(rows):,} {data.source.split} images of {data.source.name}."]

@@ -46,8 +46,8 @@ def lines_of(run: Run, data: Any, detail: Detail | None = None) -> list[tuple[st
 def _went_on(segment: dict) -> str:
     """Returns 'from step 120 on other images (2 added) under torch 2.10.0, …'."""
     images = f" on other images ({segment['data']['changes']}): not exact any more" if "data" in segment else ""
-    listed = ", ".join(f"{name} {version}" for name, version in segment["versions"].items())
-    return f"from step {segment['step']:,}{images} under {listed}"
+    versions = ", ".join(f"{name} {version}" for name, version in segment["versions"].items())
+    return f"from step {segment['step']:,}{images} under {versions}"
 
 
 def _features(run: Run, detail: Detail | None) -> str:

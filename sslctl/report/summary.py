@@ -67,11 +67,11 @@ def summary_of_one(run: Run, columns: list[Measurement]) -> Summary:
 
 def _main(run: Run, columns: list[Measurement]) -> list[Measurement]:
     """Returns the main measurements, the one that matters most first; of nearest neighbours, the run's own k alone."""
-    asked, main = run.config["evaluation"]["knn"]["k"], [column for column in by_importance(columns) if column.main]
+    k, main = run.config["evaluation"]["knn"]["k"], [column for column in by_importance(columns) if column.main]
 
     def own_k(column: Measurement) -> str:
         bank = dict(column.settings).get("bank")  # of fewer images all are neighbours
-        return f", k {min(asked, int(bank)) if bank else asked}"
+        return f", k {min(k, int(bank)) if bank else k}"
 
     return [column for column in main if column.k in ("", own_k(column))] or main
 

@@ -268,8 +268,8 @@ def compare(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
     types = [(n, tensors[n].dtype, expected[n].dtype) for n in common if not same_kind(tensors[n], expected[n])]
     for words, values in (("shape", [v for v in shapes if v[1] != v[2]]), ("type", types)):
         if values:
-            listed = "; ".join(f"{name}: {ours} found, {theirs} expected" for name, ours, theirs in values[:3])
-            lines.append(f"  {len(values)} tensors of another {words}: {listed}{' …' if len(values) > 3 else ''}")
+            examples = "; ".join(f"{name}: {ours} found, {theirs} expected" for name, ours, theirs in values[:3])
+            lines.append(f"  {len(values)} tensors of another {words}: {examples}{' …' if len(values) > 3 else ''}")
     return lines
 
 

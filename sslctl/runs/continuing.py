@@ -16,8 +16,11 @@ from sslctl.runs.reading import read_environment
 
 DATA_KEY, EPOCHS_KEY = "content of data", "trainer.epochs"
 _SIBLINGS, _NOTED = 100, 2  # runs of one method, backbone and seed that are compared; of which the plan tells
-_NOT_TAKEN_OVER = ("run_dir", "continue_run", "continue_optimizer", "on_data_change", "plan_only", "backbone.weights")
-_NOT_TAKEN_OVER += ("backbone.partial", "backbone.pretrained", "trainer.resume")
+# What a command says of one run: where it is, how it begins, and where its weights came from.
+_NOT_TAKEN_OVER = (
+    *("run_dir", "plan_only", "trainer.resume", "continue_run", "continue_optimizer", "on_data_change"),
+    *("backbone.weights", "backbone.pretrained", "backbone.partial", "backbone.normalization"),
+)
 
 
 def ways_on(
@@ -151,12 +154,12 @@ def words_of(run: Path, own: Iterable[str]) -> list[str]:
         named = {word.partition("=")[0] for word in own}
         missing = [word for word in options if word.partition("=")[0] not in named]
         if missing:
-            listed = shell_words(missing)
-            raise InputError(f"continue_run={run} was started with {listed}: say it again", advice=[listed])
-    taken = {_key(word) for word in own} | set(_NOT_TAKEN_OVER)
+            advice = shell_words(missing)
+            raise InputError(f"continue_run={run} was started with {advice}: say it again", advice=[advice])
+    excluded_keys = {_key(word) for word in own} | set(_NOT_TAKEN_OVER)
     overrides = [word for word in recorded if word not in options and not _key(word).startswith("hydra")]
-    words = [_from_here(word, environment["cwd"]) for word in overrides if _key(word) not in taken]
-    if (run / TEACHER).exists() and "method.teacher" not in taken:
+    words = [_from_here(word, environment["cwd"]) for word in overrides if _key(word) not in excluded_keys]
+    if (run / TEACHER).exists() and "method.teacher" not in excluded_keys:
         words = [word for word in words if not _key(word).startswith(("method.teacher", "backbone@method.teacher"))]
         words.append(f"method.teacher={quote(str((run / TEACHER).resolve()))}")
     return words

@@ -44,16 +44,16 @@ class FileList:
 
 def mark_unreadable(run_dir: Path, message: str) -> None:
     """Notes in a run's list the file that a message names, as it could not be read: once repaired, the run goes on with it."""
-    listed = FileList.read(run_dir)
-    if listed is None:
+    files = FileList.read(run_dir)
+    if files is None:
         return
     rows = {
         row
-        for row, name in enumerate(listed.names)
+        for row, name in enumerate(files.names)
         if (f" {name}: " if name.startswith("/") else f"/{name}: ") in message
     }
     if rows:
-        replace(listed, unreadable=listed.unreadable | rows).write(run_dir)
+        replace(files, unreadable=files.unreadable | rows).write(run_dir)
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ def refuse_other(folder: Path) -> None:
     if format_ not in (None, FORMAT):
         raise InputError(f"{folder} is a run of format {format_}; this version of sslctl writes format {FORMAT}")
     if not is_own(folder):
-        listed = ", ".join(map(ascii, others[:3])) + (", …" if len(others) > 3 else "")
+        names = ", ".join(map(ascii, others[:3])) + (", …" if len(others) > 3 else "")
         raise InputError(
-            f"{folder} is no run of sslctl and not empty (it holds {listed}): nothing is written there, name another or"
+            f"{folder} is no run of sslctl and not empty (it holds {names}): nothing is written there, name another or"
             " a new directory"
         )
     if (folder / CHECKPOINTS).is_symlink():

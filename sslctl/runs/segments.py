@@ -32,9 +32,9 @@ def next_segment(
     others = [name for name in _DECIDING if earlier.get(name) != segment["versions"][name]]
     sentences = []
     if others:
-        listed = ", ".join(f"{name} {earlier.get(name)} → {segment['versions'][name]}" for name in others)
+        changes = ", ".join(f"{name} {earlier.get(name)} → {segment['versions'][name]}" for name in others)
         sentences.append(
-            f"goes on under other versions ({listed}): equal to an uninterrupted run to rounding, not bitwise"
+            f"goes on under other versions ({changes}): equal to an uninterrupted run to rounding, not bitwise"
         )
     if before.get("data") != hashes.get("data"):
         older = FileList.read(run_dir)

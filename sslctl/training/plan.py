@@ -103,10 +103,10 @@ class Plan:
 
     @property
     def _shortened(self) -> str:
-        asked, taken = self.schedule.asked_warmup, self.schedule.warmup_steps
-        if asked == taken:
+        steps = self.schedule.asked_warmup
+        if steps == self.schedule.warmup_steps:
             return ""
-        return f", a tenth of the run, as the scheduler's {asked} would not end in it: scheduler.warmup_epochs chooses another"
+        return f", a tenth of the run, as the scheduler's {steps} would not end in it: scheduler.warmup_epochs chooses another"
 
     @property
     def _left_out(self) -> int:
@@ -187,7 +187,7 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     lengths = {"steps": 1, "epochs": steps_per_epoch, "share": total}
     names = sorted({k.rsplit("_", 1)[0] for k in settings if k.endswith(("_epochs", "_steps"))})
     durations = {name: _in_steps(settings, name, lengths) for name in names}
-    asked = durations.pop("warmup") or 0
+    warmup = durations.pop("warmup") or 0
     for name, steps in durations.items():
         if steps is None or steps == 0:
             shares = f", scheduler.{name}_share" if name == "milestones" else ""
@@ -195,7 +195,7 @@ def _schedule(scheduler: Any, steps_per_epoch: int, total: int) -> Schedule:
     stretch = settings.pop("stretch", 1.0)
     if stretch < 1:
         raise InputError(f"scheduler.stretch={stretch:g}: expected 1 or more")
-    return Schedule(shape, total, fitted_warmup(asked, total), settings | durations, stretch, asked)
+    return Schedule(shape, total, fitted_warmup(warmup, total), settings | durations, stretch, warmup)
 
 
 def _in_steps(settings: dict, name: str, lengths: dict[str, int]) -> int | list[int] | None:

@@ -110,7 +110,13 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
 def agree_to_stop(setup: Setup, signals: Signals) -> Outcome | None:
     """Asks all processes whether to stop after this step; None to go on. A signal that reached one, or the end of its time
     with room for one more save, stops all."""
-    if setup.ends_at is not None and time.monotonic() + setup.longest_save > setup.ends_at and not signals.status:
+    is_first = distributed.rank() == 0  # which knows how long a save takes, and speaks for all
+    if (
+        is_first
+        and setup.ends_at is not None
+        and time.monotonic() + setup.longest_save > setup.ends_at
+        and not signals.status
+    ):
         say("  trainer.max_hours is over")
         signals.status = TO_BE_CONTINUED
     unhealthy = setup.watch.stopping if setup.watch else 0

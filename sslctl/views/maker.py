@@ -62,11 +62,11 @@ class ViewMaker:
         """images: (B, C, H, W), all of one size. Returns group -> (V, B, C, h, w) float in [0, 1]."""
         batch, channels, height, width = images.shape
         sides = torch.full_like(key.index, height), torch.full_like(key.index, width)
-        made, plans = {}, []
+        views, plans = {}, []
         for group, settings in self.augmentation.items():
             size, count = self._pixels(settings), settings["count"]
-            made[group] = torch.empty(count, batch, channels, size, size, device=images.device)
-            for view, crops in enumerate(made[group]):
+            views[group] = torch.empty(count, batch, channels, size, size, device=images.device)
+            for view, crops in enumerate(views[group]):
                 boxes, flip = self._geometry(settings, key, f"{group}/{view}", *sides)
                 taps = box_taps(boxes, height, width, size, settings["interpolation"], flip)
                 plans.append((crops, *taps, self._photometric(settings, key, group, view, size)))
@@ -77,7 +77,7 @@ class ViewMaker:
                 resample_(crops[rows], columns, vertical[rows], horizontal[rows])
                 for step in steps:
                     step(crops[rows], rows)
-        return made
+        return views
 
     def cut(self, images: list[Tensor], key: Key) -> dict[str, Tensor]:
         """The crops of images of any size, for a loader's worker: what is left is `finish`, on the whole batch.
@@ -88,12 +88,12 @@ class ViewMaker:
         crops = {}
         for group, settings in self.augmentation.items():
             size, kernel = self._pixels(settings), settings["interpolation"]
-            made = images[0].new_empty(settings["count"], len(images), len(images[0]), size, size)
+            stack = images[0].new_empty(settings["count"], len(images), len(images[0]), size, size)
             for view in range(settings["count"]):
                 boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
-                for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), made[view], strict=True):
+                for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), stack[view], strict=True):
                     place.copy_(cut_image(image, box, size, kernel, flipped))
-            crops[group] = made
+            crops[group] = stack
         return crops
 
     def finish(self, crops: dict[str, Tensor], key: Key) -> dict[str, Tensor]:

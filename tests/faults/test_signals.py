@@ -12,6 +12,7 @@ import torch
 
 import sslctl.evaluation.closing
 import sslctl.training.beginning
+from sslctl import distributed
 from sslctl.cli import main
 from sslctl.data.loader import clean_batches
 from sslctl.factory.from_config import build_source
@@ -147,6 +148,14 @@ def test_time_is_that_of_a_clock_that_is_never_set_and_leaves_room_for_a_save(le
     setup = types.SimpleNamespace(ends_at=time.monotonic() + left, longest_save=longest_save, watch=None)
     assert agree_to_stop(setup, signals) == (Outcome.STOPPED if status else None)
     assert signals.status == status
+
+
+def test_the_end_of_the_time_is_said_by_the_first_process_alone(monkeypatch, capsys):
+    setup = types.SimpleNamespace(ends_at=time.monotonic(), longest_save=0.0, watch=None)
+    for rank, said in ((1, ""), (0, "  trainer.max_hours is over\n")):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        agree_to_stop(setup, Signals())
+        assert capsys.readouterr().out == said
 
 
 def test_a_run_in_another_thread_leaves_the_signals_alone():
