@@ -4,7 +4,8 @@
     python scripts/long_run.py --steps 100000
 
 Both runs save and are evaluated after every epoch, with TensorBoard. In their second half memory may grow by BOUND
-bytes a step, open files and living tensors not at all, and the directory holds no more than its checkpoints and its lines.
+bytes a step, open files and living tensors not at all, and the directory holds no more than its checkpoints, its lines and
+a fixed number of pictures.
 Status 1: something grows.
 """
 
@@ -90,7 +91,8 @@ def leaks(samples: list[Sample], bound: float = BOUND) -> list[str]:
 
 
 def disk_excess(run: Path, keep_last: int = 2) -> str | None:
-    """In words, where a run directory holds more than its checkpoints, a backbone, and some bytes for each line it logged."""
+    """In words, where a run directory holds more than its checkpoints, a backbone, some bytes for each line it logged, and
+    the pictures of small images, in a MiB."""
     size, kept = total_size(run), [total_size(path) for path in checkpoint.steps_on_disk(run)]
     lines = (run / "metrics.jsonl").read_text().count("\n")
     allowed = max(kept) * (keep_last + 1) + 2000 * lines + 2**20

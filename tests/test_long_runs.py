@@ -1,9 +1,11 @@
 """Nothing grows with a run; a clock that jumps and a small disk do it no harm. scripts/long_run.py is the long form."""
 
 import contextlib
+import itertools
 import re
 import subprocess
 import time
+import types
 
 import pytest
 from kill_traces import points
@@ -13,6 +15,7 @@ import sslctl.commands.pretrain
 import sslctl.training.logger
 from sslctl.cli import main
 from sslctl.runs import checkpoint
+from sslctl.visuals.tensorboard import is_pictured
 from tests.own_methods import own
 from tests.runs import MOCO, SIMCLR, STEPS, command, differences, finish, metrics, pretrain, slow, tensors
 
@@ -42,6 +45,18 @@ def test_a_tensor_kept_in_every_step_is_noticed(tmp_path):
         assert main(command(tmp_path / "run", *MANY, *own("HoardingMoCo"), "trainer.epochs=3")) == 0
     (tensors_kept,) = [line for line in leaks(samples, 10**6) if line.startswith("tensors")]
     assert tensors_kept == "tensors grow by 1 a step"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"), [(10, 1, 11), (20, 1, 21), (21, 1, 12), (1000, 5, 21), (1000, 1, 21)]
+)
+def test_pictures_of_a_long_run_are_as_many_as_of_a_short_one(epochs, every, expected):
+    """Of evenly many looks, its first and its last among them."""
+    plan = types.SimpleNamespace(total_steps=8 * epochs, knn_every_steps=8 * every)
+    looks = sorted({*range(0, plan.total_steps, plan.knn_every_steps), plan.total_steps})
+    pictured = [step for step in looks if is_pictured(plan, step)]
+    assert (pictured[0], pictured[-1], len(pictured)) == (0, plan.total_steps, expected)
+    assert len({after - before for before, after in itertools.pairwise(pictured[:-1])}) == 1
 
 
 # --- Clocks ---

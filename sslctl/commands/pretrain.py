@@ -193,7 +193,7 @@ def online_evaluation(
         judged = preprocess.at(source.image_size)
     workers = config.trainer.workers
     measure = Online(config.evaluation.knn, source, judged, run.plan, workers)
-    return measure, Board(run.source, source, run.views, judged, config.seed, run.plan.total_steps, workers)
+    return measure, Board(run.source, source, run.views, judged, config.seed, run.plan, workers)
 
 
 def health_facts(method: Method, judged: Source) -> dict[str, Any]:

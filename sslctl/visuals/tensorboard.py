@@ -17,11 +17,13 @@ from sslctl.evaluation.online import EmbeddedImages
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
 from sslctl.ops.color_space import visible
+from sslctl.training.plan import Plan
 from sslctl.views import ViewMaker
 from sslctl.views.maker import clean
 from sslctl.visuals.method_pictures import sheet_of
 from sslctl.visuals.sheets import cell, sheet_of_views
 
+LOOKS = 20  # of a run, evenly, that leave pictures, beside its first and last: each is tens to hundreds of KiB
 PICTURED = 8  # images of a picture
 NEIGHBOURS = 5  # of each
 DRAWS = 2  # of each image's views
@@ -39,14 +41,16 @@ class Board:
     views: ViewMaker
     preprocess: Preprocess
     seed: int
-    total_steps: int
+    plan: Plan
     workers: int
 
     def __call__(self, writer, method: Method, step: int, embedded: EmbeddedImages) -> None:
-        """Views at the start; what the method makes of images, and neighbours, at every look; a map of them at the end.
+        """Views at the start; what the method makes of images, and neighbours, at some looks; a map of them at the end.
 
         writer: a SummaryWriter.
         """
+        if not is_pictured(self.plan, step):
+            return
         if self.source.modality == IMAGES and step == 0:  # the frames of a video are shown by its method
             rows = torch.arange(0, len(self.source), max(1, len(self.source) // PICTURED))[:PICTURED]
             writer.add_image("views", sheet_of_views(self.source, self.views, rows, seed=self.seed, draws=DRAWS), step)
@@ -56,7 +60,7 @@ class Board:
         if not self.evaluation_source.modality.visible:
             return
         writer.add_image("neighbours", self.neighbours(embedded), step)
-        if step == self.total_steps:
+        if step == self.plan.total_steps:
             self.map(writer, step, embedded)
 
     def neighbours(self, embedded: EmbeddedImages) -> Tensor:
@@ -87,6 +91,12 @@ class Board:
 
     def _reading(self, workers: int) -> dict[str, int]:
         return {"resize": self.preprocess.resize, "batch_size": 256, "workers": workers}
+
+
+def is_pictured(plan: Plan, step: int) -> bool:
+    """Tells whether a look leaves pictures, by its step alone: a long run's disk would fill with those of all."""
+    every = plan.knn_every_steps * -(-plan.total_steps // (plan.knn_every_steps * LOOKS))
+    return step % every == 0 or step == plan.total_steps
 
 
 def sheet_of_neighbours(images: Tensor) -> Tensor:
