@@ -60,7 +60,7 @@ def places(workdir, labelled_images, finished_run):
     names = {"ALONE": "alone", "FLAT": "flat", "BROKEN": "broken"}
     return {name: str(workdir / folder) for name, folder in names.items()} | {
         RUN: str(finished_run),
-        "OWN": shutil.copytree(finished_run, workdir / "own", symlinks=True),
+        "OWN": str(shutil.copytree(finished_run, workdir / "own", symlinks=True)),
         LABELLED: str(labelled_images),
     }
 

@@ -110,7 +110,7 @@ def test_as_many_are_right_of_unlabelled_files_as_the_evaluation_reported(predic
         hits, line = reported(judged, kind)
         assert sum(row["class"] == class_in(row["name"]) for row in rows) == hits
         assert line["details"]["classifier"] in {str(one.path.relative_to(judged)) for one in kept_in(judged)[0]}
-        assert f"top1 {line['value']:.2%}".replace("%", " %") in printed
+        assert f"top1 {line['value']:.2%} of 60 images" in printed
         said[kind] = [row["class"] for row in rows]
     assert len({tuple(classes) for classes in said.values()}) == 3  # else another classifier would do as well
     assert 20 < reported(judged, "linear")[0] < 60
@@ -157,7 +157,10 @@ def test_labels_of_the_data_are_compared_with_and_both_splits_are_all(predicted,
     assert all(row["label"] == os.path.basename(os.path.dirname(row["name"])) for row in rows)
     _, line = reported(judged, "linear")
     assert f"  top1 {line['value']:.2%} of 60 images whose class the data name" in printed
-    assert len(predicted(judged, *data)[0]) == 120
+    assert "was fitted on these images" not in printed
+    rows, printed = predicted(judged, *data)
+    assert len(rows) == 120
+    assert "was fitted on these images" in printed
 
 
 def test_parquet_holds_the_same_as_csv(predicted, cli, judged, flat, workdir):

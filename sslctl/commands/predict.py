@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from sslctl.config.command_line import task_words
 from sslctl.config.targets import target_of
-from sslctl.data import sources, tables
+from sslctl.data import packed, sources, tables
 from sslctl.data.layout import NoTestSplit
 from sslctl.data.sources import Source
 from sslctl.data.tiles import Tiles
@@ -58,6 +58,10 @@ def predict(config: Any) -> None:
         preprocess.refuse_other(str(run), source, "dataset")
         say(f"data        {source.name} ({source.split}): {source.summary()}")
         say(*(f"            {line}" for line in source.data_lines()))
+        if source.content_hash == classifier.fitted_on["content"]:
+            say(
+                "            the classifier was fitted on these images: how many are right says nothing of others; split=test"
+            )
     predictor = build_predictor(run, checkpoint, classifier, bank, config.neighbours)
     for module in predictor.modules:
         module.to(device)
@@ -160,8 +164,9 @@ def _sources(config: Any, run: Path, preprocess: Preprocess | TextPreprocess, cl
         splits = [build_source(node, "all")]
     else:
         splits = [build_source(node, "train")]
-        with contextlib.suppress(NoTestSplit):
-            splits.append(build_source(node, "test"))
+        if splits[0].classes or target is packed.hf:  # others without labels are one split
+            with contextlib.suppress(NoTestSplit):
+                splits.append(build_source(node, "test"))
     values = splits[0].reading.value_range if splits[0].reading else None
     if values and node.get("range") is None and getattr(preprocess, "value_range", None) is None:
         words = f"dataset.range=[{values[0]:g},{values[1]:g}]"

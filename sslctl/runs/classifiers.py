@@ -77,8 +77,8 @@ class Classifier:
 
     @property
     def figure(self) -> str:
-        """Returns what its evaluation reported, in words: top1 93.41 %."""
-        return f"{self.metric} {self.value:.2%}".replace("%", " %")
+        """Returns what its evaluation reported, in words: top1 93.41%."""
+        return f"{self.metric} {self.value:.2%}"
 
     def tensors(self) -> dict[str, Tensor]:
         """Reads its tensors. Raises CheckpointError where the file is not as it was written."""
