@@ -231,7 +231,10 @@ def test_small_resnet_refuses_a_stride_it_does_not_have():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"depth": 19}, r"backbone.depth=19: expected one of \[18, 34, 50, 101\]"), ({"stem": "big"}, "backbone.stem=big")],
+    [
+        ({"depth": 19}, r"backbone.depth=19: expected one of \[18, 34, 50, 101\]"),
+        ({"stem": "big"}, "backbone.stem=big"),
+    ],
 )
 def test_resnet_refuses_what_it_does_not_know(arguments, message):
     with pytest.raises(ValueError, match=message):

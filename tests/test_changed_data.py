@@ -1,6 +1,7 @@
 """Images that change while a run is on its way: repaired or removed ones, others, more epochs, and each way on that is named."""
 
 import json
+import re
 import shlex
 import shutil
 
@@ -56,14 +57,19 @@ def test_a_removed_image_keeps_its_row_and_the_run_its_weights(cli, images, work
 
 
 def test_an_image_that_stopped_a_run_is_read_once_it_is_repaired(cli, images, workdir):
-    stopped = cli(*WORDS, "trainer.save_every_steps=1", "run_dir=run")
+    stopped = cli(*WORDS, "trainer.save_every_epochs=null", "run_dir=run")
     assert stopped.status == 1
     assert f"cannot read images/{BAD}" in stopped.err
+    saved = re.search(r"saved at step (\d)\n", stopped.out)  # what was trained before it, though no checkpoint was due
+    assert newest(workdir / "run").name == f"step-{saved[1]}"
     assert FileList.read(workdir / "run").unreadable == {3}
     shutil.copy(workdir / "whole" / BAD, images)
     continued = cli(*WORDS, "run_dir=run")
     assert continued.status == 0, continued.err
     assert f"since the run began 1 repaired: {BAD}" in continued.out
+    assert f"resuming at step {saved[1]} of 8" in continued.out
+    assert cli(*WORDS, "run_dir=straight").status == 0
+    assert differences(tensors(workdir / "run"), tensors(workdir / "straight")) == []
 
 
 def test_other_images_are_refused_by_name_and_each_way_on_works(cli, images, workdir):

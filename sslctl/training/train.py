@@ -3,6 +3,7 @@
 import contextlib
 import enum
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from sslctl import distributed
 from sslctl.data.batch import Batch
 from sslctl.errors import say
-from sslctl.methods.base import Method
 from sslctl.models.batchnorm import separate_statistics
 from sslctl.ops.timing import shares
 from sslctl.runs import checkpoint
@@ -19,8 +19,9 @@ from sslctl.runs.claim import refuse_replaced
 from sslctl.runs.generators import generator_states, restore_generators
 from sslctl.runs.health import UNHEALTHY
 from sslctl.runs.metrics import cut_metrics
-from sslctl.signals import TO_BE_CONTINUED, Interrupted, Signals
+from sslctl.signals import TO_BE_CONTINUED, Signals
 from sslctl.training.accumulation import merge_outputs
+from sslctl.training.interruptible import evaluate_online, start_epoch
 from sslctl.training.logger import Log
 from sslctl.training.memory import explain_out_of_memory
 from sslctl.training.optim import clip
@@ -52,7 +53,9 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
         clock.lap("starting")
         clock.split()  # belongs to no step
 
-        for step, batch in enumerate(feed, start=first_step):
+        for step in range(first_step, plan.total_steps):
+            batch = fetch(setup, log, feed, step)
+
             # Once an epoch: DeepCluster-v2 assigns its clusters here, most methods do nothing.
             if step % plan.steps_per_epoch == 0 and not start_epoch(setup, step):
                 if step > first_step:
@@ -105,6 +108,20 @@ def fit(setup: Setup, signals: Signals) -> Outcome:
             if setup.watch and setup.watch.is_time(completed, plan.steps_per_epoch):
                 setup.watch.check()
     return Outcome.FINISHED
+
+
+def fetch(setup: Setup, log: Log, feed: Iterator[Batch], step: int) -> Batch:
+    """Waits for the batch of a step. Where none comes, of a damaged image or a killed worker, what the steps before it have
+    learned is saved before the error goes on up; not of several processes, the others of which are in their step."""
+    try:
+        return next(feed)
+    except Exception:
+        if step and distributed.world_size() == 1:
+            setup.precision.raise_if_nonfinite(setup.plan.lr_at)
+            log.flush()
+            save(setup, step)
+            say(f"  saved at step {step:,}")
+        raise
 
 
 def agree_to_stop(setup: Setup, signals: Signals) -> Outcome | None:
@@ -166,59 +183,6 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
     optimizer.zero_grad(set_to_none=True)
     clock.lap("optimizer")
     return schedules, lr, output, grad_norm
-
-
-def start_epoch(setup: Setup, step: int) -> bool:
-    """Lets the method begin an epoch, in the main process for all; returns False when a signal cut it short.
-
-    Its state and the generators are then as they were before.
-    """
-    method = setup.method
-    if type(method).start_epoch is Method.start_epoch:
-        return True
-    state = method.state_dict()
-
-    def start() -> bool:
-        state_before, generators_before = (
-            {name: tensor.clone() for name, tensor in state.items()},
-            generator_states(),
-        )
-        try:
-            method.start_epoch(step // setup.plan.steps_per_epoch, setup.embed)
-        except Interrupted:
-            for name, tensor in state.items():
-                tensor.copy_(state_before[name])
-            restore_generators(generators_before)
-            return False
-        return True
-
-    complete = distributed.on_main_process(start)
-    distributed.broadcast_from_main(*state.values())
-    setup.clock.lap("evaluation")
-    return complete
-
-
-def evaluate_online(setup: Setup, log: Log, step: int) -> bool:
-    """Logs the online figures and pictures of a step; returns False when a signal cut it short.
-
-    The generators are as before, so that training goes on as if nothing had been looked at.
-    """
-
-    def evaluate() -> bool:
-        try:
-            if setup.online:
-                setup.online(setup.method, log, step)
-        except Interrupted:
-            return False
-        return True
-
-    generators_before = generator_states()
-    setup.method.eval()
-    try:
-        return distributed.on_main_process(evaluate)
-    finally:
-        setup.method.train()
-        restore_generators(generators_before)
 
 
 def resume(setup: Setup) -> tuple[int, bool]:
