@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import sslctl
+from sslctl.models.freezing import Freezing
 from sslctl.runs.checkpoint import load, load_tensors
 from tests.by_hand import make_batch, moco, tiny_backbone
 from tests.runs import MOCO, SUPERVISED, differences, finish, metrics, tensors
@@ -51,6 +52,31 @@ def test_a_compiled_run_resumes_exactly_around_its_evaluations(compiled, tmp_pat
     run = finish(tmp_path / "run", *EVALUATED, COMPILED, stops=(1, 5, 7, 10))
     assert differences(tensors(run), tensors(compiled)) == []
     assert metrics(run) == metrics(compiled)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_parts_freeze_and_thaw_as_eager_ones():
+    torch.compiler.reset()
+    batch, results = make_batch(8), []
+    for graphs in (False, True):
+        method = moco().train()
+        if graphs:
+            method.backbone.compile(dynamic=False)
+        freezing = Freezing(method, 2, until=1)
+        for step in (0, 1):
+            freezing.at(step)
+            method.zero_grad(set_to_none=True)
+            method(batch, {})["loss"].backward()
+            gradients = {n: p.grad for n, p in method.backbone.named_parameters() if p.grad is not None}
+            results.append(gradients | dict(method.backbone.named_buffers()))
+            results[-1] = {name: tensor.clone() for name, tensor in results[-1].items()}
+    frozen, thawed = results[:2]
+    assert 0 < len(frozen) < len(thawed)
+    for expected, actual in zip(results[:2], results[2:], strict=True):
+        assert actual.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(actual[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -119,6 +119,7 @@ def test_a_gather_without_the_others_gradient_gives_other_gradients(first_steps,
 
 DROPOUT = (*SIMCLR, *own("DropoutSimCLR"))
 WHOLE = {"moco": MOCO, "dropout": DROPOUT, "simclr": SIMCLR, "moco_v2plus": ("method=moco_v2plus", *MOCO[1:])}
+WHOLE["frozen"] = (*SIMCLR, "backbone.freeze=2", "backbone.freeze_epochs=1")  # from epoch 1 on one BatchNorm over both
 KNN = "evaluation.knn_every_epochs=0.4"
 
 
@@ -167,6 +168,7 @@ def test_a_run_continues_with_another_number_of_processes(before, after, straigh
         slow("dropout", (2, 7)),
         slow("simclr", (5,)),
         slow("moco_v2plus", (3, 9)),
+        slow("frozen", (3, 6)),
     ],
 )
 def test_a_stopped_run_of_two_processes_equals_the_straight_one_bit_for_bit(name, stops, straight, tmp_path):

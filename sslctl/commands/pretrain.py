@@ -33,6 +33,7 @@ from sslctl.runs.file_list import mark_unreadable
 from sslctl.runs.health import UNHEALTHY, Unhealthy, Watch
 from sslctl.runs.ownership import refuse_other
 from sslctl.signals import TO_BE_CONTINUED, Interrupted, Signals
+from sslctl.training.adapting import adaptation_lines
 from sslctl.training.beginning import begin
 from sslctl.training.dry_run import time_steps
 from sslctl.training.launch import launch
@@ -109,7 +110,8 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
         take_over_optimizer_state(setup.optimizer, beginning.continued.optimizer_state())
     if distributed.rank() == 0:
         warnings = doubts(run.source, judges[1] if judges else None)
-        print_plan(config, run, warnings, beginning.notes, beginning.images.normalization)
+        adaptation = adaptation_lines(config, run)
+        print_plan(config, run, warnings, beginning.notes, beginning.images.normalization, adaptation)
     if config.plan_only:
         time_steps(setup, measure)
         return

@@ -75,6 +75,8 @@ UNTYPED = {
         own=True, fingerprint=False, hint=str | None, choices=("weights", "dataset")
     ),
     "backbone.resample_patches": KeyFacts(own=True, hint=bool, old_behaviour=False),
+    "backbone.freeze": KeyFacts(own=True, hint=int | str | list[str] | None, old_behaviour=None),
+    "backbone.freeze_epochs": KeyFacts(own=True, hint=float | None, above=0, old_behaviour=None),
     "backbone.kwargs": KeyFacts(free=True),
     "optimizer.base_lr": KeyFacts(own=True, hint=float, above=0),
     "optimizer.lr_scaling": KeyFacts(own=True, choices=("linear", "sqrt", "none")),
@@ -100,6 +102,7 @@ UNTYPED = {
     "method.teacher": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # its weights count
     "method.teacher_backbone": KeyFacts(own=True, hint=dict | None),
     "method.teacher_backbone.kwargs": KeyFacts(free=True),
+    **{f"method.teacher_backbone.{name}": KeyFacts(old_behaviour=None) for name in ("freeze", "freeze_epochs")},
     "method.teacher_mean": KeyFacts(own=True, hint=list[float] | None),
     "method.teacher_std": KeyFacts(own=True, hint=list[float] | None, above=0),
 }

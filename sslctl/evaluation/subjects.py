@@ -99,7 +99,16 @@ def judged_at(subject: Subject, source: Source, key: str = "dataset") -> Subject
 
 
 def given(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject:
-    """Builds a backbone that is no run's: backbone=… backbone.weights=FILE, or the same without its weights."""
+    """Builds a backbone that is no run's: backbone=… backbone.weights=FILE, or the same without its weights.
+
+    Raises InputError for keys that say how a pretraining goes on from them.
+    """
+    for key in ("freeze", "freeze_epochs"):
+        if node.get(key) is not None:
+            raise InputError(
+                f"backbone.{key} is for pretraining; weights are evaluated as they are: backbone.{key}=null",
+                advice=[f"backbone.{key}=null"],
+            )
     torch.manual_seed(0)
     backbone = build_backbone(node, preprocess, with_weights=with_weights).eval()
     name = "given" if with_weights else "random"

@@ -20,10 +20,12 @@ class Backbone(nn.Module):
     mean, std: one value a channel, of images in [0, 1]; saved with the weights. None for token ids, which go in as they are.
     sees_lightness: a method may set it; colour images are then seen without their colours (sslctl.ops.color_space).
     pretrained: names of the tensors that came from a file, which no method initialises again.
+    frozen_modules: names of the network's parts that stay in eval mode, see `sslctl.models.freezing`.
     """
 
     sees_lightness = False
     pretrained: frozenset[str] = frozenset()
+    frozen_modules: tuple[str, ...] = ()
 
     def __init__(self, network: Network, mean: list[float] | None = None, std: list[float] | None = None):
         super().__init__()
@@ -34,6 +36,12 @@ class Backbone(nn.Module):
             return
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.network.get_submodule(name).eval()
+        return self
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> zero mean, unit variance over the dataset."""

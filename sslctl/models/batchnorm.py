@@ -150,9 +150,17 @@ def separate_statistics(module: nn.Module) -> list[Tensor]:
 def calibrating(module: nn.Module) -> Iterator[None]:
     """Begins running means and variances anew: they become the mean of the batches that pass meanwhile; where none do they stay.
 
-    Those of untrained weights are 0 and 1 until then, which are the statistics of no images.
+    Those of untrained weights are 0 and 1 until then, which are the statistics of no images. Those of a backbone's frozen
+    parts stay.
     """
+    frozen = {
+        id(child)
+        for part in module.modules()
+        for name in getattr(part, "frozen_modules", ())
+        for child in part.network.get_submodule(name).modules()
+    }
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.running_mean is not None]
+    norms = [norm for norm in norms if id(norm) not in frozen]
     before = [(norm.momentum, norm.training, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

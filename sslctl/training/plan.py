@@ -13,7 +13,6 @@ from sslctl.errors import InputError, say, shown
 from sslctl.factory.from_config import unused_operations
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone, describe
-from sslctl.models.layer_decay import describe_decay
 from sslctl.models.preprocess import measures_statistics
 from sslctl.schedules import SHAPES, Schedule, cosine_between, fitted_warmup, scaled_lr
 from sslctl.views import ViewMaker
@@ -234,10 +233,18 @@ def _normalisation(backbone: Backbone) -> str:
     return f"normalise  by mean {mean} and std {std}, measured on training images: dataset.mean=[…] dataset.std=[…]"
 
 
-def print_plan(config: Any, run: Run, warnings: list[str], notes: list[str], normalization: str | None = None) -> None:
+def print_plan(
+    config: Any,
+    run: Run,
+    warnings: list[str],
+    notes: list[str],
+    normalization: str | None = None,
+    adaptation: list[str] | None = None,
+) -> None:
     """Prints what will be trained, on what and where, before anything happens.
 
-    warnings: of the data; notes: of other runs. normalization: whose mean and std are taken, of a run that starts from weights.
+    warnings: of the data; notes: of other runs. normalization: whose mean and std are taken, of a run that starts from weights;
+    adaptation: how its network goes on learning.
     """
     method, source, names = run.method, run.source, config.names
     backbone = method.backbone
@@ -251,7 +258,7 @@ def print_plan(config: Any, run: Run, warnings: list[str], notes: list[str], nor
         *([f"scale      {names.scale}: {len(source):,} samples; scale=… chooses another"] if names.scale else []),
         f"backbone   {network}: {count / 1e6:.2f} M parameters, {backbone.embed_dim} features,"
         f" stem {describe(backbone.network)}",
-        *describe_decay(backbone.network, config.optimizer.get("layer_decay", 1.0)),
+        *(adaptation or []),
         *([f"input      {normalization}"] if normalization else []),
         f"method     {names.method}; {source.modality.augmentation.format(sizes)}",
         f"run        {state}",

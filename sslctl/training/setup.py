@@ -15,10 +15,12 @@ from sslctl.data.loader import batches
 from sslctl.errors import InputError
 from sslctl.methods.base import Embed, Method
 from sslctl.models.batchnorm import synchronize_batchnorm
+from sslctl.models.freezing import Freezing
 from sslctl.models.layer_decay import decayed
 from sslctl.ops.timing import Clock
 from sslctl.runs.health import Watch
 from sslctl.training.accumulation import refuse_inexact_accumulation
+from sslctl.training.adapting import build_freezing
 from sslctl.training.logger import Log
 from sslctl.training.memory import refuse_beyond_memory
 from sslctl.training.optim import parameter_groups
@@ -46,6 +48,7 @@ class Setup:
     description: dict[str, Any] | None = (
         None  # {"config", "environment"} of a run, once it is claimed, in the first process
     )
+    freezing: Freezing | None = None  # of parts of the backbone
     embed: Embed | None = None  # a function over all clean images
     online: OnlineEvaluation | None = None  # the online evaluation
     watch: Watch | None = None  # of the run's health, in the first process
@@ -91,16 +94,25 @@ def set_up(
     method.to(plan.device).train()
     if plan.channels_last:
         method.to(memory_format=torch.channels_last)
+    # What never learns has no place in the optimizer; what will, has one from the beginning on.
+    freezing = build_freezing(config.get("backbone"), method, plan)
+    if freezing and freezing.until is None:
+        freezing.at(0)
     refuse_inexact_accumulation(plan, method, config.trainer.accumulate_approximately)
     if config.trainer.compile:
         torch.compiler.reset()  # after a few other shapes, a sweep's earlier jobs, torch compiles no more and says little
         for child in method.children():  # losses and what follows a schedule or a key stay outside the graphs
             child.compile(dynamic=False)
+    optimizer = build_optimizer(config.optimizer, method, plan)
+    if freezing:
+        freezing.at(0)
+        if not any(parameter.requires_grad for parameter in method.parameters()):
+            raise InputError(f"backbone.freeze={config.backbone.freeze} leaves nothing to learn before it ends")
     clock = Clock(plan.device)
     return Setup(
         plan=plan,
         method=method,
-        optimizer=build_optimizer(config.optimizer, method, plan),
+        optimizer=optimizer,
         precision=Precision(plan.precision, plan.device, method, run.source.describe),
         clock=clock,
         batches=lambda first: batches(
@@ -117,6 +129,7 @@ def set_up(
         run_dir=run.run_dir,
         keep_last=config.trainer.keep_last,
         tensorboard=config.trainer.tensorboard,
+        freezing=freezing,
         layout=layout_of(method),
         embed=embed,
         online=online,

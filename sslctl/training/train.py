@@ -150,7 +150,9 @@ def train_step(setup: Setup, step: int, batch: Batch) -> tuple[dict[str, float],
     """
     plan, method, optimizer, precision, clock = setup.plan, setup.method, setup.optimizer, setup.precision, setup.clock
 
-    # Schedules are pure functions of the step, so a resumed run needs none of their state.
+    # Schedules are pure functions of the step, so a resumed run needs none of their state; so is what is frozen.
+    if setup.freezing:
+        setup.freezing.at(step)
     schedules, lr = method.schedules(step), plan.lr_at(step)
     for group in optimizer.param_groups:
         group["lr"] = (lr if group["scheduled"] else plan.lr) * group["lr_scale"]
