@@ -6,7 +6,7 @@ Chosen on training images (the online kNN), never on the test split. A name is a
 from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
-NAMED = ("simclr", "moco", "byol", "simsiam", "swav", "vicreg")  # with three seeds
+NAMED = ("simclr", "moco", "byol", "simsiam", "swav", "vicreg", "diet", "distill")  # with three seeds
 _COMMON = (
     *("backbone=small_resnet", "trainer.batch_size=64", "trainer.epochs=1", "trainer.threads=1", "trainer.device=cpu"),
     *("trainer.tensorboard=false", "evaluation.closing=false", "evaluation.knn_every_epochs=null"),
@@ -32,6 +32,7 @@ _FASHION = {
     "nnclr": (*_SGD, *_CROPS),
     "dcl": (*_SGD, *_CROPS),
     "cpc": (*_ADAMW,),
+    "diet": (*_ADAMW, *_CROPS),
     "byol": (*_SGD, *_CROPS),
     "simsiam": (*_ADAMW, *_CROPS),
     "dino": (*_SGD, *_CROPS, *_DINO),
@@ -45,6 +46,7 @@ _FASHION = {
     "lejepa": (*_ADAMW,),
     "seed": _TEACHER,
     "compress": _TEACHER,
+    "distill": ("method.teacher={folder}/moco-s0", *_ADAMW, *_CROPS),
     "rotation": _SGD,
     "relative_patch": (*_SGD, "augmentation.global.scale=[0.8,1.0]"),
     "jigsaw": _SGD,
@@ -59,11 +61,11 @@ _FASHION = {
 }
 
 _FAMILIES = {
-    "contrastive": ("simclr", "moco", "moco_v1", "moco_v2plus", "moco_v3", "nnclr", "dcl", "cpc"),
+    "contrastive": ("simclr", "moco", "moco_v1", "moco_v2plus", "moco_v3", "nnclr", "dcl", "cpc", "diet"),
     "self-distillation": ("byol", "simsiam", "dino", "ibot"),
     "clustering": ("swav", "deepcluster_v2", "msn"),
     "decorrelation": ("barlow_twins", "vicreg", "wmse", "lejepa"),
-    "distillation of the table's MoCo": ("seed", "compress"),
+    "distillation of the table's MoCo": ("seed", "compress", "distill"),
     "pretext": ("rotation", "relative_patch", "jigsaw"),
     "reconstruction": ("autoencoder", "vae", "inpainting"),
     "masked": ("mae", "simmim", "ijepa"),

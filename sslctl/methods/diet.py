@@ -40,7 +40,8 @@ class DIET(Method):
         return {"backbone_frozen": float(step < self.head_steps)}
 
     def before_step(self, schedules: dict) -> None:
-        self.backbone.train(not schedules["backbone_frozen"])
+        if self.head_steps:
+            self.backbone.train(not schedules["backbone_frozen"])
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         x = batch.views["global"][0]  # (B, C, H, W)
