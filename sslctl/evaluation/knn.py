@@ -132,6 +132,15 @@ def classifier_results(
     ]
 
 
+def results_of(
+    subject: Subject, source: Source, images: Features, scores: list[Tensor], settings: dict[str, Any]
+) -> list[Result]:
+    """Returns the results of a classifier's scores (N, C) of a source's images, of each draw. settings: of `make_result`."""
+    if images.targets is not None:
+        return ranking_results(subject, source, scores[0], **settings)
+    return classifier_results(subject, source, [hits_of(own, images.labels) for own in scores], **settings)
+
+
 # --- The protocol ---
 
 _LEAST_DEPTH = 200  # neighbours that are searched at the least, so that kNN and retrieval share one search
@@ -164,20 +173,23 @@ class Knn(Protocol):
         bank, queries, similarity, rows = search(subject, task, max(self.k))
         measured = []
         for k in dict.fromkeys(min(k, len(bank.labels)) for k in self.k):  # there are no more neighbours than images
-            params = {"k": k, "temperature": self.temperature, "bank": len(bank.labels)}
-            settings = {"protocol": "knn", "labels": "all", "params": params}
-            if bank.targets is not None:
-                scores = shares_of(similarity[:, :k], bank.targets, rows[:, :k], temperature=self.temperature)
-                measured.append(ranking_results(subject, task.test, scores, **settings))
-                continue
-            near = bank.labels[rows[:, :k]]  # (N, k)
-            votes = votes_of(similarity[:, :k], near, bank.num_classes, temperature=self.temperature)
-            measured.append(classifier_results(subject, task.test, [hits_of(votes, queries.labels)], **settings))
+            scores, settings = self.scores(bank, similarity[:, :k], rows[:, :k])
+            measured.append(results_of(subject, task.test, queries, [scores], settings))
         # Of several k the best is kept: their neighbours are the same, and would be kept once for each.
         best = max(measured, key=lambda results: results[0].value)
         settings = {"k": best[0].params["k"], "temperature": self.temperature, "depth": similarity.shape[1]}
         kept = keep("knn", subject, task, best, lambda: _bank_tensors(bank, task.train), settings)
         return [result for results in measured for result in (kept if results is best else results)]
+
+    def scores(self, bank: Features, similarity: Tensor, rows: Tensor) -> tuple[Tensor, dict]:
+        """Returns the scores (N, C) of images by their k neighbours, (N, k) each, the nearest first, and the settings that their
+        results say."""
+        params = {"k": rows.shape[1], "temperature": self.temperature, "bank": len(bank.labels)}
+        settings = {"protocol": "knn", "labels": "all", "params": params}
+        if bank.targets is not None:
+            return shares_of(similarity, bank.targets, rows, temperature=self.temperature), settings
+        votes = votes_of(similarity, bank.labels[rows], bank.num_classes, temperature=self.temperature)
+        return votes, settings
 
 
 def _bank_tensors(bank: Features, source: Source) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ from sslctl.data.sampler import permuted
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.keeping import keep
-from sslctl.evaluation.knn import classifier_results, hits_of
+from sslctl.evaluation.knn import results_of
 from sslctl.evaluation.labelled_rows import draw_labels, folds, too_few
-from sslctl.evaluation.multi_label import METRIC, mean_average_precision, ranking_results
+from sslctl.evaluation.multi_label import METRIC, mean_average_precision
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number, label_amount
 from sslctl.runs.results import Result
@@ -185,6 +185,12 @@ class LinearProbe(Protocol):
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         train, test = task.read(subject, task.train), task.read(subject, task.test)
+        scores, settings, trained = self.scores(train, test, task.seed)
+        results = results_of(subject, task.test, test, scores, settings)
+        return keep("linear", subject, task, results, trained[0].tensors, {}) if len(trained) == 1 else results
+
+    def scores(self, train: Features, test: Features, seed: int) -> tuple[list[Tensor], dict, list[Classifiers]]:
+        """Returns the scores (N, C) of the test images of each draw, the settings that their results say, and the classifiers."""
         if train.targets is not None and self.amount is not None:
             raise InputError(
                 f"labels={self.amount:g}: images have several labels, none can be drawn a class; labels=all",
@@ -194,7 +200,7 @@ class LinearProbe(Protocol):
         all_scores, picks, trained = [], [], []
         for draw in range(draws):
             # Each draw has its own labels; on all of them there is one.
-            number = draw_number(task.seed, draw)
+            number = draw_number(seed, draw)
             rows = torch.arange(len(train.labels))
             if self.amount is not None:
                 rows = draw_labels(train.labels, self.amount, number)
@@ -214,17 +220,12 @@ class LinearProbe(Protocol):
         settings = {
             "protocol": "linear-cached",
             "labels": amount_in_words(self.amount),
-            "seed": task.seed,
+            "seed": seed,
             "epoch_rule": f"last of {picks[0]['steps']} steps{rule}",
             "params": params,
             "details": {"picked": picks, "grid": choices, "images_with_labels": len(rows)},
         }
-        if test.targets is not None:
-            results = ranking_results(subject, task.test, all_scores[0], **settings)
-        else:
-            hits = [hits_of(scores, test.labels) for scores in all_scores]
-            results = classifier_results(subject, task.test, hits, **settings)
-        return keep("linear", subject, task, results, trained[0].tensors, {}) if draws == 1 else results
+        return all_scores, settings, trained
 
 
 @dataclass(frozen=True)
