@@ -15,6 +15,7 @@ RUN, IMAGES, FILE, EMPTY, WEIGHTS = "run", "images", "notes.txt", "empty", "weig
 
 _GROUPS = {  # of each verb that has any, and their packages
     "pretrain": ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment"),
+    "adapt": ("dataset", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method"),
     "linear-eval": ("dataset", "augmentation", "backbone", "optimizer", "scheduler"),
     "finetune": ("dataset", "augmentation", "backbone", "optimizer", "scheduler"),
     "knn-eval": ("dataset", "backbone"),
@@ -36,7 +37,7 @@ _OF_RUNS = (
     "report",
     "pictures",
 )
-_PLANNED = ("pretrain", "linear-eval", "knn-eval", "finetune", "evaluate")  # they take plan_only
+_PLANNED = ("pretrain", "adapt", "linear-eval", "knn-eval", "finetune", "evaluate")  # they take plan_only
 
 
 def _split(text: str) -> list[str]:
@@ -53,7 +54,7 @@ _TINY = dict(
     probe.batch_size=128 probe.lr=[0.1] probe.weight_decay=[0.0] clustering.restarts=1
     clustering.iterations=2 clustering.images=100 label_free.images=64 label_free.pairs=64
     label_free.lidar_images=8 label_free.lidar_views=2 map_images=50 rows=100
-    images=4 draws=2 least_steps=1
+    images=4 draws=2 least_steps=1 minutes=0.01 few_labels=[1]
 """)
 )
 _NUMBERS = _split("""
@@ -179,6 +180,8 @@ def command(rng: random.Random) -> list[str]:
     words += [f"{group}={choice}" for group, choice in choices.items() if rng.random() < 0.9]
     if choices.get("dataset") in ("folder", "imagefolder", "frames", "text"):
         words.append(f"dataset.root={IMAGES}")
+    if verb == "adapt":
+        words += ["backbone=small_resnet", f"backbone.weights={WEIGHTS}", f"dataset.root={IMAGES}"]
     words += [f"{key}={value}" for key, value in _TINY.items() if key in keys]
     if verb in _PLANNED and rng.random() < 0.9:
         words.append("plan_only=true")

@@ -14,6 +14,8 @@ from typing import Any
 from sslctl.config import command_line as overrides
 from sslctl.config import diagnose as explain
 from sslctl.config import jobs
+from sslctl.config.recipes import choose_recipe
+from sslctl.config.running import running_job
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import allow, refuse_targets
 from sslctl.config.validation import mistakes
@@ -26,6 +28,7 @@ from sslctl.runs.scratch import scratch_folder
 
 VERBS = {  # each is the function of its name in sslctl/commands/<name>.py
     "pretrain": "trains a backbone without labels, then evaluates it",
+    "adapt": "a public backbone on one's own images, and whether that has helped: before and after, with the interval",
     "linear-eval": "linear probe on the frozen features of a run or of given weights",
     "knn-eval": "weighted nearest neighbours on the frozen features",
     "evaluate": "every protocol from one feature extraction, and what shows without labels",
@@ -105,6 +108,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         raise InputError(f"{' '.join(prepared.runs)}: {verb} takes key=value words only")
     if verb == "pretrain":
         _take_over_words(prepared)
+    if verb == "adapt":
+        prepared.overrides[:0] = choose_recipe(prepared)
     explain.refuse_lists_of_choices(prepared)
     explain.refuse_new_keys(verb, prepared)
     if "augmentation" in keys and (scale := choose_scale(prepared)):
@@ -130,22 +135,10 @@ def _run(verb: str, prepared: overrides.Prepared) -> int:
     """Composes one verb's configuration and does its job, or leaves both to Hydra where it is more than one plain job."""
     if not prepared.is_plain:
         return _run_hydra(verb, prepared)
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
-
-    try:  # hydra.main would compose twice, first to find out whether it is a sweep
-        config = explain.compose_choices(verb, prepared, prepared.overrides, with_hydra=True)
-    except InputError:
-        raise
-    except Exception as error:
-        raise explain.explain(verb, prepared, error) from error
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    try:
+    with running_job(
+        verb, prepared
+    ) as config:  # hydra.main would compose twice, first to find out whether it is a sweep
         _do_job(verb, config)
-    finally:
-        HydraConfig.instance().cfg = None
     return 0
 
 

@@ -259,8 +259,9 @@ def test_check_looks_at_every_file(cli, monkeypatch):
     monkeypatch.setattr("sslctl.commands.check.problems_of", lambda *_: [])
     result = cli("check")
     assert (result.status, result.err) == (0, "")
-    groups = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"hydra", "protocols"}
+    groups = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"hydra", "protocols", "adaptation"}
     listed = [f"ok      {verb}" for verb in SCHEMAS]
+    listed += [f"ok      adapt recipes=[{name}]" for name in choices("adaptation")]
     listed += [f"ok      pretrain {group}={name}" for group in groups for name in choices(group)]
     listed += [f"ok      evaluate protocols=[{name}]" for name in choices("protocols")]
     assert sorted(result.out.splitlines()[:-1]) == sorted(listed)

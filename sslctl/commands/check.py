@@ -1,10 +1,12 @@
 """sslctl check: every choice of every group composes, has sound values, and fits the signature it names."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from sslctl.config.recipes import FOLDER, choose_recipe
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.targets import bind
 from sslctl.config.validation import mistakes
@@ -16,6 +18,7 @@ GROUPS = {
     "pretrain": (
         *("dataset", "scale", "augmentation", "backbone", "optimizer", "scheduler", "trainer", "method", "experiment"),
     ),
+    "adapt": (FOLDER,),
     "evaluate": ("protocols",),
 }
 
@@ -37,18 +40,27 @@ def check(config: Any) -> None:
                 f.stem for d in dict.fromkeys((CONFIGS, *own.config_dirs)) for f in sorted((d / group).glob("*.yaml"))
             ]
             combinations += [
-                [f"{group}=[{name}]" if group == "protocols" else f"{PLACED.get(group, group)}={name}"]
+                [f"{_AS_LISTS[group]}=[{name}]" if group in _AS_LISTS else f"{PLACED.get(group, group)}={name}"]
                 for name in files
             ]
         for choice in combinations:
             count += 1
             where = f"{verb} {' '.join(map(as_typed, choice))}".strip()
-            problems = problems_of(verb, compose_choices, own, choice)
+            words = [*_recipe_of(verb, choice, own), *choice]
+            problems = problems_of(verb, compose_choices, own, words)
             say(f"{'ok      ' if not problems else 'wrong   '}{where}")
             mistakes += [f"{where}: {p}" for p in problems]
     if mistakes:
         raise InputError(*mistakes)
     say(f"{count} configurations compose, and every signature binds")
+
+
+_AS_LISTS = {"protocols": "protocols", FOLDER: "recipes"}  # groups of which a key names several files
+
+
+def _recipe_of(verb: str, choice: list[str], own: Any) -> list[str]:
+    """Returns the words that a recipe stands for: its file is no part of a composition."""
+    return choose_recipe(replace(own, overrides=choice)) if verb == "adapt" and choice else []
 
 
 def problems_of(verb: str, compose: Any, own: Any, choice: list[str]) -> list[str]:

@@ -99,6 +99,18 @@ class PretrainConfig:
 
 
 @dataclass
+class AdaptConfig(PretrainConfig):
+    recipes: list[str] = key(filled=True)
+    minutes: float = key(above=0)
+    trial_share: float = key(above=0, high=0.9)
+    sizes: list[int] | None = key(low=1, high=16384, filled=True)
+    few_labels: list[float] = key(above=0)
+    draws: int = key(low=2)
+    knn: KnnConfig = node(KnnConfig)
+    neighbours: int = key(low=1, high=32)
+
+
+@dataclass
 class LinearEvalConfig(_EvaluationConfig, _OfTraining):
     protocol: str = key(choices=("cached", "augmented"))
     probe: ProbeConfig = node(ProbeConfig)
@@ -223,6 +235,7 @@ class CheckConfig:
 
 SCHEMAS = {
     "pretrain": PretrainConfig,
+    "adapt": AdaptConfig,
     "linear_eval": LinearEvalConfig,
     "knn_eval": KnnEvalConfig,
     "evaluate": EvaluateConfig,

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from sslctl.data.sources import Source
 from sslctl.errors import say
+from sslctl.evaluation.paired import Comparison
 from sslctl.runs.results import Result
 
 FIGURES = {
@@ -119,6 +120,28 @@ def show_notes(results: list[Result]) -> None:
     fixed = [(r.labels, r.params["regularisation"]) for r in results if "regularisation" in r.params]
     for labels, regularisation in dict.fromkeys(fixed):
         say(f"linear-cached, {labels} labels: {regularisation}")
+
+
+def show_comparisons(comparisons: list[Comparison], sizes: dict[str, int]) -> None:
+    """Prints a row for each measure of the weights before and after, with the interval of the difference.
+
+    sizes: of the images that each was judged at, in pixels.
+    """
+    table = Table(caption=TOGETHER.format(level=100 * comparisons[0].level), caption_justify="left")
+    for name in ("measure", *(f"{subject}\n{size} px" for subject, size in sizes.items()), "difference", "interval"):
+        table.add_column(name, justify="left" if name == "measure" else "right")
+    for c in comparisons:
+        low, high = c.interval
+        values = (f"{100 * value:.2f}" for value in (c.before, c.after))
+        table.add_row(c.measure, *values, f"{100 * c.difference:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}")
+    say("", "before and after, the same images and labels, %")
+    console().print(table)
+
+
+TOGETHER = (
+    "interval: of the difference, over test images and draws of labels; of {level:.1f} %, so that all of these hold together in"
+    " 95 of 100 cases"
+)
 
 
 def console() -> Console:

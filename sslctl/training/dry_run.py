@@ -39,12 +39,10 @@ class _SameForAll:
         return row.float().cpu().expand(facts.num_images, -1)
 
 
-def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
-    """Takes a few real steps in memory, and prints what the run will take and where the time goes; nothing is written.
+def measure_steps(setup: Setup) -> tuple[float, dict[str, float]]:
+    """Takes a few real steps in memory; returns the seconds that one takes, and where they went, by part.
 
     What a method does before an epoch is not timed.
-
-    measure: the online evaluation's figures, timed as well.
     """
     plan, method, clock = setup.plan, setup.method, setup.clock
     with contextlib.closing(setup.batches(0)) as feed, explain_out_of_memory(plan, method):
@@ -55,7 +53,16 @@ def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
             if step == min(WARMING, plan.total_steps - 1) - 1:
                 clock.split()
     split = clock.split()
-    seconds = sum(split.values()) / max(1, min(TIMED, step + 1 - WARMING))
+    return sum(split.values()) / max(1, min(TIMED, step + 1 - WARMING)), split
+
+
+def time_steps(setup: Setup, measure: Callable[[Method], Any]) -> None:
+    """Takes a few real steps, and prints what the run will take and where the time goes; nothing is written.
+
+    measure: the online evaluation's figures, timed as well.
+    """
+    plan, method = setup.plan, setup.method
+    seconds, split = measure_steps(setup)
     tensors = [*method.state_dict().values()]
     tensors += [v for state in setup.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in tensors)

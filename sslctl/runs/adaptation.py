@@ -1,0 +1,72 @@
+"""adaptation.json: what an adaptation has chosen, what its trials have scored, and the verdict, in the directory of its run."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslctl.errors import InputError
+from sslctl.runs.checksums import check_json
+from sslctl.runs.directory import write_json
+from sslctl.runs.fingerprint import value_of
+from sslctl.runs.reading import Damaged
+
+FILE, TRIALS = "adaptation.json", "trials"
+FORMAT = 1
+
+
+@dataclass
+class Adaptation:
+    """What an adaptation has decided so far.
+
+    command: that was typed. identity: the keys that make it this adaptation and no other. choices: words that were chosen, each
+    with its reason. steps: of each recipe, the seconds of one and how many an epoch has, measured when it began. scores: of
+    trials, by their directories. recipe, epochs: of the run itself. verdict: its kind and sentence, and the sizes of images.
+    """
+
+    command: str
+    identity: dict[str, Any]
+    choices: dict[str, str]
+    steps: dict[str, list[float]]
+    scores: dict[str, float] = field(default_factory=dict)
+    recipe: str | None = None
+    epochs: int | None = None
+    verdict: dict[str, Any] | None = None
+
+    def write(self, run_dir: Path) -> None:
+        """Writes adaptation.json, with its checksum."""
+        write_json(run_dir / FILE, {"format": FORMAT, **asdict(self)})
+
+    def lines(self) -> list[str]:
+        """Describes what was chosen, a line a key, for the plan."""
+        timed = [
+            f"recipe     {recipe}: {1000 * seconds:.0f} ms a step, {steps:.0f} steps an epoch"
+            for recipe, (seconds, steps) in self.steps.items()
+        ]
+        return [*timed, *(f"choice     {word}: {reason}" for word, reason in self.choices.items())]
+
+
+def read_adaptation(run_dir: Path) -> Adaptation | None:
+    """Returns what there is of an adaptation in a run directory; None where none has begun. Raises Damaged for another file."""
+    path = run_dir / FILE
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(check_json(path.read_text()))
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        return Adaptation(**values)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise Damaged(path, f"no adaptation of format {FORMAT}: {error}", repairable=False) from error
+
+
+def refuse_another(run_dir: Path, there: Adaptation, identity: dict[str, Any]) -> None:
+    """Raises InputError with the keys that differ where a directory holds another adaptation than the one asked for."""
+    keys = [
+        key for key in sorted(there.identity.keys() | identity.keys()) if there.identity.get(key) != identity.get(key)
+    ]
+    if keys:
+        lines = [f"  {key}: {value_of(there.identity, key)} → {value_of(identity, key)}" for key in keys[:10]]
+        raise InputError(
+            f"{run_dir} holds another adaptation (there → asked for):", *lines, "choose another run_dir= for this one"
+        )
