@@ -1,8 +1,11 @@
 """How the jobs of a sweep ended: what they leave behind, and what the sweep makes of it."""
 
+import importlib.util
+
 import pytest
 
 from sslctl.config.jobs import Outcome, outcomes_in, record, summary, worst
+from tests.conftest import QUICK
 
 
 @pytest.mark.parametrize(
@@ -27,3 +30,16 @@ def test_the_summary_says_of_each_job_that_failed_why_and_how():
     assert summary([Outcome(0, "seed=0", 0)]) == []
     two = [Outcome(0, "a=1 seed=0", 0), Outcome(1, "a=1 seed=1", 2, "no")]  # what all have in common tells none apart
     assert summary(two)[1:] == ["  job 1, status 2 (seed=1): no"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("hydra_plugins"), reason="hydra-joblib-launcher is not installed")
+def test_jobs_that_joblib_starts_in_other_processes_count_where_they_fail(spawn):
+    """All that a job is told goes there by pickle, and what it leaves comes back through its file."""
+    words = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *QUICK, "trainer.batch_size=700,5000")
+    result = spawn("pretrain", *words, timeout=300)
+    assert result.status == 2, result.err
+    assert "1 of the sweep's 2 jobs failed; its status is 2" in result.err
+    assert "job 1, status 2 (trainer.batch_size=5000): 0 steps per epoch" in result.err
+    assert "Traceback" not in result.err
+    assert result.out.count("done: runs/digits/simclr-mlp-") == 1
