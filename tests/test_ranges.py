@@ -8,11 +8,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from sslctl.config.command_line import Prepared
+from sslctl.config.diagnose import compose_choices
 from sslctl.config.keys import UNTYPED, KeyFacts, facts_in
 from sslctl.config.kinds import describe, fits, is_usable
 from sslctl.config.ranges import keys_with_ranges, range_of
 from sslctl.config.schema import CONFIGS, SCHEMAS
-from sslctl.config.validation import range_mistake
+from sslctl.config.validation import mistakes, range_mistake
 
 # Numbers that have no range by themselves.
 ANY_NUMBER = {"mean"}
@@ -146,3 +148,28 @@ def test_ranges_go_by_whole_names_and_by_sslctls_and_torchs_own_classes():
     }
     keys = keys_with_ranges(OmegaConf.create(nodes))
     assert [(path, value) for path, value, _ in keys] == [("backbone.widths", [0]), ("optimizer.momentum", 2)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wrong"),
+    [
+        ("knn.k", [5, 0], "protocols.knn.k=0: expected at least 1"),
+        ("retrieval.depth", -1, "protocols.retrieval.depth=-1: expected at least 1"),
+        ("linear.draws", 1, "protocols.linear.draws=1: expected at least 2"),
+        ("linear.probe", {"epochs": 0}, "protocols.linear.probe.epochs=0: expected at least 1"),
+        ("label_free.pairs", 2, None),
+    ],
+)
+def test_a_protocols_own_keys_have_the_ranges_of_those_that_they_stand_for(key, value, wrong):
+    node = compose_choices("evaluate", Prepared(), [])
+    assert mistakes(SCHEMAS["evaluate"], node) == []
+    OmegaConf.update(node.protocols, key, value, merge=False)
+    assert mistakes(SCHEMAS["evaluate"], node) == ([wrong] if wrong else [])
+
+
+def test_what_refers_to_another_key_is_that_keys_mistake_and_somebodys_protocol_means_what_it_likes():
+    node = compose_choices("evaluate", Prepared(), ["knn.temperature=0"])
+    assert mistakes(SCHEMAS["evaluate"], node) == ["knn.temperature=0.0: expected more than 0"]
+    OmegaConf.update(node, "knn.temperature", 1)
+    node.protocols = {"knn": {"_target_": "mine.Knn", "k": 0}}
+    assert mistakes(SCHEMAS["evaluate"], node) == []

@@ -19,6 +19,7 @@ from sslctl.config.keys import UNTYPED, KeyFacts, facts_in
 from sslctl.config.kinds import describe, fits, is_number, is_usable, kind_of, short
 from sslctl.config.nodes import ViewGroupConfig
 from sslctl.config.ranges import keys_with_ranges
+from sslctl.config.targets import is_below
 from sslctl.errors import first_line, nearest
 
 _MOST_ENTRIES = 3  # of a list that are named as wrong
@@ -38,6 +39,7 @@ def mistakes(schema: type, config: DictConfig) -> list[str]:
         messages += [mistake for twin in twins for mistake in _untyped_mistakes(config, twin, facts)]
     for path, value, facts in keys_with_ranges(config):
         messages += range_mistake(path, value, facts) if path not in UNTYPED else []
+    messages += _protocol_mistakes(schema, config)
     if "scheduler" in config:
         messages += _scheduler_mistakes(config.scheduler)
     if "trainer" in config:
@@ -194,6 +196,39 @@ def _view_mistakes(settings: DictConfig, path: str) -> list[str]:
                 f"{path}.{name}={short(pair)}: expected two rising numbers, more than {low} and at most {high}"
             )
     return messages
+
+
+def _protocol_mistakes(schema: type, config: DictConfig) -> list[str]:
+    """Checks protocols.NAME.KEY by the range of NAME.KEY, or of the verb's own KEY, for which it stands.
+
+    What only refers to that key is its mistake alone.
+    """
+    messages, verb = [], _typed_keys(schema)
+    for name, node in (config.get("protocols") or {}).items():
+        if isinstance(node, DictConfig) and is_below(str(node.get("_target_")), ["sslctl"]):
+            own = verb[name][1] if name in verb else None
+            messages += _mistakes_below(node, verb | _typed_keys(own), f"protocols.{name}")
+    return messages
+
+
+def _mistakes_below(node: DictConfig, typed: dict[str, tuple[KeyFacts, Any]], path: str) -> list[str]:
+    messages = []
+    for key in node:
+        if key in typed and not OmegaConf.is_interpolation(node, key) and node[key] is not None:
+            facts, hint = typed[key]
+            if isinstance(node[key], DictConfig):
+                messages += _mistakes_below(node[key], _typed_keys(hint), f"{path}.{key}")
+            else:
+                messages += range_mistake(f"{path}.{key}", node[key], facts)
+    return messages
+
+
+def _typed_keys(schema: Any) -> dict[str, tuple[KeyFacts, Any]]:
+    """Returns the facts and the types of a schema's keys; none of what is no schema."""
+    if not is_dataclass(schema):
+        return {}
+    hints = typing.get_type_hints(schema)
+    return {f.name: (facts_in(f), hints[f.name]) for f in fields(schema)}
 
 
 def _trainer_mistakes(trainer: DictConfig) -> list[str]:
