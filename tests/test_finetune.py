@@ -17,7 +17,7 @@ from sslctl.evaluation import subjects
 from sslctl.evaluation.features import extract
 from sslctl.evaluation.finetune import Finetune, build_network, network_of, settings_for
 from sslctl.evaluation.knn import accuracy
-from sslctl.evaluation.linear import draw_labels
+from sslctl.evaluation.labelled_rows import draw_labels
 from sslctl.evaluation.task import Task
 from sslctl.factory.from_run import load_method
 from sslctl.methods.supervised import Supervised

@@ -1,7 +1,9 @@
 """dataset=csv: columns, splits, groups and several labels an image, and what is refused of them."""
 
 import csv
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ from sslctl.data.tables import csv as csv_source
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import shares_of
-from sslctl.evaluation.labelled_rows import folds
+from sslctl.evaluation.labelled_rows import draw_labels, folds
 from sslctl.evaluation.linear import ProbeGrid, fit_probe
 from sslctl.evaluation.multi_label import average_precision, interval
 from sslctl.evaluation.online import online_rows
+from sslctl.methods.supervised import Supervised
 from tests.conftest import QUICK, write_images
+from tests.methods import built, silence
 
 NAMES = [f"images/{number:03d}.png" for number in range(16)]
 
@@ -266,5 +270,66 @@ def test_several_labels_are_pretrained_on_and_judged_from_a_command(images, cli)
     evaluated = cli("evaluate", "run", "device=cpu", "cache=false", "protocols=[knn,linear,clustering]")
     assert evaluated.status == 0, evaluated.err
     assert "left out: clustering: set has several labels an image" in evaluated.out
-    refused = cli("finetune", "run", "trainer.device=cpu")
-    assert (refused.status, "several labels an image" in refused.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_several_labels_are_fine_tuned_and_probed_from_all_images_and_from_draws_of_few(images, cli):
+    write_table(images, path=NAMES, label=["round;red", "red", "", "round"] * 4)
+    words = ("trainer.batch_size=4", "evaluation.closing=false", "evaluation.knn_every_epochs=null", "run_dir=run")
+    assert cli("pretrain", *QUICK, "dataset=csv", "dataset.root=set.csv", *words).status == 0
+    small = ("device=cpu", "trainer.epochs=1", "trainer.batch_size=4", "trainer.threads=1", "trainer.tensorboard=false")
+    for words in (
+        ("finetune", "run", "trainer.device=cpu", *small[1:], "least_steps=2", "labels=1", "draws=2"),
+        ("linear-eval", "run", *small, "trainer.device=cpu", "protocol=augmented", "cache=false"),
+        ("linear-eval", "run", "device=cpu", "labels=1", "draws=2", "cache=false", "probe.epochs=1"),
+    ):
+        done = cli(*words)
+        assert done.status == 0, done.err
+        assert "mAP %" in done.out
+    results = [json.loads(line) for line in (images / "run" / "results.jsonl").read_text().splitlines()]
+    latest = {result["protocol"]: result for result in results}
+    for protocol in ("finetune", "linear-augmented", "linear-cached"):
+        assert latest[protocol]["metric"] == "mAP"
+        assert set(latest[protocol]["details"]["of_each_class"]) <= {"red", "round"}
+    assert latest["finetune"]["draws"] == latest["linear-cached"]["draws"] == 2
+
+
+def test_a_draw_has_as_many_of_each_label_as_were_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(400, 4, generator=generator) < torch.tensor([0.5, 0.2, 0.05, 0.9])
+    labels = torch.full((400,), -1)
+    for amount in (5, 12, 0.1, 0.5):
+        rows = draw_labels(labels, amount, 3, targets)
+        of_each = targets[rows].sum(0)
+        wanted = torch.full((4,), amount) if amount >= 1 else (targets.sum(0) * amount).round()
+        assert (of_each >= wanted).all()
+        # No image is in it without need: each was taken for a label of which there were too few.
+        assert len(rows) <= int(wanted.sum()) + round(amount if amount >= 1 else amount * 400)
+        assert torch.equal(rows, draw_labels(labels, amount, 3, targets))
+        assert not torch.equal(rows, draw_labels(labels, amount, 4, targets))
+        assert (~targets[rows].any(1)).any() == (~targets.any(1)).any()
+    with pytest.raises(InputError, match=r"labels=30: class 2 has only"):
+        draw_labels(labels, 30, 0, targets)
+
+
+def test_several_labels_are_learned_as_one_logistic_regression_each():
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[True, False, True]] * 4 + [[False, True, True]] * 4)
+    its = built("supervised")
+    method = Supervised(
+        its.method.backbone,
+        replace(its.method.facts, num_classes=3),
+        frozen=False,
+        pool="own",
+        layer_decay=1.0,
+        classifier_lr_scale=1.0,
+    )
+    method.several = True
+    batch = replace(its.batch, views={"global": images[None]}, label=targets)
+    out = method(batch, {})
+    logits = method.classifier(method.backbone(images)).detach().double().numpy()
+    p = 1 / (1 + np.exp(-logits))
+    expected = -np.where(targets.numpy(), np.log(p), np.log(1 - p)).sum(1).mean()
+    assert out["loss"].item() == pytest.approx(expected, rel=1e-4)
+    silence(method.classifier)
+    assert method(batch, {})["loss"].item() == pytest.approx(method.uninformative_loss(), rel=1e-6)

@@ -12,7 +12,7 @@ class Batch:
     """One step's images, on the device."""
 
     views: dict[str, Tensor]  # group -> (V, B, C, h, w) in [0, 1]; frames: (1, B, T, C, h, w); tokens: (1, B, L) int64
-    label: Tensor  # (B,) int64, -1 where unknown
+    label: Tensor  # (B,) int64, -1 where unknown; (B, C) bool where an image may have several
     index: Tensor  # (B,) int64, the images' positions in the dataset
     key: Key  # the step's random numbers
     targets: dict = field(default_factory=dict)

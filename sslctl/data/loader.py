@@ -48,14 +48,14 @@ def batches(
     size = len(source)
     steps_per_epoch = size // batch_size
     if source.in_memory is not None:
-        samples, labels = _near_device(source, device)  # (N, C, H, W) uint8 or (N, L) int64, and (N,)
+        samples, labels = _near_device(source, device)  # (N, C, H, W) uint8 or (N, L) int64, and (N,) or (N, C)
         for step in range(first_step, total_steps):
             # Which samples: this process's rows of the step's block of the epoch's order.
             rows = torch.from_numpy(_own_rows(step, size, batch_size, seed))  # (B,) int64
             index = _to_device(rows, device)
             # An index where the samples lie, then the device; a GPU is not waited for.
             batch, label = (t[rows] if t.device == rows.device else t[index] for t in (samples, labels))
-            batch, label = _to_device(batch, device), _to_device(label, device)  # (B, …), (B,)
+            batch, label = _to_device(batch, device), _to_device(label, device)  # (B, …), (B,) or (B, C)
             key = Key(seed, step // steps_per_epoch, index)
             clock.lap("data")
             # Crop, flip, colour, blur: all of them on the device, by the key's random numbers.
@@ -78,7 +78,7 @@ def batches(
             index = _to_device(rows, device)  # (B,)
             key = Key(seed, step // steps_per_epoch, index)
             crops = {group: _to_device(crop, device) for group, crop in crops.items()}  # (V, B, C, h, w) uint8
-            label = _to_device(source.labels[rows], device)  # (B,)
+            label = _to_device(source.answers[rows], device)  # (B,) or (B, C)
             clock.lap("data")
             groups = source.modality.finish(crops, views, key)  # group -> (V, B, C, h, w) in [0, 1]
             clock.lap("views")
@@ -93,7 +93,7 @@ def one_batch(source: Source, views: ViewMaker, rows: Tensor, seed: int, device:
     else:
         crops, _ = _raise_if_error(_Crops(source, views, seed).__getitems__([(0, row) for row in rows.tolist()]))
         groups = source.modality.finish({group: crop.to(device) for group, crop in crops.items()}, views, key)
-    return Batch(groups, source.labels[rows].to(device), key.index, key)
+    return Batch(groups, source.answers[rows].to(device), key.index, key)
 
 
 def drawn_views(source: Source, views: ViewMaker, rows: Tensor, epochs: int, seed: int) -> Iterator[Tensor]:
@@ -112,7 +112,7 @@ def drawn_views(source: Source, views: ViewMaker, rows: Tensor, epochs: int, see
 
 def _near_device(source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns a source's samples and labels: on a GPU, where they take at most half of what is free there."""
-    samples, labels = source.in_memory, source.labels
+    samples, labels = source.in_memory, source.answers
     if device.type != "cuda" or samples.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return samples, labels
     return samples.to(device), labels.to(device)
@@ -268,7 +268,7 @@ class _Crops(Dataset):
 
 
 class _CleanImages(Dataset):
-    """Images without augmentation, (C, S, S) uint8 each: the shorter side to `resize` pixels, then the central square."""
+    """Images without augmentation, (C, H, W) uint8 each: the shorter side to `resize` pixels, then the central part."""
 
     def __init__(self, source: Source, rows: Tensor, resize: int):
         self.source, self.rows, self.resize = source, rows, resize

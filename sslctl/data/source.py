@@ -11,6 +11,7 @@ from sslctl.data import files
 from sslctl.data.description import Description
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.data.pixels import Reading
+from sslctl.ops.image_size import ImageSize, height_width, shape_in_words
 from sslctl.random import Key
 from sslctl.runs.file_list import FileList
 from sslctl.views.maker import clean
@@ -23,7 +24,7 @@ class Source:
     """One split of a dataset.
 
     images: (N, C, H, W) in memory, uint8 or float32 in [0, 1] as `reading` says, or None and `paths` to read. labels: (N,) int64,
-    -1 where unknown. image_size: side in pixels that the backbone sees.
+    -1 where unknown. image_size: that the backbone sees, in pixels: a side, or (height, width).
     """
 
     name: str
@@ -33,7 +34,7 @@ class Source:
     labels: Tensor
     classes: tuple[str, ...]
     channels: int
-    image_size: int
+    image_size: ImageSize
     content_hash: str  # of what was loaded, or of the list of files with their sizes
     mtime_hash: str = ""  # when the files were: a hash of their times
     original_rows: tuple[int, ...] = ()  # of a subset's samples in the whole split
@@ -41,7 +42,7 @@ class Source:
     targets: Tensor | None = None  # (N, C) bool, where an image may have several labels: `labels` are -1 then
     groups: Tensor | None = None  # (N,) int64, what each image was taken from, where that is named
     size_is_asked: bool = False  # image_size is what a key says of files, which tells nothing about them
-    file_list: FileList | None = None  # that the content hash is of, one a row
+    file_list: FileList | None = None  # that the content hash is of
     reading: Reading | None = None  # of files other than those of 8 bits that Pillow reads as grey or colours
     modality: ClassVar[Modality] = IMAGES
     tokenizer: ClassVar[str] = ""  # of texts, as JSON
@@ -70,6 +71,11 @@ class Source:
         """Tells whether an image may have several labels."""
         return self.targets is not None
 
+    @property
+    def answers(self) -> Tensor:
+        """Returns what is learned from labels: (N,) int64, or (N, C) bool where an image may have several."""
+        return self.labels if self.targets is None else self.targets
+
     def labelled_part(self) -> "Source":
         """Returns the images that have a label, where some have and others have none; else all."""
         labelled = self.labels >= 0
@@ -83,7 +89,7 @@ class Source:
     @property
     def all_of_one_size(self) -> bool:
         """Tells whether every image is known to have the backbone's size."""
-        return self.images is not None and self.images.shape[2:] == (self.image_size, self.image_size)
+        return self.images is not None and self.images.shape[2:] == height_width(self.image_size)
 
     def read(self, index: int) -> Tensor:
         """Reads one image as (C, H, W), uint8 or float32 in [0, 1]."""
@@ -111,7 +117,7 @@ class Source:
 
     def summary(self) -> str:
         """Returns what there is, for the plan."""
-        return f"{len(self):,} images of {self.channels}×{self.image_size}×{self.image_size}"
+        return f"{len(self):,} images of {shape_in_words(self.channels, self.image_size)}"
 
     def data_lines(self) -> list[str]:
         """Returns what was inferred of the data, for the plan: classes, split, sizes, pixels, what is left out, warnings."""
@@ -153,7 +159,7 @@ def _taken(values: Tensor | tuple | None, rows: Tensor) -> Tensor | tuple | None
 
 
 def from_tensors(
-    name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...], image_size: int
+    name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...], image_size: ImageSize
 ) -> Source:
     digest = hashlib.blake2b(images.numpy().tobytes() + labels.numpy().tobytes(), digest_size=16).hexdigest()
     return Source(name, split, images, (), labels, classes, images.shape[1], image_size, digest)

@@ -12,7 +12,7 @@ from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say
 from sslctl.evaluation.features import Features
-from sslctl.evaluation.knn import Knn, accuracy, hits_of, neighbours, results_of
+from sslctl.evaluation.knn import Knn, accuracy, hits_of, neighbours, score_results
 from sslctl.evaluation.label_free import rankme
 from sslctl.evaluation.labelled_rows import draw_labels, folds, too_few
 from sslctl.evaluation.linear import LinearProbe, ProbeGrid, train_classifiers
@@ -124,7 +124,7 @@ def judge(
         images, chosen[subject.name] = read(at, source), size
         answers = measures.answers(bank, images, seed)
         answered.append(answers)
-        results += [result for own in answers for result in results_of(at, source, images, own.scores, own.settings)]
+        results += [result for own in answers for result in score_results(at, source, own.scores, **own.settings)]
         results.append(rankme_of(at, train, bank.features))
     comparisons = []
     for before, after in zip(*answered, strict=True):

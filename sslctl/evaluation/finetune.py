@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sslctl.data.modality import VIDEOS
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say
 from sslctl.evaluation.keeping import keep
-from sslctl.evaluation.knn import classifier_results, share
+from sslctl.evaluation.knn import accuracy, score_results
 from sslctl.evaluation.labelled_rows import draw_labels
+from sslctl.evaluation.multi_label import METRIC, mean_average_precision
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task, amount_in_words, draw_number
 from sslctl.evaluation.trained_classifier import (
@@ -23,7 +25,7 @@ from sslctl.evaluation.trained_classifier import (
     directory_of,
     lock_directory,
     resolve_settings,
-    test_hits,
+    test_scores,
     train_classifier,
     training_params,
 )
@@ -49,12 +51,13 @@ OWN = ("backbone", "layer_decay", "classifier_lr_scale", "network", "pool")  # k
 class Finetune(Protocol):
     """Fine-tunes on every draw of labels and judges the last epoch on the test split. Stops and resumes as any run."""
 
+    takes_several = True
     subjects = ("trained", "given", "scratch")
     title = "fine-tuned"
     amount: float | None  # of labels, None for all
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
-        hits, run_dirs, draws = [], [], 1 if self.amount is None else task.config.draws
+        scores, run_dirs, draws = [], [], 1 if self.amount is None else task.config.draws
         for draw in range(draws):
             # The same labels as the linear probes' draw of this number, in a directory of their own.
             source = self.draw_source(task, draw)
@@ -66,10 +69,9 @@ class Finetune(Protocol):
             heading = [title, *(plan_lines(subject, settings, source) if draw == 0 else [])]
             with lock_directory(run_dir):
                 method, plan = finetune_or_load(subject, source, settings, run_dir, heading)
-            hits.append(test_hits(method, subject, task.test, settings.trainer.workers, plan.device))
+            scores.append(test_scores(method, subject, task.test, settings.trainer.workers, plan.device))
             run_dirs.append(str(run_dir))
-            top1 = share(hits[-1]["top1"])
-            say(f"  top1 {top1:.2%}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}")
+            say(f"  {_figure(scores[-1], task.test)}; kept as {run_dir}/{rundir.BACKBONE} and {CLASSIFIER}")
         asked_for = {key: task.config[key] for key in ("classifier_lr_scale", "least_steps")}
         asked_for |= {"layer_decay": task.config.optimizer.get("layer_decay", task.config.layer_decay)}
         params = {**training_params(settings, plan), **asked_for, **{key: settings[key] for key in ("network", "pool")}}
@@ -78,10 +80,10 @@ class Finetune(Protocol):
             **{key: settings[key] for key in ("layer_decay", "classifier_lr_scale")},  # as applied: 1 from scratch
             **{"steps": plan.total_steps, "lr": plan.lr, "images_with_labels": len(source), "kept": run_dirs},
         }
-        results = classifier_results(
+        results = score_results(
             subject,
             task.test,
-            hits,
+            scores,
             protocol="finetune",
             labels=amount_in_words(self.amount),
             seed=task.seed,
@@ -106,7 +108,14 @@ class Finetune(Protocol):
         """Returns the labelled images of a draw: those of the linear probes' same draw of the same seed."""
         if self.amount is None:
             return task.train
-        return task.train.subset(draw_labels(task.train.labels, self.amount, draw_number(task.seed, draw)))
+        train, number = task.train, draw_number(task.seed, draw)
+        return train.subset(draw_labels(train.labels, self.amount, number, train.targets))
+
+
+def _figure(scores: Tensor, test: Source) -> str:
+    if test.has_several:
+        return f"{METRIC} {mean_average_precision(scores, test.targets):.2%}"
+    return f"top1 {accuracy(scores, test.labels)['top1']:.2%}"
 
 
 def settings_for(subject: Subject, task: Task, source: Source) -> Any:
@@ -162,7 +171,7 @@ def build_network(subject: Subject, settings: Any, source: Source, facts: Facts)
         layer_decay=settings.layer_decay,
         classifier_lr_scale=settings.classifier_lr_scale,
     )
-    method.modality = source.modality
+    method.modality, method.several = source.modality, source.has_several
     return method
 
 

@@ -132,13 +132,12 @@ def classifier_results(
     ]
 
 
-def results_of(
-    subject: Subject, source: Source, images: Features, scores: list[Tensor], settings: dict[str, Any]
-) -> list[Result]:
-    """Returns the results of a classifier's scores (N, C) of a source's images, of each draw. settings: of `make_result`."""
-    if images.targets is not None:
-        return ranking_results(subject, source, scores[0], **settings)
-    return classifier_results(subject, source, [hits_of(own, images.labels) for own in scores], **settings)
+def score_results(subject: Subject, source: Source, scores: list[Tensor], **settings: Any) -> list[Result]:
+    """Returns the results of each draw's scores (N, C): accuracies, or mAP where an image may have several labels. settings: of
+    `make_result`."""
+    if source.has_several:
+        return ranking_results(subject, source, scores, **settings)
+    return classifier_results(subject, source, [hits_of(of_draw, source.labels) for of_draw in scores], **settings)
 
 
 # --- The protocol ---
@@ -174,7 +173,7 @@ class Knn(Protocol):
         measured = []
         for k in dict.fromkeys(min(k, len(bank.labels)) for k in self.k):  # there are no more neighbours than images
             scores, settings = self.scores(bank, similarity[:, :k], rows[:, :k])
-            measured.append(results_of(subject, task.test, queries, [scores], settings))
+            measured.append(score_results(subject, task.test, [scores], **settings))
         # Of several k the best is kept: their neighbours are the same, and would be kept once for each.
         best = max(measured, key=lambda results: results[0].value)
         settings = {"k": best[0].params["k"], "temperature": self.temperature, "depth": similarity.shape[1]}

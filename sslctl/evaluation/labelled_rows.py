@@ -64,10 +64,16 @@ def _part_of_groups(data: Features, share: float, seed: int) -> Tensor:
     return part
 
 
-def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
-    """Returns the rows (n,) of a stratified draw: `amount` a class when it is 1 or more, else that share of each class."""
+def draw_labels(labels: Tensor, amount: float, draw: int, targets: Tensor | None = None) -> Tensor:
+    """Returns the rows (n,) of a stratified draw: `amount` a class when it is 1 or more, else that share of each class.
+
+    targets: (N, C) bool, where an image may have several labels. Images are then gone through in the drawn order, and one is
+    taken where it has a label of which there are too few yet, so that a label may have more; none at all counts as one.
+    """
     n = len(labels)
     order = torch.from_numpy(permuted(np.arange(n), n, draw, epoch=-2))
+    if targets is not None:
+        return _draw_several(targets, amount, order)
     rows = []
     for label in labels.unique():
         own = order[labels[order] == label]
@@ -76,3 +82,18 @@ def draw_labels(labels: Tensor, amount: float, draw: int) -> Tensor:
             raise InputError(f"labels={amount:g}: class {label} has only {len(own)} images")
         rows.append(own[:take])
     return torch.cat(rows).sort().values
+
+
+def _draw_several(targets: Tensor, amount: float, order: Tensor) -> Tensor:
+    own = torch.cat([targets, ~targets.any(1, keepdim=True)], 1).long()  # (N, C + 1)
+    counts = own.sum(0)
+    wanted = torch.full_like(counts, round(amount)) if amount >= 1 else (counts * amount).round().long().clamp(min=1)
+    few = ((wanted > counts) & (counts > 0))[:-1].nonzero()[:, 0].tolist()
+    if few:
+        raise InputError(f"labels={amount:g}: class {few[0]} has only {int(counts[few[0]])} images")
+    rows = []
+    for row in order.tolist():
+        if ((own[row] > 0) & (wanted > 0)).any():
+            wanted -= own[row]
+            rows.append(row)
+    return torch.tensor(rows).sort().values

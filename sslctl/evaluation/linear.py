@@ -14,7 +14,7 @@ from sslctl.data.sampler import permuted
 from sslctl.errors import InputError
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.keeping import keep
-from sslctl.evaluation.knn import results_of
+from sslctl.evaluation.knn import score_results
 from sslctl.evaluation.labelled_rows import draw_labels, folds, too_few
 from sslctl.evaluation.multi_label import METRIC, mean_average_precision
 from sslctl.evaluation.subjects import Subject
@@ -87,7 +87,8 @@ def train_classifiers(
     that one grid suits every feature scale.
     """
     several = data.targets is not None
-    mean, std = data.features.mean(0), data.features.std(0).clamp(min=1e-6)
+    mean, few = data.features.mean(0), len(data.labels) < 2  # one image may have all the labels that were drawn
+    std = (torch.zeros_like(mean) if few else data.features.std(0)).clamp(min=1e-6)
     x = (data.features - mean) / std  # (N, D)
     (n, dim), classes, count = x.shape, data.num_classes, len(settings)
     target = data.targets.float() if several else F.one_hot(data.labels, classes).float()  # (N, C)
@@ -186,16 +187,11 @@ class LinearProbe(Protocol):
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         train, test = task.read(subject, task.train), task.read(subject, task.test)
         scores, settings, trained = self.scores(train, test, task.seed)
-        results = results_of(subject, task.test, test, scores, settings)
+        results = score_results(subject, task.test, scores, **settings)
         return keep("linear", subject, task, results, trained[0].tensors, {}) if len(trained) == 1 else results
 
     def scores(self, train: Features, test: Features, seed: int) -> tuple[list[Tensor], dict, list[Classifiers]]:
         """Returns the scores (N, C) of the test images of each draw, the settings that their results say, and the classifiers."""
-        if train.targets is not None and self.amount is not None:
-            raise InputError(
-                f"labels={self.amount:g}: images have several labels, none can be drawn a class; labels=all",
-                advice=["labels=all"],
-            )
         draws = 1 if self.amount is None else self.draws
         all_scores, picks, trained = [], [], []
         for draw in range(draws):
@@ -203,7 +199,7 @@ class LinearProbe(Protocol):
             number = draw_number(seed, draw)
             rows = torch.arange(len(train.labels))
             if self.amount is not None:
-                rows = draw_labels(train.labels, self.amount, number)
+                rows = draw_labels(train.labels, self.amount, number, train.targets)
             labelled = train.take(rows)
             # lr and weight decay are picked without the test split, which is looked at once.
             classifier, picked = fit_probe(labelled, self.grid, seed=number)

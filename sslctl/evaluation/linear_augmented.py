@@ -8,7 +8,7 @@ import torch
 from sslctl.data.modality import IMAGES
 from sslctl.errors import InputError
 from sslctl.evaluation.keeping import keep
-from sslctl.evaluation.knn import classifier_results
+from sslctl.evaluation.knn import score_results
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Protocol, Task
 from sslctl.evaluation.trained_classifier import (
@@ -16,7 +16,7 @@ from sslctl.evaluation.trained_classifier import (
     lock_directory,
     refuse_processes,
     resolve_settings,
-    test_hits,
+    test_scores,
     train_classifier,
     training_params,
 )
@@ -29,6 +29,8 @@ from sslctl.training.plan import make_plan
 @dataclass(frozen=True)
 class LinearAugmented(Protocol):
     """A linear classifier on augmented views; its last epoch is judged on the clean test split. Stops and resumes as any run."""
+
+    takes_several = True
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
         train = task.train
@@ -45,17 +47,19 @@ class LinearAugmented(Protocol):
 
         def build(facts: Facts) -> Supervised:
             backbone = copy.deepcopy(subject.backbone)
-            return Supervised(backbone, facts, frozen=True, pool="own", layer_decay=1.0, classifier_lr_scale=1.0)
+            method = Supervised(backbone, facts, frozen=True, pool="own", layer_decay=1.0, classifier_lr_scale=1.0)
+            method.several = train.has_several
+            return method
 
         hashes = {"data": train.content_hash, "weights": subject.weights_sha256}
         run_dir = directory_of(task, f"linear-augmented-{subject.name}", settings, (), hashes)
         heading = [f"linear classifier on {subject.name} weights", *make_plan(settings, train).lines()]
         with lock_directory(run_dir):
             method, plan = train_classifier(build, train, settings, run_dir, heading)
-        results = classifier_results(
+        results = score_results(
             subject,
             task.test,
-            [test_hits(method, subject, task.test, settings.workers, plan.device)],
+            [test_scores(method, subject, task.test, settings.workers, plan.device)],
             protocol="linear-augmented",
             labels="all",
             seed=task.seed,

@@ -54,11 +54,15 @@ def interval(scores: Tensor, targets: Tensor, groups: Tensor | None, seed: int =
 
 
 def ranking_results(
-    subject: Subject, source: Source, scores: Tensor, *, details: dict | None = None, **settings: Any
+    subject: Subject, source: Source, scores: list[Tensor], *, details: dict | None = None, **settings: Any
 ) -> list[Result]:
-    """Returns the mAP of scores (N, C) on a source's images; details hold each label's figure and its share of the images, which
-    is what a constant answer scores. settings: of `make_result`."""
-    each = average_precision(scores, source.targets)
+    """Returns the mAP of scores (N, C), those of each draw of labels, on a source's images.
+
+    details hold each label's figure, of several draws their mean, and its share of the images, which is what a constant answer
+    scores. settings: of `make_result`.
+    """
+    of_draws = torch.stack([average_precision(of_draw, source.targets) for of_draw in scores])  # (draws, C)
+    each = of_draws.mean(0)
     shares = source.targets.double().mean(0)
     present = ~each.isnan()
     details = (details or {}) | {
@@ -73,8 +77,8 @@ def ranking_results(
             subject,
             source,
             metric=METRIC,
-            values=[each.nanmean().nan_to_num(0).item()],
-            ci95=interval(scores, source.targets, source.groups),
+            values=of_draws.nanmean(1).nan_to_num(0).tolist(),
+            ci95=interval(scores[0], source.targets, source.groups) if len(scores) == 1 else None,
             details=details,
             **settings,
         )

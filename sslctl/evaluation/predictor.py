@@ -109,7 +109,7 @@ def _finetuned(
         return logits if subject is None else torch.cat([logits, subject.function(images).float()], 1)
 
     def predictions(outputs: Tensor) -> Predictions:
-        scores = _with_probabilities(outputs[:, :classes], several=False)
+        scores = _with_probabilities(outputs[:, :classes], classifier.several)
         return Predictions(*scores, *_nearest(outputs[:, classes:], bank, nearest))
 
     return Predictor(function, predictions, (network, *([subject.module] if subject else [])), bank)

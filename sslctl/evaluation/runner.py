@@ -29,12 +29,6 @@ from sslctl.training.plan import choose_device
 def evaluate_all(config: Any, protocol: Protocol) -> None:
     """Applies one protocol to every subject of every run that ckpt= names, or to given weights, and prints a table."""
     for subjects, task, out in subjects_and_tasks(config, labelled_sources, protocol.subjects):
-        if task.train.has_several and not protocol.takes_several:
-            raise InputError(
-                f"{task.train.name} has several labels an image, which this takes not: sslctl knn-eval, or sslctl"
-                " linear-eval protocol=cached",
-                advice=["protocol=cached"] if "protocol" in config else [],
-            )
         if config.plan_only:
             print_plan([protocol], subjects, task)
             continue

@@ -25,7 +25,7 @@ class Subject:
     """Something that turns images into features."""
 
     name: str  # trained, random (fine-tuned: scratch), pixels or given: that it began with, or that were handed over
-    function: Callable[[Tensor], Tensor]  # (B, C, S, S) in [0, 1] -> (B, D)
+    function: Callable[[Tensor], Tensor]  # (B, C, H, W) in [0, 1] -> (B, D)
     preprocess: Preprocess | TextPreprocess
     features: str  # which of a method's features
     weights_sha256: str

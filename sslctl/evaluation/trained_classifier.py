@@ -14,7 +14,6 @@ from sslctl.config.literal import as_config
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, say
 from sslctl.evaluation.features import extract, refuse_non_finite
-from sslctl.evaluation.knn import hits_of
 from sslctl.evaluation.provenance import config_choice
 from sslctl.evaluation.provenance import settings as settings_words
 from sslctl.evaluation.subjects import Subject
@@ -94,10 +93,8 @@ def build_classifier(build: Callable[[Facts], Supervised], source: Source, setti
         raise InputError(str(error)) from error
 
 
-def test_hits(
-    method: Supervised, subject: Subject, test: Source, workers: int, device: torch.device
-) -> dict[str, Tensor]:
-    """Tells which of the clean images are right, (N,) bool: by top1 and, of more than five classes, top5."""
+def test_scores(method: Supervised, subject: Subject, test: Source, workers: int, device: torch.device) -> Tensor:
+    """Returns the classifier's scores (N, C) of the clean images."""
     scores = extract(
         lambda images: method.classifier(method.pooled(images)),
         test,
@@ -107,7 +104,7 @@ def test_hits(
         device=device,
     )
     refuse_non_finite(scores, f"scores of the classifier on {subject.name} weights, on {test.name}'s test split")
-    return hits_of(scores, test.labels)
+    return scores
 
 
 def training_params(settings: Any, plan: Plan) -> dict:

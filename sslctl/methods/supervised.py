@@ -15,6 +15,9 @@ from sslctl.models.layer_decay import decayed
 class Supervised(Method):
     """Cross entropy on one augmented view a step, of images or texts.
 
+    several: an image may have several labels, each a logistic regression of its own; their cross entropies are summed. What
+    builds the method for such images sets it.
+
     frozen: the backbone is not trained and its BatchNorm statistics stay as they are: the linear probe of the papers
     (MoCo, arXiv:1911.05722, section 4.1).
     pool: "own" as the backbone does; "mean" over a vision transformer's patches (MAE, arXiv:2111.06377, section 4), of the
@@ -26,6 +29,7 @@ class Supervised(Method):
     """
 
     batch_coupling = None
+    several = False
 
     def __init__(
         self,
@@ -73,9 +77,16 @@ class Supervised(Method):
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         with torch.set_grad_enabled(not self.frozen):
             h = self.pooled(batch.views[self.modality.group][0])  # (B, D)
-        logits, label = gather(self.classifier(h).float()), gather(batch.label)  # (B, num_classes), (B,)
+        logits, label = (
+            gather(self.classifier(h).float()),
+            gather(batch.label),
+        )  # (B, num_classes), (B,) or as the logits
+        if self.several:
+            loss = F.binary_cross_entropy_with_logits(logits, label.float(), reduction="none").sum(1).mean()
+            right = ((logits > 0) == label).float().mean()
+            return {"loss": loss, "labels_right": right, "feature_std": feature_std(h)}
         hits = (logits.argmax(1) == label).float().mean()
         return {"loss": F.cross_entropy(logits, label), "top1": hits, "feature_std": feature_std(h)}
 
     def uninformative_loss(self) -> float:
-        return math.log(self.facts.num_classes)
+        return self.facts.num_classes * math.log(2) if self.several else math.log(self.facts.num_classes)
