@@ -27,6 +27,7 @@ from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.teacher import Teacher
 from sslctl.models.vit import patch_size_of
+from sslctl.ops.image_size import ImageSize, height_width
 from sslctl.training.setup import build_optimizer
 from sslctl.views import Key, ViewMaker
 from tests.runs import SIMCLR, finish, image_folder
@@ -107,27 +108,29 @@ def _key_and_value(word: str) -> tuple[str, Any]:
     return override.key_or_group, override.value()
 
 
-def built(name: str, *words: str, network: tuple[str, ...] | None = None, rows: int = ROWS) -> Built:
+def built(
+    name: str, *words: str, network: tuple[str, ...] | None = None, rows: int = ROWS, size: ImageSize = SIDE
+) -> Built:
     """method=name as configs/method has it, at the start of an epoch and with weights that are always the same.
 
-    words: other values. network: the words of another backbone. rows: images of the batch.
+    words: other values. network: the words of another backbone. rows: images of the batch. size: of these, in pixels.
     """
     scale = (
         () if name in ("frame_order", "masked_language") else tuple(f"dataset.scale.{k}={v}" for k, v in SCALE.items())
     )
     config = composed(f"method={name}", *scale, *(network or NETWORKS.get(name, RESNET)), *OWN.get(name, ()), *words)
-    channels, side = 3 if name == "colorization" else 1, SIDE
-    preprocess = Preprocess(channels, SIDE, SIDE, [0.5] * channels, [0.3] * channels)
+    channels = 3 if name == "colorization" else 1
+    preprocess = Preprocess(channels, size, min(height_width(size)), [0.5] * channels, [0.3] * channels)
     if name == "masked_language":
-        preprocess, side = TextPreprocess(VOCABULARY, LENGTH, ""), LENGTH
+        preprocess, size = TextPreprocess(VOCABULARY, LENGTH, ""), LENGTH
     torch.manual_seed(0)
     backbone, teacher = build_backbone(config.backbone, preprocess), None
     if "teacher" in config.method:
         teacher = Teacher(build_backbone(composed(*RESNET).backbone, preprocess), {}, preprocess)
-    facts = Facts(channels, side, IMAGES, 4, rows, steps_per_epoch=10, total_steps=100)
+    facts = Facts(channels, size, IMAGES, 4, rows, steps_per_epoch=10, total_steps=100)
     method = build_method(config.method, backbone, facts, teacher).train()
     with torch.no_grad():
-        method.start_epoch(0, Embedder((IMAGES, channels, SIDE, SIDE)))
+        method.start_epoch(0, Embedder((IMAGES, channels, *height_width(size))))
     return Built(config, method, noise(config, method, rows))
 
 
@@ -142,9 +145,10 @@ def noise(config: DictConfig, method: Method, rows: int, seed: int = 0) -> Batch
     if method.modality == VIDEOS:
         shape = (1, rows, config.dataset.frames, method.facts.channels, SIDE, SIDE)
         return Batch({"frames": torch.rand(shape, generator=generator)}, index % 4, index, key)
-    pixels = torch.randint(0, 256, (rows, method.facts.channels, SIDE, SIDE), generator=generator)
+    size = method.facts.image_size
+    pixels = torch.randint(0, 256, (rows, method.facts.channels, *height_width(size)), generator=generator)
     settings = OmegaConf.to_container(config.augmentation, resolve=True)
-    views = ViewMaker(settings, SIDE, ("saturation", "hue", "grayscale"), patch_size_of(method.backbone.network))
+    views = ViewMaker(settings, size, ("saturation", "hue", "grayscale"), patch_size_of(method.backbone.network))
     return Batch(views(pixels.to(torch.uint8), key), index % 4, index, key)
 
 

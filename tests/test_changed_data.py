@@ -8,7 +8,13 @@ import shutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from sslctl.data import packed, packing
+from sslctl.data.folders import FolderKeys
+from sslctl.data.frames import frames
+from sslctl.data.sources import folder
+from sslctl.data.text import text
 from sslctl.errors import InputError
 from sslctl.runs import claim, continuing
 from sslctl.runs import directory as rundir
@@ -213,6 +219,72 @@ def test_a_list_of_files_comes_back_and_is_small(tmp_path):
     assert FileList.read(tmp_path).unreadable == {3, 9, 11}
     (tmp_path / FILES).write_bytes(b"\x1f\x8b")
     assert FileList.read(tmp_path) is None
+
+
+def changed(sources, run_dir):
+    """What is refused where the second of two sources is what a run finds instead of the first."""
+    first, second = sources
+    run_dir.mkdir()
+    first.file_list.write(run_dir)
+    describe(run_dir, hashes={"data": first.content_hash}, files=first.file_list)
+    with pytest.raises(InputError) as caught:
+        claim.refuse_another_config(
+            run_dir, claim.saved_description(run_dir), CONFIG, {"data": second.content_hash}, second.file_list
+        )
+    return caught.value
+
+
+def of_tiles(root):
+    return folder("train", FolderKeys(str(root), None, 3, 1.0, tiles={"size": 8}))
+
+
+def of_a_pack(root):
+    pytest.importorskip("datasets")
+    with packing.new_folder(root / "pack") as inside:
+        packing.write_pack(inside, {"train": folder("train", FolderKeys(str(root), None, 3, 0))}, lambda done: None)
+    source = packed.hf("train", str(root / "pack"), None, 3, 1.0)
+    shutil.rmtree(root / "pack")
+    return source
+
+
+@pytest.mark.parametrize(
+    ("read", "change", "line"),
+    [
+        (of_tiles, lambda root: (root / "003.png").unlink(), "1 removed: 003.png"),
+        (of_tiles, lambda root: shutil.copy(root / "003.png", root / "004.png"), "1 changed: 004.png"),
+        (of_a_pack, lambda root: (root / "003.png").unlink(), "1 changed: train/data-00000-of-00001.arrow"),
+    ],
+    ids=["a scene fewer", "another scene", "a pack"],
+)
+def test_files_that_are_no_samples_are_named_too_and_have_no_stand_ins(tmp_path, read, change, line):
+    root = write_images(tmp_path / "images", count=6)
+    Image.new("RGB", (16, 16)).save(root / "003.png")  # of another size in bytes
+    before = read(root)
+    change(root)
+    refusal = changed((before, read(root)), tmp_path / "run")
+    assert line in str(refusal)
+    assert "on_data_change=continue" in refusal.advice
+    assert not any("on_error" in words for words in refusal.advice)
+
+
+def test_videos_and_texts_are_named_by_their_own_names(tmp_path):
+    for number in range(3):
+        write_images(tmp_path / "videos", f"v{number}", count=6, size=(8, 8), seed=number)
+    before = frames("train", str(tmp_path / "videos"), None, 3, 5)
+    write_images(tmp_path / "videos", "v3", count=6, size=(8, 8))
+    assert "1 added: v3" in str(
+        changed((before, frames("train", str(tmp_path / "videos"), None, 3, 5)), tmp_path / "run")
+    )
+
+    pytest.importorskip("tokenizers")
+    (tmp_path / "texts").mkdir()
+    for number in range(2):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"word {number} and others " * 40)
+    before = text("train", str(tmp_path / "texts"), 16, 300, None)
+    (tmp_path / "texts" / "0.txt").write_text("other words " * 50)
+    assert "1 changed: 0.txt" in str(
+        changed((before, text("train", str(tmp_path / "texts"), 16, 300, None)), tmp_path / "b")
+    )
 
 
 def test_every_kind_of_change_is_told_apart():

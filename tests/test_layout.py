@@ -185,6 +185,26 @@ def test_hidden_and_empty_folders_are_no_classes_and_are_counted(tmp_path):
     assert source.description.warnings == ("folders without images are no classes: empty",)
 
 
+def test_masks_beside_the_images_are_said(tmp_path):
+    """Folders of labels of pixels: by their own name, and by those of their pictures."""
+    for part in ("test", "train", "val"):
+        write_images(tmp_path / "scenes" / part, "images", count=3, suffix=".jpg")
+        write_images(tmp_path / "scenes" / part, "masks", count=3)
+    way = f"if they are masks, dataset=folder dataset.root={tmp_path}/scenes/train/images leaves them out"
+    said = f"9 pictures in train/masks and 2 other folders have the names of those in train/images: {way}"
+    assert said in without_labels(str(tmp_path / "scenes")).warnings
+    said = f"3 pictures in masks have the names of those in images: {way}"
+    assert said in class_folders("train", str(tmp_path / "scenes")).warnings
+    assert len(without_labels(str(tmp_path / "scenes" / "train" / "images")).names) == 3
+    # Classes with the same numbers in their files, and a folder of labels with other names, are none.
+    write_images(tmp_path / "classes", "cats", "dogs", count=3)
+    write_images(tmp_path / "apart", "images", "masks", count=3)
+    for path in (tmp_path / "apart" / "masks").iterdir():
+        path.rename(path.with_name(f"of {path.name}"))
+    for name in ("classes", "apart"):
+        assert not any("masks" in warning for warning in without_labels(str(tmp_path / name)).warnings)
+
+
 def test_a_wrapper_folder_is_looked_through_and_named(tmp_path):
     write_images(tmp_path, "archive/images/a", "archive/images/b", count=40)
     (tmp_path / "README.md").touch()
@@ -454,6 +474,71 @@ def test_a_folder_is_looked_at_before_any_training(cli, workdir):
     assert planned.status == 0, planned.err
     assert "1 of 13 images cannot be read, or are to be skipped" in planned.out
     assert "no such file" in cli("pretrain", *words[2:4], "dataset.skip=none.txt", "plan_only=true").err.lower()
+
+
+def suggested(result) -> list[str]:
+    assert result.status == 0, result.err
+    (line,) = (line for line in result.out.splitlines() if line.startswith("next "))
+    return shlex.split(line)[1:]
+
+
+def test_a_table_and_a_pack_are_looked_at_as_a_folder_is(cli, workdir):
+    """The pack holds a damaged file, which has no stand-in there, and one of the table is named twice; labels are several."""
+    write_images(workdir / "images", "a", "b", count=8, size=(24, 24), seed=1)
+    paths = sorted(str(path.relative_to(workdir)) for path in (workdir / "images").rglob("*.png"))
+    rows = [f"{path},{'x|y' if number % 4 == 0 else 'x'}" for number, path in enumerate([*paths, paths[3]])]
+    (workdir / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    result = cli(
+        "data", "dataset=csv", "dataset.root=table.csv", "dataset.columns={split: null}", "seconds=0", "out=t.json"
+    )
+    words = suggested(result)
+    assert words[:4] == ["sslctl", "pretrain", "dataset=csv", "dataset.root=table.csv"]
+    audit = json.loads((workdir / "t.json").read_text())
+    assert sum(split["images"] for split in audit["splits"].values()) == 17
+    assert audit["splits"]["train"]["classes"]["x"] == audit["splits"]["train"]["images"]
+    assert "x " in result.out
+    (group,) = audit["copies"]
+    assert [path.endswith(paths[3]) for path in group] == [True, True]
+
+    pytest.importorskip("datasets")
+    packed = cli("pack", "dataset=csv", "dataset.root=table.csv", "dataset.columns={split: null}", "out=p.pack")
+    assert packed.status == 0, packed.err
+    result = cli("data", "dataset=hf", "dataset.root=p.pack", "seconds=0", "out=[p.json,p.html]")
+    assert suggested(result)[2:4] == ["dataset=hf", "dataset.root=p.pack"]
+    of_pack = json.loads((workdir / "p.json").read_text())
+    for split, own in of_pack["splits"].items():
+        assert {name: own[name] for name in ("images", "classes")} == {
+            name: audit["splits"][split][name] for name in ("images", "classes")
+        }
+    assert [path.partition("/")[0] for path in of_pack["copies"][0]] == ["p.pack"] * 2
+    assert "data:image/png;base64," in (workdir / "p.html").read_text()
+    assert cli(*suggested(result)[1:], "--cfg", "job").status == 0
+
+
+def test_a_damaged_image_in_a_pack_is_named_and_left_out_of_the_page(cli, workdir):
+    datasets = pytest.importorskip("datasets")
+    write_images(workdir / "images", count=5, size=(24, 24), seed=1)
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((workdir / "images").iterdir())]
+    cells[2]["bytes"] = cells[2]["bytes"][:100]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": cells}, features=features).save_to_disk("pack")
+    result = cli("data", "dataset=hf", "dataset.root=pack", "seconds=0", "out=[p.json,p.html]")
+    assert result.status == 0, result.err
+    assert list(json.loads((workdir / "p.json").read_text())["unreadable"]) == ["pack#2/002.png"]
+    assert "tiles and packs can only do without them" in result.out
+    assert "dataset.skip" not in result.out
+
+
+def test_of_tiles_they_are_counted_and_their_images_may_be_huge(cli, workdir, monkeypatch):
+    write_images(workdir / "scenes", count=2, size=(130, 200), seed=1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # beyond which Pillow sees a bomb
+    tiled = ("dataset.tiles={size: 32, stride: 32}", "seconds=0", "out=p.html")
+    words = suggested(cli("data", "scenes", *tiled))
+    assert "trainer.batch_size=8" in words  # of 48 tiles, not of 2 images
+    assert not any(word.startswith("dataset.image_size") for word in words)
+    assert "48 tiles of 32×32" in (workdir / "p.html").read_text()
+    # Without tiles, the same images are too large to be meant.
+    assert "can be read" in cli("data", "scenes", "seconds=0", "out=q.html").err
 
 
 def test_what_the_suggested_command_takes_is_measured_or_why_not(monkeypatch):

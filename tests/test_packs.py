@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslctl.data import packed, packing, sources
+from sslctl.data import packed, packed_folder, packing, sources
 from sslctl.data.folders import FolderKeys
 from sslctl.errors import InputError
 from tests.conftest import QUICK
@@ -124,7 +124,7 @@ DAMAGES = {
         r"train/data-\S+ has 1 bytes, [\d,]+ were written",
     ),
     "lost": (lambda pack: next(pack.glob("test/data-*.arrow")).unlink(), r"test/data-\S+ is missing"),
-    "notes": (lambda pack: (pack / packed.PACK).write_text("{"), r"sslctl-pack\.json cannot be read"),
+    "notes": (lambda pack: (pack / packed_folder.PACK).write_text("{"), r"sslctl-pack\.json cannot be read"),
     "list": (lambda pack: (pack / "dataset_dict.json").unlink(), r"dataset_dict\.json is missing"),
 }
 

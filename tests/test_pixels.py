@@ -143,6 +143,39 @@ def write_deep_png(path, array):
     )
 
 
+def test_grey_pages_are_bands_also_where_colours_are_asked_for(tmp_path):
+    """Pillow opens the first page alone, and says nothing of the others."""
+    stack = scene(5, dtype=np.uint8, side=(20, 24))
+    for name, pages in (
+        ("five", range(5)),
+        ("three", range(3)),
+        ("two", range(2)),
+        ("one", range(1)),
+        ("many", [0] * 40),
+    ):
+        (tmp_path / name).mkdir()
+        planes = [Image.fromarray(stack[..., page]) for page in pages]
+        planes[0].save(tmp_path / name / "0.tif", save_all=True, append_images=planes[1:])
+    with pytest.raises(InputError, match=r"images have 5 bands: dataset\.channels=5 takes all, dataset\.bands=\[…\]"):
+        folder(tmp_path / "five", 3)
+    with pytest.raises(InputError, match=r"images have 40 bands: dataset\.bands=\[…\] with as many"):
+        folder(tmp_path / "many", 1)
+    whole = folder(tmp_path / "five", 5).read(0)
+    assert torch.equal(whole, torch.from_numpy(stack).permute(2, 0, 1))
+    assert torch.equal(folder(tmp_path / "five", 1, bands=[3]).read(0), whole[3:4])
+    assert torch.equal(folder(tmp_path / "three", 3).read(0), whole[:3])
+    two = folder(tmp_path / "two", 1)
+    assert torch.equal(two.read(0), whole[:1])
+    assert "1 of 1 images have a second band, which is dropped: dataset.channels=2 keeps it" in two.description.warnings
+    assert torch.equal(folder(tmp_path / "one", 3).read(0), whole[:1].expand(3, -1, -1))  # the negative control
+
+
+def test_a_thumbnail_behind_a_picture_is_no_band(tmp_path):
+    picture = Image.fromarray(scene(1, dtype=np.uint8, side=(20, 24))[..., 0])
+    picture.save(tmp_path / "0.tif", save_all=True, append_images=[picture.resize((6, 5))])
+    assert folder(tmp_path, 1).read(0).shape == (1, 20, 24)
+
+
 def test_dicom_is_read_in_the_units_of_its_modality(tmp_path):
     pydicom = pytest.importorskip("pydicom")
     stored = np.arange(-24, 40, dtype=np.int16).reshape(8, 8) * 30

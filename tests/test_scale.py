@@ -1,5 +1,6 @@
 """The scale of a dataset: what a method takes of it, and how a folder of one's own gets one."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +58,23 @@ def test_the_images_counted_are_those_trained_on(tmp_path, layout):
     keys = FolderKeys(str(tmp_path), image_size=None, channels=3, memory_gb=1)
     assert len(layout_of.training_layout(str(tmp_path), True).names) == len(sources.imagefolder("train", keys))
     assert len(layout_of.training_layout(str(tmp_path), False).names) == len(sources.folder("train", keys))
+
+
+def test_a_packs_scale_is_that_of_the_images_that_it_says_it_has(tmp_path, monkeypatch):
+    """A pack's own file says it, or Hugging Face's; where neither does, none is chosen. No image is looked at."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pack" / "train"
+    folder.mkdir(parents=True)
+    (tmp_path / "pack" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    words = prepare(["dataset=hf", "dataset.root=pack"])
+    assert choose_scale(words) is None
+    for count, name in ((4_999, "tiny"), (5_000, "small"), (200_000, "imagenet")):
+        (folder / "dataset_info.json").write_text(json.dumps({"splits": {"train": {"num_examples": count}}}))
+        assert choose_scale(words) == name
+    pack = {"splits": {"train": {"images": 7, "files": {}}}}
+    (tmp_path / "pack" / "sslctl-pack.json").write_text(json.dumps(pack))
+    assert choose_scale(words) == "tiny"
+    assert choose_scale(prepare(["dataset=hf", "dataset.root=pack", "dataset.splits={train: other}"])) is None
 
 
 @pytest.mark.parametrize(

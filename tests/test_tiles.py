@@ -137,8 +137,32 @@ def test_a_png_beyond_pillows_limit_is_decoded_once_and_a_larger_one_refused(tmp
     monkeypatch.setattr(windows, "_DECODED", 2**20)
     assert len(tiled(tmp_path / "images")) == 35
     assert Image.MAX_IMAGE_PIXELS == 1_000
-    monkeypatch.setattr(windows, "_decoded", None)
-    assert len(tiled(tmp_path / "images")) == 35
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "_decoded", None)
+        assert len(tiled(tmp_path / "images")) == 35
+
+
+def test_what_was_decoded_is_said_replaced_with_its_image_and_named_by_it_where_it_is_damaged(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(2):
+        Image.fromarray(pixels(seed=number)).save(tmp_path / "images" / f"{number}.png")
+    source, decoded = tiled(tmp_path / "images"), tmp_path / "cache" / "decoded"
+    assert f"of 2 images; 2 of them decoded into {decoded}, " in source.description.lines()[2]
+    first = {path.name for path in decoded.iterdir()}
+    Image.fromarray(pixels(seed=7, height=90)).save(tmp_path / "images" / "1.png")
+    source = tiled(tmp_path / "images")
+    assert len({path.name for path in decoded.iterdir()} & first) == 1 == len(first) - 1
+    # The image is what a user knows; what lies in the cache is its copy.
+    last = len(source) - 1
+    store = decoded / os.path.basename(source.stores[last])
+    os.truncate(store, store.stat().st_size // 2)
+    top, left = source.places[last]
+    with pytest.raises(
+        ImageError, match=rf"cannot read .*images/1\.png#{top},{left}: it ends .*decoded into {store}, which"
+    ):
+        source.read(last)
+    store.unlink()
+    assert tiled(tmp_path / "images").read(last).shape == (3, 32, 32)
 
 
 def test_16_bits_are_scaled_by_the_range_of_all_tiles_and_a_damaged_tile_is_named(tmp_path):

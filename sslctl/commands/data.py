@@ -1,23 +1,29 @@
-"""sslctl data: what a folder of images holds, before any training."""
+"""sslctl data: what a folder, table or pack of images holds, before any training."""
 
 import json
-from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from sslctl.config.command_line import Prepared, as_typed, prepare, shell_words, task_overrides, with_plain_paths
 from sslctl.config.targets import target_of
-from sslctl.data import sources
-from sslctl.data.audit import Audit, audit, headers_of
+from sslctl.data import packed, sources, tables
+from sslctl.data.audit import Audit, audit, headers_of, look_at, look_at_header
 from sslctl.data.description import Description, describe, refuse_bands
+from sslctl.data.encoded import ImageFile
 from sslctl.data.layout import Layout, NoTestSplit, base_name, class_folders, without_labels
 from sslctl.data.listing import existing_folder
 from sslctl.data.pixels import Reading
+from sslctl.data.source import Source
+from sslctl.data.table_layout import table_rows
+from sslctl.data.tiles import Tiling, count_tiles
 from sslctl.data.unreadable import write_list
 from sslctl.errors import InputError, say, user_path
 from sslctl.factory.from_config import build_source
+from sslctl.ops.image_size import image_size_of
 from sslctl.report.data_page import Suggestion, data_page
 from sslctl.runs.atomic import make_folder_of, refuse_others_file, why_unwritable, write_text
 from sslctl.training.progress import Progress
@@ -28,43 +34,65 @@ _CONTENTS = {"format", "splits", "unreadable", "copies", "near"}  # of what out=
 
 
 def data(config: Any) -> None:
-    """Looks at every image of a folder, and says what would go wrong, with the key that answers it."""
+    """Looks at every image of a dataset of files, and says what would go wrong, with the key that answers it."""
     node = config.dataset
-    target = target_of(node, "dataset")
-    if target not in (sources.folder, sources.imagefolder):
+    if target_of(node, "dataset") not in (sources.folder, sources.imagefolder, tables.csv, packed.hf):
         raise InputError(
-            "sslctl data looks at folders of images: dataset=folder or dataset=imagefolder, dataset.root=FOLDER"
+            "sslctl data looks at images: dataset=folder or dataset=imagefolder, dataset.root=FOLDER; dataset=csv,"
+            " dataset.root=TABLE; dataset=hf, dataset.root=PACK"
         )
     outputs = files_for(config)
 
     # Every file once; what of them is said on the terminal, on the page and in the .json comes from this.
-    layouts = lay_out(node, labelled=target is sources.imagefolder or node.label is not None)
-    total = sum(len(layout.names) for layout in layouts.values())
+    layouts, images = lay_out(node)
+    total, look = sum(map(len, images.values())), look_at_header if is_tiled(node) else look_at
     with Progress(total, transient=True) as progress:
-        seen = audit(layouts, lambda done: progress.update(done, f"{done:,} of {total:,} images"))
+        seen = audit(layouts, images, lambda done: progress.update(done, f"{done:,} of {total:,} images"), look_at=look)
     described = {split: described_split(seen, split, node) for split in layouts}
-    skipping = skip_list(seen, outputs)
+    skipping = skip_list(seen, outputs, node)
     say(*lines_of(seen, described, shell_words(skipping)))
 
     # The command that goes on, and what a few of its steps take here.
     suggestion = first_command(config, seen, described["train"], skipping)
     say(f"next        {suggestion.command}", *(f"            {line}" for line in suggestion.measured))
 
-    # The page shows images, so a source reads them once more; bad ones have stand-ins there, tiles cannot.
     for out in outputs:
         if out.suffix == ".json":
             write_text(out, json.dumps(as_json(seen), indent=1) + "\n")
+        elif (source := shown_images(seen, node)) is None:
+            say("no page: tiles of images that cannot be read have no stand-ins")
+            continue
         else:
-            lenient = {} if node.get("tiles") is not None else {"on_error": "skip", "max_bad": total}
-            source = build_source(OmegaConf.merge(node, {**lenient, "memory_gb": 0}), "train")
             write_text(out, data_page(seen, described, source, base_name(node.root), suggestion, shell_words(skipping)))
         say(f"{out}: all of it")
 
 
-def skip_list(seen: Audit, outputs: list[Path]) -> list[str]:
+def is_tiled(node: Any) -> bool:
+    """Tells whether the samples are tiles of the images."""
+    return node.get("tiles") is not None
+
+
+def shown_images(seen: Audit, node: Any) -> Source | None:
+    """Returns the training images as a source, which reads them once more: bad ones have stand-ins, or are left out of a pack.
+    Tiles have neither: None where one is bad."""
+    if is_tiled(node) and seen.unreadable:
+        return None
+    lenient = {"on_error": "skip", "max_bad": len(seen.looks["train"])} if stands_in(node) else {}
+    source = build_source(OmegaConf.merge(node, {**lenient, "memory_gb": 0}), "train")
+    if lenient or is_tiled(node):
+        return source
+    return source.subset(torch.tensor([row for row, look in enumerate(seen.looks["train"]) if not look.error]))
+
+
+def stands_in(node: Any) -> bool:
+    """Tells whether images can stand in for others that cannot be read: those of files, but not their tiles."""
+    return "on_error" in node and not is_tiled(node)
+
+
+def skip_list(seen: Audit, outputs: list[Path], node: Any) -> list[str]:
     """Writes the files that cannot be read beside the first output, as a list; returns the words that let others stand in."""
     bad = [look.path for look in seen.unreadable]
-    if not bad:
+    if not bad or not stands_in(node):
         return []
     if not outputs:
         return ["dataset.on_error=skip", f"dataset.max_bad={len(bad)}"]
@@ -77,11 +105,10 @@ def files_for(config: Any) -> list[Path]:
     """Returns where the page and the .json go: out=, a name or several; else a page in the current directory, unless that lies
     in the folder of images. Raises InputError for other names, or places that cannot be written."""
     if config.out is None:
-        folder, page = (
-            existing_folder(config.dataset.root).resolve(),
-            Path(f"data-{base_name(config.dataset.root)}.html"),
-        )
-        inside = page.resolve().is_relative_to(folder)
+        root = config.dataset.root
+        is_table = bool(root) and user_path(root).is_file()  # which names its images: a page beside them is none
+        folder, page = None if is_table else existing_folder(root).resolve(), Path(f"data-{base_name(root)}.html")
+        inside = folder is not None and page.resolve().is_relative_to(folder)
         if inside or why_unwritable(page.resolve().parent):
             say(
                 f"no page: the current directory {'is among the images' if inside else 'cannot be written'}; out=FILE.html"
@@ -101,21 +128,42 @@ def first_command(config: Any, seen: Audit, described: Description, skipping: li
     overrides = [word for word in task_overrides() if not word.startswith(("out=", "seed=", "seconds="))]
     overrides = overrides if any(word.startswith("dataset=") for word in overrides) else ["dataset=folder", *overrides]
     overrides += prepare(skipping).overrides
-    images, (size, _) = len(seen.layouts["train"].names), described.sizes.most_common(1)[0]
+    count, kind, (size, _) = len(seen.layouts["train"].names), "images, most", described.sizes.most_common(1)[0]
+    if is_tiled(config.dataset):
+        tiling, kind = Tiling.of(config.dataset.tiles), "tiles"
+        size = (tiling.size, tiling.size)
+        count = count_tiles([look.path for look in seen.looks["train"] if not look.error], tiling)
     words = suggest(
-        [with_plain_paths(as_typed(word)) for word in overrides], images, size, Prepared(overrides=overrides)
+        [with_plain_paths(as_typed(word)) for word in overrides], count, size, Prepared(overrides=overrides)
     )
     measured = measure(words, config.seconds) if config.seconds else []
-    return Suggestion(shell_words(words), f"{images:,} images, most of {size[0]}×{size[1]}", measured)
+    return Suggestion(shell_words(words), f"{count:,} {kind} of {size[0]}×{size[1]}", measured)
 
 
-def lay_out(node: Any, *, labelled: bool) -> dict[str, Layout]:
-    """Returns the splits of the folder, "train" and perhaps "test"."""
-    if not labelled:
-        return {"train": without_labels(node.root, node.splits)}
-    layouts = {"train": class_folders("train", node.root, node.splits, node.label)}
+def lay_out(node: Any) -> tuple[dict[str, Layout], dict[str, Sequence[ImageFile]]]:
+    """Returns the splits, "train" and perhaps "test", and the images of each."""
+    target, packs = target_of(node, "dataset"), {}
+
+    def of_pack(split: str) -> Layout:
+        layout, packs[split] = packed.packed_files(split, node.root, node.columns, node.splits)
+        return layout
+
+    if target is packed.hf:
+        layouts = _splits_of(of_pack)
+    elif target is tables.csv:
+        layouts = _splits_of(lambda split: table_rows(split, node.root, node.columns, node.splits, node.separator))
+    elif target is sources.imagefolder or node.label is not None:
+        layouts = _splits_of(lambda split: class_folders(split, node.root, node.splits, node.label))
+    else:
+        layouts = {"train": without_labels(node.root, node.splits)}
+    return layouts, packs or {split: layout.paths() for split, layout in layouts.items()}
+
+
+def _splits_of(lay_out_split: Callable[[str], Layout]) -> dict[str, Layout]:
+    """Lays out the training split and, where there is one, the test split; that there is none is a doubt."""
+    layouts = {"train": lay_out_split("train")}
     try:
-        layouts["test"] = class_folders("test", node.root, node.splits, node.label)
+        layouts["test"] = lay_out_split("test")
     except NoTestSplit as error:
         layouts["train"].warnings.append(str(error))
     return layouts
@@ -127,7 +175,8 @@ def described_split(seen: Audit, split: str, node: Any) -> Description:
     headers = headers_of(looks)
     if not headers.looked_at:
         raise InputError(f"none of the {len(looks):,} images in {layout.listing.base} can be read: {looks[0].error}")
-    size = node.image_size or headers.sizes.most_common(1)[0][0][0]
+    asked = node.image_size
+    size = image_size_of(asked, "dataset.image_size") if asked else headers.sizes.most_common(1)[0][0][0]
     reading = Reading(node.channels, None, None if node.get("bands") is None else tuple(node.bands))
     refuse_bands(headers.kinds, reading)
     return describe(layout, headers, None, reading, size)
@@ -148,7 +197,8 @@ def lines_of(seen: Audit, described: dict[str, Description], skipping: str) -> l
     lines += [f"unreadable  {look.path}: {look.error}" for look in bad[:_LISTED]]
     if bad:
         more = f"{len(bad) - _LISTED:,} others; " if len(bad) > _LISTED else ""
-        lines.append(f"            {more}{skipping} lets others stand in for them")
+        way = f"{skipping} lets others stand in for them" if skipping else "tiles and packs can only do without them"
+        lines.append(f"            {more}{way}")
     for name, groups in (("copies", seen.copies), ("near", seen.near)):
         lines.append(f"{name:<12}{_amount(groups)}")
         lines += [
@@ -161,7 +211,7 @@ def lines_of(seen: Audit, described: dict[str, Description], skipping: str) -> l
 
 def _balance(layout: Layout) -> list[str]:
     """Returns a line for each of the largest and smallest classes, with a bar as long as it is large."""
-    counts = Counter(layout.labels).most_common()
+    counts = sorted(enumerate(layout.class_sizes()), key=lambda pair: -pair[1])
     shown_ = counts if len(counts) <= 2 * _LISTED else [*counts[:_LISTED], *counts[-_LISTED:]]
     width = max(len(layout.classes[label]) for label, _ in shown_)
     bars = [
@@ -202,7 +252,7 @@ def as_json(seen: Audit) -> dict[str, Any]:
         split: {
             "folder": str(layout.listing.base),
             "images": len(layout.names),
-            "classes": {name: layout.labels.count(number) for number, name in enumerate(layout.classes)},
+            "classes": dict(zip(layout.classes, layout.class_sizes(), strict=True)),
             "left_out": layout.listing.left_out,
             "doubts": layout.warnings,
         }

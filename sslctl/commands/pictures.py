@@ -21,6 +21,6 @@ def pictures(config: Any) -> None:
         columns = draw(opened.method, source, views, seed=config.seed, images=config.images)
         if not columns:
             raise InputError(f"{run}: method={opened.config.names.method} has no pictures to show")
-        save(sheet(columns), out)
+        save(sheet(columns, words=not source.modality.visible), out)
         what = "images" if source.modality.visible else "texts"
         say(f"{out}: {len(next(iter(columns.values())))} {what} at step {opened.step:,}: {', '.join(columns)}")

@@ -3,14 +3,15 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from sslctl.data import files
+from sslctl.data import files, windows
+from sslctl.data.encoded import Encoded, ImageFile
 from sslctl.data.files import UNREADABLE, Headers
 from sslctl.data.layout import Layout
 from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array
@@ -57,13 +58,61 @@ class Audit:
         )
 
 
-def audit(layouts: dict[str, Layout], progress: Callable[[int], None] = lambda done: None) -> Audit:
-    """Looks at every image of the splits. progress: is told after each how many have been."""
-    paths = {split: layout.paths() for split, layout in layouts.items()}
-    looks, done = {split: [] for split in paths}, 0
+def look_at(path: ImageFile) -> Look:
+    """Decodes one image, at reduced scale where its format has that; deep ones by their own range of values."""
+    try:
+        digest = _digest(path)
+        (size, kind), grey = files.header_of(path), _brightness(path)
+    except UNREADABLE as error:
+        return Look(str(path), error=reason_of(error))
+    outline = np.asarray(grey.resize((_OUTLINE + 1, _OUTLINE), Image.Resampling.BOX), np.int16)
+    small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16)
+    bits = np.packbits(outline[:, 1:] > outline[:, :-1]).tobytes()
+    return Look(str(path), digest, size, kind, bits, small)
+
+
+def look_at_header(path: str) -> Look:
+    """Looks at the bytes and the header of an image of any size, whose pixels are none of what is said of it."""
+    try:
+        digest = _digest(path)
+        size, kind = windows.header_of(path)
+    except UNREADABLE as error:
+        return Look(path, error=reason_of(error))
+    return Look(path, digest, size, kind)
+
+
+def _digest(path: ImageFile) -> bytes:
+    """Returns a hash of a file's bytes."""
+    if isinstance(path, Encoded):
+        return hashlib.blake2b(path.content, digest_size=16).digest()
+    refuse_special(path)
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
+
+
+def _brightness(path: ImageFile) -> Image.Image:
+    """Returns an image in grey of 8 bits, the mean of its bands where it is none of the usual kinds."""
+    values = files.raw_values(path, takes_colours=True, draft=(64, 64))
+    values = values.mean(2) if values.ndim == 3 else values
+    if values.dtype != np.uint8:
+        reading = Reading(1, finite_range([values]) or SIXTEEN_BITS)
+        values = (from_array(values[..., None], reading)[0] * 255).round().byte().numpy()
+    return Image.fromarray(values)
+
+
+def audit(
+    layouts: dict[str, Layout],
+    images: dict[str, Sequence[ImageFile]],
+    progress: Callable[[int], None] = lambda done: None,
+    *,
+    look_at: Callable[[ImageFile], Look] = look_at,
+) -> Audit:
+    """Looks at every image of the splits. images: of each, read where they are looked at. progress: is told after each how many
+    have been. look_at: a file; `look_at_header` where images are too large to be decoded."""
+    looks, done = {split: [] for split in layouts}, 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for split, of_split in paths.items():
-            for look in pool.map(look_at, of_split):
+        for split, of_split in images.items():
+            for look in pool.map(lambda row, own=of_split: look_at(own[row]), range(len(of_split))):
                 looks[split].append(look)
                 progress(done := done + 1)
     result = Audit(layouts, looks)
@@ -76,31 +125,6 @@ def audit(layouts: dict[str, Layout], progress: Callable[[int], None] = lambda d
         if len(alike) > 1:
             result.near.append(alike)
     return result
-
-
-def look_at(path: str) -> Look:
-    """Decodes one image, at reduced scale where its format has that; deep ones by their own range of values."""
-    try:
-        refuse_special(path)
-        with open(path, "rb") as opened:
-            digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
-        (size, kind), grey = files.header_of(path), _brightness(path)
-    except UNREADABLE as error:
-        return Look(path, error=reason_of(error))
-    outline = np.asarray(grey.resize((_OUTLINE + 1, _OUTLINE), Image.Resampling.BOX), np.int16)
-    small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16)
-    bits = np.packbits(outline[:, 1:] > outline[:, :-1]).tobytes()
-    return Look(path, digest, size, kind, bits, small)
-
-
-def _brightness(path: str) -> Image.Image:
-    """Returns an image in grey of 8 bits, the mean of its bands where it is none of the usual kinds."""
-    values = files.raw_values(path, takes_colours=True, draft=(64, 64))
-    values = values.mean(2) if values.ndim == 3 else values
-    if values.dtype != np.uint8:
-        reading = Reading(1, finite_range([values]) or SIXTEEN_BITS)
-        values = (from_array(values[..., None], reading)[0] * 255).round().byte().numpy()
-    return Image.fromarray(values)
 
 
 def headers_of(looks: list[Look]) -> Headers:

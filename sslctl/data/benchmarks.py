@@ -19,6 +19,7 @@ from sslctl.data.listing import existing_folder
 from sslctl.data.mapped import source_of
 from sslctl.data.source import Source
 from sslctl.errors import InputError, nearest, user_path
+from sslctl.ops.image_size import image_size_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def benchmark(
     archive: str,
     root: str | None,
     download: bool,
-    image_size: int | None,
+    image_size: int | list[int] | None,
     channels: int,
     memory_gb: float,
     part: str | None = None,
@@ -74,7 +75,8 @@ def benchmark(
             raise InputError(f"{folder} holds {len(parts[0].pixels)} {split} images and {len(labels)} labels")
         if int(labels.max()) >= len(classes):
             raise InputError(f"{folder} holds a label {int(labels.max())}, there are {len(classes)} classes")
-        return source_of(archive, split, parts, labels, classes, channels, image_size or parts[0].size[0], memory_gb)
+        size = parts[0].size[0] if image_size is None else image_size_of(image_size, "dataset.image_size")
+        return source_of(archive, split, parts, labels, classes, channels, size, memory_gb)
 
     # Files of images: laid out as a folder is, and read by the same code.
     def lay_out(split: str) -> Layout:

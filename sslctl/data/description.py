@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sslctl.data.files import Headers, ImageError
 from sslctl.data.layout import Layout
-from sslctl.data.pixels import Reading, bands_in, is_deep, is_grey, name_of
+from sslctl.data.pixels import MOST_BANDS, Reading, bands_in, is_deep, is_grey, name_of
 from sslctl.errors import InputError
+from sslctl.ops.image_size import ImageSize, in_words
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Description:
     unreadable: tuple[str, ...] = ()  # files that others stand in for
     bands: tuple[int, ...] | None = None  # that are taken, where not all are
     tiles: str | None = None  # of these images, if they are the samples
+    cut: str | None = None  # how most images are seen, if they are no squares and the network's are
 
     def lines(self) -> list[str]:
         """Returns what the plan says of it."""
@@ -45,6 +47,8 @@ class Description:
             lines.append(self.tiles)
         if self.bands is not None:
             lines.append(f"bands {', '.join(map(str, self.bands))}, counted from 0; dataset.bands=[…]")
+        if self.cut is not None:
+            lines.append(self.cut)
         if self.left_out:
             lines.append("left out " + ", ".join(f"{count:,} {kind}" for kind, count in self.left_out.items()))
         return lines
@@ -60,7 +64,7 @@ def describe(
     headers: Headers,
     images: Tensor | None,
     reading: Reading,
-    image_size: int,
+    image_size: ImageSize,
     tiles: str | None = None,
 ) -> Description:
     """Describes a split's files. images: (N, C, H, W) where they are in memory. tiles: a sentence on those that are samples."""
@@ -87,6 +91,7 @@ def describe(
         tuple(layout.names[row] for row in layout.stand_ins),
         reading.bands,
         tiles,
+        _cut(headers, image_size) if tiles is None else None,
     )
 
 
@@ -125,9 +130,9 @@ def refuse_bands(kinds: Counter, reading: Reading) -> None:
         if max(reading.bands) >= most:
             raise InputError(f"dataset.bands={list(reading.bands)}: images have {most} bands, counted from 0")
     elif most != reading.channels and not (reading.takes_colours and most <= 4):
+        all_of_them = f"dataset.channels={most} takes all, " if most <= MOST_BANDS else ""
         raise InputError(
-            f"images have {most} bands: dataset.channels={most} takes all, dataset.bands=[…] with as many"
-            " dataset.channels some of them"
+            f"images have {most} bands: {all_of_them}dataset.bands=[…] with as many dataset.channels some of them"
         )
 
 
@@ -155,12 +160,22 @@ def _pixel_doubts(kinds: Counter, reading: Reading) -> list[str]:
     return doubts
 
 
-def _size_doubts(headers: Headers, image_size: int) -> list[str]:
+def _cut(headers: Headers, image_size: ImageSize) -> str | None:
+    """Says what becomes of most images, where they have one shape that is no square."""
+    (width, height), most = headers.sizes.most_common(1)[0]
+    if isinstance(image_size, tuple) or width == height or 2 * most <= headers.looked_at:
+        return None
+    return f"images are cut to squares of {image_size}; dataset.image_size=[height,width] sees their whole shape"
+
+
+def _size_doubts(headers: Headers, image_size: ImageSize) -> list[str]:
     """Says where the network's size is far from that of most images."""
     side = headers.small_square()
     if side in (None, image_size):
         return []
-    return [f"most images have {side}×{side} pixels, the network sees {image_size}: dataset.image_size={side}"]
+    return [
+        f"most images have {side}×{side} pixels, the network sees {in_words(image_size)}: dataset.image_size={side}"
+    ]
 
 
 def _listed(counts: Iterable) -> str:

@@ -77,10 +77,25 @@ def _is_array(path: ImageFile, takes_colours: bool) -> bool:
 
 
 def _is_cut(image: Image.Image) -> bool:
-    """Tells whether Pillow would give less of a file than it holds: 8 of 16 bits of its colours, or three bands of four."""
+    """Tells whether Pillow would give less of a file than it holds: 8 of 16 bits of its colours, three bands of four, or one of
+    several grey pages, which are bands."""
     if image.format == "TIFF" and image.mode == "RGB" and image.tag_v2.get(277) not in (None, 3):
         return True
+    if image.format == "TIFF" and (image.mode == "L" or is_deep(image.mode)) and _has_pages(image):
+        return True
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Tells whether a second picture of the same size and kind follows the first; another one is a thumbnail, or a mask."""
+    size, mode = image.size, image.mode
+    try:
+        image.seek(1)
+        alike = (image.size, image.mode) == (size, mode)
+    except (EOFError, *UNREADABLE, *arrays.DAMAGED):  # there is none, or nothing that can be read
+        alike = False
+    image.seek(0)
+    return alike
 
 
 def measure_range(paths: Sequence[ImageFile], reading: Reading, skip: bool = False) -> tuple[float, float]:

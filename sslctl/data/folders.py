@@ -19,6 +19,7 @@ from sslctl.data.source import Source
 from sslctl.data.table import AUTO
 from sslctl.data.unreadable import WHEN_READ, listed_rows, refuse_skipping, unreadable_rows, with_stand_ins
 from sslctl.errors import InputError
+from sslctl.ops.image_size import ImageSize, image_size_of
 from sslctl.runs.file_list import FileList
 
 
@@ -27,14 +28,14 @@ class FileKeys:
     """The keys of images in files, see configs/dataset/imagefolder.yaml.
 
     channels, 1 to 16: of grey or colour images 1 or 3, of others all their bands, or those that bands names, counted from 0.
-    image_size None: that of most images when they are small squares, else 224.
+    image_size: a side, or [height, width]; None: that of most images when they are small squares, else 224.
     range: of values of more than 8 bits, see `description.value_range`. on_error "skip": others stand in for at most max_bad
     files, a number or a share, that cannot be read; WHEN_READ: none does. skip: see `unreadable.listed_rows`. memory_gb: images
     of one size that fit are kept in memory. tiles: see `tiles.Tiling`.
     """
 
     root: str | None
-    image_size: int | None
+    image_size: int | list[int] | None
     channels: int
     memory_gb: float
     range: int | list[float] | None = None
@@ -43,6 +44,10 @@ class FileKeys:
     skip: str | None = None
     bands: list[int] | None = None
     tiles: Mapping[str, Any] | None = None
+
+    def size(self) -> ImageSize | None:
+        """Returns the size that is asked for. Raises InputError for what is none."""
+        return None if self.image_size is None else image_size_of(self.image_size, "dataset.image_size")
 
     def reading(self) -> Reading:
         """Returns how files are read, but for the range of their values. Raises InputError for keys that disagree."""
@@ -88,7 +93,7 @@ def from_files(name: str, split: str, lay_out: Callable[[str], Layout], keys: Fi
         keys.range, headers.kinds, lambda: files.measure_range((trained or lay_out("train")).paths(), reading, skips)
     )
     reading = replace(reading, value_range=values)
-    image_size = keys.image_size or headers.small_square() or 224
+    image_size = keys.size() or headers.small_square() or 224
 
     # Decoded once: into memory where they fit, else, to see which cannot be, unless that is known of files of these times.
     images, bad = None, []
@@ -133,7 +138,7 @@ def _from_tiles(name: str, split: str, layout: Layout, lay_out: Callable[[str], 
         return tiles.measured_range(trained, tiling, reading)
 
     reading = replace(reading, value_range=value_range(keys.range, grid.headers.kinds, measure))
-    laid, image_size = len(grid.tiles), keys.image_size or (tiling.size if tiling.size <= 96 else 224)
+    laid, image_size = len(grid.tiles), keys.size() or (tiling.size if tiling.size <= 96 else 224)
     grid = tiles.without_empty(grid, tiling, reading, cache / "checked")
     images = tiles.in_memory(grid, tiling, reading, keys.memory_gb)
     digest, times = _hashes(layout, layout.paths(), reading, f"{tiling} {len(grid.tiles)}")
@@ -154,6 +159,7 @@ def _from_tiles(name: str, split: str, layout: Layout, lay_out: Callable[[str], 
         description=described,
         size_is_asked=keys.image_size is not None,
         reading=reading,
+        file_list=FileList(tuple(layout.names), tuple(map(os.path.getsize, originals)), are_rows=False),
         targets=None if targets is None else targets[list(rows)],
         groups=_groups([layout.groups[row] for row in rows]) if layout.groups else torch.tensor(rows),
         stores=tuple(grid.stores[row] for row in rows),

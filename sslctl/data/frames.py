@@ -19,6 +19,7 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError, reason_of
 from sslctl.ops.special_files import refuse_special
 from sslctl.random import Key
+from sslctl.runs.file_list import FileList
 
 _FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 
@@ -114,9 +115,11 @@ def frames(
     if image_size is None:
         height, width = _first_frame(paths[0], channels).shape[1:]
         image_size = height if height == width <= 96 else 224
-    listing = "\n".join(f"{name}\t{_size(path)}" for name, path in zip(names, paths, strict=True))
+    sizes = tuple(map(_size, paths))
+    listing = "\n".join(f"{name}\t{size}" for name, size in zip(names, sizes, strict=True))
     digest = hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
     own = {"counts": tuple(counts), "frames": frames, "window": window_frames or 0}
+    own |= {"file_list": FileList(tuple(names), sizes, are_rows=False)}
     return Videos(base.name, split, None, tuple(paths), labels, classes, channels, image_size, digest, **own)
 
 

@@ -5,6 +5,7 @@ Nothing is inferred without a sentence for the plan, with the key that decides o
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,11 @@ from sslctl.errors import InputError, nearest, user_path
 # A folder of this name, in any spelling (Training, TEST_SET, val-images), holds a split; of test and val, test is preferred.
 _SPLIT = re.compile(
     r"(?:(train|training|trn)|(test|testing|tst)|(val|valid|validation|dev|eval))[ _-]?(?:set|split|data|images?)?",
+    re.I,
+)
+# A folder of this name holds labels of pixels, where its pictures have the names of those in a folder beside it.
+_MASKS = re.compile(
+    r"(?:(?:seg(?:mentation)?|pixel)[ _-]?)?(?:masks?|labels?|annotations?|annots?)|segmentations?|gt|ground[ _-]?truth",
     re.I,
 )
 
@@ -45,6 +51,12 @@ class Layout:
     targets: list[tuple[int, ...]] | None = None
     groups: list[str] | None = None
     labels_apart: bool = False
+
+    def class_sizes(self) -> list[int]:
+        """Counts the images of each class, all of them that have several labels."""
+        own = self.targets if self.targets is not None else [(label,) for label in self.labels]
+        counts = Counter(number for numbers in own for number in numbers)
+        return [counts[number] for number in range(len(self.classes))]
 
     def paths(self) -> list[str]:
         """Returns where the split's images lie, those that stand in for others among them."""
@@ -102,6 +114,7 @@ def without_labels(root: str | None, splits: Mapping[str, str] | None = None) ->
             f"{tests[0]}/ has the name of a test split, and its images are trained on: dataset.splits={{train: FOLDER}}"
             " names the part to train on"
         ]
+    warnings += _mask_doubts(listing)
     origin = f"all images below {listing.base}"
     return Layout(listing, listing.names, [-1] * len(listing.names), (), origin, warnings)
 
@@ -239,6 +252,7 @@ def _doubts(train: Listing, classes: tuple[str, ...], label: str | None, folders
             doubts.append(
                 f"folders without images are no classes: {', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}"
             )
+    doubts += _mask_doubts(train)
     named_so = [name for name in classes if split_kind(name)]
     if named_so and "train" not in folders:
         doubts.append(
@@ -246,6 +260,31 @@ def _doubts(train: Listing, classes: tuple[str, ...], label: str | None, folders
             f" {named_so[0]}}}"
         )
     return doubts
+
+
+def _mask_doubts(listing: Listing) -> list[str]:
+    """Says which pictures look as if they were masks of others, the labels of these pixel by pixel."""
+    stems: dict[str, set[str]] = {}
+    for name in listing.names:
+        folder, _, file = name.rpartition("/")
+        stems.setdefault(folder, set()).add(file.rpartition(".")[0])
+    counts = {}
+    for folder in stems:
+        parent, _, own = folder.rpartition("/")
+        if not _MASKS.fullmatch(own):
+            continue
+        beside = [other for other in stems if other != folder and other.rpartition("/")[0] == parent]
+        of = max(beside, key=lambda other: len(stems[other] & stems[folder]), default=None)
+        if of is not None and 2 * len(stems[of] & stems[folder]) > len(stems[folder]):
+            counts[folder, of] = len(stems[folder])
+    if not counts:
+        return []
+    folder, of = min(counts, key=lambda pair: split_kind(pair[1].partition("/")[0]) != "train")
+    others = f" and {len(counts) - 1:,} other folders" if len(counts) > 1 else ""
+    return [
+        f"{sum(counts.values()):,} pictures in {folder}{others} have the names of those in {of}: if they are masks,"
+        f" dataset=folder dataset.root={listing.base / of} leaves them out"
+    ]
 
 
 def _folders(base: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.data.source import Source, from_tensors
+from sslctl.ops.image_size import ImageSize
+from sslctl.runs.file_list import FileList
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def source_of(
     labels: Tensor,
     classes: tuple[str, ...],
     channels: int,
-    image_size: int,
+    image_size: ImageSize,
     memory_gb: float,
     side: int | None = None,
 ) -> Source:
@@ -70,13 +72,20 @@ def source_of(
     sizes = [(len(part.pixels), *([side] * 2 if side else part.size)) for part in parts]
     if sum(channels * count * height * width for count, height, width in sizes) <= memory_gb * 2**30:
         images = torch.cat([_all(part, channels, side) for part in parts])
-        return from_tensors(name, split, images, labels, classes, image_size)
+        return replace(from_tensors(name, split, images, labels, classes, image_size), file_list=_files(parts))
     stats = [(part.file.name, part.file.stat()) for part in parts]
     text = "\n".join(f"{file}\t{stat.st_size}" for file, stat in stats) + f"\n{channels} {side}"
     digest = hashlib.blake2b(text.encode() + labels.numpy().tobytes(), digest_size=16).hexdigest()
     times = hashlib.blake2b(" ".join(str(s.st_mtime_ns) for _, s in stats).encode(), digest_size=16).hexdigest()
-    own = {"parts": tuple(parts), "places": torch.arange(len(labels)), "side": side}
+    own = {"file_list": _files(parts), "parts": tuple(parts), "places": torch.arange(len(labels)), "side": side}
     return MappedImages(name, split, None, (), labels, classes, channels, image_size, digest, times, **own)
+
+
+def _files(parts: list[Stored]) -> FileList:
+    """Returns the files, each of which holds many images."""
+    return FileList(
+        tuple(part.file.name for part in parts), tuple(part.file.stat().st_size for part in parts), are_rows=False
+    )
 
 
 def _all(part: Stored, channels: int, side: int | None) -> Tensor:

@@ -17,15 +17,15 @@ from sslctl.data import files
 from sslctl.data.description import describe, refuse_bands, value_range
 from sslctl.data.encoded import Encoded, ImageFile
 from sslctl.data.folders import FileKeys
-from sslctl.data.layout import Layout, NoTestSplit, split_kind
+from sslctl.data.layout import Layout
 from sslctl.data.listing import Listing, existing_folder
 from sslctl.data.packed_columns import columns_of, labels_of
+from sslctl.data.packed_folder import read_pack, refuse_others, split_folder, state_of
 from sslctl.data.pixels import Reading
 from sslctl.data.source import Source
-from sslctl.errors import InputError, first_line, nearest
-from sslctl.runs.checksums import digest_of_file
+from sslctl.errors import InputError, first_line
+from sslctl.runs.file_list import FileList
 
-PACK = "sslctl-pack.json"  # beside the splits of a pack: what was written, to be compared with what is there
 _MEASURED = 1_000  # images whose values are looked at for their range
 _SAMPLED = 256  # images whose headers are read where nothing says what they are
 _INSTALL = "dataset=hf needs Hugging Face datasets: pip install 'sslctl[hf]'"
@@ -73,7 +73,7 @@ class PackedImages(Source):
 def hf(
     split: str,
     root: str | None,
-    image_size: int | None,
+    image_size: int | list[int] | None,
     channels: int,
     memory_gb: float,
     columns: dict[str, str | None] | None = None,
@@ -87,10 +87,109 @@ def hf(
     columns: {image, label, group} of it, null for none; None: the first column of images, and by their names. splits: the names
     of its splits that "train" and "test" are. verify: whether a pack's content is compared with the hashes it was written with.
     """
-    base = existing_folder(root)
-    _refuse_others(base)
-    folder, origin = _split_folder(base, split, splits)
-    pack = _read_pack(base, verify)
+    own = _open(split, existing_folder(root), columns, splits, verify)
+    # What the images are: arrays of one size, which memory may hold, or files, of which the headers of some say it.
+    keys = FileKeys(root, image_size, channels, memory_gb, bands=bands)
+    count, reading, images = len(own.labels), keys.reading(), None
+    if own.is_pixels:
+        feature = own.data.features[own.column]
+        headers = _of_pixels(feature, count, reading, own.base)
+        if count * math.prod(feature.shape) <= memory_gb * 2**30:
+            images = torch.from_numpy(np.concatenate([_arrays(c) for c in _chunks(own.table, own.column, count)]))
+    else:
+        headers = files.read_headers(_some(own.table, own.column, own.folder, _SAMPLED), reading.takes_colours)
+        refuse_bands(headers.kinds, reading)
+        values = value_range(
+            range, headers.kinds, lambda: files.measure_range(_training_files(own.base, splits, own.column), reading)
+        )
+        reading = replace(reading, value_range=values)
+    size = keys.size() or headers.small_square() or 224
+    # What tells them from others: their files, and how these are read.
+    written = own.pack["splits"].get(own.folder.name) if own.pack else None
+    stored = written["files"] if written else state_of(own.folder)
+    content = [stored, channels, reading.value_range, bands]
+    sizes = {name: size for name, (size, _) in stored.items()} if written else dict(stored[1])
+    return PackedImages(
+        own.pack["name"] if own.pack else own.base.resolve().name,
+        split,
+        images,
+        (),
+        own.labels,
+        own.layout.classes,
+        channels,
+        size,
+        hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest(),
+        description=describe(own.layout, headers, images, reading, size),
+        targets=own.targets,
+        groups=own.groups,
+        size_is_asked=image_size is not None,
+        reading=reading,
+        file_list=FileList(tuple(sizes), tuple(sizes.values()), are_rows=False),
+        opened=Opened(own.folder),
+        column=own.column,
+        is_pixels=own.is_pixels,
+        places=torch.arange(count),
+    )
+
+
+@dataclass(frozen=True)
+class PackedFiles:
+    """The encoded images of a split, read one by one, as one looks at files."""
+
+    opened: Opened
+    column: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> ImageFile:
+        return _file(self.opened.rows(row, row + 1)[self.column], self.opened.path, row)
+
+
+def packed_files(
+    split: str, root: str | None, columns: dict[str, str | None] | None, splits: dict[str, str] | None
+) -> tuple[Layout, PackedFiles]:
+    """Returns what a split is, without a look at its images, and these. Raises InputError where they are arrays."""
+    own = _open(split, existing_folder(root), columns, splits, verify=False)
+    if own.is_pixels:
+        raise InputError(f"{own.base} holds arrays of pixels, of which there are no files to look at")
+    if own.targets is not None:
+        several = [tuple(row.nonzero()[:, 0].tolist()) for row in own.targets]
+        own = replace(own, layout=replace(own.layout, targets=several))
+    return own.layout, PackedFiles(Opened(own.folder), own.column, len(own.labels))
+
+
+# --- Opening ---
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A split on disk. pack: what sslctl pack wrote of it, None where another program did. column: of the images."""
+
+    base: Path
+    folder: Path
+    pack: dict | None
+    data: Any
+    table: Any
+    column: str
+    is_pixels: bool
+    labels: Tensor
+    targets: Tensor | None
+    groups: Tensor | None
+    layout: Layout
+
+
+def _open(
+    split: str,
+    base: Path,
+    columns: dict[str, str | None] | None,
+    splits: dict[str, str] | None,
+    verify: bool,
+) -> _Split:
+    refuse_others(base)
+    folder, origin = split_folder(base, split, splits)
+    pack = read_pack(base, verify)
     data = _load(folder)
     chosen = columns_of(data.features, base, columns)
     is_pixels = type(data.features[chosen["image"]]).__name__ != "Image"
@@ -100,117 +199,11 @@ def hf(
     if chosen["group"]:
         values = np.array([str(value) for value in table[:][chosen["group"]].to_pylist()])
         groups = torch.from_numpy(np.unique(values, return_inverse=True)[1])
-    written = pack["splits"].get(folder.name) if pack else None
-    # What the images are: arrays of one size, which memory may hold, or files, of which the headers of some say it.
-    count, reading, images = len(data), FileKeys(root, image_size, channels, memory_gb, bands=bands).reading(), None
-    if is_pixels:
-        headers = _of_pixels(data.features[chosen["image"]], count, reading, base)
-        if count * math.prod(data.features[chosen["image"]].shape) <= memory_gb * 2**30:
-            images = torch.from_numpy(np.concatenate([_arrays(c) for c in _chunks(table, chosen["image"], count)]))
-    else:
-        headers = files.read_headers(_some(table, chosen["image"], folder, _SAMPLED), reading.takes_colours)
-        refuse_bands(headers.kinds, reading)
-        values = value_range(
-            range, headers.kinds, lambda: files.measure_range(_training_files(base, splits, chosen["image"]), reading)
-        )
-        reading = replace(reading, value_range=values)
-    size_is_asked, image_size = image_size is not None, image_size or headers.small_square() or 224
-    # What is said of them, and what tells them from others.
-    left = f"columns: image {chosen['image']}, label {chosen['label'] or 'none'}, group {chosen['group'] or 'none'}"
-    origin = f"{origin}; {left}: dataset.columns={{image: …, label: …, group: …}} names others"
+    read = f"columns: image {chosen['image']}, label {chosen['label'] or 'none'}, group {chosen['group'] or 'none'}"
+    origin = f"{origin}; {read}: dataset.columns={{image: …, label: …, group: …}} names others"
     doubts = [f"one class ({classes[0]}): whatever is asked, every answer is right"] if len(classes) == 1 else []
-    layout = Layout(Listing(folder, [], {}), [""] * count, [], classes, origin, doubts)
-    description = describe(layout, headers, images, reading, image_size)
-    content = [written["files"] if written else _state(folder), channels, reading.value_range, bands]
-    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)
-    own = {"opened": Opened(folder), "column": chosen["image"], "is_pixels": is_pixels, "places": torch.arange(count)}
-    own |= {"size_is_asked": size_is_asked, "reading": reading}
-    own |= {"description": description, "targets": targets, "groups": groups}
-    name = pack["name"] if pack else base.resolve().name
-    return PackedImages(name, split, images, (), labels, classes, channels, image_size, digest.hexdigest(), **own)
-
-
-# --- Which folder, and whether it is whole ---
-
-
-def _refuse_others(base: Path) -> None:
-    """Raises InputError for a folder of something else, above all of tar shards."""
-    if (base / "dataset_dict.json").exists() or (base / "state.json").exists():
-        return
-    shards = sorted(file.name for pattern in ("*.tar", "*.tar.gz", "*.tgz") for file in base.glob(pattern))
-    if shards:
-        raise InputError(
-            f"{base} holds {len(shards):,} tar files ({shards[0]}, …), which cannot be read image by image: unpack them into"
-            " a folder, then `sslctl pack dataset=folder dataset.root=FOLDER out=PACK` writes what dataset=hf reads"
-        )
-    if (base / PACK).exists() or next(base.glob("*.arrow"), None):
-        raise InputError(f"{base} is a damaged pack: dataset_dict.json is missing")
-    raise InputError(
-        f"{base} was not written by save_to_disk of Hugging Face datasets, nor by sslctl pack: it has neither"
-        " dataset_dict.json nor state.json"
-    )
-
-
-def _split_folder(base: Path, split: str, splits: dict[str, str] | None) -> tuple[Path, str]:
-    """Returns where a split lies, and the plan's words for it."""
-    if (base / "state.json").exists():  # one Dataset
-        if split == "test":
-            raise NoTestSplit(f"{base} is one split alone: eval_dataset=… names labelled images to judge by")
-        return base, f"all of {base}"
-    try:
-        names = json.loads((base / "dataset_dict.json").read_text())["splits"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{base}/dataset_dict.json is damaged: {first_line(error)}") from error
-    if splits:
-        other = next((kind for kind in splits if kind not in ("train", "test")), None)
-        if other is not None or "train" not in splits:
-            raise InputError(f"dataset.splits={splits}: expected {{train: SPLIT, test: SPLIT}}")
-        unknown = next((name for name in splits.values() if name not in names), None)
-        if unknown is not None:
-            raise InputError(
-                f"dataset.splits: {base} has no {unknown}; there are {', '.join(names)}{nearest(unknown, names)}"
-            )
-        chosen = splits.get(split)
-    else:
-        of_kind = {split_kind(name): name for name in reversed(names)}
-        chosen = of_kind.get(split) or (
-            of_kind.get("val") if split == "test" else names[0] if len(names) == 1 else None
-        )
-    if chosen is None:
-        raise NoTestSplit(
-            f"{base} has no {split} split among {', '.join(names)}: dataset.splits={{train: SPLIT, test: SPLIT}}"
-        )
-    return base / chosen, f"split {chosen} of {base}"
-
-
-def _read_pack(base: Path, verify: bool) -> dict | None:
-    """Returns what a pack says of itself, None where another program wrote it. Raises InputError where it is not whole."""
-    if not (base / PACK).exists():
-        if verify:
-            raise InputError(f"dataset.verify=true: {base} has no hashes, sslctl pack did not write it")
-        return None
-    try:
-        pack = json.loads((base / PACK).read_text())
-        written = {name: facts for own in pack["splits"].values() for name, facts in own["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{base} is a damaged pack: {PACK} cannot be read") from error
-    for name, (size, digest) in written.items():
-        path = base / name
-        if not path.exists() or path.stat().st_size != size:
-            there = f"has {path.stat().st_size:,} bytes" if path.exists() else "is missing"
-            raise InputError(f"{base} is a damaged pack: {name} {there}, {size:,} were written")
-        if verify and digest_of_file(path) != digest:
-            raise InputError(f"{base} is a damaged pack: {name} does not hold what was written (its hash differs)")
-    return pack
-
-
-def _state(folder: Path) -> list:
-    """Returns what tells a foreign dataset's content: its fingerprint, its files and their sizes."""
-    state = json.loads((folder / "state.json").read_text())
-    return [
-        state.get("_fingerprint"),
-        [[f["filename"], (folder / f["filename"]).stat().st_size] for f in state["_data_files"]],
-    ]
+    layout = Layout(Listing(folder, [], {}), [""] * len(data), labels.tolist(), classes, origin, doubts)
+    return _Split(base, folder, pack, data, table, chosen["image"], is_pixels, labels, targets, groups, layout)
 
 
 def _load(folder: Path) -> Any:
@@ -249,7 +242,7 @@ def _some(table: Any, column: str, folder: Path, most: int) -> list[ImageFile]:
 
 def _training_files(base: Path, splits: dict[str, str] | None, column: str) -> list[ImageFile]:
     """Returns some training images, whose values a range is measured on."""
-    folder = _split_folder(base, "train", splits)[0]
+    folder = split_folder(base, "train", splits)[0]
     return _some(_load(folder).with_format("arrow"), column, folder, _MEASURED)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslctl import signals
-from sslctl.data.packed import PACK
+from sslctl.data.packed_folder import PACK
 from sslctl.data.source import Source
 from sslctl.errors import InputError
 from sslctl.runs.atomic import sync

@@ -3,6 +3,7 @@ transformer's patches by their size."""
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,7 +13,7 @@ from sslctl.config.command_line import PLACED, Prepared
 from sslctl.errors import InputError
 
 FEWER_THAN = {"tiny": 5_000, "small": 200_000}  # images; what is larger is of the scale of ImageNet
-_COUNTED = ("folder", "imagefolder", "csv")  # the datasets that are
+_COUNTED = ("folder", "imagefolder", "csv", "hf")  # the datasets that are
 _KEYS = ("splits", "label", "columns", "tiles")  # of theirs, which say what is counted
 _PATCHES = {
     16: 7,
@@ -58,44 +59,67 @@ def choose_patch(prepared: Prepared) -> int | None:
         size = tiles.get("size") if tiles.get("size") in range(97) else None
     elif size is None:
         size = _image_size(datasets[0], own["root"][0], {name: own[name][0] for name in _KEYS})
-    if datasets[0] not in _COUNTED or type(size) is not int:
+    sides = list(size) if isinstance(size, list) else [size]
+    if datasets[0] not in _COUNTED or not sides or not all(type(side) is int for side in sides):
         return None
-    patch = next((p for p, least in _PATCHES.items() if size % p == 0 and size // p >= least), None)
+    patch = next((p for p, least in _PATCHES.items() if all(s % p == 0 and s // p >= least for s in sides)), None)
     return None if patch == 16 else patch
 
 
 def _image_size(dataset: Any, root: Any, values: dict[str, Any]) -> int | None:
     """Returns the side that a folder's images are seen at, as some of their headers tell."""
-    layout = _layout_of(dataset, root, values)
-    if layout is None:
-        return None
     from sslctl.data import files
 
-    headers, paths = [], layout.paths()
-    for path in paths[:: max(1, len(paths) // _HEADERS)]:
+    headers, images = [], _images_of(dataset, root, values)
+    for row in range(0, len(images), max(1, len(images) // _HEADERS)):
         with contextlib.suppress(InputError, *files.UNREADABLE):
-            headers.append(files.header_of(path))
+            headers.append(files.header_of(images[row]))
     looked_at = files.Headers(Counter(size for size, _ in headers), Counter(kind for _, kind in headers))
     return looked_at.small_square() if headers else None
 
 
+def _images_of(dataset: Any, root: Any, values: dict[str, Any]) -> Sequence:
+    """Returns the training images, paths or what a pack holds; none where they cannot be read."""
+    if dataset != "hf":
+        layout = _layout_of(dataset, root, values)
+        return layout.paths() if layout else []
+    from sslctl.data.packed import packed_files
+
+    try:
+        return packed_files("train", _resolved(root), values["columns"], values["splits"])[1]
+    except (InputError, OmegaConfBaseException):
+        return []
+
+
 def _scale_of(dataset: Any, root: Any, values: dict[str, Any]) -> str | None:
-    layout = _layout_of(dataset, root, values)
-    count = None if layout is None else _count(layout, values["tiles"])
+    count = _count(dataset, root, values)
     if count is None:
         return None
     return next((scale for scale, bound in FEWER_THAN.items() if count < bound), "imagenet")
 
 
-def _count(layout: Any, keys: Any) -> int | None:
-    """Returns the number of samples: images, or their tiles; None where it cannot be known. keys: dataset.tiles."""
-    if keys is None:
-        return len(layout.names)
+def _count(dataset: Any, root: Any, values: dict[str, Any]) -> int | None:
+    """Returns the number of samples, images or their tiles; None where it cannot be known."""
+    if dataset == "hf":
+        return _count_packed(root, values)
+    layout = _layout_of(dataset, root, values)
+    if layout is None or values["tiles"] is None:
+        return None if layout is None else len(layout.names)
     from sslctl.data import files, tiles
 
     try:
-        return tiles.count_tiles(layout.paths(), tiles.Tiling.of(keys))
+        return tiles.count_tiles(layout.paths(), tiles.Tiling.of(values["tiles"]))
     except (InputError, *files.UNREADABLE):
+        return None
+
+
+def _count_packed(root: Any, values: dict[str, Any]) -> int | None:
+    from sslctl.data.listing import existing_folder
+    from sslctl.data.packed_folder import count_images
+
+    try:
+        return count_images(existing_folder(_resolved(root)), values["splits"])
+    except (InputError, OmegaConfBaseException):
         return None
 
 
@@ -107,12 +131,19 @@ def _layout_of(dataset: Any, root: Any, values: dict[str, Any]) -> Any | None:
     from sslctl.data.table_layout import table_rows
 
     try:
-        root = OmegaConf.create({"root": str(root)}).root if "${" in str(root) else str(root)  # ${oc.env:DATA}
+        root = _resolved(root)
         if dataset == "csv":
             return table_rows("train", root, values["columns"], values["splits"])
         return training_layout(root, dataset == "imagefolder", values["splits"], values["label"])
     except (InputError, OmegaConfBaseException):
         return None
+
+
+def _resolved(root: Any) -> str | None:
+    """Returns a root with what it refers to, such as ${oc.env:DATA}."""
+    if root is None or "${" not in str(root):
+        return root if root is None else str(root)
+    return OmegaConf.create({"root": str(root)}).root
 
 
 def _read_values(overrides: list[str]) -> dict[str, list]:

@@ -14,6 +14,7 @@ from sslctl.data.modality import TEXTS, Modality
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, reason_of, say, user_path
 from sslctl.ops.special_files import refuse_special
+from sslctl.runs.file_list import FileList
 
 PAD, UNKNOWN, CLS, MASK = 0, 1, 2, 3
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")  # the first ids, in this order
@@ -98,7 +99,9 @@ def text(split: str, root: str | None, length: int, vocabulary: int, tokenizer: 
     tokens, labels = torch.stack(rows), torch.tensor(labels)
     content = tokens.numpy().tobytes() + labels.numpy().tobytes() + encoder.to_str().encode()
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    own = {"tokens": tokens, "tokenizer": encoder.to_str(), "vocabulary": encoder.get_vocab_size()}
+    files = tuple(path.relative_to(folder).as_posix() for path in texts)
+    own = {"file_list": FileList(files, tuple(path.stat().st_size for path in texts), are_rows=False)}
+    own |= {"tokens": tokens, "tokenizer": encoder.to_str(), "vocabulary": encoder.get_vocab_size()}
     return Texts(base.name, split, None, tuple(paths), labels, classes, 1, length, digest, **own)
 
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from sslctl.data import windows
 from sslctl.data.files import UNREADABLE, Headers, ImageError
 from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array
 from sslctl.data.source import Source
-from sslctl.errors import InputError
+from sslctl.errors import InputError, reason_of
 from sslctl.runs.atomic import write_text
 from sslctl.views.maker import clean
 
@@ -76,7 +76,7 @@ class Tiles(Source):
         return self.tile == self.image_size
 
     def _read_file(self, index: int) -> Tensor:
-        return read_tile(self.stores[index], self.places[index], self.tile, self.reading)
+        return read_tile(self.paths[index], self.stores[index], self.places[index], self.tile, self.reading)
 
     def describe(self, index: int) -> str:
         """Returns a tile's image and its place there, top and left."""
@@ -84,19 +84,26 @@ class Tiles(Source):
         return f"{self.paths[index]}#{top},{left}"
 
 
-def read_tile(store: str, place: tuple[int, int], size: int, reading: Reading) -> Tensor:
-    """Reads one tile as (C, size, size). Raises ImageError with the path and place."""
+def read_tile(path: str, store: str, place: tuple[int, int], size: int, reading: Reading) -> Tensor:
+    """Reads one tile of an image as (C, size, size), from the file that its windows are read from. Raises ImageError."""
     try:
         return from_array(windows.read(store, *place, size), reading)
     except UNREADABLE as error:
-        raise ImageError(f"cannot read {store}#{place[0]},{place[1]}: {error}") from error
+        raise _damaged(path, store, place, error) from error
+
+
+def _damaged(path: str, store: str, place: tuple[int, int], error: Exception) -> ImageError:
+    """Names a tile that cannot be read by its image and its place there."""
+    decoded = "" if store == path else f"; it was decoded into {store}, which may be removed to have it decoded again"
+    return ImageError(f"cannot read {path}#{place[0]},{place[1]}: {reason_of(error)}{decoded}")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of a split: rows of its images with a place each. stores: the file of each image that windows are read from."""
+    """The tiles of a split: rows of its images, paths, with a place each. stores: the file of each that windows are read from."""
 
     headers: Headers
+    paths: list[str]
     stores: list[str]
     tiles: list[tuple[int, tuple[int, int]]]
 
@@ -105,7 +112,7 @@ class Grid:
 
         def one(number: int) -> None:
             row, place = self.tiles[number]
-            use(number, read_tile(self.stores[row], place, size, reading))
+            use(number, read_tile(self.paths[row], self.stores[row], place, size, reading))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
@@ -134,7 +141,7 @@ def lay_tiles(paths: list[str], tiling: Tiling, cache: Path) -> Grid:
     if not tiles:
         (width, height), _ = sizes.most_common(1)[0]
         raise InputError(f"dataset.tiles.size={tiling.size}: no image is as large, most have {width}×{height} pixels")
-    return Grid(Headers(sizes, kinds), stores, tiles)
+    return Grid(Headers(sizes, kinds), paths, stores, tiles)
 
 
 def count_tiles(paths: list[str], tiling: Tiling) -> int:
@@ -150,7 +157,7 @@ def measured_range(grid: Grid, tiling: Tiling, reading: Reading) -> tuple[float,
             try:
                 array = windows.read(grid.stores[row], *place, tiling.size)
             except UNREADABLE as error:
-                raise ImageError(f"cannot read {grid.stores[row]}: {error}") from error
+                raise _damaged(grid.paths[row], grid.stores[row], place, error) from error
             if array.dtype != np.uint8:
                 yield array if reading.bands is None else array[..., list(reading.bands)]
 
@@ -183,7 +190,7 @@ def without_empty(grid: Grid, tiling: Tiling, reading: Reading, cache: Path) -> 
         write_text(answer, json.dumps(full))
     if not full:
         raise InputError(f"dataset.tiles.skip_empty={tiling.skip_empty}: all {len(grid.tiles):,} tiles are empty")
-    return Grid(grid.headers, grid.stores, [grid.tiles[number] for number in full])
+    return replace(grid, tiles=[grid.tiles[number] for number in full])
 
 
 def in_memory(grid: Grid, tiling: Tiling, reading: Reading, memory_gb: float) -> Tensor | None:
@@ -202,7 +209,10 @@ def sentence(grid: Grid, laid: int, tiling: Tiling) -> str:
     left_out = (
         f"; {empty:,} left out as empty (std up to {tiling.skip_empty:g})" if tiling.skip_empty is not None else ""
     )
+    decoded = [store for store, path in zip(grid.stores, grid.paths, strict=True) if store != path]
+    size = sum(map(os.path.getsize, decoded)) / 2**30
+    kept = f"; {len(decoded):,} of them decoded into {os.path.dirname(decoded[0])}, {size:.2g} GiB" if decoded else ""
     return (
         f"{len(grid.tiles):,} tiles of {tiling.size}×{tiling.size}, {tiling.stride} apart, of {images:,}"
-        f" image{'s' * (images != 1)}{left_out}; dataset.tiles={{size: …, stride: …, skip_empty: …}}"
+        f" image{'s' * (images != 1)}{kept}{left_out}; dataset.tiles={{size: …, stride: …, skip_empty: …}}"
     )

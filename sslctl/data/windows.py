@@ -22,7 +22,8 @@ _SEGMENT = 64 * 2**20  # bytes of a TIFF's tile or strip, which is decoded whole
 
 
 def store_of(path: str, cache: Path) -> str:
-    """Returns the file that an image's windows are read from: itself, or its pixels in `cache`, where they are put if need be.
+    """Returns the file that an image's windows are read from: itself, or its pixels in `cache`, where they are put if need be, in
+    the place of those that it had when it was another.
 
     Raises what is in files.UNREADABLE, and ValueError for an image that is too large to be decoded at once.
     """
@@ -30,8 +31,11 @@ def store_of(path: str, cache: Path) -> str:
     if (name.endswith(".npy") and _has_rows(path)) or (name.endswith(arrays.TIFF) and _has_windows(path)):
         return path
     stat = os.stat(path)
-    mark = f"{os.path.abspath(path)}\t{stat.st_size}\t{stat.st_mtime_ns}".encode("utf-8", "surrogateescape")
-    store = cache / f"{hashlib.blake2b(mark, digest_size=16).hexdigest()}.npy"
+    place, state = (
+        hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+        for text in (os.path.abspath(path), f"{stat.st_size}\t{stat.st_mtime_ns}")
+    )
+    store = cache / f"{place}-{state}.npy"
     if not store.exists():
         pixels = _decoded(path)
         cache.mkdir(parents=True, exist_ok=True)
@@ -39,15 +43,23 @@ def store_of(path: str, cache: Path) -> str:
         with temporary.open("wb") as opened:
             np.save(opened, pixels, allow_pickle=False)
         os.replace(temporary, store)
+        for earlier in cache.glob(f"{place}-*.npy"):
+            if earlier != store:
+                earlier.unlink(missing_ok=True)
     return str(store)
 
 
 def size_of(path: str) -> tuple[int, int]:
     """Returns (width, height) of an image, of any size and format."""
+    return header_of(path)[0]
+
+
+def header_of(path: str) -> tuple[tuple[int, int], str]:
+    """Returns (width, height) of an image of any size and format, and the kind of its pixels."""
     if path.lower().endswith((*ARRAYS, *arrays.TIFF)):
-        return arrays.header(path)[0]
+        return arrays.header(path)
     with _opened(path) as image:
-        return image.size
+        return image.size, image.mode
 
 
 def header(store: str) -> tuple[tuple[int, int], str]:

@@ -12,6 +12,8 @@ from sslctl.errors import shown
 from sslctl.evaluation.named_networks import NamedNetwork
 from sslctl.export.format import Lines, Network, literal
 from sslctl.export.verify import Parity
+from sslctl.models.preprocess import Preprocess
+from sslctl.ops.image_size import height_width, in_words
 from sslctl.runs.directory import TOKENIZER, now, versions
 
 DIGEST = b"\n- weights_sha256: "  # in every description
@@ -72,14 +74,15 @@ def _text_input(network: Network, file: Path) -> Input:
 def _image_input(network: Network, outside: bool) -> Input:
     """outside: whether the normalisation is not in the file."""
     settings = network.preprocess
-    size, resize, mode, colour = literal(settings.image_size), literal(settings.resize), "RGB", "RGB"
+    height, width = map(literal, height_width(settings.image_size))
+    resize, mode, colour = literal(settings.resize), "RGB", "RGB"
     if settings.channels == 1:
         mode, colour = "L", "greyscale"
     of_arrays = settings.channels not in (1, 3) or settings.value_range is not None
     low, high = settings.value_range or (0, 255)
     if of_arrays:
         colour = f"{settings.channels}-band"
-    shape = f"(B, {literal(settings.channels)}, {size}, {size}) float32"
+    shape = f"(B, {literal(settings.channels)}, {height}, {width}) float32"
     buffers = network.backbone or settings
     mean, std = (
         [float(f"{v:.7g}") for v in (t.flatten().tolist() if isinstance(t, Tensor) else t)]
@@ -91,27 +94,56 @@ def _image_input(network: Network, outside: bool) -> Input:
         {
             "input": f"{colour} images, {shape} in [0, 1]"
             + (f", from values of {low:g} to {high:g}" if of_arrays else ""),
-            "resize": f"shorter side to {resize} pixels, bilinear with antialiasing, then the central {size}×{size}",
+            "resize": f"{_resized(settings)}, bilinear with antialiasing, then the central {height}×{width}",
             "normalisation": f"{inside}; mean {mean}, std {std}",
             **(
                 {"colours": "inside: only their lightness is seen"} if getattr(buffers, "sees_lightness", False) else {}
             ),
         },
-        _of_arrays(low, high, size, resize)
+        _of_arrays(settings, low, high)
         if of_arrays
+        else _of_other_shapes(settings, mode)
+        if isinstance(settings.image_size, tuple)
         else [
             "import torch",
             "from torchvision.transforms import v2",
             "",
             "preprocess = v2.Compose([",
             f'    v2.Lambda(lambda image: image.convert("{mode}")), v2.ToImage(),  # a PIL image',
-            f"    v2.Resize({resize}), v2.CenterCrop({size}), v2.ToDtype(torch.float32, scale=True),",
+            f"    v2.Resize({resize}), v2.CenterCrop({height}), v2.ToDtype(torch.float32, scale=True),",
             "])",
         ],
     )
 
 
-def _of_arrays(low: float, high: float, size: str, resize: str) -> list[str]:
+def _covered(settings: Preprocess) -> tuple[int, int]:
+    """Returns the height and width that an image is made to cover, where these are no squares."""
+    sides = height_width(settings.image_size)
+    return tuple(settings.resize * side // min(sides) for side in sides)
+
+
+def _resized(settings: Preprocess) -> str:
+    """Returns how an image is resized before its central part is cut out."""
+    if isinstance(settings.image_size, tuple):
+        return f"as small as covers {in_words(_covered(settings))} pixels"
+    return f"shorter side to {literal(settings.resize)} pixels"
+
+
+def _resizing_lines(settings: Preprocess) -> list[str]:
+    """Returns the lines from a tensor called image, (C, H, W), to its central part."""
+    size = ", ".join(map(literal, height_width(settings.image_size)))
+    if not isinstance(settings.image_size, tuple):
+        resize, side = literal(settings.resize), literal(settings.image_size)
+        return [f"    return F.center_crop(F.resize(image, [{resize}], antialias=True), [{side}])"]
+    rows, columns = map(literal, _covered(settings))
+    return [
+        "    height, width = image.shape[-2:]",
+        f"    size = [max({rows}, height * {columns} // width), max({columns}, width * {rows} // height)]",
+        f"    return F.center_crop(F.resize(image, size, antialias=True), [{size}])",
+    ]
+
+
+def _of_arrays(settings: Preprocess, low: float, high: float) -> list[str]:
     """Returns the lines that make an input of an array, of bands or depths that pictures have not got."""
     return [
         "import torch",
@@ -119,5 +151,19 @@ def _of_arrays(low: float, high: float, size: str, resize: str) -> list[str]:
         "",
         "def preprocess(array):  # (H, W, bands)",
         f"    image = torch.from_numpy(((array.astype('float32') - {low!r}) / {high - low!r}).clip(0, 1)).permute(2, 0, 1)",
-        f"    return F.center_crop(F.resize(image, [{resize}], antialias=True), [{size}])",
+        *_resizing_lines(settings),
+    ]
+
+
+def _of_other_shapes(settings: Preprocess, mode: str) -> list[str]:
+    """Returns the lines that make an input of a picture, of a backbone whose images are no squares."""
+    *lines, last = _resizing_lines(settings)
+    return [
+        "import torch",
+        "from torchvision.transforms.v2 import functional as F",
+        "",
+        "def preprocess(image):  # a PIL image",
+        f'    image = F.to_image(image.convert("{mode}"))',
+        *lines,
+        f"    return F.to_dtype({last.removeprefix('    return ')}, torch.float32, scale=True)",
     ]

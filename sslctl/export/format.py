@@ -23,7 +23,7 @@ FILE = "\0"  # stands in the lines for the file's path, quoted; no value's text 
 class Network:
     """What is exported.
 
-    module: the features' whole calculation, normalisation inside: (B, C, S, S) in [0, 1], or (B, L) int64, -> (B, width).
+    module: the features' whole calculation, normalisation inside: (B, C, H, W) in [0, 1], or (B, L) int64, -> (B, width).
     backbone: the one whose own output these features are, or None where a method makes more of them. pool: arguments of
     timm.create_model by which its output differs from that of the configuration `node`.
     """

@@ -23,7 +23,7 @@ class OtherFeatures(UserWarning):
 def load(run: str | Path) -> tuple[Backbone, Transform | TextTransform]:
     """Returns the backbone of a finished run, or of a file of `sslctl export`, in eval mode, and the transform of its input.
 
-    The backbone maps (B, C, S, S) floats in [0, 1] to (B, embed_dim), the features that `sslctl evaluate` measures;
+    The backbone maps (B, C, H, W) floats in [0, 1] to (B, embed_dim), the features that `sslctl evaluate` measures;
     normalisation is inside. Where a method makes more of them than a backbone can, an OtherFeatures warning says so. Of texts,
     the transform makes ids of a string and the backbone maps (B, L) of them. Raises InputError when
     the directory is no finished run, any tensor does not match, or one holds values that are not finite.

@@ -34,7 +34,7 @@ def same_run(candidates: list[Path], node: Any, source: Source) -> tuple[Path, S
     node: the dataset's configuration; source: what it gives now.
     """
     for run in candidates:
-        earlier = FileList.read(run) if is_run(run) and source.file_list else None
+        earlier = FileList.read(run) if is_run(run) and source.file_list and source.file_list.are_rows else None
         if earlier is None or earlier == source.file_list:
             continue
         changes = Changes.between(earlier, source.file_list)

@@ -10,6 +10,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.models.backbones import ResNet, Timm
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.weights import file_metadata
+from sslctl.ops.image_size import ImageSize, image_size_of, in_words
 from sslctl.runs.directory import PREPROCESS, is_run
 from sslctl.runs.reading import read_preprocess
 
@@ -25,7 +26,7 @@ class Expectation:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    size: int | None
+    size: ImageSize | None
     interpolation: str | None
     source: str
 
@@ -54,7 +55,9 @@ def as_expected(preprocess: Preprocess | TextPreprocess, node: Any) -> tuple[Pre
         raise InputError("backbone.normalization=weights: the weights do not say it; dataset.mean=… dataset.std=… do")
     if expected is None:
         return preprocess, f"{own} of the dataset: the weights do not say theirs (dataset.mean=… dataset.std=…)"
-    trained = ", ".join([f"{expected.size} px"] * bool(expected.size) + [expected.interpolation or ""]).strip(", ")
+    trained = ", ".join([f"{in_words(expected.size)} px"] * bool(expected.size) + [expected.interpolation or ""]).strip(
+        ", "
+    )
     source = f"{expected.source}{f'; trained at {trained}' if trained else ''}"
     if wanted == "dataset":
         return preprocess, f"{own} of the dataset, not those of the weights ({source})"
@@ -82,7 +85,9 @@ def _of_file(path: Path) -> Expectation | None:
     if is_run(path):
         saved = read_preprocess(path) if (path / PREPROCESS).exists() else {}
         if "mean" in saved:
-            return Expectation(tuple(saved["mean"]), tuple(saved["std"]), saved["image_size"], None, "the run")
+            return Expectation(
+                tuple(saved["mean"]), tuple(saved["std"]), image_size_of(saved["image_size"]), None, "the run"
+            )
         return None
     if not path.is_file():
         return None  # refused where it is read
@@ -127,7 +132,11 @@ def _expectation(mean: Any, std: Any, size: Any, interpolation: Any, source: str
     sane = all(abs(value) < 10 for value in mean) and all(0 < value < 10 for value in std)  # NaN is neither
     if not mean or len(mean) != len(std) or not sane:
         raise ValueError(f"mean {mean}, std {std}")
-    return Expectation(mean, std, int(size) if size else None, str(interpolation) if interpolation else None, source)
+    if isinstance(size, list):
+        size = image_size_of(size)
+    elif size:
+        size = int(size)
+    return Expectation(mean, std, size or None, str(interpolation) if interpolation else None, source)
 
 
 def _of_library(node: Any, file: str | None) -> Expectation | None:

@@ -18,6 +18,7 @@ from sslctl.models.network import Network
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.vit import patch_size_of
 from sslctl.models.weights import load_weights
+from sslctl.ops.image_size import ImageSize, as_key, height_width, image_size_of, in_words, shorter_side
 from sslctl.views import ViewMaker
 from sslctl.views.maker import dropped_operations
 
@@ -71,6 +72,12 @@ def bind_method(node: Any):
 def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | None = None) -> Method:
     """Builds the method of a configuration around a backbone. teacher: a frozen one, where the configuration asks for it."""
     target, arguments = bind_method(node)
+    if getattr(target, "squares_only", False) and isinstance(facts.image_size, tuple):
+        way = f"dataset.image_size={shorter_side(facts.image_size)}"
+        raise InputError(
+            f"{target.__name__} takes square images only, dataset.image_size={as_key(facts.image_size)}: {way}",
+            advice=[way],
+        )
     if teacher is not None:
         arguments["teacher"] = teacher
     return build("method", target, backbone, facts, **arguments)
@@ -107,27 +114,27 @@ def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: 
         )
 
 
-def refuse_size(backbone: Backbone, image_size: int, key: str) -> None:
+def refuse_size(backbone: Backbone, image_size: ImageSize, key: str) -> None:
     """Raises InputError where a backbone cannot be judged at another size than the one it was trained at."""
     network = backbone.network
     if getattr(network, "fixed_size", False):
         raise InputError(
-            f"{key}.image_size={image_size}: this backbone takes images of the size it was trained at only"
+            f"{key}.image_size={as_key(image_size)}: this backbone takes images of the size it was trained at only"
         )
     patch = patch_size_of(network)
-    if image_size % patch:
-        near = max(1, round(image_size / patch)) * patch
+    if any(side % patch for side in height_width(image_size)):
+        near = as_key(image_size_of([max(1, round(side / patch)) * patch for side in height_width(image_size)]))
         raise InputError(
-            f"{key}.image_size={image_size}: patches of {patch} pixels do not divide it; {near} would do",
+            f"{key}.image_size={as_key(image_size)}: patches of {patch} pixels do not divide it; {near} would do",
             advice=[f"{key}.image_size={near}"],
         )
 
 
-def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: int) -> None:
+def refuse_sizes(backbone: Backbone, views: ViewMaker, image_size: ImageSize) -> None:
     """Raises InputError for views of other sizes than the images' where a backbone takes only these."""
-    others = [f"{group} views of {size}" for group, (_, size) in views.sizes().items() if size != image_size]
+    others = [f"{group} views of {in_words(size)}" for group, (_, size) in views.sizes().items() if size != image_size]
     if others and getattr(backbone.network, "fixed_size", False):
         raise InputError(
-            f"this backbone takes images of {image_size} pixels only, the augmentation makes {' and '.join(others)}:"
+            f"this backbone takes images of {in_words(image_size)} pixels only, the augmentation makes {' and '.join(others)}:"
             " choose an augmentation with one size, or a convolutional backbone"
         )

@@ -17,6 +17,7 @@ from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.weights import file_metadata, refuse_non_finite
+from sslctl.ops.image_size import image_size_of
 from sslctl.runs import checkpoint
 from sslctl.runs.description import advice_on_lost
 from sslctl.runs.directory import GIVEN, TEACHER, TOKENIZER, find_runs, is_run, run_named_by
@@ -171,7 +172,8 @@ def load_method(run: Path, backbone_node: Any | None = None, *, given: bool = Fa
     """
     config = as_config(read_config(run))
     torch.manual_seed(config.seed)
-    facts = Facts(**read_environment(run)["facts"])
+    facts = read_environment(run)["facts"]
+    facts = Facts(**facts | {"image_size": image_size_of(facts["image_size"])})
     preprocess = run_preprocess(run)
     backbone = build_backbone(backbone_node or config.backbone, preprocess, with_weights=False)
     if given:

@@ -42,7 +42,7 @@ class Autoencoder(Method):
         return {"backbone": h, "code": self.bottleneck(h)}
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
-        x = batch.views["global"][0]  # (B, C, S, S)
+        x = batch.views["global"][0]  # (B, C, H, W)
         h = self.backbone(self.spoilt(x, batch))  # (B, D)
         loss = squared_error(self.reconstruction(h), x)
         blind = self.backbone.std.square().mean()  # error of the dataset's mean colour
@@ -53,14 +53,14 @@ class Autoencoder(Method):
         }
 
     def reconstruction(self, h: Tensor) -> Tensor:
-        """(B, D) -> (B, C, S, S), about in [0, 1]."""
+        """(B, D) -> (B, C, H, W), about in [0, 1]."""
         return self.backbone.denormalize(self.decoder(self.bottleneck(h)).float())
 
     def spoilt(self, x: Tensor, batch: Batch) -> Tensor:
         """The corrupted view; the view itself where nothing is to be done."""
         if self.hidden:
-            squares = -(-x.shape[-1] // self.hidden_size)
-            black = batch.key.uniform("autoencoder/hidden", 1, squares, squares) < self.hidden
+            squares = [-(-side // self.hidden_size) for side in x.shape[-2:]]
+            black = batch.key.uniform("autoencoder/hidden", 1, *squares) < self.hidden
             black = black.repeat_interleave(self.hidden_size, 2).repeat_interleave(self.hidden_size, 3)
             x = x.masked_fill(black[..., : x.shape[-2], : x.shape[-1]], 0.0)
         if self.noise_std:

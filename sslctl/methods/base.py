@@ -14,6 +14,7 @@ from sslctl.data.modality import IMAGES, Modality
 from sslctl.distributed import gather
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import timm_if_imported
+from sslctl.ops.image_size import ImageSize
 
 __all__ = [
     *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
@@ -26,7 +27,7 @@ class Facts:
     """What a method may know about the run."""
 
     channels: int
-    image_size: int
+    image_size: ImageSize
     num_images: int
     num_classes: int  # 0 where there are no labels
     batch_size: int  # global
@@ -53,12 +54,14 @@ class Method(nn.Module):
     parts is refused with this reason. None where every image's loss stands alone (BatchNorm is looked for besides).
     With several processes a step sees its own images only: what it compares comes through `gather`.
     modality: what the method takes, which the dataset must have.
+    squares_only: whether it takes square images alone, because it turns them or lays them out in a square.
     global_views: the least and the largest number of these that it can do with; None for no limit.
     """
 
     batch_coupling: str | None = "the method does not say that each image's loss stands alone (batch_coupling = None)"
     modality: Modality = IMAGES
     global_views: tuple[int, int | None] = (1, None)
+    squares_only: bool = False
 
     def __init__(self, backbone: Backbone, facts: Facts):
         super().__init__()

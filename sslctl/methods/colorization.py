@@ -11,6 +11,7 @@ from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
 from sslctl.models.decoders import Doubling
 from sslctl.ops.color_space import colour_bins, lab_to_rgb, lightness, rgb_to_lab
+from sslctl.ops.image_size import height_width
 
 NEAREST, SPREAD, GREY = 10, 5.0, 5.0  # bins of a soft target, σ of every Gaussian, |ab| below which an image is grey
 
@@ -45,16 +46,18 @@ class Colorization(Method):
             raise ValueError(f"method.form={form}: expected classification or regression")
         backbone.sees_lightness = True
         with torch.no_grad():
-            shape = backbone.feature_map(torch.zeros(1, 3, facts.image_size, facts.image_size)).shape
+            shape = backbone.feature_map(torch.zeros(1, 3, *height_width(facts.image_size))).shape
         self.form, self.rebalance, self.annealing = form, rebalance, annealing
         if not 0 < resolution <= 1:
             raise ValueError(f"resolution={resolution:g}: expected a share of the image's, more than 0 and at most 1")
-        self.side = max(1, round(resolution * facts.image_size))
+        self.sides = tuple(
+            max(1, round(resolution * side)) for side in height_width(facts.image_size)
+        )  # of what is said
         self.register_buffer("bins", colour_bins(10))  # (Q, 2)
         self.register_buffer("smoothing", smoothing(self.bins, SPREAD), persistent=False)  # (Q, Q), of the bins alone
         self.register_buffer("frequency", torch.full((len(self.bins),), 1 / len(self.bins)))
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # steps
-        doublings = max(0, math.ceil(math.log2(self.side / shape[-1])))
+        doublings = max(0, math.ceil(math.log2(self.sides[1] / shape[-1])))
         blocks = [Doubling(d_in, hidden_dim) for d_in in [backbone.embed_dim, *[hidden_dim] * doublings][:doublings]]
         outputs = len(self.bins) if form == "classification" else 2
         self.head = nn.Sequential(*blocks, nn.Conv2d(hidden_dim if doublings else backbone.embed_dim, outputs, 1))
@@ -63,9 +66,9 @@ class Colorization(Method):
         return {"backbone": self.backbone(images)}
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
-        x = batch.views["global"][0]  # (B, 3, S, S)
+        x = batch.views["global"][0]  # (B, 3, H, W)
         lab = rgb_to_lab(x)
-        colours = F.interpolate(lab[:, 1:], (self.side, self.side), mode="area")  # (B, 2, s, s)
+        colours = F.interpolate(lab[:, 1:], self.sides, mode="area")  # (B, 2, s, s)
         h = self.backbone.feature_map(x)  # (B, D, h, w), of the lightness
         predicted = self.predicted(h)  # (B, Q or 2, s, s)
         std = feature_std(h.mean((2, 3)))
@@ -74,7 +77,9 @@ class Colorization(Method):
             blind = gather((colours / 110).square().mean()[None]).mean()  # error of a grey image
             return {"loss": loss, "unexplained": loss.detach() / blind, "feature_std": std}
         target, chosen = self.soft_targets(colours.permute(0, 2, 3, 1).flatten(0, 2))  # (n, Q), (n,)
-        coloured = (colours.abs().amax((1, 2, 3)) > GREY).repeat_interleave(self.side**2)  # grey images say nothing
+        coloured = (colours.abs().amax((1, 2, 3)) > GREY).repeat_interleave(
+            math.prod(self.sides)
+        )  # grey images say nothing
         weight = self.weights()[chosen] * coloured
         logits = predicted.permute(0, 2, 3, 1).flatten(0, 2)  # (n, Q)
         loss = soft_cross_entropy(logits, target, weight)
@@ -90,7 +95,7 @@ class Colorization(Method):
 
     def predicted(self, h: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, Q or 2, s, s)."""
-        return F.interpolate(self.head(h).float(), (self.side, self.side), mode="bilinear", align_corners=False)
+        return F.interpolate(self.head(h).float(), self.sides, mode="bilinear", align_corners=False)
 
     def soft_targets(self, colours: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 2) -> probabilities (n, Q) over the ten nearest bins, and the nearest one (n,)."""

@@ -23,6 +23,7 @@ class CPC(Method):
     """
 
     batch_coupling = "its negatives are the patches of the batch"
+    squares_only = True
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class FrameOrder(Method):
     """
 
     batch_coupling = None
+    squares_only = True
     modality = VIDEOS
 
     def __init__(

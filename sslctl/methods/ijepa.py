@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import blocks, fix_positions_, gather_tokens, grid_of, initialize_, sine_cosine
+from sslctl.ops.image_size import height_width
 from sslctl.ops.masks import rectangles
 
 TARGET_SCALE, TARGET_ASPECT, CONTEXT_SCALE = (0.15, 0.2), (0.75, 1.5), (0.85, 1.0)
@@ -47,8 +48,8 @@ class IJEPA(Method):
     ):
         super().__init__(backbone, facts)
         model = backbone.vision_transformer()
-        self.prefix, side = model.num_prefix_tokens, facts.image_size // model.patch_embed.patch_size[0]
-        self.grid = (side, side)
+        self.prefix, patch = model.num_prefix_tokens, model.patch_embed.patch_size[0]
+        self.grid = tuple(side // patch for side in height_width(facts.image_size))
         patches = self.grid[0] * self.grid[1]
         largest = max(math.prod(size) for size in self.possible_sizes())
         if targets * largest >= patches:
@@ -83,7 +84,7 @@ class IJEPA(Method):
         return {"teacher_momentum": start + (end - start) * step / self.facts.total_steps}
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
-        x = batch.views["global"][0]  # (B, C, S, S)
+        x = batch.views["global"][0]  # (B, C, H, W)
         keep, wanted = self.patches(batch, x)  # (B, kept), (B, targets, T)
         h = self.backbone.tokens(x, keep=keep)[:, self.prefix :]  # (B, kept, D)
         with torch.no_grad():
@@ -123,7 +124,9 @@ class IJEPA(Method):
     def patches(self, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the context (B, kept), and of the target blocks (B, targets, T), row by row each."""
         if grid_of(self.backbone.vision_transformer(), x) != self.grid:
-            raise ValueError(f"I-JEPA takes views of the image's own size, these have {x.shape[-1]} pixels")
+            raise ValueError(
+                f"I-JEPA takes views of the image's own size, these have {'×'.join(map(str, x.shape[-2:]))} pixels"
+            )
         first = batch.key.of(gather(batch.index)[:1])  # one size for the batch, the same in all processes
         low, high = math.log(TARGET_ASPECT[0]), math.log(TARGET_ASPECT[1])
         size = self.block_size(

@@ -1,5 +1,7 @@
 """Context encoder: fill the hole from what is around it (Pathak et al. 2016, arXiv:1604.07379)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from sslctl.losses import squared_error
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
 from sslctl.models.decoders import image_decoder
+from sslctl.ops.image_size import ImageSize, height_width, shorter_side
 
 BORDER_WEIGHT = 10.0
 
@@ -35,7 +38,7 @@ class Inpainting(Method):
         self.decoder = image_decoder(backbone, code_dim, facts.channels, facts.image_size)
         self.discriminator = discriminator(facts.channels, facts.image_size) if adversarial else None
         self.hole, self.adversarial = hole, adversarial
-        self.overlap = round(overlap * facts.image_size)  # pixels
+        self.overlap = round(overlap * shorter_side(facts.image_size))  # pixels
         self.batch_coupling = "one hole is drawn for the whole batch" if hole == "blobs" else None
 
     def parameter_groups(self) -> list[dict]:
@@ -44,10 +47,10 @@ class Inpainting(Method):
         return [{"params": rest}] + ([{"params": judge, "lr_scale": 0.1}] if judge else [])
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
-        x = batch.views["global"][0]  # (B, C, S, S)
-        predicted, hidden = self.holes(batch)  # (S, S) bool each
+        x = batch.views["global"][0]  # (B, C, H, W)
+        predicted, hidden = self.holes(batch)  # (H, W) bool each
         h = self.backbone(self.pierced(x, hidden))  # (B, D)
-        filled = self.filling(h)  # (B, C, S, S)
+        filled = self.filling(h)  # (B, C, H, W)
         weight = predicted.float() + (BORDER_WEIGHT - 1) * (predicted & ~hidden)
         error = squared_error(filled, x, weight)
         loss, opinions = error, {}
@@ -67,21 +70,20 @@ class Inpainting(Method):
         }
 
     def holes(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(S, S) bool each: what is predicted, and the part of it that is hidden. The same in all processes."""
-        side = self.facts.image_size
+        """(H, W) bool each: what is predicted, and the part of it that is hidden. The same in all processes."""
+        sides = height_width(self.facts.image_size)
         if self.hole == "centre":
-            predicted = torch.zeros(side, side, dtype=torch.bool, device=batch.index.device)
-            predicted[side // 4 : side // 4 + side // 2, side // 4 : side // 4 + side // 2] = True
+            predicted = torch.zeros(sides, dtype=torch.bool, device=batch.index.device)
+            rows, columns = (slice(side // 4, side // 4 + side // 2) for side in sides)
+            predicted[rows, columns] = True
         else:
             first = batch.key.of(gather(batch.index)[:1])
-            noise = first.uniform(
-                "inpainting/blobs", max(3, round(0.06 * side)), max(3, round(0.06 * side))
-            )  # (1, n, n)
-            smooth = F.interpolate(noise[None], (side, side), mode="bicubic", align_corners=False)[0, 0]
-            order = smooth.flatten().argsort(descending=True)[: side * side // 4]  # exactly a quarter
-            predicted = torch.zeros(side * side, dtype=torch.bool, device=order.device)
+            noise = first.uniform("inpainting/blobs", *(max(3, round(0.06 * side)) for side in sides))  # (1, n, m)
+            smooth = F.interpolate(noise[None], sides, mode="bicubic", align_corners=False)[0, 0]
+            order = smooth.flatten().argsort(descending=True)[: smooth.numel() // 4]  # exactly a quarter
+            predicted = torch.zeros(smooth.numel(), dtype=torch.bool, device=order.device)
             predicted[order] = True
-            predicted = predicted.view(side, side)
+            predicted = predicted.view(sides)
         if not self.overlap:
             return predicted, predicted
         seen = F.max_pool2d((~predicted).float()[None, None], 2 * self.overlap + 1, 1, self.overlap)[0, 0] > 0
@@ -91,7 +93,7 @@ class Inpainting(Method):
         return torch.where(hidden, self.backbone.mean.to(x.dtype), x)
 
     def filling(self, h: Tensor) -> Tensor:
-        """(B, D) -> (B, C, S, S), about in [0, 1]; what counts lies in the hole."""
+        """(B, D) -> (B, C, H, W), about in [0, 1]; what counts lies in the hole."""
         return self.backbone.denormalize(self.decoder(self.bottleneck(h)).float())
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -102,14 +104,14 @@ class Inpainting(Method):
         return {"view": x, "with a hole": pierced, "filled": torch.where(predicted, filled, x)}
 
 
-def discriminator(channels: int, side: int) -> nn.Sequential:
-    """(B, C, S, S) -> (B, 1): strided convolutions (DCGAN), normalised within an image so that no two are mixed."""
+def discriminator(channels: int, image_size: ImageSize) -> nn.Sequential:
+    """(B, C, H, W) -> (B, 1): strided convolutions (DCGAN), normalised within an image so that no two are mixed."""
     layers: list[nn.Module] = []
-    width, d_in = 32, channels
-    while side > 4:
+    width, d_in, sides = 32, channels, height_width(image_size)
+    while min(sides) > 4:
         layers += [nn.Conv2d(d_in, width, 4, 2, 1), nn.GroupNorm(1, width), nn.LeakyReLU(0.2)]
-        d_in, width, side = width, min(256, 2 * width), side // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(d_in * side**2, 1))
+        d_in, width, sides = width, min(256, 2 * width), [side // 2 for side in sides]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(d_in * math.prod(sides), 1))
 
 
 def _judged(opinion: Tensor, real: bool) -> Tensor:

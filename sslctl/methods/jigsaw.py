@@ -23,6 +23,7 @@ class Jigsaw(Method):
     """
 
     batch_coupling = None
+    squares_only = True
 
     def __init__(self, backbone: Backbone, facts: Facts, *, permutations: int, tile_dim: int, view_size: float):
         super().__init__(backbone, facts)

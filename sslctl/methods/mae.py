@@ -1,5 +1,7 @@
 """MAE: most patches are hidden, a light decoder draws them (He et al. 2022, arXiv:2111.06377)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from sslctl.losses import masked_mse
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify, xavier
+from sslctl.ops.image_size import height_width
 from sslctl.ops.masks import random_order
 
 
@@ -33,7 +36,7 @@ class MAE(Method):
         super().__init__(backbone, facts)
         model = backbone.vision_transformer()
         self.prefix, self.patch = model.num_prefix_tokens, model.patch_embed.patch_size[0]
-        self.patches = (facts.image_size // self.patch) ** 2
+        self.patches = math.prod(side // self.patch for side in height_width(facts.image_size))
         self.kept = int(self.patches * (1 - mask_ratio))
         if not 0 < self.kept < self.patches:
             raise ValueError(f"method.mask_ratio={mask_ratio} leaves {self.kept} of {self.patches} patches visible")
@@ -56,7 +59,7 @@ class MAE(Method):
         return super().feature_networks() | {"mean": (self.backbone, "mean")}
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
-        x = batch.views["global"][0]  # (B, C, S, S)
+        x = batch.views["global"][0]  # (B, C, H, W)
         rows, columns = grid_of(self.backbone.vision_transformer(), x)
         keep, mask = random_order(batch.key, "mae", rows * columns, self.kept)  # (B, kept), (B, L)
         h = self.backbone.tokens(x, keep=keep)  # (B, P + kept, D)

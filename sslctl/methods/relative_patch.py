@@ -24,6 +24,7 @@ class RelativePatch(Method):
     """
 
     batch_coupling = None
+    squares_only = True
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ class Rotation(Method):
     """Section 3.1. Every image stands in the batch four times, turned by 0°, 90°, 180° and 270°, after crop and flip."""
 
     batch_coupling = None
+    squares_only = True
 
     def __init__(self, backbone: Backbone, facts: Facts):
         super().__init__(backbone, facts)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sslctl.methods.base import Batch, Facts, Method, feature_std, gather
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import grid_of, patchify, unpatchify
+from sslctl.ops.image_size import height_width, in_words
 from sslctl.ops.masks import random_order
 
 
@@ -24,13 +25,14 @@ class SimMIM(Method):
         super().__init__(backbone, facts)
         model = backbone.vision_transformer()
         self.prefix, self.patch = model.num_prefix_tokens, model.patch_embed.patch_size[0]
-        if mask_size % self.patch or facts.image_size % mask_size:
+        sides = height_width(facts.image_size)
+        if mask_size % self.patch or any(side % mask_size for side in sides):
             raise ValueError(
                 f"method.mask_size={mask_size}: expected a multiple of the patch ({self.patch} pixels) that divides the image"
-                f" ({facts.image_size})"
+                f" ({in_words(facts.image_size)})"
             )
         self.unit = mask_size // self.patch  # patches a side
-        self.squares = (facts.image_size // mask_size) ** 2
+        self.squares = math.prod(side // mask_size for side in sides)
         self.hidden = math.ceil(mask_ratio * self.squares)
         if not 0 < self.hidden < self.squares:
             raise ValueError(f"method.mask_ratio={mask_ratio} hides {self.hidden} of {self.squares} squares")
@@ -52,7 +54,7 @@ class SimMIM(Method):
         return super().feature_networks() | {"mean": (self.backbone, "mean")}
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
-        x = batch.views["global"][0]  # (B, C, S, S)
+        x = batch.views["global"][0]  # (B, C, H, W)
         mask = self.mask(batch, x)  # (B, L)
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)[:, self.prefix :]  # (B, L, D)
         target = patchify(self.backbone.normalize(x), self.patch)  # (B, L, p²·C)
@@ -73,7 +75,7 @@ class SimMIM(Method):
         mask = self.mask(batch, x)
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)[:, self.prefix :]
         reconstruction = self.backbone.denormalize(unpatchify(self.head(h).float(), self.patch, rows)).clamp(0, 1)
-        hidden = unpatchify(mask[..., None].expand(-1, -1, self.patch**2).float(), self.patch, rows) > 0  # (B, 1, S, S)
+        hidden = unpatchify(mask[..., None].expand(-1, -1, self.patch**2).float(), self.patch, rows) > 0  # (B, 1, H, W)
         grey = torch.full_like(x, 0.5)
         return {
             "view": x,

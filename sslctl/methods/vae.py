@@ -46,7 +46,7 @@ class VAE(Method):
         return {"beta": self.beta * min(1.0, (step + 1) / (self.warmup_steps + 1))}
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
-        x = batch.views["global"][0]  # (B, C, S, S)
+        x = batch.views["global"][0]  # (B, C, H, W)
         h = self.backbone(x)  # (B, D)
         mean, log_variance = self.mean_head(h).float(), self.log_variance_head(h).float()  # (B, code_dim) each
         noise = batch.key.normal("vae/noise", mean.shape[1])
@@ -64,7 +64,7 @@ class VAE(Method):
         }
 
     def decoded(self, code: Tensor) -> Tensor:
-        """(B, code_dim) -> (B, C, S, S), about in [0, 1]."""
+        """(B, code_dim) -> (B, C, H, W), about in [0, 1]."""
         return self.backbone.denormalize(self.decoder(code).float())
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

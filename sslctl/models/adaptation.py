@@ -6,15 +6,17 @@ from torch import Tensor, nn
 
 from sslctl.models.backbones import Backbone
 from sslctl.models.matching import bare
+from sslctl.ops.image_size import ImageSize, height_width
 
 
 def adapt(
-    tensors: dict[str, Tensor], backbone: Backbone, *, resample_patches: bool
+    tensors: dict[str, Tensor], backbone: Backbone, *, resample_patches: bool, trained_at: ImageSize | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Returns the tensors with those changed that can be, and a sentence for each.
 
     First layer: its channels are summed for grey images, otherwise repeated and scaled (timm). Positions of patches: resampled,
-    bicubic and antialiased. resample_patches: also the patches' weights, by FlexiViT's pseudo-inverse (arXiv:2212.08013, eq. 4).
+    bicubic and antialiased; trained_at: the size of the images that they are of, which tells their grid where it is no square.
+    resample_patches: also the patches' weights, by FlexiViT's pseudo-inverse (arXiv:2212.08013, eq. 4).
     """
     ours, adapted, sentences = backbone.state_dict(), dict(tensors), []
     first = next((name for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)), None)
@@ -30,8 +32,8 @@ def adapt(
                 size = "×".join(map(str, tensor.shape[2:]))
                 tensor = resample_patch_embed(tensor, list(expected[2:]))
                 sentences.append(f"patches of {size} pixels resampled to {'×'.join(map(str, expected[2:]))}")
-        elif bare(name) == "pos_embed" and tensor.shape != expected and tensor.ndim == 3 == len(expected):
-            tensor, words = _with_positions(tensor, backbone.network.model)
+        elif bare(name) == "pos_embed" and tensor.ndim == 3 == len(expected):
+            tensor, words = _with_positions(tensor, backbone.network.model, trained_at)
             sentences += words
         adapted[name] = tensor
     return adapted, sentences
@@ -47,16 +49,23 @@ def _with_channels(weight: Tensor, expected: tuple[int, ...]) -> tuple[Tensor, s
     return adapted, f"{theirs} channels of the first layer {verb} for {channels}"
 
 
-def _with_positions(positions: Tensor, model: nn.Module) -> tuple[Tensor, list[str]]:
-    """(1, P + L, D) of another square grid -> that of the model; unchanged where there is none."""
+def _with_positions(positions: Tensor, model: nn.Module, trained_at: ImageSize | None) -> tuple[Tensor, list[str]]:
+    """(1, P + L, D) of another grid -> that of the model; unchanged where there is none, or theirs is not known."""
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if grid is None or positions.shape[-1] != model.pos_embed.shape[-1]:
         return positions, []
     prefix = model.pos_embed.shape[1] - grid[0] * grid[1]
-    side = math.isqrt(max(positions.shape[1] - prefix, 0))
-    if not side or side**2 + prefix != positions.shape[1]:
+    theirs = _grid_of(positions.shape[1] - prefix, trained_at)
+    if theirs is None or theirs == tuple(grid):
         return positions, []
     from timm.layers import resample_abs_pos_embed
 
-    sentence = f"positions of {side}×{side} patches resampled to {grid[0]}×{grid[1]}"
-    return resample_abs_pos_embed(positions, list(grid), [side, side], num_prefix_tokens=prefix), [sentence]
+    sentence = f"positions of {theirs[0]}×{theirs[1]} patches resampled to {grid[0]}×{grid[1]}"
+    return resample_abs_pos_embed(positions, list(grid), list(theirs), num_prefix_tokens=prefix), [sentence]
+
+
+def _grid_of(patches: int, trained_at: ImageSize | None) -> tuple[int, int] | None:
+    """Returns (rows, columns) of so many patches: in the shape of the images, square ones where nothing is known of them."""
+    height, width = height_width(trained_at or 1)
+    rows = math.isqrt(max(patches * height // width, 0))
+    return (rows, patches // rows) if rows and rows * width * rows == patches * height else None

@@ -1,6 +1,7 @@
 """Backbones behind one contract: images in [0, 1] go in, normalisation is the first operation, (B, D) comes out."""
 
 import functools
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sslctl.models import vit
 from sslctl.models.network import Network
 from sslctl.ops.color_space import lightness
+from sslctl.ops.image_size import ImageSize, height_width, in_words, shorter_side
 
 
 class Backbone(nn.Module):
@@ -112,7 +114,9 @@ class ResNet(nn.Module):
     64 pixels, where the ImageNet stem would leave a map of 2×2 or less. norm: see `norm_layer`.
     """
 
-    def __init__(self, depth: int, stem: str, zero_init_residual: bool, norm: str, channels: int, image_size: int):
+    def __init__(
+        self, depth: int, stem: str, zero_init_residual: bool, norm: str, channels: int, image_size: ImageSize
+    ):
         super().__init__()
         import torchvision
 
@@ -124,7 +128,7 @@ class ResNet(nn.Module):
         model = make(weights=None, zero_init_residual=zero_init_residual, norm_layer=make_norm)
         if stem not in ("auto", "imagenet", "small"):
             raise ValueError(f"backbone.stem={stem}: expected auto, imagenet or small")
-        small = stem == "small" or (stem == "auto" and image_size <= 64)
+        small = stem == "small" or (stem == "auto" and shorter_side(image_size) <= 64)
         self.stem = "3×3, no max-pool" if small else "7×7 stride 2, max-pool"
         self.depth, self.embed_dim = depth, model.fc.in_features
         if small:
@@ -189,10 +193,12 @@ class SmallResNet(nn.Module):
     would take most of the time. norm: see `norm_layer`.
     """
 
-    def __init__(self, widths: list[int], blocks: int, stem_stride: int, norm: str, channels: int, image_size: int):
+    def __init__(
+        self, widths: list[int], blocks: int, stem_stride: int, norm: str, channels: int, image_size: ImageSize
+    ):
         super().__init__()
-        make_norm = norm_layer(norm)
-        stride = stem_stride or (4 if image_size >= 96 else 2 if image_size >= 16 else 1)
+        make_norm, side = norm_layer(norm), shorter_side(image_size)
+        stride = stem_stride or (4 if side >= 96 else 2 if side >= 16 else 1)
         if stride not in (1, 2, 4):
             raise ValueError(f"backbone.stem_stride={stem_stride}: expected 0 (auto), 1, 2 or 4")
         self.stem = f"3×3 stride {min(stride, 2)}, {'max-pool' if stride == 4 else 'no max-pool'}"
@@ -228,9 +234,9 @@ class MLP(nn.Module):
 
     fixed_size = True
 
-    def __init__(self, widths: list[int], channels: int, image_size: int):
+    def __init__(self, widths: list[int], channels: int, image_size: ImageSize):
         super().__init__()
-        dims = [channels * image_size**2, *widths]
+        dims = [channels * math.prod(height_width(image_size)), *widths]
         layers = []
         for d_in, d_out in pairwise(dims):
             layers += [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU(inplace=True)]
@@ -251,7 +257,7 @@ _LOADS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_
 class Timm(nn.Module):
     """Any timm model by name, without its classifier and without downloading weights."""
 
-    def __init__(self, model: str, channels: int, image_size: int, kwargs: dict):
+    def __init__(self, model: str, channels: int, image_size: ImageSize, kwargs: dict):
         super().__init__()
         import timm
 
@@ -278,11 +284,13 @@ class Timm(nn.Module):
                     raise
         self.model_name, self.fixed_size = model, "img_size" in sized and "dynamic_img_size" not in sized
         if self.fixed_size and self.arguments["img_size"] != image_size:
-            raise ValueError(f"{model} takes the images' own size only, {image_size}: leave kwargs.img_size out")
-        patch = vit.patch_size_of(self)
-        if image_size % patch:
             raise ValueError(
-                f"patches of {patch} pixels do not divide images of {image_size} (+backbone.kwargs.patch_size=…)"
+                f"{model} takes the images' own size only, {in_words(image_size)}: leave kwargs.img_size out"
+            )
+        patch = vit.patch_size_of(self)
+        if any(side % patch for side in height_width(image_size)):
+            raise ValueError(
+                f"patches of {patch} pixels do not divide images of {in_words(image_size)} (+backbone.kwargs.patch_size=…)"
             )
         self.embed_dim = (
             getattr(self.model, "head_hidden_size", None) or self.model.num_features

@@ -13,8 +13,9 @@ class Network(Protocol):
 
     To add one, write its class in a module of your own, name it in my_configs/backbone/mine.yaml (`_target_: my_net.MyNet` and
     its arguments) and say `sslctl pretrain --config-dir my_configs allow=[my_net] backbone=mine`. The constructor is given the
-    YAML's arguments and, by these names, what the data are: channels and image_size (pixels); of texts, vocabulary and length
-    (tokens). It raises ValueError for settings that cannot be. Normalisation is not its business, see `Backbone`.
+    YAML's arguments and, by these names, what the data are: channels and image_size (pixels of a side, or (height, width) of
+    images that are no squares); of texts, vocabulary and length (tokens). It raises ValueError for settings that cannot be.
+    Normalisation is not its business, see `Backbone`.
     """
 
     embed_dim: int  # D, the width of the features

@@ -18,6 +18,7 @@ from sslctl.data.text import TextTransform
 from sslctl.errors import InputError
 from sslctl.models.backbones import Backbone
 from sslctl.models.network import Network
+from sslctl.ops.image_size import ImageSize, as_key, height_width, image_size_of, in_words, shape_in_words, shorter_side
 from sslctl.runs.schema import misfit, preprocess_keys
 from sslctl.views.maker import clean, resize_and_crop
 
@@ -29,8 +30,8 @@ class Preprocess:
     """How an image, or a frame of a video, becomes the backbone's input. Sizes in pixels."""
 
     channels: int
-    image_size: int
-    resize: int  # of the shorter side, before the central square is cut out
+    image_size: ImageSize  # a side, or (height, width)
+    resize: int  # of the shorter side, before the central part is cut out
     mean: list[float]  # of images in [0, 1], one a channel; the backbone applies them itself
     std: list[float]
     value_range: list[float] | None = None  # (low, high) that become 0 and 1, of images of more than 8 bits
@@ -41,15 +42,19 @@ class Preprocess:
         """Raises InputError where the dataset's configuration does not fit its images. trained: see `statistics_of`."""
         mean, std = statistics_of(node, source, trained)
         size = source.image_size
-        resize = node.get("resize") or (size if source.all_of_one_size else round(size * 256 / 224))
-        if resize < size:
-            raise InputError(f"dataset.resize={resize} is less than the image size {size}")
+        shorter = shorter_side(size)
+        resize = node.get("resize") or (shorter if source.all_of_one_size else round(shorter * 256 / 224))
+        if resize < shorter:
+            raise InputError(f"dataset.resize={resize} is less than the image size {in_words(size)}")
         values = source.reading and source.reading.value_range
         return cls(source.channels, size, resize, mean, std, list(values) if values else None)
 
     def summary(self) -> str:
-        cut = "" if self.resize == self.image_size else f", shorter side to {self.resize}, central square"
-        return f"{self.channels}×{self.image_size}×{self.image_size}{cut}"
+        shape = shape_in_words(self.channels, self.image_size)
+        if self.resize == shorter_side(self.image_size):
+            return shape
+        part = "part" if isinstance(self.image_size, tuple) else "square"
+        return f"{shape}, shorter side to {self.resize}, central {part}"
 
     def to_backbone(self, network: Network) -> Backbone:
         return Backbone(network, self.mean, self.std)
@@ -59,16 +64,17 @@ class Preprocess:
         return Transform(self)
 
     def example(self, device: torch.device) -> Tensor:
-        """(2, C, S, S) of zeros."""
-        return torch.zeros(2, self.channels, self.image_size, self.image_size, device=device)
+        """(2, C, H, W) of zeros."""
+        return torch.zeros(2, self.channels, *height_width(self.image_size), device=device)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
-        """(count, C, S, S) in [0, 1], inputs that no two networks treat alike."""
-        return torch.rand(count, self.channels, self.image_size, self.image_size, generator=generator)
+        """(count, C, H, W) in [0, 1], inputs that no two networks treat alike."""
+        return torch.rand(count, self.channels, *height_width(self.image_size), generator=generator)
 
-    def at(self, image_size: int) -> "Preprocess":
+    def at(self, image_size: ImageSize) -> "Preprocess":
         """Returns what becomes the input of a network that is judged at another size: all lengths in proportion."""
-        return replace(self, image_size=image_size, resize=round(self.resize * image_size / self.image_size))
+        resize = round(self.resize * shorter_side(image_size) / shorter_side(self.image_size))
+        return replace(self, image_size=image_size, resize=resize)
 
     def refuse_other(self, what: str, source: Source, key: str, *, judges: bool = False) -> None:
         """Raises InputError for images of another size than in pretraining: they are refused, not converted silently.
@@ -81,10 +87,10 @@ class Preprocess:
             return
         # A configuration takes size and channels of the run unless the command names others, or the dataset has no such key.
         named = {word.partition("=")[0] for word in task_words()}
-        needed = {f"{key}.image_size": self.image_size, f"{key}.channels": self.channels}
+        needed = {f"{key}.image_size": as_key(self.image_size), f"{key}.channels": self.channels}
         named |= {f"{key}.image_size"} if source.paths and source.image_size != self.image_size else set()
         advice = [f"{name}={value}" for name, value in needed.items() if name in named]
-        size = f"{source.channels}×{source.image_size}×{source.image_size}"
+        size = shape_in_words(source.channels, source.image_size)
         what_to_do = f"set {' and '.join(advice)}" if advice else "name other images"
         raise InputError(f"{what} takes {self.summary()}, {source.name} has {size} images: {what_to_do}", advice=advice)
 
@@ -161,6 +167,8 @@ def preprocess_from(saved: dict[str, Any]) -> Preprocess | TextPreprocess:
     kind, keys = TextPreprocess if "vocabulary" in saved else Preprocess, preprocess_keys(saved)
     if reason := misfit(saved, keys):
         raise InputError(f"preprocess {reason}; expected what {kind.__name__} holds")
+    if kind is Preprocess:
+        saved = saved | {"image_size": image_size_of(saved["image_size"])}
     return kind(**saved)
 
 
@@ -199,7 +207,7 @@ class Transform:
         self.settings = settings
 
     def __call__(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
-        """A PIL image, (H, W, C) array or (C, H, W) tensor -> (C, S, S) float in [0, 1].
+        """A PIL image, (H, W, C) array or (C, H, W) tensor -> (C, h, w) float in [0, 1].
 
         Arrays and tensors are of uint8, or of any type where the backbone was trained on values of more than 8 bits.
         """

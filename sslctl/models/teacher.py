@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sslctl.errors import InputError, first_line
 from sslctl.models.preprocess import Preprocess
+from sslctl.ops.image_size import ImageSize, height_width, in_words
 
 
 @dataclass
@@ -40,12 +41,13 @@ class Teacher:
             self.network.to(device)
         return self.network
 
-    def refuse_size(self, size: int, where: str | None) -> None:
-        """Raises InputError where the network cannot take square images of a size. where: it is from; None for timm's own."""
+    def refuse_size(self, size: ImageSize, where: str | None) -> None:
+        """Raises InputError where the network cannot take images of a size. where: it is from; None for timm's own."""
         try:
-            self(torch.zeros(1, self.preprocess.channels, size, size))
+            self(torch.zeros(1, self.preprocess.channels, *height_width(size)))
         except (RuntimeError, AssertionError, ValueError) as error:
             own = self.preprocess.image_size
-            trained_on = f", its own images had {own}" if own != size else ""
+            trained_on = f", its own images had {in_words(own)}" if own != size else ""
             named = f"method.teacher={where}" if where else "method.teacher_backbone"
-            raise InputError(f"{named} cannot take views of {size} pixels{trained_on}: {first_line(error)}") from error
+            views = f"views of {in_words(size)} pixels{trained_on}"
+            raise InputError(f"{named} cannot take {views}: {first_line(error)}") from error

@@ -13,6 +13,7 @@ from sslctl.models.adaptation import adapt
 from sslctl.models.backbones import Backbone
 from sslctl.models.layouts import ADVICE
 from sslctl.models.matching import Match, bare, flatten, match
+from sslctl.ops.image_size import ImageSize, image_size_of
 from sslctl.runs.checkpoint import (
     WEIGHTS,
     CheckpointError,
@@ -23,7 +24,8 @@ from sslctl.runs.checkpoint import (
     newest_valid,
     same_kind,
 )
-from sslctl.runs.directory import BACKBONE, is_run
+from sslctl.runs.directory import BACKBONE, PREPROCESS, is_run
+from sslctl.runs.reading import read_preprocess
 from sslctl.runs.stand_ins import STAND_INS
 
 
@@ -64,19 +66,25 @@ def load_weights(
     matches all the same. key: where the configuration has the backbone. resample_patches: see `sslctl.models.adaptation.adapt`.
     """
     file = user_path(path)
-    report = copy_weights(
-        backbone, read_weights(file), str(file), partial=partial, key=key, resample_patches=resample_patches
-    )
+    options = {"partial": partial, "key": key, "resample_patches": resample_patches, "trained_at": _trained_at(file)}
+    report = copy_weights(backbone, read_weights(file), str(file), **options)
     return report + _network_differences(file, backbone)
 
 
 def copy_weights(
-    backbone: Backbone, theirs: dict[str, Tensor], name: str, *, partial: bool, key: str, resample_patches: bool
+    backbone: Backbone,
+    theirs: dict[str, Tensor],
+    name: str,
+    *,
+    partial: bool,
+    key: str,
+    resample_patches: bool,
+    trained_at: ImageSize | None = None,
 ) -> str:
     """Does `load_weights` of tensors that are read. name: of what holds them."""
     ours = backbone.state_dict()
     translated = match(theirs, backbone)
-    tensors, changes = adapt(translated.tensors, backbone, resample_patches=resample_patches)
+    tensors, changes = adapt(translated.tensors, backbone, resample_patches=resample_patches, trained_at=trained_at)
 
     # What fits, and what the backbone cannot do without.
     matched = {n: t for n, t in tensors.items() if t.shape == ours[n].shape and same_kind(t, ours[n])}
@@ -155,6 +163,15 @@ def _advice(
 def file_metadata(file: Path) -> dict[str, str]:
     """Returns what a safetensors file says of itself; nothing for files of other kinds."""
     return metadata(file) if file.suffix == ".safetensors" else {}
+
+
+def _trained_at(file: Path) -> ImageSize | None:
+    """Returns the size of the images that a run's network, or one of our files, was trained on; None where nothing says it."""
+    if is_run(file):
+        saved = read_preprocess(file) if (file / PREPROCESS).exists() else {}
+    else:
+        saved = json.loads(file_metadata(file).get("preprocess", "{}"))
+    return image_size_of(saved["image_size"]) if "image_size" in saved else None
 
 
 def _network_differences(file: Path, backbone: Backbone) -> str:

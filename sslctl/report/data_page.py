@@ -1,6 +1,5 @@
 """sslctl data as one HTML page: what a folder of images holds, class by class, in the style of the run report."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -72,9 +71,9 @@ def data_page(
 
 def _split(seen: Audit, split: str, described: Description) -> Split:
     layout, looks = seen.layouts[split], seen.looks[split]
-    counts = Counter(layout.classes[label] for label in layout.labels) if layout.classes else Counter()
+    counts = sorted(zip(layout.classes, layout.class_sizes(), strict=True), key=lambda pair: -pair[1])
     sizes = described.lines()[1]
-    return Split(split, len(looks), sum(bool(look.error) for look in looks), layout.origin, sizes, counts.most_common())
+    return Split(split, len(looks), sum(bool(look.error) for look in looks), layout.origin, sizes, counts)
 
 
 def _channels(source: Source) -> list[tuple[float, float, float, float]]:
@@ -93,7 +92,8 @@ def _channels(source: Source) -> list[tuple[float, float, float, float]]:
 
 def _sheets(source: Source) -> list[tuple[str, Sheet]]:
     """Returns some images of each class, or some of all where there are none, as (name, sheet)."""
-    kinds = [(name, (source.labels == number).nonzero()[:, 0]) for number, name in enumerate(source.classes)]
+    has = source.targets if source.targets is not None else source.labels[:, None] == torch.arange(len(source.classes))
+    kinds = [(name, has[:, number].nonzero()[:, 0]) for number, name in enumerate(source.classes)]
     kinds = kinds[:_MOST_CLASSES] or [("images", torch.arange(len(source)))]
     most = _PICTURES if source.classes else 4 * _PICTURES
     sheets = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sslctl.errors import InputError
 from sslctl.evaluation.results import interval_of_mean
+from sslctl.ops.image_size import image_size_of, in_words
 from sslctl.report.measurement import GIVEN, Measurement, number, span
 from sslctl.report.run import Run
 
@@ -40,7 +41,7 @@ def _dataset(run: Run) -> str:
     """Returns 'folder photos (1,600 of size 32)'."""
     root = run.config["dataset"].get("root")
     name = f"{run.names['dataset']} {root}" if root else run.names["dataset"]
-    return f"{name} ({run.facts['num_images']:,} of size {run.facts['image_size']})"
+    return f"{name} ({run.facts['num_images']:,} of size {in_words(image_size_of(run.facts['image_size']))})"
 
 
 def groups_of(runs: list[Run]) -> list[Group]:

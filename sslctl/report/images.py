@@ -16,6 +16,7 @@ from sslctl.data.loader import clean_batches
 from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.ops.color_space import visible
+from sslctl.ops.image_size import ImageSize, height_width
 from sslctl.views.maker import clean
 
 MAP_SIDE, LARGE_SIDE = 40, 96  # pixels of a tile: many together, and few
@@ -66,9 +67,9 @@ def address(image: Image.Image, quality: int) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def side_for(image_size: int, most: int) -> int:
+def side_for(image_size: ImageSize, most: int) -> int:
     """Returns a tile's side for images of a size: their own where they are small, so that no pixel is invented."""
-    return min(most, image_size)
+    return min(most, max(height_width(image_size)))
 
 
 def tile(image: Tensor, side: int) -> Tensor:

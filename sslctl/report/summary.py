@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from sslctl.ops.image_size import as_key, image_size_of
 from sslctl.report import commands
 from sslctl.report.groups import Group, Mean, given_mean, group_mean, random_mean
 from sslctl.report.measurement import GIVEN, Measurement, by_importance, distinguishing_settings, number
@@ -135,7 +136,11 @@ def _next_steps(run: Run, columns: list[Measurement]) -> list[Step]:
     labelled = bool(run.facts.get("num_classes")) or bool(run.config.get("eval_dataset"))
     if not labelled:
         words = ["labels=5", "dataset=imagefolder", "dataset.root=FOLDER"]
-        words += [f"dataset.image_size={run.facts['image_size']}"] if "image_size" in run.facts else []
+        words += (
+            [f"dataset.image_size={as_key(image_size_of(run.facts['image_size']))}"]
+            if "image_size" in run.facts
+            else []
+        )
         command = commands.placed(cwd, ["sslctl", "linear-eval", where, *words])
         steps.append(Step("Label a few images, one folder a class, and measure what the features are worth", command))
     elif not columns:

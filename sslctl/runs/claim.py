@@ -153,7 +153,8 @@ def refuse_another_config(
         changes = Changes.between(older, files)
         lines += [f"  {line}" for line in changes.lines()]
     bad = len({*changes.removed, *(older.names[row] for row in older.unreadable)}) if older else 0
-    ways, advice = ways_on(run_dir, old, new, changes, bad, finished=finished)
+    replaceable = bool(files and files.are_rows)
+    ways, advice = ways_on(run_dir, old, new, changes, bad, finished=finished, replaceable=replaceable)
     raise InputError(
         f"{run_dir} holds a run with another configuration (there → asked for):", *lines, *ways, advice=advice
     )

@@ -24,17 +24,24 @@ _NOT_TAKEN_OVER = (
 
 
 def ways_on(
-    run_dir: Path, old: dict[str, Any], new: dict[str, Any], changes: Changes, bad: int, *, finished: bool
+    run_dir: Path,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    changes: Changes,
+    bad: int,
+    *,
+    finished: bool,
+    replaceable: bool,
 ) -> tuple[list[str], list[str]]:
     """Returns what is said, and the words and commands in it, where a run differs from the one asked for.
 
     old, new: the keys, with their values, that make the two runs. changes: of the files, where both are listed; bad: how many
-    have no image of their own now.
+    have no image of their own now; replaceable: whether others can stand in for these.
     """
     keys = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
     lines, advice = [], []
     if keys == [DATA_KEY] and not finished:
-        if changes.removed and not (changes.added or changes.changed):
+        if replaceable and changes.removed and not (changes.added or changes.changed):
             words = f"dataset.on_error=skip dataset.max_bad={bad}"
             lines.append(f"{words} goes on, other images stand in for those that are not there")
             advice.append(words)

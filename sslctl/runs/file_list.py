@@ -17,11 +17,13 @@ _LISTED = 5  # names of a kind in a message
 @dataclass(frozen=True)
 class FileList:
     """names: below the split's folder, in the order of a run's rows; sizes: bytes of each; unreadable: rows that others stand
-    in for."""
+    in for. are_rows: whether each file is one sample, for which another can stand in; not so of texts, videos, tiles and files
+    that hold many images. It is not written."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     unreadable: frozenset[int] = frozenset()
+    are_rows: bool = field(default=True, compare=False)
 
     def write(self, run_dir: Path) -> None:
         """Writes files.json.gz: some five bytes a file."""

@@ -16,9 +16,10 @@ CONFIG_KEYS = {  # config.yaml: the resolved configuration, whose parts the code
     "eval_dataset?": dict | None,
     ...: Any,
 }
+SIZE = int | list[int]  # of images: a side, or [height, width]
 FACTS_KEYS = dict.fromkeys(
-    ("channels", "image_size", "num_images", "num_classes", "batch_size", "steps_per_epoch", "total_steps"), int
-)
+    ("channels", "num_images", "num_classes", "batch_size", "steps_per_epoch", "total_steps"), int
+) | {"image_size": SIZE}
 HEALTH_KEYS = {
     **dict.fromkeys(("num_classes?", "majority?", "knn_images?"), float),
     **dict.fromkeys(("uninformative_loss?", "feature_dim?"), float | None),
@@ -33,7 +34,8 @@ ENVIRONMENT_KEYS = {
     "segments?": list[dict],
 }
 IMAGE_KEYS = {
-    **dict.fromkeys(("channels", "image_size", "resize"), int),
+    **dict.fromkeys(("channels", "resize"), int),
+    "image_size": SIZE,
     **dict.fromkeys(("mean", "std"), list[float]),
     "value_range?": list[float] | None,
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslctl.errors import say
 from sslctl.methods.base import Method
+from sslctl.ops.image_size import height_width
 from sslctl.ops.timing import format_shares
 from sslctl.training.memory import explain_out_of_memory
 from sslctl.training.progress import duration
@@ -34,7 +35,7 @@ class _SameForAll:
     def __call__(self, function: Callable[[Tensor], Tensor], *, calibrate: bool = False) -> Tensor:
         facts = self.method.facts
         self.method.eval()
-        row = function(torch.zeros(1, facts.channels, facts.image_size, facts.image_size, device=self.device))
+        row = function(torch.zeros(1, facts.channels, *height_width(facts.image_size), device=self.device))
         self.method.train()
         return row.float().cpu().expand(facts.num_images, -1)
 

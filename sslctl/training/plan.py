@@ -14,6 +14,7 @@ from sslctl.factory.from_config import unused_operations
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone, describe
 from sslctl.models.preprocess import measures_statistics
+from sslctl.ops.image_size import ImageSize, in_words
 from sslctl.schedules import SHAPES, Schedule, cosine_between, fitted_warmup, scaled_lr
 from sslctl.views import ViewMaker
 
@@ -26,7 +27,7 @@ class Plan:
     data_lines: list[str]  # what was inferred of it
     num_images: int
     channels: int
-    image_size: int
+    image_size: ImageSize
     batch_size: int
     epochs: int
     steps_per_epoch: int
@@ -250,7 +251,7 @@ def print_plan(
     backbone = method.backbone
     count = sum(p.numel() for p in backbone.parameters())
     network = f"timm {config.backbone.model}" if names.backbone == "timm" else names.backbone
-    sizes = ", ".join(f"{count} {group} of {size} px" for group, (count, size) in run.views.sizes().items())
+    sizes = ", ".join(f"{count} {group} of {in_words(size)} px" for group, (count, size) in run.views.sizes().items())
     state = f"{run.run_dir} (exists)" if run.run_dir.exists() else run.run_dir
     lines = [
         *run.plan.lines(),

@@ -1,7 +1,6 @@
 """From a batch of images, uint8 or float32 in [0, 1], to the views a method asks for."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.config.keys import OPERATIONS
+from sslctl.ops.image_size import ImageSize, height_width, image_size_of, shorter_side
 from sslctl.random import Key
 from sslctl.views import colour
 from sslctl.views.blur import gaussian_blur, kernel_size
@@ -50,11 +50,11 @@ class ViewMaker:
 
     augmentation: group ("global", "local") -> its settings, as in configs/augmentation.
     image_size: pixels; a group's `size` is relative to it. dropped: operations left out, see `dropped_operations`.
-    multiple: the side of a view is the nearest multiple of so many pixels.
+    multiple: each side of a view is the nearest multiple of so many pixels.
     """
 
     augmentation: dict
-    image_size: int
+    image_size: ImageSize
     dropped: tuple[str, ...] = ()
     multiple: int = 1
 
@@ -65,11 +65,11 @@ class ViewMaker:
         views, plans = {}, []
         for group, settings in self.augmentation.items():
             size, count = self._pixels(settings), settings["count"]
-            views[group] = torch.empty(count, batch, channels, size, size, device=images.device)
+            views[group] = torch.empty(count, batch, channels, *height_width(size), device=images.device)
             for view, crops in enumerate(views[group]):
                 boxes, flip = self._geometry(settings, key, f"{group}/{view}", *sides)
                 taps = box_taps(boxes, height, width, size, settings["interpolation"], flip)
-                plans.append((crops, *taps, self._photometric(settings, key, group, view, size)))
+                plans.append((crops, *taps, self._photometric(settings, key, group, view, shorter_side(size))))
         for rows in _parts(images):
             columns = by_columns(images[rows])
             columns = columns.div_(255) if images.dtype == torch.uint8 else columns
@@ -88,7 +88,7 @@ class ViewMaker:
         crops = {}
         for group, settings in self.augmentation.items():
             size, kernel = self._pixels(settings), settings["interpolation"]
-            stack = images[0].new_empty(settings["count"], len(images), len(images[0]), size, size)
+            stack = images[0].new_empty(settings["count"], len(images), len(images[0]), *height_width(size))
             for view in range(settings["count"]):
                 boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
                 for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), stack[view], strict=True):
@@ -102,22 +102,24 @@ class ViewMaker:
         for group, settings in self.augmentation.items():
             views[group] = clean(crops[group])
             for view, images in enumerate(views[group]):
-                steps = self._photometric(settings, key, group, view, images.shape[-1])
+                steps = self._photometric(settings, key, group, view, min(images.shape[-2:]))
                 for rows in _parts(images):
                     for step in steps:
                         step(images[rows], rows)
         return views
 
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """group -> (number of views, side in pixels)."""
+    def sizes(self) -> dict[str, tuple[int, ImageSize]]:
+        """group -> (number of views, size in pixels)."""
         return {group: (settings["count"], self._pixels(settings)) for group, settings in self.augmentation.items()}
 
-    def _pixels(self, settings: dict) -> int:
-        return max(1, round(settings["size"] * self.image_size / self.multiple)) * self.multiple
+    def _pixels(self, settings: dict) -> ImageSize:
+        sides = height_width(self.image_size)
+        return image_size_of([max(1, round(settings["size"] * side / self.multiple)) * self.multiple for side in sides])
 
     def _geometry(self, settings: dict, key: Key, name: str, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4) boxes and (B,) whether to flip."""
-        boxes = crop_boxes(key, f"{name}/crop", height, width, settings["scale"], settings["ratio"])
+        rows, columns = height_width(self._pixels(settings))
+        boxes = crop_boxes(key, f"{name}/crop", height, width, settings["scale"], settings["ratio"], columns / rows)
         return boxes, key.chance(f"{name}/flip", 0.0 if "flip" in self.dropped else settings["flip"])
 
     def _photometric(self, settings: dict, key: Key, group: str, view: int, side: int) -> list[_Step]:
@@ -184,15 +186,17 @@ def clean(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def resize_and_crop(image: Tensor, size: int, resize: int) -> Tensor:
+def resize_and_crop(image: Tensor, size: ImageSize, resize: int) -> Tensor:
     """The evaluation transform for images of any size: shorter side to `resize`, central square of `size`.
 
-    image: (C, H, W), uint8 or float32. Returns (C, size, size) of the same type.
+    Where the size is no square, its shape enlarged to a shorter side of `resize` is what the image is made to cover.
+    image: (C, H, W), uint8 or float32. Returns (C, h, w) of the same type.
     """
-    height, width = image.shape[1:]
-    shorter = min(height, width)
-    new = [max(resize, math.floor(side * resize / shorter)) for side in (height, width)]
+    (height, width), (rows, columns) = image.shape[1:], height_width(size)
+    least_height, least_width = (resize * side // min(rows, columns) for side in (rows, columns))
+    # One side gets its least length, the other what that makes of it in proportion.
+    new = [max(least_height, height * least_width // width), max(least_width, width * least_height // height)]
     if new != [height, width]:
         image = F.interpolate(image[None], new, mode="bilinear", antialias=True)[0]
-    top, left = round((new[0] - size) / 2), round((new[1] - size) / 2)
-    return image[:, top : top + size, left : left + size]
+    top, left = round((new[0] - rows) / 2), round((new[1] - columns) / 2)
+    return image[:, top : top + rows, left : left + columns]

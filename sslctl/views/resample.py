@@ -12,20 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslctl.ops.image_size import ImageSize, height_width
 from sslctl.random import Key
 
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 
 
 def crop_boxes(
-    key: Key, name: str, height: Tensor, width: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
+    key: Key,
+    name: str,
+    height: Tensor,
+    width: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    shape: float = 1.0,
 ) -> Tensor:
     """Boxes of torchvision's RandomResizedCrop: ten attempts, then the largest central crop of an allowed ratio.
 
-    height, width: (B,) int64, pixels. scale: share of the area. ratio: width / height, drawn log-uniformly.
+    height, width: (B,) int64, pixels. scale: share of the area. ratio: width / height, drawn log-uniformly, in parts of
+    `shape`, that of the views, so that a crop is stretched as much where these are no squares.
     Returns (B, 4) int64: top, left, height, width.
     """
-    attempts = 10
+    attempts, ratio = 10, (ratio[0] * shape, ratio[1] * shape)
     area = (height * width)[:, None] * key.between(f"{name}/area", scale[0], scale[1], attempts)  # (B, 10)
     aspect = key.between(f"{name}/aspect", math.log(ratio[0]), math.log(ratio[1]), attempts).exp()  # (B, 10)
     w = (area * aspect).sqrt().round().long()  # (B, 10)
@@ -101,12 +109,12 @@ def axis_taps(start: Tensor, length: Tensor, in_size: int, out_size: int, kernel
 
 
 def box_taps(
-    boxes: Tensor, height: int, width: int, out_size: int, kernel: str, flip: Tensor | None = None
+    boxes: Tensor, height: int, width: int, out_size: ImageSize, kernel: str, flip: Tensor | None = None
 ) -> tuple[Taps, Taps]:
     """(vertical, horizontal) for boxes (B, 4) of images of height × width. flip: (B,) bool, mirrors left-right."""
-    top, left, h, w = boxes.unbind(1)
-    horizontal = axis_taps(left, w, width, out_size, kernel)
-    return axis_taps(top, h, height, out_size, kernel), horizontal if flip is None else horizontal.mirrored(flip)
+    (top, left, h, w), (out_height, out_width) = boxes.unbind(1), height_width(out_size)
+    horizontal = axis_taps(left, w, width, out_width, kernel)
+    return axis_taps(top, h, height, out_height, kernel), horizontal if flip is None else horizontal.mirrored(flip)
 
 
 def resample_(out: Tensor, columns: Tensor, vertical: Taps, horizontal: Taps) -> None:
@@ -133,19 +141,19 @@ def _transposed(x: Tensor) -> Tensor:
     return x.transpose(1, 2).contiguous()
 
 
-def resample(images: Tensor, boxes: Tensor, out_size: int, kernel: str, flip: Tensor | None = None) -> Tensor:
-    """`resample_` of a batch (B, C, H, W) in [0, 1] with boxes (B, 4). Returns (B, C, out_size, out_size)."""
+def resample(images: Tensor, boxes: Tensor, out_size: ImageSize, kernel: str, flip: Tensor | None = None) -> Tensor:
+    """`resample_` of a batch (B, C, H, W) in [0, 1] with boxes (B, 4). Returns (B, C, h, w) of a size."""
     batch, channels, height, width = images.shape
-    out = images.new_empty(batch, channels, out_size, out_size)
+    out = images.new_empty(batch, channels, *height_width(out_size))
     resample_(out, by_columns(images), *box_taps(boxes, height, width, out_size, kernel, flip))
     return out
 
 
-def cut_image(image: Tensor, box: list[int], out_size: int, kernel: str, flip: bool) -> Tensor:
-    """The same for one image: (C, H, W) -> (C, out_size, out_size), of uint8 rounded as PIL does, else in [0, 1] again."""
+def cut_image(image: Tensor, box: list[int], out_size: ImageSize, kernel: str, flip: bool) -> Tensor:
+    """The same for one image: (C, H, W) -> (C, h, w), of uint8 rounded as PIL does, else in [0, 1] again."""
     top, left, height, width = box
     part = image[None, :, top : top + height, left : left + width]
     part = part.contiguous(memory_format=torch.channels_last)  # the layout of files, and of torch's fastest kernel
-    part = F.interpolate(part, (out_size, out_size), mode=kernel, antialias=True)[0]
+    part = F.interpolate(part, height_width(out_size), mode=kernel, antialias=True)[0]
     part = part if image.dtype == torch.uint8 else part.clamp_(0, 1)
     return part.flip(2) if flip else part

@@ -39,21 +39,22 @@ def draw(method: Method, source: Source, views: ViewMaker, *, seed: int, images:
 def sheet_of(method: Method, source: Source, views: ViewMaker, *, seed: int, images: int) -> Tensor | None:
     """Makes one picture of `draw` for TensorBoard; None where a method has nothing to show."""
     columns = draw(method, source, views, seed=seed, images=images)
-    return sheet(columns) if columns else None
+    return sheet(columns, words=method.modality == TEXTS) if columns else None
 
 
-def sheet(pictures: dict[str, Tensor]) -> Tensor:
+def sheet(pictures: dict[str, Tensor], *, words: bool = False) -> Tensor:
     """Arranges pictures, name -> (n, C, h, w) in [0, 1], as one (3, H, W): a row an image, the names above the columns.
 
-    What is not square is words, which are shown as large as they were written.
+    words: whether they are pictures of words, which are shown as large as they were written.
     """
-    columns = [torch.cat([_shown(image.detach().float().cpu()) for image in images], 1) for images in pictures.values()]
+    show = _as_written if words else cell
+    columns = [torch.cat([show(image.detach().float().cpu()) for image in images], 1) for images in pictures.values()]
     heads = equally_high(
         [written(plain(name), column.shape[2]) for name, column in zip(pictures, columns, strict=True)]
     )
     return torch.cat([torch.cat(heads, 2), torch.cat(columns, 2)], 1)
 
 
-def _shown(image: Tensor) -> Tensor:
-    """(C, h, w) -> (3, h', w') with a white margin."""
-    return cell(image) if image.shape[1] == image.shape[2] else F.pad(image, (_GAP,) * 4, value=1.0)
+def _as_written(image: Tensor) -> Tensor:
+    """(C, h, w) -> (C, h', w') with a white margin."""
+    return F.pad(image, (_GAP,) * 4, value=1.0)
