@@ -169,7 +169,7 @@ class Knn(Protocol):
             raise InputError("knn.k=[]: expected at least one value")
 
     def __call__(self, subject: Subject, task: Task) -> list[Result]:
-        bank, queries, similarity, rows = search(subject, task, max(self.k))
+        bank, _, similarity, rows = search(subject, task, max(self.k))
         measured = []
         for k in dict.fromkeys(min(k, len(bank.labels)) for k in self.k):  # there are no more neighbours than images
             scores, settings = self.scores(bank, similarity[:, :k], rows[:, :k])
