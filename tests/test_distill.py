@@ -86,6 +86,9 @@ def test_networks_without_places_learn_by_pooled_features_alone():
     (note,) = distill().notes()
     assert note == "with features of patches, on the teacher's grid: method.patch_weight=0 leaves them out"
     assert distill(patch_weight=0.0).notes() == []
+    assert distill().uninformative_loss() == 2
+    assert distill(loss="mse", weight=0.0).uninformative_loss() == 1
+    assert distill(loss="queue").uninformative_loss() is distill(patch_loss="mse").uninformative_loss() is None
     assert distill().backbone.training  # which was looked at in evaluation
 
 
