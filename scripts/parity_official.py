@@ -22,6 +22,8 @@ REPOSITORIES = {  # folder -> repository and the commit that the table was made 
     "simsiam": ("facebookresearch/simsiam", "a7bc177"),
     "dino": ("facebookresearch/dino", "7c446df"),
     "ibot": ("bytedance/ibot", "da316d8"),
+    "dinov2": ("facebookresearch/dinov2", "b8931f7"),
+    "dinov3": ("facebookresearch/dinov3", "6876159"),
     "mae": ("facebookresearch/mae", "efb2a80"),
     "ijepa": ("facebookresearch/ijepa", "52c1ae9"),
     "msn": ("facebookresearch/msn", "4388dc1"),

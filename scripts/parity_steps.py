@@ -21,6 +21,7 @@ import torch
 from parity_clusters import CLUSTERS
 from parity_contrast import CONTRAST
 from parity_decorrelation import DECORRELATION
+from parity_dinov2 import DINOV2
 from parity_distilled import DISTILLED
 from parity_features import FEATURES
 from parity_harness import Comparison, Difference, compare, in_double
@@ -42,7 +43,7 @@ HEADER = (
     "remark",
 )
 VERSIONS = f"torch {torch.__version__}, torchvision {version('torchvision')}, timm {version('timm')}, float64"
-COMPARISONS = [*CONTRAST, *DECORRELATION, *CLUSTERS, *DISTILLED, *FEATURES, *MASKED]
+COMPARISONS = [*CONTRAST, *DECORRELATION, *CLUSTERS, *DISTILLED, *DINOV2, *FEATURES, *MASKED]
 
 
 @dataclass(frozen=True)

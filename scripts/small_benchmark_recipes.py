@@ -37,6 +37,8 @@ _FASHION = {
     "simsiam": (*_ADAMW, *_CROPS),
     "dino": (*_SGD, *_CROPS, *_DINO),
     "ibot": (*_VIT, *_IBOT),
+    "dinov2": (*_VIT, *_IBOT),
+    "dinov3": (*_VIT, *_IBOT),
     "swav": (*_ADAMW, *_CROPS, "method.epsilon=0.02"),
     "deepcluster_v2": (*_SGD, *_CROPS),
     "msn": (*_VIT, *_MSN),
@@ -62,7 +64,7 @@ _FASHION = {
 
 _FAMILIES = {
     "contrastive": ("simclr", "moco", "moco_v1", "moco_v2plus", "moco_v3", "nnclr", "dcl", "cpc", "diet"),
-    "self-distillation": ("byol", "simsiam", "dino", "ibot"),
+    "self-distillation": ("byol", "simsiam", "dino", "ibot", "dinov2", "dinov3"),
     "clustering": ("swav", "deepcluster_v2", "msn"),
     "decorrelation": ("barlow_twins", "vicreg", "wmse", "lejepa"),
     "distillation of the table's MoCo": ("seed", "compress", "distill"),

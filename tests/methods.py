@@ -39,7 +39,7 @@ VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=4", "backbone.kwargs.em
 VIT += ("backbone.kwargs.depth=1", "backbone.kwargs.num_heads=2")
 SCALE = {"head_dim": 16, "predictor_dim": 8, "prototypes": 20, "queue_size": 64, "whitened_dim": 4, "local_views": 2}
 SCALE |= {"tile_dim": 8, "code_dim": 8, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "patch_dim": 8}
-NETWORKS = dict.fromkeys(("ibot", "msn", "mae", "simmim", "ijepa"), VIT)
+NETWORKS = dict.fromkeys(("ibot", "dinov2", "dinov3", "msn", "mae", "simmim", "ijepa"), VIT)
 NETWORKS |= {"masked_language": ("backbone.embed_dim=16", "backbone.depth=1", "backbone.heads=2")}
 OWN = {  # what a method needs besides to be small
     **dict.fromkeys(("moco", "moco_v1", "moco_v2plus"), ("method.batchnorm_groups=4",)),
@@ -47,6 +47,7 @@ OWN = {  # what a method needs besides to be small
     "lejepa": ("method.slices=16",),
     "jigsaw": ("method.permutations=8",),
     "frame_order": ("method.hidden_dim=8",),
+    "dinov3": tuple(f"method.gram_{name}=0.0" for name in ("teacher_from", "start", "ramp")),  # anchored at once
 }
 
 
@@ -161,6 +162,13 @@ SMALL = (
 )
 SMALLER_VIT = ("backbone=small_vit", "backbone.kwargs.patch_size=2", "backbone.kwargs.embed_dim=16")
 SMALLER_VIT += ("backbone.kwargs.depth=1", "backbone.kwargs.num_heads=2")
+# In so small a network neighbours hardly differ, and the gradient of KoLeo divides by their distance.
+_DINOV2 = (
+    "method.koleo_weight=0.01",
+    "method.bottleneck_dim=8",
+    "method.patch_prototypes=12",
+    "method.freeze_epochs=0.4",
+)
 JOINT_EMBEDDING = {
     "moco_v3": (),
     "nnclr": ("method.queue_size=600",),
@@ -183,6 +191,18 @@ JOINT_EMBEDDING = {
     "lejepa": ("method.slices=32",),
     "cpc": ("method.grid=3", "method.reach=2", "method.context_blocks=1"),
     "ibot": (*SMALLER_VIT, "method.bottleneck_dim=8", "method.freeze_epochs=0.4"),
+    "dinov2": (*SMALLER_VIT, *_DINOV2),
+    "dinov2-centred": (*SMALLER_VIT, *_DINOV2, "method.centered=true"),
+    "dinov3": (  # of 10 steps: anchored from 4 on, in full from 5 on, the Gram teacher taken after 2 and 7
+        *(
+            *SMALLER_VIT,
+            *_DINOV2,
+            "augmentation.gram.size=1.25",
+            "method.gram_teacher_from=0.2",
+            "method.gram_start=0.4",
+        ),
+        *("method.gram_ramp=0.1", "method.gram_refresh=0.3", "method.gram_refreshes=1"),
+    ),
     "deepcluster_v2": ("method.heads=2",),
     "msn": (*SMALLER_VIT, "method.drop_ratio=0.5"),
     "seed": ("method.queue_size=600",),

@@ -342,6 +342,9 @@ MEET = {  # method: where its images meet, in its own words
     "cpc": "its negatives are the patches of the batch",
     "swav": "codes are assigned to the batch as a whole",
     "msn": "its mean prediction and its balanced targets are the batch's",
+    **dict.fromkeys(
+        ("dinov2", "dinov3"), "its targets share the prototypes over the batch, and class tokens keep apart in it"
+    ),
     "barlow_twins": "the correlation of two dimensions is taken over the batch",
     "vicreg": "variance and covariance are taken over the batch",
     "wmse": "the covariance that is whitened is the batch's",
@@ -353,7 +356,7 @@ MEET = {  # method: where its images meet, in its own words
 
 @pytest.mark.parametrize("name", MEET)
 def test_parts_are_refused_with_the_methods_own_reason_without_batchnorm_too(name):
-    network = SMALL_VIT if name in ("msn", "ijepa") else WITHOUT_BATCHNORM
+    network = SMALL_VIT if name in ("msn", "ijepa", "dinov2", "dinov3") else WITHOUT_BATCHNORM
     words = ("method.hole=blobs",) if name == "inpainting" else ()
     method = built(name, *words, network=network).method
     assert not takes_batch_statistics(method.backbone)

@@ -176,7 +176,10 @@ EXTRA = {  # what a choice needs to be small
     "backbone=small_resnet": ("backbone.widths=[4,8]",),
     "method=cpc": ("backbone=small_resnet", "backbone.widths=[4,8]", "method.grid=3", "method.reach=2"),
     "method=deepcluster_v2": ("backbone=small_resnet", "backbone.widths=[4,8]", "method.prototypes=8"),
-    **{f"method={name}": ("backbone=small_vit", "backbone.kwargs.patch_size=4") for name in ("ibot", "msn")},
+    **{
+        f"method={name}": ("backbone=small_vit", "backbone.kwargs.patch_size=4")
+        for name in ("ibot", "dinov2", "dinov3", "msn")
+    },
     **{f"method={name}": ("method.teacher={teacher}",) for name in ("seed", "compress", "distill")},
     "method=wmse": ("method.whitening_size=16", "method.out_dim=8"),
     **{f"method={name}": ("backbone=small_resnet", "backbone.widths=[4,8]") for name in ("dino", "lejepa", "swav")},

@@ -104,6 +104,7 @@ BLIND = {
     "dino": silent("dino", "head.0"),
     "ibot": silent("ibot", "head.0", words=("method.mask_chance=1.0",)),
     "ibot, nothing hidden": silent("ibot", "head.0", words=("method.mask_chance=0.0",)),
+    "dinov2": silent("dinov2", "heads.0", "heads.1", words=("method.koleo_weight=0.0", "method.mask_chance=1.0")),
     "cpc": silent("cpc", *(f"predictors.{direction}.{row}" for direction in range(4) for row in range(2))),
     "masked_language": silent("masked_language", "transform"),
     "frame_order": sure_of_the_share_alone,
@@ -115,6 +116,7 @@ BLIND = {
 OF_RANDOM_OUTPUTS = {"barlow_twins": 0.02, "wmse": 0.01, "ijepa": 0.02}
 DECIDED_BY_DATA = {
     **dict.fromkeys(("autoencoder", "vae", "inpainting", "simmim", "lejepa", "vicreg", "compress", "distill"), ()),
+    **dict.fromkeys(("dinov2", "dinov3"), ()),
     "colorization": ("method.form=regression",),
     "mae": ("method.normalize_target=false",),
 }
@@ -144,6 +146,8 @@ BOTH = ("teacher_backbone", "teacher_projector")
 TEACHERS = {
     **dict.fromkeys(("moco", "moco_v1", "moco_v2plus", "moco_v3", "byol", "msn"), BOTH),
     **dict.fromkeys(("dino", "ibot"), ("teacher_backbone", "teacher_head")),
+    "dinov2": ("teacher_backbone", "teacher_heads"),
+    "dinov3": ("teacher_backbone", "teacher_heads", "gram_teacher"),
     "ijepa": ("teacher_backbone",),
     "compress": ("key_backbone", "teacher.network"),
     **dict.fromkeys(("seed", "distill"), ("teacher.network",)),
@@ -169,12 +173,23 @@ WARM = ("method.teacher_temperature_start=0.04", "method.teacher_temperature=0.0
 WARM += ("method.teacher_temperature_warmup_epochs=3",)
 COLD = (*WARM[:2], "method.teacher_temperature_warmup_epochs=0")
 LINE = "method.teacher_momentum=0.9"
+GRAM = ("teacher_from=0.2", "start=0.5", "ramp=0.04", "refresh=0.1", "refreshes=2", "weight=3.0")
+GRAM = (*(f"method.gram_{word}" for word in GRAM), "method.local_weight=0.4")
+GRAM_AT_ONCE = ("method.gram_teacher_from=0.0", "method.gram_start=0.0", "method.gram_ramp=0.0")
 SCHEDULES = {
     "msn, to 1 at 1.25 of the run": ("teacher_momentum", (LINE,), {0: 0.9, 50: 0.94, 99: 0.9792, 100: 0.98, 125: 1.0}),
+    "dinov3, Gram": ("gram_weight", GRAM, {0: 0, 49: 0, 50: 0, 51: 0.43933982822, 52: 1.5, 54: 3, 55: 3, 99: 3}),
+    "dinov3, local views": ("local_weight", GRAM, {0: 1, 50: 1, 52: 0.7, 54: 0.4, 99: 0.4}),
+    "dinov3, Gram at once": ("gram_weight", (*GRAM, *GRAM_AT_ONCE), {0: 3, 1: 3, 99: 3}),
+    "dinov3, Gram teachers": (
+        "gram_refresh",
+        GRAM,
+        {0: 0, 9: 0, 18: 0, 19: 1, 20: 0, 29: 0, 49: 0, 58: 0, 59: 1, 60: 0, 69: 1, 79: 0, 89: 0, 99: 0},
+    ),
     "msn, to 1 at its end": ("teacher_momentum", (LINE, "method.momentum_stretch=1.0"), {0: 0.9, 50: 0.95, 100: 1.0}),
     **{
         f"{name}, {words[2].partition('=')[2]} epochs": ("teacher_temperature", words, values)
-        for name in ("dino", "ibot")
+        for name in ("dino", "ibot", "dinov2")
         for words, values in (
             (WARM, {0: 0.04, 10: 0.05, 29: 0.069, 30: 0.07, 31: 0.07, 99: 0.07}),
             (COLD, {0: 0.07, 99: 0.07}),
@@ -325,7 +340,7 @@ def moco_v3_of_a_vit():
     return built("moco_v3", *MOCO_V3_OF_A_VIT, "optimizer=adamw", network=VIT)
 
 
-@pytest.mark.parametrize("name", ["mae", "simmim", "ijepa", "ibot", "msn"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "ijepa", "ibot", "msn", "dinov2", "dinov3"])
 def test_weights_of_larger_images_serve_smaller_ones(name):
     """Their position embedding is resampled, and as many patches are hidden as without."""
     its = built(name, "+backbone.kwargs.img_size=32")

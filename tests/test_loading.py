@@ -73,7 +73,7 @@ def test_tilde_is_expanded(run, monkeypatch):
 # --- The features that are evaluated are those that are kept ---
 
 OF_OTHERS = {  # than the student's own output
-    **dict.fromkeys(("dino", "ibot", "ijepa"), "teacher"),
+    **dict.fromkeys(("dino", "ibot", "dinov2", "dinov3", "ijepa"), "teacher"),
     **dict.fromkeys(("mae", "simmim"), "mean"),
     "colorization": "lightness",
 }

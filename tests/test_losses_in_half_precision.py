@@ -21,6 +21,7 @@ Z1, Z2, QUEUE = rows(0, B, D), rows(1, B, D), rows(2, K, D)
 COSINES = F.normalize(rows(3, V, B, K), dim=-1)
 LABEL, PARTS = torch.arange(B) % 10, torch.randperm(B, generator=torch.Generator().manual_seed(0)).view(1, 1, B)
 MASK = torch.arange(B * 4).view(B, 4) % 3 == 0
+HIDDEN = rows(17, int(MASK.sum()), K)
 CALLS = {  # name -> (its floating tensors, the rest)
     "nt_xent": ((Z1, Z2), lambda f, *z: f(*z, 0.05)),
     "info_nce": ((Z1, Z2, QUEUE), lambda f, *z: f(*z, 0.05)),
@@ -38,6 +39,9 @@ CALLS = {  # name -> (its floating tensors, the rest)
     "msn": ((COSINES, probabilities(6, B, K)), lambda f, *z: f(*z, 0.1, 1.0)),
     "dino": ((COSINES, COSINES[:2], rows(7, 1, K) / 100), lambda f, *z: f(*z, 0.1, 0.04)),
     "ibot": ((rows(8, B, 4, K), rows(9, B, 4, K), rows(7, K) / 100), lambda f, s, t, c: f(s, t, c, MASK, 0.1, 0.04)),
+    "koleo": ((Z1,), lambda f, z: f(z)),
+    "hidden_patches": ((HIDDEN, HIDDEN.softmax(-1)), lambda f, *z: f(*z, MASK, 0.1)),
+    "gram": ((rows(8, B, 4, D), rows(9, B, 4, D)), lambda f, *z: f(*z)),
     "similarity_distillation": ((Z1, Z2, QUEUE), lambda f, *z: f(*z, 0.2, 0.01)),
     "memory_distillation": ((Z1, Z2, QUEUE, rows(10, K, D)), lambda f, *z: f(*z, 0.04)),
     "squared_error": ((Z1, Z2), lambda f, *z: f(*z)),

@@ -11,7 +11,10 @@ from sslctl.losses import (
     cpc,
     dcl,
     dino,
+    gram,
+    hidden_patches,
     ibot,
+    koleo,
     memory_distillation,
     msn,
     negative_cosine,
@@ -197,6 +200,12 @@ DIFFERENTIABLE = {  # losses as functions of all that gets a gradient
     ),
     "memory_distillation": (
         lambda s: memory_distillation(s, normal(2, 3, seed=1), normal(4, 3, seed=2), normal(4, 3, seed=3), 0.2),
+        (normal(2, 3),),
+    ),
+    "koleo": (koleo, (normal(5, 3),)),
+    "gram": (lambda s: gram(s, normal(2, 4, 3, seed=1)), (normal(2, 4, 3),)),
+    "hidden_patches": (
+        lambda s: hidden_patches(s, normal(2, 3, seed=1).softmax(1), torch.eye(2, dtype=torch.bool), 0.2),
         (normal(2, 3),),
     ),
     "ibot": (
@@ -390,6 +399,69 @@ def test_ibot_of_equal_logits_is_the_logarithm_of_the_prototypes():
     zeros = torch.zeros(2, 3, 8192)
     value = ibot(zeros, zeros, torch.zeros(8192), torch.ones(2, 3, dtype=torch.bool), 0.1, 0.04)
     assert value.tolist() == pytest.approx([math.log(8192)] * 2, rel=1e-5)
+
+
+def test_hidden_patches_are_ibots_by_image_and_of_given_targets():
+    student, teacher, center = normal(3, 4, 5, seed=1), normal(3, 4, 5, seed=2), normal(5, seed=3)
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    targets = ((teacher - center) / 0.05).softmax(-1)
+    actual = hidden_patches(student[mask], targets[mask].requires_grad_(), mask, 0.1)
+    assert actual.item() == pytest.approx(ibot(student, teacher, center, mask, 0.1, 0.05).mean().item(), rel=1e-9)
+    assert not actual.requires_grad
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    assert hidden_patches(student[nothing], targets[nothing], nothing, 0.1) == 0
+
+
+def test_koleo_is_the_logarithm_of_the_nearest_distance():
+    z = normal(6, 3)
+    rows = unit(z)
+    expected = 0.0
+    for i in range(6):
+        others = (sum((a - b) ** 2 for a, b in zip(rows[i], rows[j], strict=True)) for j in range(6) if j != i)
+        expected -= math.log(math.sqrt(min(others))) / 6
+    assert koleo(z).item() == pytest.approx(expected, rel=1e-6)
+    assert koleo(EYE[:4]).item() == pytest.approx(-math.log(2) / 2, rel=1e-6)
+    assert koleo(SAME).item() == pytest.approx(-math.log(1e-8 + 1e-8 * 8**0.5), rel=1e-6)  # collapsed
+
+
+def test_gram_compares_cosines_of_patches():
+    student, teacher = normal(2, 3, 4, seed=1), normal(2, 3, 4, seed=2)
+    expected = 0.0
+    for image in range(2):
+        own, theirs = unit(student[image]), unit(teacher[image])
+        expected += sum((dot(own[i], own[j]) - dot(theirs[i], theirs[j])) ** 2 for i in range(3) for j in range(3)) / 18
+    assert gram(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+    turned = student @ torch.linalg.qr(normal(4, 4, seed=3))[0] * 3  # in other directions, and longer
+    assert gram(student, turned).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_sinkhorn_of_parts_is_that_of_the_whole():
+    """Each part is given the others' shares, as processes do; they need not be of one size."""
+    scores, shares = normal(12, 5) / 3, []
+    sinkhorn(scores[7:], 0.05, 3, lambda own: shares.append(own) or own)  # how often it asks
+    assert len(shares) == 3
+    whole, left = sinkhorn(scores, 0.05, 3), iter(range(3))
+
+    def of_both(own):
+        log_q = scores / 0.05
+        for _ in range(next(left)):
+            log_q = log_q - log_q.logsumexp(0)
+            log_q = log_q - log_q.logsumexp(1, keepdim=True)
+        return torch.cat([own, log_q[7:].logsumexp(0, keepdim=True)])
+
+    torch.testing.assert_close(sinkhorn(scores[:7], 0.05, 3, of_both), whole[:7])
+
+
+def test_swav_counts_views_by_their_weights():
+    scores, codes = normal(4, 3, 5), sinkhorn(normal(6, 5, seed=1), 0.05, 3).view(2, 3, 5)
+    weights = torch.tensor([1.0, 1.0, 0.5, 0.0]).double()
+    pairs = [(t, v) for t in range(2) for v in range(4) if t != v]
+    each = [
+        weights[v].item() * cross_entropy(codes[t, b].tolist(), (scores[v, b] / 0.1).tolist())
+        for t, v in pairs
+        for b in range(3)
+    ]
+    assert float(swav(scores, codes, 0.1, weights)) == pytest.approx(sum(each) / len(each), rel=1e-6)
 
 
 def test_msn_equals_its_reference():

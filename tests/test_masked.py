@@ -229,7 +229,7 @@ def test_places_of_rectangles_are_drawn_for_rows_and_columns_apart():
 # --- Weight decay ---
 
 
-@pytest.mark.parametrize("name", ["mae", "simmim", "ijepa", "ibot"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "ijepa", "ibot", "dinov2"])
 def test_mask_tokens_decay_as_weights(name):
     method = built(name).method
     groups = parameter_groups(method.parameter_groups(), 0.05, exclude_bias_and_norm=True)
@@ -237,5 +237,7 @@ def test_mask_tokens_decay_as_weights(name):
     network = method.backbone.network.model
     assert decay[id(method.mask_token)] == 0.05
     assert decay[id(network.cls_token)] == (0.0 if name == "simmim" else 0.05)
-    assert decay.get(id(network.pos_embed)) == {"simmim": 0.0, "ibot": 0.05}.get(name)  # fixed elsewhere
+    assert decay.get(id(network.pos_embed)) == {"simmim": 0.0, "ibot": 0.05, "dinov2": 0.05}.get(
+        name
+    )  # fixed elsewhere
     assert len(decay) == sum(p.requires_grad for p in method.parameters())

@@ -16,7 +16,9 @@ from tests.sequences import COMMON
 # --- What does not fit ---
 
 
-@pytest.mark.parametrize("name", sorted({*JOINT_EMBEDDING, "simclr", "moco"} - {"cpc", "dcl-w", *DISTILLED}))
+@pytest.mark.parametrize(
+    "name", sorted({*JOINT_EMBEDDING, "simclr", "moco"} - {"cpc", "dcl-w", "dinov2-centred", *DISTILLED})
+)
 def test_too_few_views_are_refused(name):
     source, views = SimpleNamespace(modality=IMAGES), SimpleNamespace(sizes=lambda: {"global": (1, SIDE)})
     with pytest.raises(InputError, match=f"method={name} compares 2 global views"):
@@ -30,7 +32,7 @@ def test_too_few_views_are_refused_before_anything_is_written(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["ibot", "msn"])
+@pytest.mark.parametrize("name", ["ibot", "dinov2", "msn"])
 def test_an_augmentation_without_the_local_views_that_a_method_counts_is_refused(name, tmp_path, capsys):
     assert pretrain(tmp_path / "run", *words_of(name), "augmentation=simclr") == 2
     printed = capsys.readouterr().err
@@ -38,6 +40,29 @@ def test_an_augmentation_without_the_local_views_that_a_method_counts_is_refused
         "sslctl: augmentation.local: this augmentation has no local views, which are asked for: augmentation=swav, dino"
         " or lejepa\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "printed"),
+    [
+        ("dinov3", ("augmentation=dino",), "method=dinov3 needs gram views, this augmentation makes none"),
+        (
+            "dinov3",
+            ("method.gram_teacher_from=0.5",),
+            "gram_teacher_from=0.5: expected a share",
+        ),
+        (
+            "dinov2",
+            ("method.separate_heads=false",),
+            "one head has one size, not (16, 8, 20) and, of patches, (16, 8, 12)",
+        ),
+    ],
+)
+def test_what_dinov2_and_dinov3_cannot_do_is_refused(name, words, printed, tmp_path, capsys):
+    own = [word for word in words_of(name) if not word.startswith("augmentation.")]
+    assert pretrain(tmp_path / "run", *own, *words) == 2
+    assert printed in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["nnclr", "moco", "seed", "compress", "distill"])
@@ -48,7 +73,7 @@ def test_an_empty_queue_is_refused(name, tmp_path, capsys):
     assert "of 0 embeddings: expected at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ibot", "msn"])
+@pytest.mark.parametrize("name", ["ibot", "dinov2", "msn"])
 @pytest.mark.parametrize(
     ("words", "actual"), [((), "global_pool=avg"), (("+backbone.kwargs.class_token=false",), "no class token")]
 )

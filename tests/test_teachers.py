@@ -16,7 +16,7 @@ from sslctl.runs.checkpoint import load_tensors
 from tests.methods import DISTILLED, built, teacher_run, words_of
 from tests.runs import SIMCLR, differences, finish, pretrain, tensors
 
-TEACHERS = ("dino", "ibot", "msn")
+TEACHERS = ("dino", "ibot", "dinov2", "dinov3", "msn")
 
 
 # --- What does not fit ---

@@ -540,6 +540,19 @@ def test_per_view_probabilities_of_jitter_and_grayscale_apply_to_their_view():
     torch.testing.assert_close(second, TF.rgb_to_grayscale(clean, 3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("by", ["whole batches", "a worker"])
+def test_gram_views_show_the_places_of_the_global_ones(by):
+    recipe = plain(scale=[0.1, 0.4], flip=0.5)
+    settings = recipe["global"]
+    recipe |= {"local": settings, "gram": settings | {"size": 2.0}}
+    maker, images, key = ViewMaker(recipe, 16), pixels(6, 3, 40, 40), Key(0, 0, torch.arange(6))
+    views = maker(images, key) if by == "whole batches" else maker.finish(maker.cut([*images], key), key)
+    larger = ViewMaker({"global": settings}, 32)(images, key)["global"]
+    torch.testing.assert_close(views["gram"], larger, atol=1.01 / 255, rtol=0)  # a worker rounds to uint8
+    halved = F.interpolate(views["gram"].flatten(0, 1), (16, 16), mode="area").unflatten(0, (2, 6))
+    assert (halved - views["global"]).abs().mean() < 0.06 < (halved - views["local"]).abs().mean()
+
+
 def test_views_stay_in_the_unit_interval():
     for values in ViewMaker(MIXED, 32)(pixels(16, 3, 48, 40), Key(0, 0, torch.arange(16))).values():
         assert values.dtype == torch.float32

@@ -100,7 +100,7 @@ def unused_operations(config: Any, source: Source) -> tuple[str, ...]:
 
 
 def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: Any) -> None:
-    """Raises InputError where a dataset has what the method does not take, or the augmentation too few views of it."""
+    """Raises InputError where a dataset has what the method does not take, or the augmentation too few views or groups."""
     if method.modality != source.modality:
         raise InputError(
             f"method={names.method} takes {method.modality.dataset}; dataset={names.dataset} has {source.summary()}"
@@ -112,6 +112,12 @@ def refuse_other_views(method: Method, source: Source, views: ViewMaker, names: 
             f"method={names.method} compares {number}, the augmentation makes {count}: augmentation.global.count={least}",
             advice=[f"augmentation.global.count={least}"],
         )
+    for group in method.view_groups:
+        if group not in views.sizes():
+            raise InputError(
+                f"method={names.method} needs {group} views, this augmentation makes none: leave augmentation= out for the"
+                " method's own"
+            )
 
 
 def refuse_size(backbone: Backbone, image_size: ImageSize, key: str) -> None:

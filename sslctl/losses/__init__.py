@@ -6,8 +6,16 @@ a docstring says that a paper's learning rate needs another scale.
 
 from sslctl.losses.clustering import msn, sinkhorn, swav
 from sslctl.losses.contrastive import cpc, dcl, info_nce, nnclr, nt_xent, supcon
-from sslctl.losses.decorrelation import barlow_twins, sigreg, vicreg, whitening_mse
-from sslctl.losses.distillation import dino, ibot, memory_distillation, negative_cosine, similarity_distillation
+from sslctl.losses.decorrelation import barlow_twins, koleo, sigreg, vicreg, whitening_mse
+from sslctl.losses.distillation import (
+    dino,
+    gram,
+    hidden_patches,
+    ibot,
+    memory_distillation,
+    negative_cosine,
+    similarity_distillation,
+)
 from sslctl.losses.reconstruction import gaussian_kl, masked_mse, normalized_patches, soft_cross_entropy, squared_error
 
 __all__ = [
@@ -16,8 +24,11 @@ __all__ = [
     "dcl",
     "dino",
     "gaussian_kl",
+    "gram",
+    "hidden_patches",
     "ibot",
     "info_nce",
+    "koleo",
     "masked_mse",
     "memory_distillation",
     "msn",

@@ -1,4 +1,4 @@
-"""Embeddings whose dimensions carry different things."""
+"""Embeddings that are spread: whose dimensions, or rows, carry different things."""
 
 import torch
 import torch.nn.functional as F
@@ -93,3 +93,16 @@ def sigreg(z: Tensor, directions: Tensor) -> Tensor:
     angles = (z @ F.normalize(directions, dim=0))[:, :, None] * t  # (B, M, T)
     gap = (angles.cos().mean(0) - gauss).square() + angles.sin().mean(0).square()  # (M, T)
     return len(z) * (gap * gauss * weights).sum(1).mean()
+
+
+@exact
+def koleo(z: Tensor) -> Tensor:
+    """Keeps embeddings apart from their nearest neighbours (Sablayrolles et al. 2019, arXiv:1806.03198, eq. 3).
+
+    z: (B, D). Minus the mean logarithm of each unit row's distance to the nearest other one, with 1e-8 added to every
+    coordinate and to the distance, as the official code of DINOv2.
+    """
+    z = unit(z)
+    with torch.no_grad():
+        nearest = (z @ z.T).fill_diagonal_(-1).argmax(1)  # (B,)
+    return -(F.pairwise_distance(z, z[nearest], eps=1e-8) + 1e-8).log().mean()

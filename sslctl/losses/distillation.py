@@ -69,6 +69,30 @@ def ibot(
 
 
 @exact
+def hidden_patches(student_logits: Tensor, targets: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """iBOT's loss of hidden patches alone, whose targets are given (DINOv2, arXiv:2304.07193, section 4).
+
+    student_logits, targets: (M, K), of the patches at the M places where mask (B, L) is True, in its order; the rows of
+    targets sum to 1. Mean over images of the mean over each one's hidden patches, 0 for those of which none is hidden. No
+    gradient reaches the targets.
+    """
+    cross = -(targets.detach() * (student_logits / temperature).log_softmax(-1)).sum(-1)  # (M,)
+    weights = (1 / mask.sum(1, keepdim=True).clamp(min=1)).expand_as(mask)[mask]  # (M,)
+    return (cross * weights).sum() / len(mask)
+
+
+@exact
+def gram(student: Tensor, teacher: Tensor) -> Tensor:
+    """Patches are alike where the teacher's are: Gram anchoring (DINOv3, arXiv:2508.10104, section 4.2).
+
+    student, teacher: (B, L, D). Mean squared difference of the cosines of an image's patches, over images and pairs of
+    patches. No gradient reaches the teacher.
+    """
+    student, teacher = unit(student), unit(teacher.detach())
+    return (student @ student.mT - teacher @ teacher.mT).square().mean()
+
+
+@exact
 def memory_distillation(
     student: Tensor, teacher: Tensor, student_memory: Tensor, teacher_memory: Tensor, temperature: float
 ) -> Tensor:

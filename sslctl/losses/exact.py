@@ -36,12 +36,13 @@ def unit(z: Tensor) -> Tensor:
     return F.normalize(z, dim=-1)
 
 
-def cross_entropy_of_other_views(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_of_other_views(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """logits: (V, B, K), targets: (T, B, K) whose rows sum to 1. Mean over images and the T·(V - 1) pairs of different views.
 
+    weights: (V,), factors of the terms of each view's logits, none without.
     ln Σ exp is taken out of the sum over B and K: one of some million terms near ln K would lose its digits.
     """
     own = logits.logsumexp(-1).mean(1)  # (V,)
     cross = own - torch.einsum("tbk,vbk->tv", targets, logits) / logits.shape[1]  # (T, V)
     others = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
-    return cross[others].mean()
+    return (cross if weights is None else cross * weights)[others].mean()

@@ -55,11 +55,13 @@ class Method(nn.Module):
     With several processes a step sees its own images only: what it compares comes through `gather`.
     modality: what the method takes, which the dataset must have.
     squares_only: whether it takes square images alone, because it turns them or lays them out in a square.
-    global_views: the least and the largest number of these that it can do with; None for no limit.
+    view_groups: the groups of views that it cannot do without. global_views: the least and the largest number of the global
+    ones that it can do with; None for no limit.
     """
 
     batch_coupling: str | None = "the method does not say that each image's loss stands alone (batch_coupling = None)"
     modality: Modality = IMAGES
+    view_groups: tuple[str, ...] = ("global",)
     global_views: tuple[int, int | None] = (1, None)
     squares_only: bool = False
 

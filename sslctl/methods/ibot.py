@@ -20,7 +20,7 @@ from sslctl.methods.base import (
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import prototype_head
 from sslctl.models.vit import grid_of, require_class_token
-from sslctl.ops.masks import block_mask
+from sslctl.ops.masks import some_blocks
 from sslctl.schedules import cosine_between, warmed_up
 
 
@@ -117,9 +117,7 @@ class IBOT(Method):
     def masks(self, batch: Batch, view: int) -> Tensor:
         """(B, L) bool: what the student does not see of a global view."""
         rows, columns = grid_of(self.backbone.vision_transformer(), batch.views["global"])
-        share = batch.key.between(f"ibot/{view}/ratio", *self.mask_ratio)
-        share = share * batch.key.chance(f"ibot/{view}/chance", self.mask_chance)
-        return block_mask(batch.key, f"ibot/{view}", rows, columns, (share * rows * columns).long())
+        return some_blocks(batch.key, f"ibot/{view}", rows, columns, self.mask_chance, *self.mask_ratio)
 
     def after_backward(self, schedules: dict) -> None:
         if schedules["prototypes_frozen"]:

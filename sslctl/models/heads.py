@@ -1,12 +1,15 @@
 """Heads: what stands on a backbone during pretraining and is thrown away afterwards."""
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl.losses.exact import exact, unit
+
+Length = Literal["unit", "learnt", "free"]  # of prototypes
 
 
 def mlp(
@@ -48,31 +51,42 @@ def _last_batchnorm(kind: str, dim: int) -> nn.BatchNorm1d:
 
 
 def prototype_head(
-    in_dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, *, layers: int = 3, norm: bool
+    in_dim: int,
+    hidden_dim: int,
+    bottleneck_dim: int,
+    prototypes: int,
+    *,
+    layers: int = 3,
+    norm: bool,
+    length: Length = "unit",
 ) -> nn.Sequential:
     """DINO's head: Linears with GELU, then similarities of unit embeddings to unit prototypes. (…, in_dim) -> (…, K).
 
-    layers: of the embedding. norm: BatchNorm after the hidden Linears (for ResNets); takes (B, in_dim) only. The Linears begin as
-    torch's do; the official code draws them with a standard deviation of 0.02.
+    layers: of the embedding. norm: BatchNorm after the hidden Linears (for ResNets); takes (B, in_dim) only. length: of
+    the prototypes. The Linears begin as torch's do; the official code draws them with a standard deviation of 0.02.
     """
     embedding = mlp(in_dim, hidden_dim, bottleneck_dim, layers, norm=norm, activation="gelu", hidden_bias=True)
-    return nn.Sequential(embedding, Prototypes(bottleneck_dim, prototypes))
+    return nn.Sequential(embedding, Prototypes(bottleneck_dim, prototypes, length))
 
 
 class Prototypes(nn.Module):
-    """Cosine similarities to learnt directions: (…, D) -> (…, K) in fp32, whatever the precision around them.
+    """Similarities of unit embeddings to learnt directions: (…, D) -> (…, K) in fp32, whatever the precision around them.
 
-    Without bias. Both sides are made of unit length, so the weights' gradient is along the sphere, as with DINO's weight
-    normalisation.
+    Without bias. length: of the directions. "unit": both sides are made of unit length, so the weights' gradient is along
+    the sphere, as with DINO's weight normalisation. "learnt": as that, times a length of each direction's own, 1 at first
+    (DINOv2's weight normalisation). "free": the weights as they are, of unit length at first (DINOv3's plain layer).
     """
 
-    def __init__(self, dim: int, count: int):
+    def __init__(self, dim: int, count: int, length: Length = "unit"):
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))  # (K, D)
+        self.lengths = nn.Parameter(torch.ones(count, 1)) if length == "learnt" else None
+        self.free = length == "free"
 
     @exact
     def forward(self, z: Tensor) -> Tensor:
-        return F.linear(unit(z), unit(self.weight))
+        directions = self.weight if self.free else unit(self.weight)
+        return F.linear(unit(z), directions if self.lengths is None else directions * self.lengths)
 
     @torch.no_grad()
     def normalize_(self) -> None:

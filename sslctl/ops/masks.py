@@ -47,6 +47,15 @@ def block_mask(key: Key, name: str, rows: int, columns: int, hidden: Tensor, asp
     return covered | torch.zeros_like(covered).scatter_(1, order, extra)
 
 
+def some_blocks(key: Key, name: str, rows: int, columns: int, chance: float, low: float, high: float) -> Tensor:
+    """Which patches of a view are hidden from the student (iBOT, arXiv:2111.07832, section 4.1): (B, L) bool.
+
+    None of an image with 1 - chance, else blocks of a share of them that is drawn between low and high.
+    """
+    share = key.between(f"{name}/ratio", low, high) * key.chance(f"{name}/chance", chance)
+    return block_mask(key, name, rows, columns, (share * rows * columns).long())
+
+
 def rectangles(key: Key, name: str, count: int, rows: int, columns: int, height: int, width: int) -> Tensor:
     """Places (B, count, height · width) int64 of blocks of one size anywhere in a grid, row by row; they may overlap."""
     top = (key.uniform(f"{name}/top", count) * (rows - height + 1)).long()  # (B, count)

@@ -19,6 +19,7 @@ from sslctl.views.resample import box_taps, by_columns, crop_boxes, cut_image, r
 _LARGE, _PART = 1 << 14, 1 << 20  # values: an image that is worked on alone, and those that are worked on together
 _Step = Callable[[Tensor, slice], None]
 _NEEDS_COLOUR = ("saturation", "hue", "grayscale")
+_SAME_CROPS = {"gram": "global"}  # a group whose views are crops of the same places as another's
 _OF_PICTURES = (*_NEEDS_COLOUR, "solarize")  # what other bands than grey, or red, green and blue, have not got
 
 
@@ -48,7 +49,8 @@ def _per_view(probability: float | list[float], view: int) -> float:
 class ViewMaker:
     """Makes all views of a batch; every random number comes from the batch's key.
 
-    augmentation: group ("global", "local") -> its settings, as in configs/augmentation.
+    augmentation: group ("global", "local", "gram") -> its settings, as in configs/augmentation. The gram views are the global
+    ones' places once more, where scale, ratio and flip are theirs: at another size, or in other colours.
     image_size: pixels; a group's `size` is relative to it. dropped: operations left out, see `dropped_operations`.
     multiple: each side of a view is the nearest multiple of so many pixels.
     """
@@ -67,7 +69,7 @@ class ViewMaker:
             size, count = self._pixels(settings), settings["count"]
             views[group] = torch.empty(count, batch, channels, *height_width(size), device=images.device)
             for view, crops in enumerate(views[group]):
-                boxes, flip = self._geometry(settings, key, f"{group}/{view}", *sides)
+                boxes, flip = self._geometry(settings, key, group, view, *sides)
                 taps = box_taps(boxes, height, width, size, settings["interpolation"], flip)
                 plans.append((crops, *taps, self._photometric(settings, key, group, view, shorter_side(size))))
         for rows in _parts(images):
@@ -90,7 +92,7 @@ class ViewMaker:
             size, kernel = self._pixels(settings), settings["interpolation"]
             stack = images[0].new_empty(settings["count"], len(images), len(images[0]), *height_width(size))
             for view in range(settings["count"]):
-                boxes, flip = self._geometry(settings, key, f"{group}/{view}", height, width)
+                boxes, flip = self._geometry(settings, key, group, view, height, width)
                 for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), stack[view], strict=True):
                     place.copy_(cut_image(image, box, size, kernel, flipped))
             crops[group] = stack
@@ -116,8 +118,11 @@ class ViewMaker:
         sides = height_width(self.image_size)
         return image_size_of([max(1, round(settings["size"] * side / self.multiple)) * self.multiple for side in sides])
 
-    def _geometry(self, settings: dict, key: Key, name: str, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    def _geometry(
+        self, settings: dict, key: Key, group: str, view: int, height: Tensor, width: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(B, 4) boxes and (B,) whether to flip."""
+        name = f"{_SAME_CROPS.get(group, group)}/{view}"
         rows, columns = height_width(self._pixels(settings))
         boxes = crop_boxes(key, f"{name}/crop", height, width, settings["scale"], settings["ratio"], columns / rows)
         return boxes, key.chance(f"{name}/flip", 0.0 if "flip" in self.dropped else settings["flip"])
