@@ -38,6 +38,16 @@ MOST_LINES = 12  # of a refusal
 LIMIT = 120.0  # seconds a case
 STOPPED_AFTER = {"stopped": 6, "images": 3}  # steps
 REPORT = ("images=1", "neighbours=1", "map_images=10", "rows=20", "cache=false", "device=cpu", "out=page.html")
+PREDICT = (
+    "predict",
+    "run",
+    "dataset=digits",
+    "split=test",
+    "classifier=linear",
+    "neighbours=2",
+    "device=cpu",
+    "out=x.csv",
+)
 KNN = ("knn-eval", "run", "device=cpu", "subjects=[trained,random]", "out=results.jsonl")
 # What a command prints of a file that it did not use as it is, beside the file's name.
 NAMED = re.compile(
@@ -130,7 +140,7 @@ def words_of(subject: str, verb: str) -> tuple[str, ...]:
     """Returns a command on the run `run`, in the folder that holds it."""
     if verb == "pretrain":
         return tuple(pretraining(subject))
-    return {"runs": ("runs", "run"), "report": ("report", "run", *REPORT), "knn-eval": KNN}[verb]
+    return {"runs": ("runs", "run"), "report": ("report", "run", *REPORT), "knn-eval": KNN, "predict": PREDICT}[verb]
 
 
 def pretraining(subject: str) -> list[str]:
@@ -145,7 +155,9 @@ def pretraining(subject: str) -> list[str]:
 def make_case(seed: int, number: int, verbs: tuple[str, ...]) -> Case:
     draw = random.Random(f"{seed}/{number}/words")
     subject = draw.choice(("finished", "finished", "stopped", "stopped", "images"))
-    return Case(f"{seed}/{number}", subject, words_of(subject, draw.choice(verbs)))
+    verb = draw.choice(verbs)
+    subject = "finished" if verb == "predict" else subject  # which alone keeps classifiers
+    return Case(f"{seed}/{number}", subject, words_of(subject, verb))
 
 
 def perform(case: Case, base: Path, place: Path, whole: bool) -> tuple[Outcome, str]:
@@ -188,6 +200,8 @@ def numbers_of(verb: str, place: Path, printed: str) -> object:
 
         results = read_results(place / "results.jsonl")
         return [(r.subject, r.metric, r.value, r.ci95, r.step, r.epoch, r.images, r.weights_sha256) for r in results]
+    if verb == "predict":
+        return (place / "x.csv").read_text()
     if verb == "report":
         return TIMES.sub("", (place / "page.html").read_text().replace(str(place), ""))
     if verb == "runs":
@@ -247,7 +261,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--case", type=int, help="this one alone, with what it printed")
-    parser.add_argument("--verbs", default="runs,knn-eval,pretrain,runs,knn-eval,report")
+    parser.add_argument("--verbs", default="runs,knn-eval,pretrain,runs,knn-eval,report,predict")
     args = parser.parse_args(words)
     import tests.preloaded  # noqa: F401
 

@@ -314,6 +314,7 @@ def test_the_same_evaluation_replaces_its_own_and_another_stands_beside_it(cli, 
     assert (new.kind, new.settings["k"]) == ("knn", 9)
 
 
+@pytest.mark.slow
 def test_of_several_k_the_best_is_kept(cli, own):
     shutil.rmtree(own / "classifiers")
     words = ("protocols=[knn]", "knn.k=[1,5,40]", "few_labels=[]")
@@ -325,6 +326,7 @@ def test_of_several_k_the_best_is_kept(cli, own):
     assert [("classifier" in line["details"]) for line in lines] == [line is best for line in lines]
 
 
+@pytest.mark.slow
 def test_a_probe_on_augmented_views_is_kept_too(predicted, cli, own, flat):
     shutil.rmtree(own / "classifiers")
     small = (

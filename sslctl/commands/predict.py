@@ -79,10 +79,11 @@ def predict(config: Any) -> None:
             Progress(total, transient=True) as progress,
         ):
             for source in splits:
-                for rows in rows_of(predictor, classifier, source, skip=skip, **reading):
-                    write(rows)
-                    summary.add(rows)
-                    progress.update(summary.images, f"{summary.images:,} of {total:,} images")
+                with contextlib.closing(rows_of(predictor, classifier, source, skip=skip, **reading)) as feed:
+                    for rows in feed:
+                        write(rows)
+                        summary.add(rows)
+                        progress.update(summary.images, f"{summary.images:,} of {total:,} images")
     except Interrupted:
         raise Stopped(handler.status) from None
     say(*summary.lines(), f"{out}: {summary.images:,} rows, {out.stat().st_size / 2**20:,.1f} MiB")

@@ -1,5 +1,6 @@
 """What a classifier says of many images: rows for a file, a batch at a time, and their summary."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -29,23 +30,25 @@ def rows_of(
     skip: an image that cannot be read has a row with its error; else it raises ImageError. reading: batch_size and workers.
     """
     begin, classes = 0, [as_utf8(name) for name in source.classes]
-    for outputs, unread in extract_readable(
-        predictor.function, source, resize=classifier.resize, device=device, **reading
-    ):
-        if unread and not skip:
-            raise ImageError(f"{next(iter(unread.values()))}; dataset.on_error=skip gives such images rows with errors")
-        numbers = range(begin, begin + len(outputs) + len(unread))
-        begin = numbers.stop
-        rows = {
-            "name": [as_utf8(source.describe(number)) for number in numbers],
-            "label": [_label_of(source, classes, number) for number in numbers],
-            "error": [as_utf8(str(unread[place])) if place in unread else None for place in range(len(numbers))],
-        }
-        if isinstance(source, Tiles):
-            rows["top"], rows["left"] = ([source.places[number][axis] for number in numbers] for axis in (0, 1))
-        if len(outputs):
-            rows |= _predicted(predictor, classifier, outputs, rows["error"])
-        yield rows
+    reading |= {"resize": classifier.resize, "device": device}
+    with contextlib.closing(extract_readable(predictor.function, source, **reading)) as batches:
+        for outputs, unread in batches:
+            if unread and not skip:
+                raise ImageError(
+                    f"{next(iter(unread.values()))}; dataset.on_error=skip gives such images rows with errors"
+                )
+            numbers = range(begin, begin + len(outputs) + len(unread))
+            begin = numbers.stop
+            rows = {
+                "name": [as_utf8(source.describe(number)) for number in numbers],
+                "label": [_label_of(source, classes, number) for number in numbers],
+                "error": [as_utf8(str(unread[place])) if place in unread else None for place in range(len(numbers))],
+            }
+            if isinstance(source, Tiles):
+                rows["top"], rows["left"] = ([source.places[number][axis] for number in numbers] for axis in (0, 1))
+            if len(outputs):
+                rows |= _predicted(predictor, classifier, outputs, rows["error"])
+            yield rows
 
 
 def _predicted(predictor: Predictor, classifier: Classifier, outputs: torch.Tensor, errors: list) -> Columns:
