@@ -25,7 +25,7 @@ from sslctl.models.preprocess import Preprocess
 from sslctl.runs.adaptation import read_adaptation
 from sslctl.runs.reading import read_config, read_environment
 from sslctl.runs.results import read_results
-from sslctl.training.adaptation import choose_batch, choose_epochs
+from sslctl.training.adaptation import choose_batch, choose_epochs, fit_memory
 from tests.runs import PROBE, contents, differences, metrics, newest, signal_at, tensors
 
 TINY = (
@@ -159,6 +159,18 @@ def test_results_hold_both_subjects_and_their_paired_difference(straight):
     assert read_adaptation(straight).verdict["kind"] == "not distinguishable"
 
 
+def test_the_report_shows_before_and_after_with_the_interval(straight, tmp_path):
+    assert main(["report", str(straight), f"out={tmp_path}/r.html", "device=cpu", "cache=false", "map_images=20"]) == 0
+    page = (tmp_path / "r.html").read_text()
+    section = page.partition('<section id="adaptation">')[2].partition("</section>")[0]
+    assert "Not distinguishable." in section
+    for r in [r for r in read_results(straight / "results.jsonl") if r.protocol == "before-after"]:
+        low, high = (100 * end for end in r.details["interval"])
+        assert f"{100 * r.value:+.1f} ({low:+.1f} to {high:+.1f})" in section
+    assert section.count("<circle") == 3
+    assert "<td>difference</td>" not in page  # in no table beside accuracies
+
+
 # --- Without labels, several recipes ---
 
 
@@ -194,6 +206,16 @@ def test_of_several_recipes_the_best_on_held_out_labels_is_taken(folder, tmp_pat
 def test_a_time_becomes_whole_epochs():
     assert choose_epochs(10, 0.5, 11) == 109
     assert choose_epochs(0.01, 5, 11) == 1
+
+
+def test_a_batch_is_halved_until_half_of_the_memory_holds_what_a_step_keeps(monkeypatch):
+    monkeypatch.setattr("sslctl.training.adaptation.total_memory", lambda device: 8 * 2**30)
+    cpu = torch.device("cpu")
+    assert fit_memory(128, 4 * 2**30, cpu) == (128, None)
+    batch, reason = fit_memory(128, 9 * 2**30, cpu)
+    assert batch == 32
+    assert "128 images keep 9.0 GiB" in reason
+    assert fit_memory(64, 2**50, cpu)[0] == 16
 
 
 def test_few_images_make_smaller_batches():

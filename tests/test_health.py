@@ -100,6 +100,10 @@ SICK = {
     "uniform teacher": ({"teacher_entropy": lambda t: math.log(64)}, "bad", "teacher entropy"),
     "sure teacher": ({"teacher_entropy": lambda t: 0.001}, "warn", "teacher entropy"),
     "skipped": ({"skipped_steps": lambda t: 100 * t}, "warn", "skipped steps"),
+    "drifted off, to fewer directions": (
+        {"given_cosine": lambda t: 1 - 0.9 * min(1, 4 * t), "rankme": lambda t: 90.0 if t == 0 else 30.0},
+        *("warn", "drift"),
+    ),
     "no gradient": ({"grad_norm": lambda t: math.exp(-40 * t)}, "bad", "gradient"),
 }
 

@@ -10,6 +10,7 @@ from sslctl import distributed
 from sslctl.commands._adaptation_jobs import pretraining, typed_words, words_of_run
 from sslctl.commands.pretrain import pretrain
 from sslctl.config.command_line import command_line
+from sslctl.config.recipes import key_of
 from sslctl.data.layout import NoTestSplit
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, say, user_path
@@ -31,9 +32,19 @@ from sslctl.runs.directory import BACKBONE, run_named_by
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.runs.ownership import refuse_other
 from sslctl.signals import Interrupted, Signals
-from sslctl.training.adaptation import choose_batch, choose_epochs, choose_size, time_step
+from sslctl.training.adaptation import (
+    choose_batch,
+    choose_epochs,
+    choose_size,
+    fit_memory,
+    kept_bytes,
+    set_up_trial,
+    time_step,
+)
 from sslctl.training.plan import choose_device
+from sslctl.training.setup import Setup
 
+_MANY = 1000  # epochs
 _NOT_COUNTED = ("sizes", "few_labels", "draws", "knn", "neighbours")  # of adapt's own keys: they only judge
 
 
@@ -145,12 +156,25 @@ def choose(
     if "trainer.batch_size" not in said:
         batch, reason = choose_batch(len(source), config.trainer.batch_size)
         choices[f"trainer.batch_size={batch}"] = reason
-    steps = {}
-    for recipe in config.recipes if "trainer.epochs" not in said else ():
-        with pretraining(words_of_run(typed, recipe, choices, run_dir, 1000)) as job:
-            resolved = with_absolute_roots(OmegaConf.to_container(job, resolve=True))
-            steps[recipe] = list(time_step(job, resolved))
+    steps, timed = {}, "trainer.epochs" not in said
+    for recipe in config.recipes if timed or "trainer.batch_size" not in said else ():
+        setup = _trial_setup(typed, recipe, choices, run_dir)
+        if "trainer.batch_size" not in said:
+            plan = setup.plan
+            batch, reason = fit_memory(plan.batch_size, kept_bytes(setup), plan.device)
+            if reason:
+                choices = {word: why for word, why in choices.items() if key_of(word) != "trainer.batch_size"}
+                choices[f"trainer.batch_size={batch}"] = reason
+            setup = _trial_setup(typed, recipe, choices, run_dir)
+        if timed:
+            steps[recipe] = list(time_step(setup, config.trainer.processes))
     return choices, steps
+
+
+def _trial_setup(typed: list[str], recipe: str, choices: dict[str, str], run_dir: Path) -> Setup:
+    """Returns what the first steps of a recipe are taken with, in memory; its epochs, which nobody knows yet, are many."""
+    with pretraining(words_of_run(typed, recipe, choices, run_dir, _MANY)) as job:
+        return set_up_trial(job, with_absolute_roots(OmegaConf.to_container(job, resolve=True)))
 
 
 def final_epochs(config: Any, adaptation: Adaptation, recipe: str) -> int | None:

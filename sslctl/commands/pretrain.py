@@ -20,6 +20,7 @@ from sslctl.errors import InputError, Stopped, say, user_path
 from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online, class_facts
 from sslctl.evaluation.runner import labelled_sources
+from sslctl.factory.expectation import has_weights
 from sslctl.factory.from_config import build_source, refuse_size
 from sslctl.factory.from_run import with_preprocess
 from sslctl.methods.base import Method
@@ -195,6 +196,9 @@ def online_evaluation(
         judged = preprocess.at(source.image_size)
     workers = config.trainer.workers
     measure = Online(config.evaluation.knn, source, judged, run.plan, workers)
+    followed = has_weights(config.backbone) and run.plan.knn_every_steps and not config.plan_only
+    if followed and config.continue_run is None and distributed.rank() == 0:
+        measure = measure.with_given(run.method)
     return measure, Board(run.source, source, run.views, judged, config.seed, run.plan, workers)
 
 

@@ -94,6 +94,15 @@ def feature_std(z: Tensor) -> float:
     return F.normalize(z.double(), dim=1).std(0).mean().item()
 
 
+def centred_cosine(z: Tensor, other: Tensor) -> float:
+    """Returns the mean cosine of two features of the same images, each less the mean of its own. z, other: (N, D).
+
+    1: they differ by a shift and their lengths; near 0: nothing is left of the other.
+    """
+    z, other = (x.double() - x.double().mean(0) for x in (z, other))
+    return F.cosine_similarity(z, other, dim=1).mean().item()
+
+
 def alignment(x: Tensor, y: Tensor, power: float = 2) -> float:
     """Returns the mean ‖x̄ - ȳ‖^power of two views of the same images, unit rows. x, y: (N, D).
 

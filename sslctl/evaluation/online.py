@@ -1,7 +1,7 @@
 """The evaluation while a run trains: kNN among its images, and figures that need no labels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,16 @@ from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.evaluation.features import Features, extract, refuse_non_finite
 from sslctl.evaluation.knn import accuracy, knn_votes, neighbours, shares_of
-from sslctl.evaluation.label_free import feature_std, rankme
+from sslctl.evaluation.label_free import centred_cosine, feature_std, rankme
 from sslctl.evaluation.multi_label import mean_average_precision
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import calibrating
 from sslctl.models.preprocess import Preprocess
+from sslctl.runs.generators import generator_states, restore_generators
 from sslctl.training.plan import Plan
 
 MOST_QUERIES, MOST_BANK = 5_000, 20_000
+MOST_FOLLOWED = 500  # images whose features are compared with those of the weights that a run began with
 BATCH, CALIBRATING = 512, 8  # images that are embedded at a time, batches that BatchNorm is calibrated by
 
 
@@ -61,7 +63,8 @@ class EmbeddedImages:
 class Online:
     """Figures of the features while they are trained: kNN among labelled images, and what needs no labels.
 
-    source: the images that are looked at, most often those that are trained on. settings: evaluation.knn.
+    source: the images that are looked at, most often those that are trained on. settings: evaluation.knn. given: (n, D) features
+    that the weights which a run began with make of the first images asked about.
     """
 
     settings: Any
@@ -69,12 +72,11 @@ class Online:
     preprocess: Preprocess
     plan: Plan
     workers: int
+    given: Tensor | None = None
 
-    def __call__(self, method: Method) -> tuple[dict[str, float], EmbeddedImages]:
-        """Measures top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
-        queries, bank = online_rows(len(self.source), self.source.groups)
-        rows = torch.cat([queries, bank])
-        both = extract(
+    def embed(self, method: Method, rows: Tensor) -> Tensor:
+        """Returns the features (n, D) of the images at rows. In eval mode."""
+        return extract(
             lambda images: next(iter(method.features(images).values())),
             self.source,
             rows,
@@ -82,6 +84,24 @@ class Online:
             workers=self.workers,
             device=self.plan.device,
         )
+
+    def with_given(self, method: Method) -> "Online":
+        """Returns these figures with how far features have moved from those that a method makes now, before its first step.
+
+        The generators are as before.
+        """
+        states = generator_states()
+        method.to(self.plan.device).eval()
+        queries, _ = online_rows(len(self.source), self.source.groups)
+        given = self.embed(method, queries[:MOST_FOLLOWED])
+        restore_generators(states)
+        return replace(self, given=given)
+
+    def __call__(self, method: Method) -> tuple[dict[str, float], EmbeddedImages]:
+        """Measures top-1 of kNN where there are labels, RankMe and the spread, all from one extraction. In eval mode."""
+        queries, bank = online_rows(len(self.source), self.source.groups)
+        rows = torch.cat([queries, bank])
+        both = self.embed(method, rows)
         refuse_non_finite(both, f"features of {self.source.name} that the network in training makes")
         figures = {}
         if self.source.labelled:
@@ -93,6 +113,8 @@ class Online:
             temperature = self.settings["temperature"]
             scores = shares_of(similarity, self.source.targets[bank], rows, temperature=temperature)
             figures["knn_mAP"] = mean_average_precision(scores, self.source.targets[queries])
+        if self.given is not None:
+            figures["given_cosine"] = centred_cosine(both[: len(self.given)], self.given)
         figures |= {"rankme": rankme(both), "backbone_std": feature_std(both) * both.shape[1] ** 0.5}
         return figures, EmbeddedImages(rows, both, len(queries))
 

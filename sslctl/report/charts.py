@@ -20,11 +20,15 @@ TITLES = {
         "standard deviation of embeddings as they are: 0.2 to 1 healthy, 0 collapsed",
     ),
     "rankme": ("RankMe", "effective number of directions the features use; compare runs of one method only"),
+    "given_cosine": (
+        "Cosine to the given features",
+        "of the same images, once centred: 1 as they were, 0 nothing left of them",
+    ),
     "lr": ("Learning rate", ""),
     "grad_norm": ("Gradient norm", ""),
     "images_per_second": ("Images per second", "speed, not quality"),
 }
-MAIN = ("loss", "knn", "feature_std", "backbone_std", "rankme", "lr")
+MAIN = ("loss", "knn", "feature_std", "backbone_std", "rankme", "given_cosine", "lr")
 _FROM_ZERO = (
     *("feature_std", "backbone_std", "projector_std", "predictor_std", "embedding_std"),
     *("rankme", "lr", "images_per_second"),

@@ -14,6 +14,7 @@ from sslctl.report import charts as figures
 from sslctl.report import details, setup, summary, tables
 from sslctl.report import groups as compare
 from sslctl.report import measurement as measured
+from sslctl.report.adaptation import before_after
 from sslctl.report.run import Run
 from sslctl.runs import directory as rundir
 from sslctl.runs.reading import run_word
@@ -68,6 +69,7 @@ def page(runs: list[Run], common: Path, config: Any, left_out: Sequence[str] = (
             runs=runs,
             groups=groups,
             results=tables.results_of(one) if one else None,
+            adaptation=before_after(one) if one else None,
             has_results=bool(one.results if one else columns),
             parts=parts,
             means=[] if one else [tables.means_of(groups, runs, part) for part in parts],

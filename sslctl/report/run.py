@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from sslctl.evaluation.before_after import PROTOCOL
 from sslctl.report.measurement import UNTRAINED, Measurement, measurement_of
 from sslctl.runs.checkpoint import STATE, load_pickle, step_of
 from sslctl.runs.claim import is_held
@@ -85,7 +86,10 @@ class Run:
     def latest(self, subject: str) -> dict[Measurement, Result]:
         """Returns the last result of each measurement of a subject; of trained weights, at this checkpoint's step only."""
         step = {"trained": self.step}.get(subject)
-        return {measurement_of(r): r for r in self.results if r.subject == subject and step in (None, r.step)}
+        results = [
+            r for r in self.results if r.subject == subject and r.protocol != PROTOCOL
+        ]  # which has a section of its own
+        return {measurement_of(r): r for r in results if step in (None, r.step)}
 
     def untrained(self) -> dict[Measurement, Result]:
         """Returns the last result of each measurement of the network as it began, or fine-tuned from there."""

@@ -34,6 +34,7 @@ KNN_CLEAR, KNN_ERRORS = 0.15, 1 / 3  # a clear rise, or of the errors: BatchNorm
 EXTREME = 0.005  # of the greatest entropy, from either end
 SKIPPED_STEPS, SKIPPED = 15, 0.02  # fp16's scale takes some 10 steps to be found; then one in 2,000 is skipped
 VANISHED = 1e-5  # of the gradient's norm in the beginning
+DRIFTED, DRIFTED_RANK = 0.3, 0.5  # of the given weights' features: cosine once centred, and share of their directions
 LATE = 0.9  # share of the run: schedules of momenta reach 1 at its last step
 
 
@@ -233,6 +234,25 @@ def _neighbours(history: History) -> Finding | None:
     return None
 
 
+def _drift(history: History) -> Finding | None:
+    """Finds features that have little in common with those of the given weights, and are the worse for it: fewer directions, or
+    neighbours of other classes."""
+    cosines, ranks, knn = (history.latest(name, 2) for name in ("given_cosine", "rankme", "knn"))
+    if not history.confirmed(cosines) or max(cosines) > DRIFTED:
+        return None
+    worse, rank, first = [], history.untrained("rankme"), history.untrained("knn")
+    if rank and ranks and max(ranks) < DRIFTED_RANK * rank:
+        worse.append(f"RankMe {rank:.1f} → {max(ranks):.1f}")
+    if first is not None and knn and max(knn) < first - wilson_noise(max(knn), first, history.facts.knn_images):
+        worse.append(f"kNN {first:.1%} → {max(knn):.1%}")
+    if not worse:
+        return None
+    sentence = (
+        f"features drift off from those of the weights it was given: cosine {max(cosines):.2f}, {', '.join(worse)}"
+    )
+    return Finding("warn", "drift", f"{sentence}; lower optimizer.base_lr")
+
+
 def _learns(history: History) -> bool:
     """Tells whether kNN is clearly above that of untrained features: then no figure of the loss is bad beyond doubt."""
     values, untrained = history.latest("knn", 2), history.untrained("knn")
@@ -287,4 +307,5 @@ RULES = (
     _entropy,
     _skipped,
     _vanished_gradient,
+    _drift,
 )

@@ -1,16 +1,21 @@
 """What an adaptation chooses by the images, the network and the machine: size, batch, epochs; each a word that can be typed."""
 
+import contextlib
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sslctl.data.sources import Source
-from sslctl.errors import say
+from sslctl.ops.memory import in_gib, total_memory
 from sslctl.training.beginning import begin
 from sslctl.training.dry_run import measure_steps
 from sslctl.training.plan import choose_device, fitting_batch
-from sslctl.training.setup import set_up
+from sslctl.training.setup import Setup, set_up
 
 SIDES = {"cpu": 128, "mps": 160, "cuda": 224}  # pixels of images that are larger: what a step can be made of there
 SMALL = 96  # squares up to this size keep their own
+_LEAST_BATCH = 16  # images: memory that holds no more is said to be too little
 
 
 def choose_size(source: Source, device: str, patch: int) -> tuple[int, str]:
@@ -42,15 +47,50 @@ def choose_batch(images: int, most: int) -> tuple[int, str]:
     return fitting, f"{images:,} images fill it four times, the recipe's {most} less often"
 
 
+def fit_memory(batch: int, needed: int, device: torch.device) -> tuple[int, str | None]:
+    """Returns the batch, halved as often as it takes until what a step keeps for its backward fits half of the memory, and why.
+
+    needed: bytes that the whole batch keeps. None where it fits as it is.
+    """
+    room, fitting = total_memory(device) / 2, batch
+    while fitting > _LEAST_BATCH and needed * fitting / batch > room:
+        fitting //= 2
+    if fitting == batch:
+        return batch, None
+    return (
+        fitting,
+        f"{batch} images keep {in_gib(needed)} for a step's backward, half of {device}'s memory is {in_gib(room)}",
+    )
+
+
+def kept_bytes(setup: Setup) -> int:
+    """Returns what a step of the whole batch keeps for its backward, by the forward of a small part of it."""
+    plan, method, kept = setup.plan, setup.method, {}
+    parts = max(n for n in range(1, plan.batch_size // 8 + 2) if plan.batch_size % n == 0)
+    own = {p.untyped_storage().data_ptr() for p in method.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()  # none of them is freed while the graph is there
+        return tensor
+
+    with contextlib.closing(setup.batches(0)) as feed, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        output = method(next(feed).split(parts)[0], method.schedules(0))
+    del output
+    return parts * sum(size for place, size in kept.items() if place not in own)
+
+
 def choose_epochs(minutes: float, seconds: float, steps_per_epoch: int) -> int:
     """Returns how many whole epochs fit a time, one at least. seconds: of a step."""
     return max(1, int(60 * minutes / (seconds * steps_per_epoch)))
 
 
-def time_step(config: Any, resolved: dict) -> tuple[float, int]:
-    """Returns the seconds that a step of a configuration's run takes here, and its steps an epoch; nothing is written."""
-    run = begin(config, resolved).run
-    seconds, _ = measure_steps(set_up(config, run))
-    seconds /= max(1, config.trainer.processes)
-    say(f"  {1000 * seconds:.0f} ms a step, {run.plan.steps_per_epoch} steps an epoch")
-    return seconds, run.plan.steps_per_epoch
+def set_up_trial(config: Any, resolved: dict) -> Setup:
+    """Returns what steps of a configuration's run are taken with in memory; nothing is written."""
+    return set_up(config, begin(config, resolved).run)
+
+
+def time_step(setup: Setup, processes: int) -> tuple[float, int]:
+    """Returns the seconds that a step takes here, in so many processes, and the steps of an epoch."""
+    seconds, _ = measure_steps(setup)
+    return seconds / processes, setup.plan.steps_per_epoch
