@@ -12,7 +12,7 @@ from sslctl.runs.fingerprint import flat
 EXPERIMENTS = choices("experiment")
 PINNED = ("method", "dataset", "backbone", "augmentation", "optimizer", "scheduler")
 ELSEWHERE = re.compile(  # not what a figure rests on, or on the command line
-    r"_target_$|backbone\.(depth|weights|partial|resample_patches|normalization|pretrained|freeze|freeze_epochs)$|method\.teacher(_mean|_std|_backbone\..*)?$"
+    r"_target_$|backbone\.(depth|weights|partial|resample_patches|normalization|pretrained|freeze|freeze_epochs|lora\.\w+)$|method\.teacher(_mean|_std|_backbone\..*)?$"
     r"|optimizer\.layer_decay$"
     r"|scheduler\.(shape|warmup_steps|milestones_(epochs|steps))$|trainer\.(precision|accumulate_steps)$"
     r"|dataset\.(channels|resize)$"

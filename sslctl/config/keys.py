@@ -77,6 +77,10 @@ UNTYPED = {
     "backbone.resample_patches": KeyFacts(own=True, hint=bool, old_behaviour=False),
     "backbone.freeze": KeyFacts(own=True, hint=int | str | list[str] | None, old_behaviour=None),
     "backbone.freeze_epochs": KeyFacts(own=True, hint=float | None, above=0, old_behaviour=None),
+    "backbone.lora": KeyFacts(own=True, hint=dict | None, old_behaviour=None),
+    "backbone.lora.rank": KeyFacts(hint=int, low=0, old_behaviour=0),
+    "backbone.lora.alpha": KeyFacts(hint=float, above=0, old_behaviour=16.0),
+    "backbone.lora.targets": KeyFacts(hint=list[str], old_behaviour=["qkv", "proj"]),
     "backbone.kwargs": KeyFacts(free=True),
     "optimizer.base_lr": KeyFacts(own=True, hint=float, above=0),
     "optimizer.lr_scaling": KeyFacts(own=True, choices=("linear", "sqrt", "none")),
@@ -102,7 +106,8 @@ UNTYPED = {
     "method.teacher": KeyFacts(own=True, path=True, fingerprint=False, hint=str | None),  # its weights count
     "method.teacher_backbone": KeyFacts(own=True, hint=dict | None),
     "method.teacher_backbone.kwargs": KeyFacts(free=True),
-    **{f"method.teacher_backbone.{name}": KeyFacts(old_behaviour=None) for name in ("freeze", "freeze_epochs")},
+    **{f"method.teacher_backbone.{name}": KeyFacts(fingerprint=False) for name in ("freeze", "freeze_epochs")},
+    **{f"method.teacher_backbone.lora.{name}": KeyFacts(fingerprint=False) for name in ("rank", "alpha", "targets")},
     "method.teacher_mean": KeyFacts(own=True, hint=list[float] | None),
     "method.teacher_std": KeyFacts(own=True, hint=list[float] | None, above=0),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sslctl.data.modality import IMAGES
@@ -16,6 +17,7 @@ from sslctl.factory.exportable import feature_names
 from sslctl.factory.from_config import build_backbone, refuse_size
 from sslctl.factory.from_run import load_method, open_run, run_preprocess
 from sslctl.methods.base import Method
+from sslctl.models.lora import merge_
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.weights import weights_sha256
 
@@ -67,8 +69,12 @@ def random(run: Path, features: str | None, backbone_node: Any | None = None) ->
 
 
 def method_subject(name: str, method: Method, preprocess: Preprocess, features: str | None, step: int) -> Subject:
-    """Returns one of a method's features as a subject; the first unless named. Raises InputError for one it lacks."""
+    """Returns one of a method's features as a subject; the first unless named. Raises InputError for one it lacks.
+
+    What LoRA has learned is merged, in the method itself where it has just been trained: the weights that are kept are judged.
+    """
     method = method.eval()
+    merge_(method)
     names = feature_names(method, preprocess)
     chosen = features or names[0]
     if chosen not in names:
@@ -103,11 +109,12 @@ def given(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject:
 
     Raises InputError for keys that say how a pretraining goes on from them.
     """
-    for key in ("freeze", "freeze_epochs"):
-        if node.get(key) is not None:
+    unset = {"freeze": None, "freeze_epochs": None, "lora.rank": 0}
+    for key, value in unset.items():
+        if OmegaConf.select(node, key, default=value) != value:
+            advice = f"backbone.{key}={'null' if value is None else value}"
             raise InputError(
-                f"backbone.{key} is for pretraining; weights are evaluated as they are: backbone.{key}=null",
-                advice=[f"backbone.{key}=null"],
+                f"backbone.{key} is for pretraining; weights are evaluated as they are: {advice}", advice=[advice]
             )
     torch.manual_seed(0)
     backbone = build_backbone(node, preprocess, with_weights=with_weights).eval()

@@ -1,5 +1,6 @@
 """A finished run's backbone in Python: `backbone, preprocess = sslctl.load("runs/latest")`."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from sslctl.data.text import TextTransform
 from sslctl.errors import InputError, first_line, user_path
 from sslctl.factory.from_config import build_backbone
 from sslctl.models.backbones import Backbone
+from sslctl.models.lora import Adapted, merge_
 from sslctl.models.preprocess import Preprocess, TextPreprocess, Transform, preprocess_from
 from sslctl.models.weights import file_metadata, refuse_non_finite
 from sslctl.runs.atomic import replacing
@@ -50,8 +52,14 @@ def save_backbone(
 ) -> None:
     """Writes a safetensors file that says itself how its backbone is built, by the configuration `node`, and what it expects.
 
+    What LoRA has learned is merged: the file is of the plain network.
     more: further metadata. "evaluated" names the features that evaluation measures instead of the backbone's own output.
     """
+    if any(isinstance(part, Adapted) for part in backbone.modules()):
+        backbone = copy.deepcopy(backbone)
+        merge_(backbone)
+    if node.get("lora"):
+        node = {**node, "lora": {**node["lora"], "rank": 0}}
     description = {"backbone": json.dumps(node), "preprocess": json.dumps(vars(preprocess))}
     with replacing(path) as temporary:
         save_tensors(temporary, backbone.state_dict(), description | visual_metadata(backbone) | more, signed=True)

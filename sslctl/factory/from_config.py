@@ -13,7 +13,10 @@ from sslctl.data.sources import Source
 from sslctl.errors import InputError, say
 from sslctl.methods.base import Facts, Method
 from sslctl.models.backbones import Backbone
+from sslctl.models.batchnorm import names_of_norms
+from sslctl.models.freezing import copies_of
 from sslctl.models.hub import load_pretrained
+from sslctl.models.lora import adapt_
 from sslctl.models.network import Network
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 from sslctl.models.vit import patch_size_of
@@ -81,6 +84,28 @@ def build_method(node: Any, backbone: Backbone, facts: Facts, teacher: Any | Non
     if teacher is not None:
         arguments["teacher"] = teacher
     return build("method", target, backbone, facts, **arguments)
+
+
+def adapt_backbone(method: Method, node: Any, *, weights: bool = True) -> None:
+    """Makes a method's backbone learn by LoRA where its configuration asks for that. weights: whether it has been given any.
+
+    A teacher is not adapted: it is a mean of the merged weights, see `sslctl.methods.base.ema_update`.
+    """
+    lora = node.get("lora")
+    if not lora or not lora.get("rank"):
+        return
+    if not weights:
+        raise InputError(
+            f"backbone.lora.rank={lora.rank} adapts given weights, and there are none: backbone.weights=FILE"
+        )
+    missing = [name for name in ("alpha", "targets") if name not in lora]
+    if missing:
+        raise InputError(
+            f"backbone.lora.{missing[0]} is missing: +backbone.lora={{rank:8,alpha:16,targets:[qkv,proj]}}"
+        )
+    adapt_(method.backbone.network, lora.rank, lora.alpha, list(lora.targets))
+    for backbone in copies_of(method):
+        backbone.frozen_modules = names_of_norms(backbone.network)  # their statistics are of the weights that stay
 
 
 def build_views(config: Any, source: Source, network: nn.Module | None = None) -> ViewMaker:

@@ -12,9 +12,10 @@ from sslctl.config.command_line import task_words
 from sslctl.config.literal import as_config, escaped
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say, user_path
-from sslctl.factory.from_config import build_backbone, build_method, build_views
+from sslctl.factory.from_config import adapt_backbone, build_backbone, build_method, build_views
 from sslctl.factory.teacher import load_teacher
 from sslctl.methods.base import Facts, Method
+from sslctl.models.lora import merge_
 from sslctl.models.preprocess import Preprocess, TextPreprocess, preprocess_from
 from sslctl.models.weights import file_metadata, refuse_non_finite
 from sslctl.ops.image_size import image_size_of
@@ -156,13 +157,15 @@ class TrainedRun:
 def open_run(run: Path, path: Path, backbone_node: Any | None = None) -> TrainedRun:
     """Opens a run at a checkpoint, every tensor of which must match. backbone_node: another backbone than the run's.
 
-    Raises CheckpointError where a parameter holds values that are not finite.
+    What LoRA has learned is merged. Raises CheckpointError where a parameter holds values that are not finite.
     """
-    method = load_method(run, backbone_node)
+    method, config = load_method(run, backbone_node), as_config(read_config(run))
+    adapt_backbone(method, config.backbone)
     untrained = {name: p.detach().clone() for name, p in method.named_parameters()}
     step = checkpoint.load(path, method)["step"]
     refuse_non_finite(path / checkpoint.WEIGHTS, dict(method.named_parameters()), untrained)
-    return TrainedRun(as_config(read_config(run)), run_preprocess(run), method, step)
+    merge_(method)
+    return TrainedRun(config, run_preprocess(run), method, step)
 
 
 def load_method(run: Path, backbone_node: Any | None = None, *, given: bool = False) -> Method:

@@ -13,6 +13,7 @@ from sslctl.data.batch import Batch
 from sslctl.data.modality import IMAGES, Modality
 from sslctl.distributed import gather
 from sslctl.models.backbones import Backbone
+from sslctl.models.lora import merged_parameters
 from sslctl.models.vit import timm_if_imported
 from sslctl.ops.image_size import ImageSize
 
@@ -194,8 +195,11 @@ def teacher_of(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum · teacher + (1 - momentum) · student, parameters only (MoCo eq. 2, BYOL eq. 1)."""
-    targets, sources = list(teacher.parameters()), list(student.parameters())
+    """teacher <- momentum · teacher + (1 - momentum) · student, parameters only (MoCo eq. 2, BYOL eq. 1).
+
+    Of layers that learn by LoRA, the teacher is a mean of their merged weights.
+    """
+    targets, sources = list(teacher.parameters()), merged_parameters(student)
     torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 

@@ -134,6 +134,11 @@ def synchronize_batchnorm(module: nn.Module) -> None:
             group_batchnorm(child, 1)
 
 
+def names_of_norms(module: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the BatchNorms inside a module."""
+    return tuple(name for name, child in module.named_modules() if isinstance(child, _BatchNorm))
+
+
 def running_statistics(module: nn.Module) -> list[Tensor]:
     """Returns the running means and variances inside a module."""
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.running_mean is not None]

@@ -80,6 +80,13 @@ def _outermost(parts: FrozenParts) -> list[str]:
     return [name or "all of it" for name in names if name not in inside or not name]
 
 
+def copies_of(method: nn.Module) -> list[Backbone]:
+    """Returns a method's backbone and its copies, teachers: all backbones inside of the same parts."""
+    parts = {name for name, _ in method.backbone.network.named_modules()}
+    backbones = [part for part in method.modules() if isinstance(part, Backbone)]
+    return [part for part in backbones if {name for name, _ in part.network.named_modules()} == parts]
+
+
 class Freezing:
     """Freezes parts of a method's backbone until a step, and lets them learn from there on: a function of the step alone.
 
@@ -94,11 +101,7 @@ class Freezing:
         by_name = dict(network.named_parameters())
         # What a method keeps fixed itself, as a vision transformer's sine positions, does not learn later either.
         self.parameters = [by_name[name] for name in self.parts.parameters if by_name[name].requires_grad]
-        self.backbones = [
-            part
-            for part in method.modules()
-            if isinstance(part, Backbone) and dict(part.network.named_parameters()).keys() == by_name.keys()
-        ]
+        self.backbones, self.others = copies_of(method), method.backbone.frozen_modules
         self.is_frozen = False
 
     def at(self, step: int) -> None:
@@ -110,5 +113,5 @@ class Freezing:
         for parameter in self.parameters:
             parameter.requires_grad_(not frozen)
         for backbone in self.backbones:
-            backbone.frozen_modules = self.parts.modules if frozen else ()
+            backbone.frozen_modules = (*self.others, *(self.parts.modules if frozen else ()))
         self.method.train(self.method.training)

@@ -12,6 +12,7 @@ from sslctl.errors import user_path
 from sslctl.models.adaptation import adapt
 from sslctl.models.backbones import Backbone
 from sslctl.models.layouts import ADVICE
+from sslctl.models.lora import merge_tensors
 from sslctl.models.matching import Match, bare, flatten, match
 from sslctl.ops.image_size import ImageSize, image_size_of
 from sslctl.runs.checkpoint import (
@@ -25,7 +26,7 @@ from sslctl.runs.checkpoint import (
     same_kind,
 )
 from sslctl.runs.directory import BACKBONE, PREPROCESS, is_run
-from sslctl.runs.reading import read_preprocess
+from sslctl.runs.reading import read_config, read_preprocess
 from sslctl.runs.stand_ins import STAND_INS
 
 
@@ -53,7 +54,10 @@ def _run_backbone(run: Path) -> dict[str, Tensor]:
     if newest is None:
         raise CheckpointError(f"{run} has no checkpoint yet")
     tensors = load_tensors(newest / WEIGHTS)
-    return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    student = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    if not any(name.endswith(".lora_a") for name in student):
+        return student
+    return merge_tensors(student, read_config(run)["backbone"]["lora"]["alpha"])
 
 
 def load_weights(

@@ -9,6 +9,8 @@ from sslctl.factory.expectation import has_weights
 from sslctl.methods.base import Method
 from sslctl.models.freezing import Freezing, describe_frozen
 from sslctl.models.layer_decay import describe_decay
+from sslctl.models.lora import describe_lora
+from sslctl.models.network import Network
 from sslctl.training.plan import Plan, Run
 
 
@@ -24,12 +26,22 @@ def adaptation_lines(config: Any, run: Run) -> list[str]:
     """Describes, a line a subject, what of a run's backbone learns otherwise than by default."""
     network = run.method.backbone.network
     return [
+        *_lora_line(config, network),
         *_frozen_line(config, run.plan, network),
         *describe_decay(network, config.optimizer.get("layer_decay", 1.0)),
     ]
 
 
-def _frozen_line(config: Any, plan: Plan, network: Any) -> list[str]:
+def _lora_line(config: Any, network: Network) -> list[str]:
+    lora = config.backbone.get("lora")
+    if not lora or not lora.rank:
+        return []
+    return [
+        f"lora       rank {lora.rank}, alpha {lora.alpha:g}: {describe_lora(network)} learn, merged where they are kept"
+    ]
+
+
+def _frozen_line(config: Any, plan: Plan, network: Network) -> list[str]:
     freeze, epochs = _plain(config.backbone.get("freeze")), config.backbone.get("freeze_epochs")
     if freeze is None:
         return []
