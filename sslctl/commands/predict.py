@@ -130,7 +130,7 @@ def _choose(config: Any, run: Path, step: int) -> tuple[Classifier, Classifier |
 def _lines_of(config: Any, run: Path, classifier: Classifier, bank: Classifier | None) -> list[str]:
     """Returns the plan's lines on the classifier, and on the labelled images."""
     judged, fitted = classifier.judged_on, classifier.fitted_on
-    by = "asked for" if config.classifier else "the best of those kept that were judged on these; classifier=…"
+    by = "asked for" if config.classifier else "classifier=… takes another of those kept"
     lines = [
         f"classifier  {classifier.kind}, {len(classifier.classes)} classes, of {fitted['images']:,} images of"
         f" {fitted['dataset']} ({fitted['split']})",

@@ -93,7 +93,7 @@ def _misshapen_node(kind: Any, value: Any, path: str) -> list[str]:
     if not (OmegaConf.is_dict(value) or isinstance(value, dict)):
         return [f"{path}: expected a dictionary, found {kind_of(value)}"]
     if is_dataclass(kind):
-        absent = [f.name for f in fields(kind) if f.name not in value]
+        absent = [f.name for f in fields(kind) if f.name not in list(value)]  # `in` passes over what is missing
         if absent:
             return [f"{path}: expected the keys of {path}, found those of another node: {absent[0]} is missing"]
         return _misshapen(kind, value, f"{path}.")

@@ -174,11 +174,11 @@ class Knn(Protocol):
         for k in dict.fromkeys(min(k, len(bank.labels)) for k in self.k):  # there are no more neighbours than images
             scores, settings = self.scores(bank, similarity[:, :k], rows[:, :k])
             measured.append(score_results(subject, task.test, [scores], **settings))
-        # Of several k the best is kept: their neighbours are the same, and would be kept once for each.
-        best = max(measured, key=lambda results: results[0].value)
-        settings = {"k": best[0].params["k"], "temperature": self.temperature, "depth": similarity.shape[1]}
-        kept = keep("knn", subject, task, best, lambda: _bank_tensors(bank, task.train), settings)
-        return [result for results in measured for result in (kept if results is best else results)]
+        # Of several k the largest is kept, whose neighbours are all the others'; the best would be one chosen by the test split.
+        largest = max(measured, key=lambda results: results[0].params["k"])
+        settings = {"k": largest[0].params["k"], "temperature": self.temperature, "depth": similarity.shape[1]}
+        kept = keep("knn", subject, task, largest, lambda: _bank_tensors(bank, task.train), settings)
+        return [result for results in measured for result in (kept if results is largest else results)]
 
     def scores(self, bank: Features, similarity: Tensor, rows: Tensor) -> tuple[Tensor, dict]:
         """Returns the scores (N, C) of images by their k neighbours, (N, k) each, the nearest first, and the settings that their

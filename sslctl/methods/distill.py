@@ -9,6 +9,7 @@ from sslctl.methods.base import Batch, Facts, Method, enqueue, feature_std, gath
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import mlp
 from sslctl.models.teacher import Teacher
+from sslctl.ops.image_size import height_width
 
 
 class Distill(Method):
@@ -126,7 +127,7 @@ def map_width(network: Backbone, facts: Facts) -> int | None:
     was_training = network.training
     try:
         with torch.no_grad():
-            image = torch.zeros(1, facts.channels, facts.image_size, facts.image_size)
+            image = torch.zeros(1, facts.channels, *height_width(facts.image_size))
             return network.eval().with_map(image)[1].shape[1]
     except (ValueError, RuntimeError, AssertionError):  # or cannot take the size, which the run refuses
         return None

@@ -22,6 +22,7 @@ from sslctl.runs.schema import misfit
 
 FORMAT = 1
 VERBS = {"linear": "linear-eval", "knn": "knn-eval", "finetune": "finetune"}  # kind -> the verb that keeps it
+_ORDER = ("knn", "linear", "finetune")  # the later is taken, where several are kept
 _NAME = re.compile(rf"({'|'.join(VERBS)})-[0-9a-f]{{16}}\.safetensors", re.ASCII)
 _SETTINGS = {
     "linear": {},
@@ -132,10 +133,11 @@ def kept_in(run: Path) -> tuple[list[Classifier], list[CheckpointError]]:
 
 
 def choose(classifiers: list[Classifier]) -> Classifier:
-    """Returns the best of those that were judged on the same images as the newest; of equals the newest."""
+    """Returns, of those that were judged on the same images as the newest, the fine-tuned one, else a linear probe, else kNN; of
+    several the newest. By their figures the test split would choose."""
     newest = max(classifiers, key=lambda one: one.time)
-    alike = [one for one in classifiers if (one.judged_on, one.metric) == (newest.judged_on, newest.metric)]
-    return max(alike, key=lambda one: (one.value, one.time))
+    alike = [one for one in classifiers if one.judged_on == newest.judged_on]
+    return max(alike, key=lambda one: (_ORDER.index(one.kind), one.time))
 
 
 def command_that_keeps(run: Path, kind: str, *words: str) -> str:
