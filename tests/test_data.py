@@ -23,12 +23,13 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import FashionMNIST
 
 from sslctl.config.schema import CONFIGS
-from sslctl.data import files, listing, loader, sources
+from sslctl.data import files, listing, sources
 from sslctl.data.audit import look_at
 from sslctl.data.downloads import data_home
 from sslctl.data.folders import FolderKeys
 from sslctl.data.loader import batches, clean_batches
 from sslctl.data.pixels import Reading
+from sslctl.data.workers import report_unless_cut_off, report_unless_noticed
 from sslctl.errors import InputError
 from sslctl.ops.timing import Clock
 from sslctl.views import ViewMaker
@@ -431,14 +432,14 @@ def test_a_workers_death_is_reported_where_its_batch_is_waited_for_alone():
     """torch raises it at any place, also where nothing can catch it: in the end of a fork, say."""
     reported, known = [], "DataLoader worker (pid 7) is killed by signal: Killed."
     for error in (RuntimeError(known), RuntimeError("another"), ValueError(known)):
-        loader._report_unless_noticed(reported.append, types.SimpleNamespace(exc_type=type(error), exc_value=error))
+        report_unless_noticed(reported.append, types.SimpleNamespace(exc_type=type(error), exc_value=error))
     assert [str(failure.exc_value) for failure in reported] == ["another", known]
 
 
 def test_a_worker_whose_process_is_gone_shows_no_traceback_of_that():
     reported = []
     for error in (ConnectionResetError(104, "reset"), EOFError(), ValueError("another")):
-        loader._report_unless_cut_off(lambda *failure: reported.append(failure[1]), type(error), error, None)
+        report_unless_cut_off(lambda *failure: reported.append(failure[1]), type(error), error, None)
     assert [str(error) for error in reported] == ["another"]
 
 

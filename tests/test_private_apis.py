@@ -19,7 +19,7 @@ PRIVATE = {
     "_get_node": "config/diagnose.py lists keys without resolving them: OmegaConf.to_container(config, resolve=False) does too",
     "_is_none": "as _get_node",
     "_is_missing": "as _get_node",
-    "_shutdown_workers": "data/loader.py ends worker processes with it, which ignore SIGTERM: see what torch's iterator calls in"
+    "_shutdown_workers": "data/workers.py ends worker processes with it, which ignore SIGTERM: see what torch's iterator calls in"
     " __del__, or join the processes in iterator._workers",
     "_BatchNorm": "models/batchnorm.py takes every BatchNorm by it: name BatchNorm1d, 2d, 3d and SyncBatchNorm instead",
     "_pos_embed": "models/vit.py adds positions and prefix tokens with it: copy what timm's VisionTransformer.forward_features"

@@ -10,8 +10,8 @@ import torch
 
 from sslctl.data.sources import Source
 from sslctl.data.tiles import Tiles
-from sslctl.errors import InputError, Stopped, say, user_path
-from sslctl.evaluation.feature_files import WRITERS, About, Rows, as_utf8, is_own, refuse_missing
+from sslctl.errors import Stopped, say, user_path
+from sslctl.evaluation.feature_files import WRITERS, About, Rows, as_utf8, chosen_format, is_own, refuse_missing
 from sslctl.evaluation.features import extract_batches
 from sslctl.evaluation.named_networks import NamedNetwork, named_networks
 from sslctl.factory.from_config import build_source
@@ -25,7 +25,7 @@ from sslctl.training.progress import Progress
 def embed(config: Any) -> None:
     """Writes one file a run: a row for each image, in the order of the dataset."""
     # What can be refused by the command alone is refused before a network is read.
-    kind = _format(config)
+    kind = chosen_format(config, WRITERS)
     refuse_missing(kind)
     device = choose_device(config.device)
     for one in named_networks(config, "test" if config.split == "test" else "train"):
@@ -74,16 +74,6 @@ def _rows(one: NamedNetwork, source: Source, config: Any, device: torch.device) 
 def _name(source: Source, row: int) -> str:
     """Names an image by its path, or its number where it has none."""
     return as_utf8(source.describe(row))
-
-
-def _format(config: Any) -> str:
-    """Returns npz, csv or parquet, as format= or the suffix of out= says; both must agree."""
-    suffix = user_path(config.out).suffix.removeprefix(".").lower() if config.out else ""
-    if config.out and suffix not in WRITERS:
-        raise InputError(f"out={config.out}: expected a file ending in {', '.join(f'.{name}' for name in WRITERS)}")
-    if config.out and config.format and suffix != config.format:
-        raise InputError(f"out={config.out} ends in .{suffix}, format={config.format}: let one of them be")
-    return config.format or suffix or "npz"
 
 
 def _out(config: Any, one: NamedNetwork, kind: str) -> Path:

@@ -14,7 +14,7 @@ from sslctl.data.sources import Source
 from sslctl.data.tiles import Tiles
 from sslctl.data.unreadable import WHEN_READ
 from sslctl.errors import InputError, Stopped, say, user_path
-from sslctl.evaluation.feature_files import as_utf8, import_pyarrow
+from sslctl.evaluation.feature_files import as_utf8, chosen_format, import_pyarrow
 from sslctl.evaluation.prediction_files import WRITERS, About, columns_of, is_own
 from sslctl.evaluation.predictions import Summary, rows_of
 from sslctl.evaluation.predictor import build_predictor, preprocess_of
@@ -182,13 +182,8 @@ def _sources(config: Any, run: Path, preprocess: Preprocess | TextPreprocess, cl
 
 
 def _format(config: Any) -> str:
-    """Returns csv or parquet, as format= or the suffix of out= says; both must agree."""
-    suffix = user_path(config.out).suffix.removeprefix(".").lower() if config.out else ""
-    if config.out and suffix not in WRITERS:
-        raise InputError(f"out={config.out}: expected a file ending in {' or '.join(f'.{name}' for name in WRITERS)}")
-    if config.out and config.format and suffix != config.format:
-        raise InputError(f"out={config.out} ends in .{suffix}, format={config.format}: let one of them be")
-    kind = config.format or suffix or "csv"
+    """Returns csv or parquet. Raises InputError where what writes it is missing."""
+    kind = chosen_format(config, WRITERS)
     if kind == "parquet":
         import_pyarrow("format=csv")
     return kind

@@ -1,15 +1,9 @@
 """From a source to batches of views: an index into memory where the samples fit, worker processes where they do not."""
 
 import contextlib
-import functools
-import multiprocessing
-import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +15,7 @@ from sslctl.data import files
 from sslctl.data.batch import Batch
 from sslctl.data.sampler import batch_indices
 from sslctl.data.sources import Source
-from sslctl.errors import reason_of
+from sslctl.data.workers import fetching, ignore_signals, raise_if_error
 from sslctl.ops.timing import Clock
 from sslctl.views import Key, ViewMaker
 from sslctl.views.maker import resize_and_crop
@@ -70,10 +64,10 @@ def batches(
         num_workers=workers,
         collate_fn=_leave_as_is,
         generator=torch.Generator(),  # else every iter() draws from the global one
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
     )
-    with _fetching(loader) as fetched:
+    with fetching(loader) as fetched:
         for step, (crops, rows) in enumerate(fetched, start=first_step):
             index = _to_device(rows, device)  # (B,)
             key = Key(seed, step // steps_per_epoch, index)
@@ -91,7 +85,7 @@ def one_batch(source: Source, views: ViewMaker, rows: Tensor, seed: int, device:
     if source.in_memory is not None:
         groups = source.modality.views_of(source.in_memory[rows].to(device), views, key)
     else:
-        crops, _ = _raise_if_error(_Crops(source, views, seed).__getitems__([(0, row) for row in rows.tolist()]))
+        crops, _ = raise_if_error(_Crops(source, views, seed).__getitems__([(0, row) for row in rows.tolist()]))
         groups = source.modality.finish({group: crop.to(device) for group, crop in crops.items()}, views, key)
     return Batch(groups, source.answers[rows].to(device), key.index, key)
 
@@ -166,48 +160,10 @@ def readable_batches(
         num_workers=workers,
         collate_fn=_stack,
         generator=torch.Generator(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
     )
-    with _fetching(loader) as fetched:
+    with fetching(loader) as fetched:
         yield from fetched
-
-
-@contextlib.contextmanager
-def _fetching(loader: DataLoader) -> Iterator[Iterator]:
-    """Gives what a loader fetches; its workers end with the block.
-
-    They ignore SIGTERM, so that an exception which keeps the iterator alive would leave the interpreter waiting for
-    them at its exit. torch has no public way to end them.
-    """
-    report = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_report_unless_noticed, report)
-    before = multiprocessing.active_children()
-    iterator = iter(loader)
-    workers = [child for child in multiprocessing.active_children() if child not in before]
-    try:
-        yield map(_raise_if_error, _naming_the_dead(iterator, workers) if loader.num_workers else iterator)
-    finally:
-        if loader.num_workers:
-            iterator._shutdown_workers()
-        sys.unraisablehook = report
-
-
-def _naming_the_dead(iterator: Iterator, workers: list[BaseProcess]) -> Iterator:
-    """Yields what workers deliver; a connection that breaks off within a batch is a worker's death, in torch's words."""
-    try:
-        yield from iterator
-    except (ConnectionError, EOFError, FileNotFoundError) as error:
-        for worker in workers:
-            worker.join(1)  # a moment to end
-        dead = ", ".join(str(worker.pid) for worker in workers if not worker.is_alive())
-        raise RuntimeError(f"DataLoader worker (pid {dead}) died: {reason_of(error)}") from error
-
-
-def _report_unless_noticed(report: Callable, failure: "sys.UnraisableHookArgs") -> None:
-    """Reports what is raised where nothing can catch it, but for a worker's death: torch raises it at any place, and again where
-    a batch of that worker is waited for. One that has nothing more to deliver is not missed."""
-    if not (issubclass(failure.exc_type, RuntimeError) and str(failure.exc_value).startswith("DataLoader worker (pid")):
-        report(failure)
 
 
 def _by_threads(images: "_CleanImages", batch_size: int) -> Iterator[tuple[Tensor, dict[int, files.ImageError]]]:
@@ -283,16 +239,6 @@ class _CleanImages(Dataset):
             return error
 
 
-# A bad image comes out of a worker as a value: raised there, torch would wrap its one line in a traceback.
-
-
-def _raise_if_error(batch):
-    """Returns a batch; raises the ImageError that stands in its place."""
-    if isinstance(batch, files.ImageError):
-        raise batch
-    return batch
-
-
 def _leave_as_is(batch):
     """Collates nothing: `__getitems__` returned a batch."""
     return batch
@@ -303,15 +249,3 @@ def _stack(images: list[Tensor | files.ImageError]) -> tuple[Tensor, dict[int, f
     unread = {place: image for place, image in enumerate(images) if isinstance(image, files.ImageError)}
     read = [image for place, image in enumerate(images) if place not in unread]
     return torch.stack(read) if read else torch.empty(0), unread
-
-
-def _ignore_signals(worker: int) -> None:
-    """Leaves signals to the main process, and its death to whoever sees it: a thread that serves it would show a traceback."""
-    sys.excepthook = functools.partial(_report_unless_cut_off, sys.excepthook)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _report_unless_cut_off(report: Callable, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if not issubclass(kind, ConnectionError | EOFError):
-        report(kind, error, trace)

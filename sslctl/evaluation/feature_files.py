@@ -5,7 +5,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sslctl.errors import InputError
+from sslctl.errors import InputError, user_path
 
 _GROUP = 64 * 2**20  # bytes of features in a row group of parquet
 
@@ -217,3 +217,14 @@ WRITERS: dict[str, Callable[[Path, About], AbstractContextManager[Writer]]] = {
     "csv": comma_separated,
     "parquet": parquet,
 }
+
+
+def chosen_format(config: Any, formats: Iterable[str]) -> str:
+    """Returns the format of a file to write, as format= or the suffix of out= says, else the first. Raises InputError where the
+    two say different ones."""
+    suffix = user_path(config.out).suffix.removeprefix(".").lower() if config.out else ""
+    if config.out and suffix not in formats:
+        raise InputError(f"out={config.out}: expected a file ending in {', '.join(f'.{name}' for name in formats)}")
+    if config.out and config.format and suffix != config.format:
+        raise InputError(f"out={config.out} ends in .{suffix}, format={config.format}: let one of them be")
+    return config.format or suffix or next(iter(formats))
