@@ -210,6 +210,10 @@ def test_a_run_is_trained_judged_exported_and_loaded(cli, workdir):
         result = cli("knn-eval", "run", *words, *more, "cache=false")
         assert result.status == 0, result.err
         assert f"3×{size}" in result.out
+    # New images, by the classifier that the evaluation kept.
+    result = cli("predict", "run", "dataset=folder", "dataset.root=images/test/a", "out=new.csv")
+    assert result.status == 0, result.err
+    assert len((workdir / "new.csv").read_text().splitlines()) == 5
     # Outside: the description's own lines give what sslctl.load gives.
     result = cli("export", "run", "format=torch_export", "out=net.pt2")
     assert result.status == 0, result.err

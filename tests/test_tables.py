@@ -292,6 +292,15 @@ def test_several_labels_are_fine_tuned_and_probed_from_all_images_and_from_draws
         assert latest[protocol]["metric"] == "mAP"
         assert set(latest[protocol]["details"]["of_each_class"]) <= {"red", "round"}
     assert latest["finetune"]["draws"] == latest["linear-cached"]["draws"] == 2
+    # The fine-tuned network gives each label a probability of its own.
+    done = cli("finetune", "run", "trainer.device=cpu", *small[1:], "least_steps=2", "subjects=[trained]")
+    assert done.status == 0, done.err
+    done = cli("predict", "run", "classifier=finetune", "dataset=folder", "dataset.root=images", "out=new.csv")
+    assert done.status == 0, done.err
+    rows = list(csv.DictReader((images / "new.csv").open()))
+    assert {"probability_red", "probability_round"} <= rows[0].keys()
+    sums = [float(row["probability_red"]) + float(row["probability_round"]) for row in rows]
+    assert any(abs(total - 1) > 1e-3 for total in sums)
 
 
 def test_a_draw_has_as_many_of_each_label_as_were_asked_for():

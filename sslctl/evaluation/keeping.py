@@ -16,6 +16,7 @@ from sslctl.errors import say
 from sslctl.evaluation.feature_files import as_utf8
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Task
+from sslctl.ops.image_size import shorter_side
 from sslctl.runs import classifiers
 from sslctl.runs.atomic import why_unwritable
 from sslctl.runs.classifiers import Classifier
@@ -62,7 +63,7 @@ def keep(
         weights_sha256=subject.weights_sha256,
         step=subject.step,
         preprocess=vars(subject.preprocess),
-        resize=task.test.image_size if task.test.all_of_one_size else subject.preprocess.resize,
+        resize=shorter_side(task.test.image_size) if task.test.all_of_one_size else subject.preprocess.resize,
         bands=list(task.test.reading.bands) if task.test.reading and task.test.reading.bands else None,
         settings=settings,
     )
