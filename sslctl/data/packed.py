@@ -19,6 +19,7 @@ from sslctl.data.encoded import Encoded, ImageFile
 from sslctl.data.folders import FileKeys
 from sslctl.data.layout import Layout
 from sslctl.data.listing import Listing, existing_folder
+from sslctl.data.mapped_table import MappedTable
 from sslctl.data.packed_columns import columns_of, labels_of
 from sslctl.data.packed_folder import read_pack, refuse_others, split_folder, state_of
 from sslctl.data.pixels import Reading
@@ -36,16 +37,16 @@ class Opened:
     """One split on disk. It is opened where it is first read, in each process, and never copied into memory."""
 
     path: Path
-    _rows: Any = field(default=None, repr=False)
+    _table: MappedTable | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "_rows": None}
+        return {"path": self.path, "_table": None}
 
     def rows(self, start: int, stop: int) -> Any:
         """Returns rows as a pyarrow table."""
-        if self._rows is None:
-            self._rows = _load(self.path).with_format("arrow")
-        return self._rows[start:stop]
+        if self._table is None:
+            self._table = MappedTable(self.path)
+        return self._table.rows(start, stop)
 
 
 @dataclass(frozen=True)

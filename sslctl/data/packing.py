@@ -15,7 +15,7 @@ from sslctl.errors import InputError
 from sslctl.runs.atomic import sync
 from sslctl.runs.checksums import digest_of_file
 
-_BATCH = 256  # rows of one record batch
+_BATCH, _BATCH_BYTES = 1024, 16 * 2**20  # rows of one record batch, and bytes of its images, at most
 
 
 @contextlib.contextmanager
@@ -83,12 +83,18 @@ def write_pack(folder: Path, sources: dict[str, Source], progress: Callable[[int
 def _write_split(path: Path, source: Source, done: int, progress: Callable[[int], None]) -> int:
     from datasets.arrow_writer import ArrowWriter
 
+    pending = 0
     with ArrowWriter(path=str(path), features=_features(source), writer_batch_size=_BATCH) as writer:
         for row in range(len(source)):
-            if row % _BATCH == 0:
+            if row % 256 == 0:
                 signals.check()
                 progress(done + row)
-            writer.write(_cells(source, row))
+            cells = _cells(source, row)
+            writer.write(cells)
+            pending += len(cells["image"]["bytes"]) if source.paths else cells["image"].nbytes
+            if pending >= _BATCH_BYTES:
+                writer.write_examples_on_file()
+                pending = 0
         writer.finalize()
     return done + len(source)
 
