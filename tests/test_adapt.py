@@ -25,8 +25,8 @@ from sslctl.models.preprocess import Preprocess
 from sslctl.runs.adaptation import read_adaptation
 from sslctl.runs.reading import read_config, read_environment
 from sslctl.runs.results import read_results
-from sslctl.training.adaptation import choose_batch, choose_epochs, fit_memory
-from tests.runs import PROBE, contents, differences, metrics, newest, signal_at, tensors
+from sslctl.training.sizing import choose_batch, choose_epochs, fit_memory
+from tests.runs import PROBE, contents, differences, finish, metrics, newest, signal_at, tensors
 
 TINY = (
     *("trainer.threads=1", "trainer.device=cpu", "trainer.tensorboard=false", "trainer.batch_size=16"),
@@ -113,13 +113,17 @@ def test_another_adaptation_is_refused_with_the_keys_that_differ(folder, straigh
     assert contents(straight) == before
 
 
-def test_a_kill_before_the_verdict_leaves_it_to_the_same_command(folder, straight, tmp_path, clock):
+def test_a_kill_before_the_verdict_leaves_it_to_the_same_command(folder, straight, tmp_path, clock, capsys):
     clock(1.0)
     shutil.copytree(straight, tmp_path / "run")
     there = read_adaptation(straight)
     expected, there.verdict = there.verdict, None
     there.write(tmp_path / "run")
     lines = (tmp_path / "run/results.jsonl").read_text()
+    assert main(["runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "no verdict" in said
+    assert "&& sslctl adapt " in said
     assert main(command(folder, tmp_path / "run", LABELLED, "minutes=0.2")) == 0
     assert read_adaptation(tmp_path / "run").verdict == expected
     assert (tmp_path / "run/results.jsonl").read_text() == lines  # measured again, written once
@@ -157,6 +161,13 @@ def test_results_hold_both_subjects_and_their_paired_difference(straight):
         assert r.details["given"] == given.weights_sha256
     assert {r.subject for r in results if r.metric == "rankme"} == {"given", "trained"}
     assert read_adaptation(straight).verdict["kind"] == "not distinguishable"
+
+
+def test_it_logs_how_far_features_have_moved_from_the_given_ones(straight):
+    cosines = [m["given_cosine"] for m in metrics(straight) if "given_cosine" in m]
+    assert cosines[0] == pytest.approx(1, abs=1e-6)
+    assert all(0 < later < 1 - 1e-6 for later in cosines[1:])
+    assert len(cosines) == 4  # every epoch of three, and before the first
 
 
 def test_the_report_shows_before_and_after_with_the_interval(straight, tmp_path):
@@ -200,6 +211,45 @@ def test_of_several_recipes_the_best_on_held_out_labels_is_taken(folder, tmp_pat
     assert config["trainer"]["epochs"] == 1
 
 
+# --- What harms, and what changes nothing ---
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A small network that knows the digits from their labels: what there is to lose."""
+    folder = tmp_path_factory.mktemp("digits")
+    words = (
+        "method=supervised",
+        "backbone.widths=[8,16]",
+        "trainer.epochs=8",
+        "trainer.batch_size=128",
+        "optimizer.base_lr=0.3",
+    )
+    finish(folder / "known", *words)
+    return folder
+
+
+def adapted(digits, name, *words):
+    own = ("dataset=digits", "dataset.image_size=8", "backbone=small_resnet", "backbone.widths=[8,16]")
+    tiny = [word for word in TINY if not word.startswith(("trainer.batch_size", "sizes"))]
+    given = (f"backbone.weights={digits}/known", f"run_dir={digits}/{name}", "trainer.batch_size=128", "sizes=[8]")
+    assert main(["adapt", *own, *given, *tiny, "few_labels=[5]", "trainer.epochs=2", *words]) == 0
+    return read_adaptation(digits / name).verdict
+
+
+@pytest.mark.slow
+def test_a_far_too_high_learning_rate_is_called_worse(digits):
+    verdict = adapted(digits, "harmed", "optimizer.base_lr=3", "optimizer.weight_decay=0")
+    assert verdict["kind"] == "worse", verdict
+    assert "keep the frozen ones" in verdict["sentence"]
+
+
+@pytest.mark.slow
+def test_a_vanishing_learning_rate_is_not_distinguishable(digits):
+    verdict = adapted(digits, "same", "optimizer.base_lr=1e-12")
+    assert verdict["kind"] == "not distinguishable", verdict
+
+
 # --- Choices ---
 
 
@@ -209,7 +259,7 @@ def test_a_time_becomes_whole_epochs():
 
 
 def test_a_batch_is_halved_until_half_of_the_memory_holds_what_a_step_keeps(monkeypatch):
-    monkeypatch.setattr("sslctl.training.adaptation.total_memory", lambda device: 8 * 2**30)
+    monkeypatch.setattr("sslctl.training.sizing.total_memory", lambda device: 8 * 2**30)
     cpu = torch.device("cpu")
     assert fit_memory(128, 4 * 2**30, cpu) == (128, None)
     batch, reason = fit_memory(128, 9 * 2**30, cpu)

@@ -21,6 +21,7 @@ from sslctl.runs.health import (
     LEVELS,
     Finding,
     RunFacts,
+    Watch,
     as_line,
     findings,
     judge,
@@ -34,7 +35,7 @@ from tests.processes import in_processes
 from tests.runs import PROBE, blank_result, differences, finish, metrics, newest, slow, tensors, unsigned
 
 GREY = ("channels=1", "mean=[0.5]", "std=[0.5]")
-ONLINE = ("knn", "rankme", "backbone_std")  # at step 0 and after every second epoch
+ONLINE = ("knn", "rankme", "backbone_std", "given_cosine")  # at step 0 and after every second epoch
 KNOWN = RunFacts(
     steps_per_epoch=20, total_steps=400, num_classes=10, uninformative_loss=4.0, feature_dim=64, prototypes=64
 )
@@ -198,6 +199,24 @@ def test_no_loss_is_bad_beyond_doubt_while_neighbours_clearly_improve(name):
     for trained, level in ((0.72, "bad"), (0.85, "warn")):  # 0.07 more come of BatchNorm that settles
         actual = judge(logged(**series, knn=lambda t, trained=trained: 0.65 if t == 0 else trained), KNOWN)
         assert [(f.level, f.rule) for f in actual] == [(level, rule)], actual
+
+
+def test_a_run_says_once_while_it_trains_that_features_drift_off(tmp_path, capsys):
+    series, _, _ = SICK["drifted off, to fewer directions"]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in logged(**series)))
+    watch = Watch(tmp_path, "stop")
+    watch.facts = KNOWN
+    watch.check()
+    watch.check()
+    assert capsys.readouterr().out.count("warning: features drift off from those of the weights it was given") == 1
+    assert watch.stopping == 0
+
+
+@pytest.mark.parametrize("kept", ["cosine", "directions"])
+def test_features_that_move_and_lose_nothing_do_not_drift_off(kept):
+    far = {"given_cosine": lambda t: 0.6 if kept == "cosine" else 1 - 0.9 * min(1, 4 * t)}
+    rank = {"rankme": lambda t: 90.0 if t == 0 else 60.0 if kept == "directions" else 30.0}
+    assert rules(judge(logged(**far, **rank), KNOWN)) == ["ok"]
 
 
 def test_chance_is_that_of_the_largest_class():

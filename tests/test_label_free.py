@@ -372,3 +372,16 @@ def test_half_an_interval_is_shown():
     assert percent(0.5, ci95=[0.46, 0.55]) == "50.00 ± 4.50"
     assert percent(1.0, ci95=[1.0, 1.0]) == "100.00"
     assert percent(0.5) == "50.00"
+
+
+def test_the_centred_cosine_of_features_by_hand():
+    generator = torch.Generator().manual_seed(5)
+    z, other = torch.randn(7, 3, generator=generator) + 4, torch.randn(7, 3, generator=generator) - 2
+    expected = 0.0
+    for row in range(7):
+        a, b = (x[row].double() - x.double().sum(0) / 7 for x in (z, other))
+        expected += (a @ b / (a.norm() * b.norm())).item() / 7
+    assert label_free.centred_cosine(z, other) == pytest.approx(expected)
+    assert abs(expected) < 0.9
+    assert label_free.centred_cosine(z, 3 * z + torch.tensor([1.0, -5.0, 2.0])) == pytest.approx(1)
+    assert label_free.centred_cosine(z, -z) == pytest.approx(-1)

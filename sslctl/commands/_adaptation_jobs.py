@@ -33,7 +33,10 @@ def own_directories() -> list[Path]:
 
 
 def typed_words(first_recipe: str) -> list[str]:
-    """Returns the words of the running command as they were typed, without those of the recipe that stand before them."""
+    """Returns the words of the running command as they were typed, without those of the recipe that stand before them.
+
+    One that was typed as the recipe has it is left out as well: it says the same.
+    """
     words = task_overrides()
     for word in recipe_words(first_recipe, own_directories()):
         if word in words:

@@ -7,10 +7,10 @@ import torch
 from omegaconf import OmegaConf
 
 from sslctl import distributed
-from sslctl.commands._adaptation_jobs import pretraining, typed_words, words_of_run
+from sslctl.commands._adaptation_jobs import own_directories, pretraining, typed_words, words_of_run
 from sslctl.commands.pretrain import pretrain
 from sslctl.config.command_line import command_line
-from sslctl.config.recipes import key_of
+from sslctl.config.recipes import key_of, recipe_words
 from sslctl.data.layout import NoTestSplit
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, say, user_path
@@ -18,7 +18,7 @@ from sslctl.evaluation.before_after import Measures
 from sslctl.evaluation.conclusion import conclude, score_of_trial
 from sslctl.evaluation.knn import Knn
 from sslctl.evaluation.linear import ProbeGrid
-from sslctl.evaluation.task import Reader
+from sslctl.evaluation.task import Reader, label_amount
 from sslctl.factory.expectation import expectation_of, has_weights
 from sslctl.factory.from_config import build_backbone, build_source
 from sslctl.factory.from_run import dataset_of
@@ -31,8 +31,11 @@ from sslctl.runs.description import with_absolute_roots
 from sslctl.runs.directory import BACKBONE, run_named_by
 from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
 from sslctl.runs.ownership import refuse_other
+from sslctl.runs.reading import read_config
 from sslctl.signals import Interrupted, Signals
-from sslctl.training.adaptation import (
+from sslctl.training.plan import choose_device
+from sslctl.training.setup import Setup
+from sslctl.training.sizing import (
     choose_batch,
     choose_epochs,
     choose_size,
@@ -41,8 +44,6 @@ from sslctl.training.adaptation import (
     set_up_trial,
     time_step,
 )
-from sslctl.training.plan import choose_device
-from sslctl.training.setup import Setup
 
 _MANY = 1000  # epochs
 _NOT_COUNTED = ("sizes", "few_labels", "draws", "knn", "neighbours")  # of adapt's own keys: they only judge
@@ -54,6 +55,7 @@ def adapt(config: Any) -> None:
         raise InputError("nothing to adapt: name weights, backbone=timm backbone.model=MODEL backbone.weights=FILE")
     if config.continue_run is not None:
         raise InputError("continue_run= goes with sslctl pretrain; adapt begins with backbone.weights=")
+    how = judging(config)  # what is wrong with it is said before anything is trained
     source = build_source(_streamed(config.dataset), "train")
     identity = identity_of(config, source)
     run_dir = directory_of(config, identity)
@@ -84,7 +86,7 @@ def adapt(config: Any) -> None:
 
     # Several recipes: each for a while, then the better half, until one is left, which begins anew with the given weights.
     if adaptation.recipe is None:
-        adaptation.recipe = try_recipes(config, adaptation, typed, run_dir)
+        adaptation.recipe = try_recipes(config, adaptation, typed, run_dir, how)
         adaptation.epochs = final_epochs(config, adaptation, adaptation.recipe)
         adaptation.write(run_dir)
 
@@ -97,7 +99,7 @@ def adapt(config: Any) -> None:
     lock = take(run_dir)
     with Signals() as signals:
         try:
-            adaptation.verdict = conclude(run_dir, judges_of(run_dir), sizes_of(config), **judging(config))
+            adaptation.verdict = conclude(run_dir, judges_of(run_dir), sizes_of(config), **how)
             adaptation.write(run_dir)
         except Interrupted as interruption:
             say(f"stopped; the same command continues {run_dir}")
@@ -154,7 +156,8 @@ def choose(
         size, reason = choose_size(source, config.trainer.device, patch_size_of(network))
         choices[f"dataset.image_size={size}"] = reason
     if "trainer.batch_size" not in said:
-        batch, reason = choose_batch(len(source), config.trainer.batch_size)
+        words = dict(word.partition("=")[::2] for word in recipe_words(config.recipes[0], own_directories()))
+        batch, reason = choose_batch(len(source), int(words.get("trainer.batch_size", config.trainer.batch_size)))
         choices[f"trainer.batch_size={batch}"] = reason
     steps, timed = {}, "trainer.epochs" not in said
     for recipe in config.recipes if timed or "trainer.batch_size" not in said else ():
@@ -185,11 +188,11 @@ def final_epochs(config: Any, adaptation: Adaptation, recipe: str) -> int | None
     return choose_epochs(share * config.minutes, *adaptation.steps[recipe])
 
 
-def try_recipes(config: Any, adaptation: Adaptation, typed: list[str], run_dir: Path) -> str:
+def try_recipes(config: Any, adaptation: Adaptation, typed: list[str], run_dir: Path, how: dict[str, Any]) -> str:
     """Returns the recipe that is best by successive halving (Jamieson & Talwalkar 2016), the only one where there is one.
 
     All rounds take the same time, shared by the recipes that are left. Each is scored on labels that are held out of the
-    training split, or by RankMe where there are none.
+    training split, or by RankMe where there are none. how: networks are compared, and read, see `judging`.
     """
     left = list(dict.fromkeys(config.recipes))
     rounds = (len(left) - 1).bit_length()
@@ -202,7 +205,7 @@ def try_recipes(config: Any, adaptation: Adaptation, typed: list[str], run_dir: 
                 say(f"trial      {recipe}: {minutes:.1f} minutes")
                 with pretraining(words_of_run(typed, recipe, adaptation.choices, trial, epochs)) as job:
                     pretrain(job)
-                adaptation.scores[trial.name] = score_of_trial(trial, judges_of(trial), **judging(config))
+                adaptation.scores[trial.name] = score_of_trial(trial, judges_of(trial), **how)
                 adaptation.write(run_dir)
             scores[recipe] = adaptation.scores[trial.name]
         left = sorted(left, key=lambda recipe: -scores[recipe])[: (len(left) + 1) // 2]
@@ -215,8 +218,6 @@ def try_recipes(config: Any, adaptation: Adaptation, typed: list[str], run_dir: 
 
 def judges_of(run_dir: Path) -> tuple[Source, Source | None]:
     """Returns the images a run is judged on, (train, test); test is None where there are no labels, or none to judge by."""
-    from sslctl.runs.reading import read_config
-
     node = dataset_of(run_dir, "eval_dataset" if read_config(run_dir).get("eval_dataset") else "dataset")
     train = build_source(node, "train").labelled_part()
     if not train.labelled and not train.has_several:
@@ -238,6 +239,8 @@ def judging(config: Any) -> dict[str, Any]:
     """Returns how networks are compared, and read."""
     grid = ProbeGrid(**OmegaConf.to_container(config.probe, resolve=True))
     knn = Knn([config.knn.k], config.knn.temperature)
+    for amount in config.few_labels:
+        label_amount(amount, "few_labels")
     device = choose_device(config.trainer.device)
     return {
         "measures": Measures(knn, grid, tuple(config.few_labels), config.draws),

@@ -10,6 +10,7 @@ from sslctl.config.command_line import recorded_words, shell_words
 from sslctl.errors import InputError, say, shown, user_path
 from sslctl.evaluation.console import console
 from sslctl.runs import directory as rundir
+from sslctl.runs.adaptation import Adaptation, read_adaptation
 from sslctl.runs.checkpoint import step_of, steps_on_disk
 from sslctl.runs.claim import Lock, is_held
 from sslctl.runs.health import findings, verdict
@@ -78,11 +79,20 @@ def _repair(run_dirs: list[Path]) -> None:
 
 def _command(run: Path) -> str:
     """Returns the command that continues a run, in the directory where it was started."""
-    environment = read_environment(run)
+    environment, adaptation = read_environment(run), _adaptation(run)
+    command = adaptation.command if adaptation else environment["command"]  # a run's own is that of pretrain
     try:
-        return f"(cd {shell_words([environment['cwd']])} && {shell_words(recorded_words(environment['command']))})"
+        return f"(cd {shell_words([environment['cwd']])} && {shell_words(recorded_words(command))})"
     except InputError as error:  # of one run; the others have theirs
         return f"none for {shown(_relative(run))}: {shown(error)}"
+
+
+def _adaptation(run: Path) -> Adaptation | None:
+    """Returns the adaptation that a run is part of; None of other runs, and where its record cannot be read."""
+    try:
+        return read_adaptation(run)
+    except InputError:
+        return None
 
 
 def _state(run: Path) -> tuple[str, str, str]:
@@ -98,7 +108,8 @@ def _state(run: Path) -> tuple[str, str, str]:
     if is_held(run):
         status, step = "running", max([step, *(m["step"] for m in metrics)])
     elif (run / rundir.BACKBONE).exists():
-        status = "finished"
+        adaptation = _adaptation(run)
+        status = "no verdict" if adaptation and not adaptation.verdict else "finished"
     else:
         status = "stopped" if saved else "no checkpoint"
     return status, f"{step / facts['steps_per_epoch']:.1f}/{epochs}", f"{100 * knn[-1]:.1f}" if knn else ""

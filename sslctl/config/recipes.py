@@ -11,6 +11,11 @@ from sslctl.config.schema import CONFIGS
 from sslctl.errors import InputError, nearest
 
 FOLDER = "adaptation"  # of configs/ and of --config-dir
+CHOSEN = (
+    "dataset.image_size",
+    "trainer.batch_size",
+    "trainer.epochs",
+)  # by images and machine, unless a command says them
 
 
 def recipe_words(name: str, directories: Iterable[Path] = ()) -> list[str]:
@@ -51,6 +56,7 @@ def choose_recipe(prepared: Prepared) -> list[str]:
     named = next((word for word in reversed(prepared.overrides) if key_of(word) == "recipes"), None)
     names = _names(named.partition("=")[2]) if named else _default()
     words = recipe_words(names[0], prepared.config_dirs) if names else []
+    words = [word for word in words if key_of(word) not in CHOSEN]
     return unsaid(["dataset=folder", *words], prepared.overrides)
 
 

@@ -197,8 +197,11 @@ class Unhealthy(RuntimeError):
     """A run that trainer.on_collapse=stop has ended, saved; with the sentence that says why."""
 
 
+_SAID_EARLY = ("drift",)  # warnings that are said while a run trains: what is being lost cannot be had back
+
+
 class Watch:
-    """Looks at a run from time to time and says each bad finding once.
+    """Looks at a run from time to time and says each bad finding once, and that given features drift off.
 
     on_collapse: "warn", or "stop", for which `stopping` becomes UNHEALTHY. The first process's alone.
     """
@@ -217,9 +220,12 @@ class Watch:
         """Reads what is logged so far."""
         self.facts = self.facts or read_run_facts(self.run)
         for finding in judge(readable_metrics(self.run), self.facts):
-            if finding.level == "bad" and finding.rule not in self.reported:
+            bad = finding.level == "bad"
+            if (bad or finding.rule in _SAID_EARLY) and finding.rule not in self.reported:
                 self.reported.add(finding.rule)
-                if self.on_collapse == "stop":
+                if not bad:
+                    say(f"  warning: {finding.sentence}")
+                elif self.on_collapse == "stop":
                     self.stopping, self.reason = UNHEALTHY, self.reason or finding.sentence
                 else:
                     say(f"  unhealthy: {finding.sentence}")
