@@ -19,7 +19,8 @@ def build_freezing(node: Any, method: Method, plan: Plan) -> Freezing | None:
     freeze, epochs = (None, None) if node is None else (_plain(node.get("freeze")), node.get("freeze_epochs"))
     if freeze is None and epochs is not None:
         raise InputError(
-            f"backbone.freeze_epochs={epochs:g}: of which parts? backbone.freeze=2 or names", advice=["backbone.freeze=2"]
+            f"backbone.freeze_epochs={epochs:g}: of which parts? backbone.freeze=2 or names",
+            advice=["backbone.freeze=2"],
         )
     return None if freeze is None else Freezing(method, freeze, _frozen_until(epochs, plan))
 
