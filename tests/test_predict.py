@@ -373,7 +373,7 @@ def test_without_a_classifier_the_command_that_keeps_one_is_named(cli, own, flat
     [
         ((), ("dataset.root is not set",)),
         (("classifier=probe",), ("classifier=probe", "linear, knn")),
-        (("dataset.root=IMAGES", "out=x.npz"), (".csv or .parquet",)),
+        (("dataset.root=IMAGES", "out=x.npz"), ("expected a file ending in .csv, .parquet",)),
         (("dataset.root=IMAGES", "out=x.csv", "format=parquet"), ("ends in .csv, format=parquet",)),
         (("dataset.root=IMAGES", "dataset.image_size=24"), ("takes 3×16×16", "dataset.image_size=16")),
         (("dataset.root=IMAGES", "dataset.max_bad=3"), ("are of training", "on_error=skip")),

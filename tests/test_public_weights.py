@@ -1,6 +1,7 @@
 """Public weights come in complete: features of the loaded network are those of the network that the file was written from."""
 
 import contextlib
+import copy
 
 import pytest
 import timm
@@ -45,8 +46,11 @@ def load(backbone, content, folder, **options):
 
 @torch.no_grad()
 def assert_same_features(backbone, network, size=32):
-    x = images(size)
-    torch.testing.assert_close(backbone(x), network(backbone.normalize(x)), atol=1e-5, rtol=1e-4)
+    x = images(size).double()  # in single precision some first weights differ by more than their last digits
+        size
+    ).double()  # the networks' first weights are drawn: in single precision a few differ by more than their last digits
+    backbone, network = copy.deepcopy(backbone).double(), copy.deepcopy(network).double()
+    torch.testing.assert_close(backbone(x), network(backbone.normalize(x)), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "kwargs", "name", "write"), CASES, ids=[case[2] for case in CASES])
