@@ -47,8 +47,6 @@ def load(backbone, content, folder, **options):
 @torch.no_grad()
 def assert_same_features(backbone, network, size=32):
     x = images(size).double()  # in single precision some first weights differ by more than their last digits
-        size
-    ).double()  # the networks' first weights are drawn: in single precision a few differ by more than their last digits
     backbone, network = copy.deepcopy(backbone).double(), copy.deepcopy(network).double()
     torch.testing.assert_close(backbone(x), network(backbone.normalize(x)), atol=1e-6, rtol=1e-5)
 

@@ -16,7 +16,7 @@ _SHARE = KeyFacts(low=0, high=1)  # and probabilities, momenta
 RANGES = {
     r"(.*_)?temperature(_start)?": _POSITIVE,
     r"(.*_)?momentum(_end)?|rho|alpha|betas": _SHARE,
-    r".*_(ratio|chance)|mask_ratio_(low|high)|dropout|colour_drop|gap|overlap|jitter|hidden|rebalance": _SHARE,
+    r".*_(ratio|chance)|mask_ratio_(low|high)|dropout|colour_drop|gap|overlap|jitter|hidden|rebalance|label_smoothing": _SHARE,
     r"gram_(teacher_from|start|ramp|refresh)": _SHARE,
     r"colour_resolution|resolution": KeyFacts(above=0, high=1),
     r".*_view_scale": KeyFacts(above=0, high=1),

@@ -30,7 +30,8 @@ def mistakes(schema: type, config: DictConfig) -> list[str]:
 
     Values that are read from elsewhere (${…}) are in their place afterwards: OmegaConf parses each anew whenever it is read.
     """
-    messages = _unusable(config, "") or _misshapen(schema, config, "")
+    references: set[str] = set()
+    messages = _unusable(config, "", references) or _misshapen(schema, config, "")
     if messages:  # no value that could be compared with a range
         return messages
     messages = _out_of_range(schema, config, "")
@@ -39,7 +40,7 @@ def mistakes(schema: type, config: DictConfig) -> list[str]:
         messages += [mistake for twin in twins for mistake in _untyped_mistakes(config, twin, facts)]
     for path, value, facts in keys_with_ranges(config):
         messages += range_mistake(path, value, facts) if path not in UNTYPED else []
-    messages += _protocol_mistakes(schema, config)
+    messages += _protocol_mistakes(schema, config, references)
     if "scheduler" in config:
         messages += _scheduler_mistakes(config.scheduler)
     if "trainer" in config:
@@ -47,8 +48,11 @@ def mistakes(schema: type, config: DictConfig) -> list[str]:
     return messages
 
 
-def _unusable(node: Any, path: str) -> list[str]:
-    """Lists values that cannot be read, as what they refer to (${…}) is not there, and numbers that nothing calculates with."""
+def _unusable(node: Any, path: str, references: set[str]) -> list[str]:
+    """Lists values that cannot be read, as what they refer to (${…}) is not there, and numbers that nothing calculates with.
+
+    Adds the paths of those that refer to others to references.
+    """
     messages = []
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         place = f"{path}.{key}".lstrip(".")
@@ -60,10 +64,13 @@ def _unusable(node: Any, path: str) -> list[str]:
             messages.append(located(error, place))
             continue
         if OmegaConf.is_config(value):
-            messages += _unusable(value, place)
+            messages += _unusable(value, place, references)
         elif not is_usable(value):
             messages.append(f"{place}={value}: expected a finite number below 2^63")
-        elif OmegaConf.is_interpolation(node, key) and not re.search(r"\$\{|^\?\?\?$", str(value)):  # read as it is
+        elif OmegaConf.is_interpolation(node, key):
+            references.add(place)
+            if re.search(r"\$\{|^\?\?\?$", str(value)):  # in its place it would be read as something else
+                continue
             with contextlib.suppress(OmegaConfBaseException):  # a number where a node belongs: _misshapen says so
                 node[key] = value
     return messages
@@ -198,26 +205,28 @@ def _view_mistakes(settings: DictConfig, path: str) -> list[str]:
     return messages
 
 
-def _protocol_mistakes(schema: type, config: DictConfig) -> list[str]:
+def _protocol_mistakes(schema: type, config: DictConfig, references: set[str]) -> list[str]:
     """Checks protocols.NAME.KEY by the range of NAME.KEY, or of the verb's own KEY, for which it stands.
 
-    What only refers to that key is its mistake alone.
+    references: paths of what refers to another key, whose mistake is that key's alone.
     """
     messages, verb = [], _typed_keys(schema)
     for name, node in (config.get("protocols") or {}).items():
         if isinstance(node, DictConfig) and is_below(str(node.get("_target_")), ["sslctl"]):
             own = verb[name][1] if name in verb else None
-            messages += _mistakes_below(node, verb | _typed_keys(own), f"protocols.{name}")
+            messages += _mistakes_below(node, verb | _typed_keys(own), f"protocols.{name}", references)
     return messages
 
 
-def _mistakes_below(node: DictConfig, typed: dict[str, tuple[KeyFacts, Any]], path: str) -> list[str]:
+def _mistakes_below(
+    node: DictConfig, typed: dict[str, tuple[KeyFacts, Any]], path: str, references: set[str]
+) -> list[str]:
     messages = []
     for key in node:
-        if key in typed and not OmegaConf.is_interpolation(node, key) and node[key] is not None:
+        if key in typed and f"{path}.{key}" not in references and node[key] is not None:
             facts, hint = typed[key]
             if isinstance(node[key], DictConfig):
-                messages += _mistakes_below(node[key], _typed_keys(hint), f"{path}.{key}")
+                messages += _mistakes_below(node[key], _typed_keys(hint), f"{path}.{key}", references)
             else:
                 messages += range_mistake(f"{path}.{key}", node[key], facts)
     return messages
