@@ -1,8 +1,6 @@
 """Backbones behind one contract: images in [0, 1] go in, normalisation is the first operation, (B, D) comes out."""
 
-import functools
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslctl.models import vit
+from sslctl.models.convolutions import Block, convolution, norm_layer
 from sslctl.models.network import Network
 from sslctl.ops.color_space import lightness
 from sslctl.ops.image_size import ImageSize, height_width, in_words, shorter_side
@@ -97,13 +96,6 @@ def describe(network: Network) -> str:
     return getattr(network, "stem", patches)
 
 
-def norm_layer(name: str) -> Callable[[int], nn.Module]:
-    """Returns a layer's class. batch: BatchNorm. layer: GroupNorm of one group, over one image's channels and places."""
-    if name not in ("batch", "layer"):
-        raise ValueError(f"backbone.norm={name}: expected batch or layer")
-    return nn.BatchNorm2d if name == "batch" else functools.partial(nn.GroupNorm, 1)
-
-
 # --- torchvision's ResNets ---
 
 
@@ -132,7 +124,7 @@ class ResNet(nn.Module):
         self.stem = "3×3, no max-pool" if small else "7×7 stride 2, max-pool"
         self.depth, self.embed_dim = depth, model.fc.in_features
         if small:
-            self.conv1 = _conv(channels, 64, 3, 1)
+            self.conv1 = convolution(channels, 64, 3, 1)
         elif channels != 3:
             self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -161,30 +153,6 @@ class ResNet(nn.Module):
 # --- A residual net for small images on a CPU ---
 
 
-def _conv(d_in: int, d_out: int, size: int, stride: int) -> nn.Conv2d:
-    conv = nn.Conv2d(d_in, d_out, size, stride, padding=size // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
-
-
-class _Block(nn.Module):
-    """The basic block of He et al. 2016, figure 2."""
-
-    def __init__(self, d_in: int, d_out: int, stride: int, norm: Callable[[int], nn.Module]):
-        super().__init__()
-        self.conv1, self.bn1 = _conv(d_in, d_out, 3, stride), norm(d_out)
-        self.conv2, self.bn2 = _conv(d_out, d_out, 3, 1), norm(d_out)
-        self.stride, same = stride, stride == 1 and d_in == d_out
-        self.shortcut = nn.Identity() if same else nn.Sequential(_conv(d_in, d_out, 1, 1), norm(d_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        # A strided 1×1 convolution, taken apart: the gradient of one with fewer than 8 channels in channels_last writes
-        # past its memory on CPUs with AVX2 alone (torch 2.14 and 2.15).
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x), inplace=True)
-
-
 class SmallResNet(nn.Module):
     """One or more basic blocks a stage, the first stage at `stem_stride`, each later one at half the size.
 
@@ -204,11 +172,11 @@ class SmallResNet(nn.Module):
         self.stem = f"3×3 stride {min(stride, 2)}, {'max-pool' if stride == 4 else 'no max-pool'}"
         self.pool = nn.MaxPool2d(3, 2, 1) if stride == 4 else nn.Identity()
         self.embed_dim = widths[-1]
-        self.conv1, self.bn1 = _conv(channels, widths[0], 3, min(stride, 2)), make_norm(widths[0])
+        self.conv1, self.bn1 = convolution(channels, widths[0], 3, min(stride, 2)), make_norm(widths[0])
         stages, d_in = [], widths[0]
         for stage, width in enumerate(widths):
             for block in range(blocks):
-                stages.append(_Block(d_in, width, 2 if stage and not block else 1, make_norm))
+                stages.append(Block(d_in, width, 2 if stage and not block else 1, make_norm))
                 d_in = width
         self.layers = nn.Sequential(*stages)
 
