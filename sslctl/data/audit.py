@@ -62,7 +62,8 @@ def look_at(path: ImageFile) -> Look:
     """Decodes one image, at reduced scale where its format has that; deep ones by their own range of values."""
     try:
         digest = _digest(path)
-        (size, kind), grey = files.header_of(path), _brightness(path)
+        size, kind, values = files.header_and_values(path, draft=(64, 64))
+        grey = _brightness(values)
     except UNREADABLE as error:
         return Look(str(path), error=reason_of(error))
     outline = np.asarray(grey.resize((_OUTLINE + 1, _OUTLINE), Image.Resampling.BOX), np.int16)
@@ -90,9 +91,8 @@ def _digest(path: ImageFile) -> bytes:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
-def _brightness(path: ImageFile) -> Image.Image:
+def _brightness(values: np.ndarray) -> Image.Image:
     """Returns an image in grey of 8 bits, the mean of its bands where it is none of the usual kinds."""
-    values = files.raw_values(path, takes_colours=True, draft=(64, 64))
     values = values.mean(2) if values.ndim == 3 else values
     if values.dtype != np.uint8:
         reading = Reading(1, finite_range([values]) or SIXTEEN_BITS)

@@ -118,17 +118,34 @@ def measure_range(paths: Sequence[ImageFile], reading: Reading, skip: bool = Fal
     return finite_range(values()) or SIXTEEN_BITS
 
 
-def raw_values(path: ImageFile, *, takes_colours: bool, draft: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads a file's own values, (H, W) or (H, W, bands), those of 8 bits in grey. Raises what is in UNREADABLE.
-
-    draft: the least (width, height) that is asked for, which some formats decode faster.
-    """
+def raw_values(path: ImageFile, *, takes_colours: bool) -> np.ndarray:
+    """Reads a file's own values, (H, W) or (H, W, bands), those of 8 bits in grey. Raises what is in UNREADABLE."""
     if not _is_array(path, takes_colours):
         with contextlib.suppress(_OtherTiff), opened(path) as image:
             if not _is_cut(image):
-                image.draft("L", draft)
-                return np.asarray(image if is_deep(image.mode) else image.convert("L"))
+                return _own_values(image)
     return arrays.read(path)
+
+
+def header_and_values(path: ImageFile, draft: tuple[int, int]) -> tuple[tuple[int, int], str, np.ndarray]:
+    """Returns (width, height) and kind of pixels of an image, as `header_of` does, and its `raw_values`, of one opening.
+
+    draft: the least (width, height) of the values that is asked for, which some formats decode faster.
+    """
+    if not _is_array(path, takes_colours=True):
+        with contextlib.suppress(_OtherTiff), opened(path) as image:
+            if not _is_cut(image):
+                return _upright_size(image, path), image.mode, _own_values(image, draft)  # in this order
+    return *arrays.header(path), arrays.read(path)
+
+
+def _own_values(image: Image.Image, draft: tuple[int, int] | None = None) -> np.ndarray:
+    image.draft("L", draft)
+    return np.asarray(image if is_deep(image.mode) else image.convert("L"))
+
+
+def _upright_size(image: Image.Image, path: ImageFile) -> tuple[int, int]:
+    return image.size[::-1] if _is_turned(image, path) else image.size
 
 
 @dataclass(frozen=True)
@@ -185,7 +202,7 @@ def header_of(path: ImageFile, takes_colours: bool = True) -> tuple[tuple[int, i
     if not _is_array(path, takes_colours):
         with contextlib.suppress(_OtherTiff), opened(path) as image:
             if not _is_cut(image):
-                return image.size[::-1] if _is_turned(image, path) else image.size, image.mode
+                return _upright_size(image, path), image.mode
     return arrays.header(path)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sslctl.data.sources import Source
+from sslctl.ops.image_size import height_width
 from sslctl.ops.memory import in_gib, total_memory
 from sslctl.training.beginning import begin
 from sslctl.training.dry_run import measure_steps
@@ -36,7 +37,8 @@ def _most_common_size(source: Source) -> tuple[int, int]:
     if source.images is not None:
         height, width = source.images.shape[-2:]
         return width, height
-    return source.image_size, source.image_size
+    height, width = height_width(source.image_size)
+    return width, height
 
 
 def choose_batch(images: int, most: int) -> tuple[int, str]:
