@@ -87,6 +87,7 @@ def stepped(method, parts, batch=None, precision="fp32"):
         optimizer=optimizer,
         precision=Precision(precision, device, method, str),
         clock=Clock(device),
+        freezing=None,
         embed=None,
     )
     _, _, out, _ = train_step(setup, 0, batch or make_batch(COUNT))
@@ -237,6 +238,7 @@ def test_a_step_sets_the_rates_of_groups_and_clips_what_the_method_leaves(parts)
         optimizer=torch.optim.SGD(groups, lr=0.0),
         precision=Precision("fp32", device, method, str),
         clock=Clock(device),
+        freezing=None,
     )
     schedules, lr, _, norm = train_step(setup, 3, make_batch(4))
     a, b = 3 - 0.15 * (3 / 5 + 0.06 * 3), 4 - 0.7 * 4 / 5  # gradients of norm 5, clipped to 1
