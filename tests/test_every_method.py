@@ -97,7 +97,7 @@ BLIND = {
         )
     },
     **{name: silent(name, "predictor") for name in ("moco_v3", "nnclr", "byol", "simsiam")},
-    **{name: silent(name, "classifier") for name in ("rotation", "relative_patch", "jigsaw", "supervised", "diet")},
+    **{name: silent(name, "classifier") for name in ("rotation", "relative_patch", "jigsaw", "supervised")},
     "distill, by cosines": silent("distill", "projector", "patch_projector", words=("method.loss=cosine",)),
     "mae": silent("mae", "head"),
     "colorization": silent("colorization", "head", words=("method.rebalance=1.0",)),  # colours that all weigh the same
@@ -115,7 +115,9 @@ BLIND = {
 }
 OF_RANDOM_OUTPUTS = {"barlow_twins": 0.02, "wmse": 0.01, "ijepa": 0.02}
 DECIDED_BY_DATA = {
-    **dict.fromkeys(("autoencoder", "vae", "inpainting", "simmim", "lejepa", "vicreg", "compress", "distill"), ()),
+    **dict.fromkeys(
+        ("autoencoder", "vae", "inpainting", "simmim", "lejepa", "vicreg", "compress", "distill", "diet"), ()
+    ),
     **dict.fromkeys(("dinov2", "dinov3"), ()),
     "colorization": ("method.form=regression",),
     "mae": ("method.normalize_target=false",),

@@ -1,7 +1,5 @@
 """DIET: every image is a class of its own (Balestriero 2023, arXiv:2302.10260). DIET-CP: arXiv:2509.06990."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,6 +19,9 @@ class DIET(Method):
     The class of an image is its position in the dataset. label_smoothing: the share of the target that all classes have alike;
     high, since in an epoch each class is seen once. unit_features: the classifier sees features of unit length. head_epochs:
     the classifier alone is trained, on a backbone in evaluation. The last two are of DIET-CP, see configs/method/diet.yaml.
+
+    No blind loss: at ln N, that of outputs which say nothing, it stays for epochs within a thousandth while features learn (of
+    the digits for 18, in which the online kNN rises from 68.5 to 77.6 %).
     """
 
     batch_coupling = None
@@ -52,9 +53,6 @@ class DIET(Method):
         hits = (logits.argmax(1) == batch.index).float().mean()
         # Each image's loss stands alone: N numbers an image need not travel.
         return {"loss": global_mean(loss), "top1": global_mean(hits), "feature_std": feature_std(h)}
-
-    def uninformative_loss(self) -> float:
-        return math.log(self.facts.num_images)
 
     def notes(self) -> list[str]:
         weights = self.classifier.weight.nbytes
