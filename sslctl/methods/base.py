@@ -19,6 +19,7 @@ from sslctl.ops.image_size import ImageSize
 
 __all__ = [
     *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
+    *("features_of_tokens", "networks_of_tokens"),
     *("gather", "gather_views", "global_mean", "multi_crop", "over_crops", "random_units", "teacher_of", "two_views"),
 ]
 
@@ -126,6 +127,18 @@ class Method(nn.Module):
 def global_mean(value: Tensor) -> Tensor:
     """() -> (): the mean over processes of a mean over each one's own images, with its gradient."""
     return gather(value[None]).mean()
+
+
+def features_of_tokens(teacher: Backbone, images: Tensor) -> dict[str, Tensor]:
+    """Features (B, D) of methods that learn by a teacher's tokens: its class token, and the mean of its patches."""
+    tokens = teacher.tokens(images)  # (B, P + L, D)
+    prefix = teacher.vision_transformer().num_prefix_tokens
+    return {"teacher": tokens[:, 0], "mean": tokens[:, prefix:].mean(1)}
+
+
+def networks_of_tokens(teacher: Backbone) -> dict[str, tuple[Backbone, str]]:
+    """What `Method.feature_networks` says of `features_of_tokens`."""
+    return {"teacher": (teacher, "own"), "mean": (teacher, "mean")}
 
 
 def two_views(batch: Batch) -> Tensor:

@@ -14,15 +14,17 @@ from sslctl.methods.base import (
     Method,
     ema_update,
     feature_std,
+    features_of_tokens,
     gather,
     gather_views,
     global_mean,
+    networks_of_tokens,
     teacher_of,
 )
 from sslctl.models.backbones import Backbone
 from sslctl.models.heads import Length, prototype_head
 from sslctl.models.vit import grid_of, require_class_token
-from sslctl.ops.masks import some_blocks
+from sslctl.ops.masks import greyed, some_blocks
 from sslctl.schedules import cosine_between, warmed_up
 
 
@@ -106,14 +108,10 @@ class DINOv2(Method):
         return [{"params": others}, {"params": patches, "lr_scale": self.patch_lr_scale}]
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        tokens = self.teacher_backbone.tokens(images)  # (B, P + L, D)
-        return {"teacher": tokens[:, 0], "mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
+        return features_of_tokens(self.teacher_backbone, images) | {"backbone": self.backbone(images)}
 
     def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
-        return super().feature_networks() | {
-            "teacher": (self.teacher_backbone, "own"),
-            "mean": (self.teacher_backbone, "mean"),
-        }
+        return super().feature_networks() | networks_of_tokens(self.teacher_backbone)
 
     def schedules(self, step: int) -> dict[str, float]:
         momentum = cosine_between(self.teacher_momentum, self.teacher_momentum_end, step, self.facts.total_steps)
@@ -198,10 +196,8 @@ class DINOv2(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]
-        rows, columns = grid_of(self.backbone.vision_transformer(), x)
-        mask = self.masks(batch, 0).view(-1, 1, rows, columns).float()
-        hidden = nn.functional.interpolate(mask, x.shape[-2:], mode="nearest")
-        return {"view": x, "hidden from the student": x * (1 - hidden) + 0.5 * hidden}
+        grid = grid_of(self.backbone.vision_transformer(), x)
+        return {"view": x, "hidden from the student": greyed(x, self.masks(batch, 0), *grid)}
 
     def uninformative_loss(self) -> float | None:
         if self.koleo_weight:

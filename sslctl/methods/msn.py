@@ -12,8 +12,10 @@ from sslctl.methods.base import (
     Method,
     ema_update,
     feature_std,
+    features_of_tokens,
     gather,
     gather_views,
+    networks_of_tokens,
     teacher_of,
     two_views,
 )
@@ -54,7 +56,6 @@ class MSN(Method):
     ):
         super().__init__(backbone, facts)
         require_class_token(backbone.vision_transformer())
-        self.prefix = backbone.vision_transformer().num_prefix_tokens
         if not 0 <= drop_ratio < 1:
             raise ValueError(f"drop_ratio={drop_ratio}: expected a share of the patches, from 0 to below 1")
         self.projector = mlp(backbone.embed_dim, hidden_dim, out_dim, 3, norm=True, activation="gelu", hidden_bias=True)
@@ -71,14 +72,10 @@ class MSN(Method):
         return [{"params": networks}, {"params": [self.prototypes.weight], "weight_decay_scale": 0.0}]  # official code
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        tokens = self.teacher_backbone.tokens(images)  # (B, P + L, D)
-        return {"teacher": tokens[:, 0], "mean": tokens[:, self.prefix :].mean(1), "backbone": self.backbone(images)}
+        return features_of_tokens(self.teacher_backbone, images) | {"backbone": self.backbone(images)}
 
     def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
-        return super().feature_networks() | {
-            "teacher": (self.teacher_backbone, "own"),
-            "mean": (self.teacher_backbone, "mean"),
-        }
+        return super().feature_networks() | networks_of_tokens(self.teacher_backbone)
 
     def schedules(self, step: int) -> dict[str, float]:
         share = step / (self.momentum_stretch * self.facts.total_steps)

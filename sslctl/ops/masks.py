@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.random import Key
@@ -54,6 +55,12 @@ def some_blocks(key: Key, name: str, rows: int, columns: int, chance: float, low
     """
     share = key.between(f"{name}/ratio", low, high) * key.chance(f"{name}/chance", chance)
     return block_mask(key, name, rows, columns, (share * rows * columns).long())
+
+
+def greyed(images: Tensor, mask: Tensor, rows: int, columns: int) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] whose patches are grey where mask (B, L) is True: a picture of what is hidden."""
+    hidden = F.interpolate(mask.view(-1, 1, rows, columns).float(), images.shape[-2:], mode="nearest")
+    return images * (1 - hidden) + 0.5 * hidden
 
 
 def rectangles(key: Key, name: str, count: int, rows: int, columns: int, height: int, width: int) -> Tensor:
