@@ -370,7 +370,7 @@ def test_version_without_torch_says_so(cli, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("sslctl pre", {"pretrain"}),
+        ("sslctl pre", {"pretrain", "predict"}),
         ("sslctl ", set(VERBS)),
         ("sslctl pretrain method=mo", {f"method={f.stem}" for f in (CONFIGS / "method").glob("mo*.yaml")}),
         ("sslctl pretrain trainer.ep", {"trainer.epochs="}),
