@@ -66,9 +66,9 @@ def fit_memory(batch: int, needed: int, device: torch.device) -> tuple[int, str 
 
 
 def kept_bytes(setup: Setup) -> int:
-    """Returns what a step of the whole batch keeps for its backward, by the forward of a small part of it."""
+    """Returns what a step of the whole batch keeps for its backward, by the forward of some sixteen images of it."""
     plan, method, kept = setup.plan, setup.method, {}
-    parts = max(n for n in range(1, plan.batch_size // 8 + 2) if plan.batch_size % n == 0)
+    parts = max(n for n in range(1, max(1, plan.batch_size // 16) + 1) if plan.batch_size % n == 0)
     own = {p.untyped_storage().data_ptr() for p in method.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
