@@ -71,6 +71,7 @@ def adapt(config: Any) -> None:
         adaptation = Adaptation(command_line(), identity, *choose(config, source, typed, run_dir))
         if not config.plan_only:
             lock = take(run_dir)
+            adaptation = read_adaptation(run_dir) or adaptation  # another process may have been faster
             adaptation.write(run_dir)
             lock.release()
     say(*adaptation.lines())

@@ -21,7 +21,7 @@ from sslctl.evaluation.task import Reader
 from sslctl.factory.from_config import refuse_size
 from sslctl.runs.checkpoint import newest_valid
 from sslctl.runs.directory import RESULTS
-from sslctl.runs.results import append_results, read_results
+from sslctl.runs.results import Result, append_results, read_results
 
 NO_LABELS = "no labels"  # the kind of a verdict that cannot be reached
 _COMPARED = 1000  # images whose neighbours are compared
@@ -67,17 +67,19 @@ def usable_sizes(subject: Subject, train: Source, sizes: list[int]) -> list[int]
             refuse_size(subject.backbone, size, "sizes")
             usable.append(size)
         except InputError as error:
-            say(f"left out: {error}")
+            say(f"left out: sizes=[{size}]: {str(error).partition(': ')[2]}")
     return list(dict.fromkeys([own, *usable]))
 
 
-def append_once(run_dir: Path, results: list[Any]) -> None:
-    """Appends results, unless a kill has left them there without the verdict."""
-    there = {
-        (r.protocol, r.metric, r.subject, r.labels, str(r.params), r.value) for r in read_results(run_dir / RESULTS)
-    }
-    key = lambda r: (r.protocol, r.metric, r.subject, r.labels, str(r.params), r.value)  # noqa: E731
-    append_results(run_dir / RESULTS, [r for r in results if key(r) not in there])
+def append_once(run_dir: Path, results: list[Result]) -> None:
+    """Appends results, but those that a kill has left there without the verdict."""
+    there = {_content(r) for r in read_results(run_dir / RESULTS)}
+    append_results(run_dir / RESULTS, [r for r in results if _content(r) not in there])
+
+
+def _content(r: Result) -> tuple:
+    """Returns what tells a result of one run from its others."""
+    return r.protocol, r.metric, r.subject, r.labels, r.preprocess, str(r.params), r.value
 
 
 def without_labels(
