@@ -83,6 +83,7 @@ class PretrainConfig:
     continue_run: str | None = key(path=True, fingerprint=False)  # the content of its weights counts
     continue_optimizer: bool = key(old_behaviour=False)
     on_data_change: str = key(choices=("refuse", "continue"), fingerprint=False)
+    network: str | None = key(choices=("backbone", "teacher"), old_behaviour=None)
     plan_only: bool = key(fingerprint=False)
     names: NamesConfig = node(NamesConfig, fingerprint=False)
     dataset: dict[str, Any] = MISSING

@@ -15,6 +15,7 @@ from sslctl.evaluation.features import Features, extract, refuse_non_finite
 from sslctl.evaluation.knn import accuracy, knn_votes, neighbours, shares_of
 from sslctl.evaluation.label_free import centred_cosine, feature_std, rankme
 from sslctl.evaluation.multi_label import mean_average_precision
+from sslctl.factory.exportable import judged_among
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import calibrating
 from sslctl.models.preprocess import Preprocess
@@ -76,8 +77,13 @@ class Online:
 
     def embed(self, method: Method, rows: Tensor) -> Tensor:
         """Returns the features (n, D) of the images at rows. In eval mode."""
+
+        def judged(images: Tensor) -> Tensor:
+            features = method.features(images)
+            return features[judged_among(method, list(features))]
+
         return extract(
-            lambda images: next(iter(method.features(images).values())),
+            judged,
             self.source,
             rows,
             resize=self.preprocess.resize,

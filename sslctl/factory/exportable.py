@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslctl.errors import InputError
 from sslctl.methods.base import Method
 from sslctl.models.backbones import Backbone
 from sslctl.models.preprocess import Preprocess, TextPreprocess
@@ -17,7 +18,27 @@ MEAN = {"global_pool": "avg", "fc_norm": False}
 @torch.no_grad()
 def feature_names(method: Method, preprocess: Preprocess | TextPreprocess) -> list[str]:
     """Returns the names of a method's features, the one that is evaluated first."""
-    return list(method.features(preprocess.example(next(method.parameters()).device)))
+    names = list(method.features(preprocess.example(next(method.parameters()).device)))
+    judged = judged_among(method, names)
+    return [judged, *(name for name in names if name != judged)]
+
+
+def judged_among(method: Method, names: list[str]) -> str:
+    """Returns which of a method's features are its result: the first, or the first of the network that `judged` names."""
+    if method.judged is None:
+        return names[0]
+    networks = method.feature_networks()
+    chosen = judged_network(method, method.judged)
+    return next(name for name in names if name in networks and networks[name][0] is chosen)
+
+
+def judged_network(method: Method, network: str) -> Backbone:
+    """Returns a method's "backbone" or "teacher". Raises InputError for a teacher that it has not, or gives no features of."""
+    chosen = method.backbone if network == "backbone" else getattr(method, "teacher_backbone", None)
+    if chosen is None or all(its is not chosen for its, _ in method.feature_networks().values()):
+        what = "has no teacher of its own" if chosen is None else "declares no features of it (feature_networks)"
+        raise InputError(f"network={network}: {type(method).__name__} {what}: network=null", advice=["network=null"])
+    return chosen
 
 
 @torch.no_grad()

@@ -186,7 +186,9 @@ def load_method(run: Path, backbone_node: Any | None = None, *, given: bool = Fa
         backbone.load_state_dict(tensors)
         backbone.pretrained = frozenset(tensors)
     teacher = load_teacher(str(run / TEACHER), None, preprocess) if "teacher" in config.method else None
-    return build_method(config.method, backbone, facts, teacher)
+    method = build_method(config.method, backbone, facts, teacher)
+    method.judged = config.get("network")
+    return method
 
 
 def views_of(settings: Any, source: Source, method: Method) -> ViewMaker:

@@ -59,6 +59,7 @@ class Method(nn.Module):
     squares_only: whether it takes square images alone, because it turns them or lays them out in a square.
     view_groups: the groups of views that it cannot do without. global_views: the least and the largest number of the global
     ones that it can do with; None for no limit.
+    judged: which network is a run's result, "backbone" or "teacher", as network= says; None: that of the first of `features`.
     """
 
     batch_coupling: str | None = "the method does not say that each image's loss stands alone (batch_coupling = None)"
@@ -66,6 +67,7 @@ class Method(nn.Module):
     view_groups: tuple[str, ...] = ("global",)
     global_views: tuple[int, int | None] = (1, None)
     squares_only: bool = False
+    judged: str | None = None
 
     def __init__(self, backbone: Backbone, facts: Facts):
         super().__init__()

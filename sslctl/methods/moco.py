@@ -71,7 +71,10 @@ class MoCo(Method):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         h = self.backbone(images)  # (B, D)
-        return {"backbone": h, "projector": self.projector(h)}
+        return {"backbone": h, "projector": self.projector(h), "teacher": self.teacher_backbone(images)}
+
+    def feature_networks(self) -> dict[str, tuple[Backbone, str]]:
+        return super().feature_networks() | {"teacher": (self.teacher_backbone, "own")}
 
     def schedules(self, step: int) -> dict[str, float]:
         start, end = self.teacher_momentum, self.teacher_momentum_end

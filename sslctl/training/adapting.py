@@ -27,8 +27,9 @@ def build_freezing(node: Any, method: Method, plan: Plan) -> Freezing | None:
 
 def adaptation_lines(config: Any, run: Run) -> list[str]:
     """Describes, a line a subject, what of a run's backbone learns otherwise than by default."""
-    network = run.method.backbone.network
+    network, judged = run.method.backbone.network, run.method.judged
     return [
+        *([f"result     the method's {judged} is judged and kept: network={judged}"] if judged else []),
         *_lora_line(config, network),
         *_frozen_line(config, run.plan, network),
         *describe_decay(network, config.optimizer.get("layer_decay", 1.0)),

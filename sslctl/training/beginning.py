@@ -11,6 +11,7 @@ from sslctl.data.sources import Source
 from sslctl.factory.backbone_file import save_backbone
 from sslctl.factory.continued import ContinuedRun, same_run
 from sslctl.factory.expectation import as_expected, has_weights
+from sslctl.factory.exportable import judged_network
 from sslctl.factory.from_config import (
     adapt_backbone,
     build_backbone,
@@ -156,6 +157,9 @@ def build_networks(config: Any, images: Images, continued: ContinuedRun | None) 
     # The method, with all that another run has learned, continue_run=.
     facts = plan.facts(len(source.classes) if source.labelled else 0)
     method = build_method(config.method, backbone, facts, teacher)
+    method.judged = config.get("network")
+    if method.judged:
+        judged_network(method, method.judged)  # or a refusal
     adapt_backbone(method, config.backbone, weights=has_weights(config.backbone) or continued is not None)
     if continued:
         notes.append(f"begins with {continued.load(method)}")
