@@ -48,7 +48,9 @@ def keep(
     first, held = results[0], tensors()
     size = sum(tensor.nbytes for tensor in held.values()) / 2**20
     if size > limit:
-        key = "keep_mb" if task.config else "evaluation.keep_mb"  # the end of a pretraining has no configuration of its own
+        key = (
+            "keep_mb" if task.config else "evaluation.keep_mb"
+        )  # the end of a pretraining has no configuration of its own
         say(f"  {kind}: not kept for sslctl predict, it takes {size:,.0f} MiB: {key}={math.ceil(size)}")
         return results
     about = Classifier(
