@@ -47,9 +47,12 @@ def test_accumulation_is_proposed_as_it_is_where_it_is_exact(given, tmp_path, ca
     [(250, 1, 2, 5), (9, 1, 1, 3), (7, 1, 1, 7), (256, 2, 1, 2), (6, 2, 1, 3), (4, 1, 4, None), (2, 2, 1, None)],
 )
 def test_the_proposed_accumulation_divides_the_batch(batch, processes, given, proposed):
-    plan = SimpleNamespace(batch_size=batch, processes=processes, accumulate_steps=given)
+    recomputed = batch == 9
+    sizes = {"batch_size": batch, "processes": processes, "accumulate_steps": given}
+    plan = SimpleNamespace(**sizes, recomputed=recomputed, compiled=False)
     with pytest.raises(OutOfMemory) as raised, explain_out_of_memory(plan, moco()):
         raise MemoryError
+    assert ("trainer.activation_checkpointing=true" in str(raised.value)) != recomputed
     if proposed is None:
         assert "accumulate" not in str(raised.value)
     else:

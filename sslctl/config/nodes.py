@@ -64,6 +64,7 @@ class TrainerConfig:
     timeout_minutes: float = key(above=0, fingerprint=False)
     max_hours: float | None = key(above=0, fingerprint=False)
     requeue_signal: str | None = key(choices=("USR1", "USR2"), fingerprint=False)
+    activation_checkpointing: bool = key(fingerprint=False)
     compile: bool = MISSING
     deterministic: bool = MISSING
     device: str = key(choices=DEVICES, fingerprint=False)

@@ -152,6 +152,20 @@ def separate_statistics(module: nn.Module) -> list[Tensor]:
 
 
 @contextlib.contextmanager
+def without_updates(module: nn.Module) -> Iterator[None]:
+    """Lets the BatchNorms inside a module count in copies, while it normalises by its batches as ever: what they hold stays."""
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.training]
+    held = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in held:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in held:
+            setattr(norm, name, buffer)
+
+
+@contextlib.contextmanager
 def calibrating(module: nn.Module) -> Iterator[None]:
     """Begins running means and variances anew: they become the mean of the batches that pass meanwhile; where none do they stay.
 

@@ -35,6 +35,8 @@ def explain_out_of_memory(plan: Plan, method: Method) -> Iterator[None]:
             way = (
                 way[:-2] + " trainer.accumulate_approximately=true (its batches are then other ones for this method), "
             )
+        if not (plan.recomputed or plan.compiled):
+            way += "trainer.activation_checkpointing=true, "
         first_line = (message.splitlines() or [type(error).__name__])[0][:120]  # Python's own error has no words
         raise OutOfMemory(
             f"out of memory with trainer.batch_size={plan.batch_size}: try {way}a smaller trainer.batch_size, or"

@@ -42,6 +42,7 @@ class Plan:
     accumulate_steps: int
     processes: int
     compiled: bool
+    recomputed: bool  # blocks, in the backward pass
     deterministic: bool
     channels_last: bool
     clip_grad_norm: float | None
@@ -84,6 +85,7 @@ class Plan:
             + (f" in each of {self.processes} processes with {self._each} images" if self.processes > 1 else "")
             + (", channels_last" if self.channels_last else "")
             + (", compiled" if self.compiled else "")
+            + (", blocks calculated again in the backward pass" if self.recomputed else "")
             + (f", batches in {self.accumulate_steps} parts" if self.accumulate_steps > 1 else "")
             + ("" if self.device.type == "cpu" or self.deterministic else "; resume exact to rounding only"),
         ]
@@ -163,6 +165,7 @@ def make_plan(config: Any, source: Source) -> Plan:
         accumulate_steps=trainer.accumulate_steps,
         processes=distributed.world_size(),
         compiled=trainer.compile,
+        recomputed=trainer.activation_checkpointing,
         deterministic=trainer.deterministic,
         channels_last=trainer.channels_last,
         clip_grad_norm=trainer.clip_grad_norm,

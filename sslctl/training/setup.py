@@ -17,6 +17,7 @@ from sslctl.methods.base import Embed, Method
 from sslctl.models.batchnorm import synchronize_batchnorm
 from sslctl.models.freezing import Freezing
 from sslctl.models.layer_decay import decayed
+from sslctl.models.recomputation import recompute_
 from sslctl.ops.timing import Clock
 from sslctl.runs.health import Watch
 from sslctl.training.accumulation import refuse_inexact_accumulation
@@ -99,6 +100,13 @@ def set_up(
     if freezing and freezing.until is None:
         freezing.at(0)
     refuse_inexact_accumulation(plan, method, config.trainer.accumulate_approximately)
+    if config.trainer.activation_checkpointing:
+        if config.trainer.compile:
+            raise InputError(
+                "trainer.compile=true chooses itself what is calculated again: trainer.activation_checkpointing=false",
+                advice=["trainer.activation_checkpointing=false"],
+            )
+        recompute_(method.backbone.network)
     if config.trainer.compile:
         torch.compiler.reset()  # after a few other shapes, a sweep's earlier jobs, torch compiles no more and says little
         for child in method.children():  # losses and what follows a schedule or a key stay outside the graphs
