@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslctl.data.binary import read_cifar, read_idx
+from sslctl.data.binary import plain_or_compressed, read_cifar, read_idx
 from sslctl.data.mapped import Stored
 from sslctl.data.sources import CIFAR10
 from sslctl.errors import InputError
@@ -32,28 +32,30 @@ def idx(prefix: str, classes: tuple[str, ...], *, upright: bool = True):
 
     def read(folder: Path, split: str, part: str | None) -> Pixels:
         stem = prefix.format(part=part) + ("t10k" if split == "test" and not prefix else split)
-        images = read_idx(folder / f"{stem}-images-idx3-ubyte", dimensions=3).numpy()
+        file = folder / f"{stem}-images-idx3-ubyte"
+        images = read_idx(file, dimensions=3).numpy()
         labels = read_idx(folder / f"{stem}-labels-idx1-ubyte", dimensions=1).long()
         own = EMNIST[part] if part else classes
         labels = labels - 1 if part == "letters" else labels
-        return [_of_grey(images if upright else images.swapaxes(1, 2), folder / stem)], labels, own
+        return [_of_grey(images if upright else images.swapaxes(1, 2), file)], labels, own
 
     return read
 
 
 def qmnist(folder: Path, split: str, part: str | None) -> Pixels:
-    images = read_idx(folder / f"qmnist-{split}-images-idx3-ubyte", dimensions=3).numpy()
+    file = folder / f"qmnist-{split}-images-idx3-ubyte"
+    images = read_idx(file, dimensions=3).numpy()
     labels = read_idx(folder / f"qmnist-{split}-labels-idx2-int", dimensions=2, kind=12)[:, 0].long()
     rows = (
         slice(None)
         if split == "train"
         else {"test10k": slice(10_000), "test50k": slice(10_000, None)}.get(part, slice(None))
     )
-    return [_of_grey(images[rows], folder / f"qmnist-{split}")], labels[rows], DIGITS
+    return [_of_grey(images[rows], file)], labels[rows], DIGITS
 
 
 def _of_grey(images: np.ndarray, file: Path) -> Stored:
-    return Stored(images, lambda part: part[:, None], file, images.shape[1:])
+    return Stored(images, lambda part: part[:, None], plain_or_compressed(file), images.shape[1:])
 
 
 def cifar10(folder: Path, split: str, part: str | None) -> Pixels:

@@ -13,18 +13,24 @@ from sslctl.errors import InputError
 _IDX_TYPES = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
 
 
+def plain_or_compressed(path: Path) -> Path:
+    """Returns a file, or what gzip made of it. Raises InputError where there is neither."""
+    compressed = path.with_name(path.name + ".gz")
+    if not path.exists() and not compressed.exists():
+        raise InputError(f"no {path.name}[.gz] in {path.parent}")
+    return path if path.exists() else compressed
+
+
 def read_idx(path: Path, dimensions: int, kind: int = 8) -> Tensor:
     """Reads an idx file: two zeros, its type, the number of dimensions, big-endian sizes, then the data.
 
     kind: the type, 8 for bytes, 12 for integers of four.
     """
-    compressed = path.with_name(path.name + ".gz")
-    if not path.exists() and not compressed.exists():
-        raise InputError(f"no {path.name}[.gz] in {path.parent}")
+    file = plain_or_compressed(path)
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(compressed.read_bytes())
+        data = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{compressed} is not a whole gzip file: {error}") from error
+        raise InputError(f"{file} is not a whole gzip file: {error}") from error
     header = 4 + 4 * dimensions
     if data[:4] != bytes([0, 0, kind, dimensions]) or len(data) < header:
         of = "bytes" if kind == 8 else "integers"
