@@ -153,8 +153,8 @@ def test_a_label_a_class_is_probed_with_settings_that_nothing_has_chosen(cli, ru
     """1 % of digits is an image or two a class: nothing of it can be held out."""
     drawn, real = [], linear.draw_labels
 
-    def draw_labels(labels, amount, draw):
-        rows = real(labels, amount, draw)
+    def draw_labels(labels, amount, draw, targets=None):
+        rows = real(labels, amount, draw, targets)
         drawn.append((amount, torch.bincount(labels[rows]).tolist()))
         return rows
 

@@ -17,7 +17,7 @@ from sslctl.models.preprocess import Preprocess, TextPreprocess
 from tests.methods import composed
 
 IMAGES_OF_16, TEXTS_OF_16 = Preprocess(3, 16, 16, [0.5] * 3, [0.3] * 3), TextPreprocess(300, 16, "")
-OPTIONS = ("modality", "fixed_size", "stem", "feature_map", "layer_names")
+OPTIONS = ("modality", "fixed_size", "stem", "feature_map", "with_map", "layer_names")
 OWN = {"timm": ("backbone.model=resnet18",)}  # words that a choice is nothing without
 
 
@@ -66,6 +66,8 @@ def test_a_users_network_needs_no_more_than_the_contract(monkeypatch):
     assert describe(backbone.network) == "as the model defines it"
     with pytest.raises(ValueError, match="Minimal has no feature map"):
         backbone.feature_map(images)
+    with pytest.raises(ValueError, match="Minimal has no features of places"):
+        backbone.with_map(images)
     with pytest.raises(InputError, match="Minimal does not say what its layers are"):
         layer_depths(backbone.network)
     with pytest.raises(InputError, match="Minimal takes images, the dataset has texts: backbone=small_transformer"):
