@@ -117,7 +117,9 @@ class Given(Reader):
 
 
 def described_by(features, split):
-    """Images of nothing, with the labels of given features."""
+    """Images of nothing, with the labels of given features; None where there are none."""
+    if features is None:
+        return None
     images = torch.zeros(len(features.labels), 1, 8, 8, dtype=torch.uint8)
     return from_tensors("digits", split, images, features.labels, tuple(map(str, range(features.num_classes))), 8)
 

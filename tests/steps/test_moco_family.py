@@ -18,7 +18,7 @@ from tests.steps.compare import (
     compare,
     disturbed,
     facts,
-    of_projector,
+    of_projector_and_teacher,
     spread,
     unit,
     units,
@@ -128,4 +128,6 @@ def test_moco_steps_as_its_paper(name, devices):
     networks = {"backbone": backbone, "projector": lambda: projector(layers, settings["hidden_dim"] or 7)}
     reference = reference_moco(momentum, temperature, symmetric, devices)
     ranks = 3 if devices == 3 else 2  # which hold whole groups, or share one
-    compare(method, reference, batches, networks=networks, first_step=11, features=of_projector, ranks=ranks)
+    compare(
+        method, reference, batches, networks=networks, first_step=11, features=of_projector_and_teacher, ranks=ranks
+    )
