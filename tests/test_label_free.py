@@ -163,7 +163,7 @@ def test_uniformity_equals_all_pairs(block, monkeypatch):
 
 def test_the_protocol_without_labels_takes_as_many_images_as_it_is_given():
     z = noise(1438, 12) * torch.linspace(0.2, 3, 1438)[:, None]
-    rows = label_free._choose_rows(60, 1438)
+    rows = label_free.choose_rows(60, 1438)
     assert len(rows.unique()) == 60
     assert rows.max() > 1000  # not the first ones
     omitted = []

@@ -151,19 +151,19 @@ def choose(
 
     A word that was typed is not chosen. Nothing is timed where trainer.epochs was typed.
     """
-    said, choices = {word.partition("=")[0] for word in typed}, {}
-    if "dataset.image_size" not in said and "image_size" in config.dataset:
+    keys, choices = {word.partition("=")[0] for word in typed}, {}
+    if "dataset.image_size" not in keys and "image_size" in config.dataset:
         network = build_backbone(config.backbone, preprocess_of(config.dataset, source), with_weights=False).network
         size, reason = choose_size(source, config.trainer.device, patch_size_of(network))
         choices[f"dataset.image_size={size}"] = reason
-    if "trainer.batch_size" not in said:
+    if "trainer.batch_size" not in keys:
         words = dict(word.partition("=")[::2] for word in recipe_words(config.recipes[0], own_directories()))
         batch, reason = choose_batch(len(source), int(words.get("trainer.batch_size", config.trainer.batch_size)))
         choices[f"trainer.batch_size={batch}"] = reason
-    steps, timed = {}, "trainer.epochs" not in said
-    for recipe in config.recipes if timed or "trainer.batch_size" not in said else ():
+    steps, timed = {}, "trainer.epochs" not in keys
+    for recipe in config.recipes if timed or "trainer.batch_size" not in keys else ():
         setup = _trial_setup(typed, recipe, choices, run_dir)
-        if "trainer.batch_size" not in said:
+        if "trainer.batch_size" not in keys:
             plan = setup.plan
             batch, reason = fit_memory(plan.batch_size, kept_bytes(setup), plan.device)
             if reason:

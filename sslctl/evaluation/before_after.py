@@ -4,16 +4,14 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sslctl.data.sampler import permuted
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say
 from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import Knn, accuracy, hits_of, neighbours, score_results
-from sslctl.evaluation.label_free import rankme
+from sslctl.evaluation.label_free import choose_rows, rankme
 from sslctl.evaluation.labelled_rows import draw_labels, folds, too_few
 from sslctl.evaluation.linear import LinearProbe, ProbeGrid, train_classifiers
 from sslctl.evaluation.multi_label import mean_average_precision
@@ -152,7 +150,7 @@ def features_at_best_size(
     subject: Subject, train: Source, sizes: Sequence[int], measures: Measures, read: Reader, seed: int
 ) -> tuple[Features, int]:
     """Returns the features of the training images at the size at which held-out ones score best, the first of equal ones."""
-    part = train if len(train) <= _CHOOSING else train.subset(some_rows(_CHOOSING, len(train)))
+    part = train if len(train) <= _CHOOSING else train.subset(choose_rows(_CHOOSING, len(train)).sort().values)
     scores = dict.fromkeys(sizes, 0.0)
     for size in sizes if len(sizes) > 1 else ():
         features = read(*sized(subject, part, size))
@@ -160,11 +158,6 @@ def features_at_best_size(
         say(f"  {subject.name} at {size} px: {100 * scores[size]:.1f} % of held-out training images")
     size = max(sizes, key=scores.__getitem__)
     return read(*sized(subject, train, size)), size
-
-
-def some_rows(most: int, size: int) -> Tensor:
-    """Returns at most so many rows of a source, the same for every subject, ascending. (n,) int64."""
-    return torch.from_numpy(permuted(np.arange(min(most, size)), size, seed=0, epoch=-5)).sort().values
 
 
 def result_of(
@@ -192,10 +185,7 @@ def result_of(
 
 def rankme_of(subject: Subject, source: Source, features: Tensor) -> Result:
     """Returns the RankMe of features (N, D) of the training images."""
-    rows = torch.from_numpy(
-        permuted(torch.arange(min(_IMAGES, len(features))).numpy(), len(features), seed=0, epoch=-5)
-    )
-    z = features[rows]
+    z = features[choose_rows(_IMAGES, len(features))]
     healthy = f"of at most {min(z.shape):,}; more is better, within one method"
     return make_result(
         subject,

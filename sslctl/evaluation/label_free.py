@@ -193,14 +193,14 @@ class LabelFree(Protocol):
 
     def sample(self, subject: Subject, task: Task, source: Source) -> Tensor:
         """Returns the features (n, D) of at most `images` images, the same for every subject."""
-        rows = _choose_rows(self.images, len(source))
+        rows = choose_rows(self.images, len(source))
         if source is task.train or len(rows) == len(source):  # under the same key as other evaluations
             return task.read(subject, source).features[rows]
         return task.read(subject, source.subset(rows)).features
 
     def view_features(self, subject: Subject, task: Task, source: Source, maker: ViewMaker) -> Tensor:
         """Returns (n, q, D): q views of each of n training images as the run would make them, through the cache."""
-        rows, count = _choose_rows(self.lidar_images, len(source)), self.lidar_views
+        rows, count = choose_rows(self.lidar_images, len(source)), self.lidar_views
         epochs = -(-count // maker.augmentation["global"]["count"])
         pipeline = json.dumps([vars(maker), len(rows), count, task.seed], sort_keys=True)
 
@@ -231,8 +231,8 @@ def _logged_entropy(subject: Subject, task: Task, make: Callable[..., Result]) -
     return [make("teacher_entropy", value, healthy, images, logged_at_step=logged[-1]["step"])]
 
 
-def _choose_rows(count: int, size: int) -> Tensor:
-    """Returns at most so many rows, the same for every subject."""
+def choose_rows(count: int, size: int) -> Tensor:
+    """Returns at most so many rows of a source, the same for every subject. (n,) int64."""
     return torch.from_numpy(permuted(np.arange(min(count, size)), size, seed=0, epoch=-5))
 
 

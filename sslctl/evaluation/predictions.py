@@ -108,8 +108,9 @@ class Summary:
                 self.counts[name] += sum(value >= 0.5 for value in values)
                 self.probability[name] += sum(values)
             return
-        predicted = zip(rows.get("class", []), rows.get("probability", []), rows["label"], strict=False)
-        for name, probability, label in predicted:
+        if "class" not in rows:  # none of them could be read
+            return
+        for name, probability, label in zip(rows["class"], rows["probability"], rows["label"], strict=True):
             if name is not None:
                 self.counts[name] += 1
                 self.probability[name] += probability
