@@ -110,6 +110,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         _take_over_words(prepared)
     if verb == "adapt":
         prepared.overrides[:0] = choose_recipe(prepared)
+    explain.refuse_folders_of_hydra(prepared)
     explain.refuse_lists_of_choices(prepared)
     explain.refuse_new_keys(verb, prepared)
     if "augmentation" in keys and (scale := choose_scale(prepared)):

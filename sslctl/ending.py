@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 from sslctl.errors import InputError, Stopped, first_line, shown
 
 _MOST_LINES, _LONGEST_LINE = 12, 2_000  # of a message: what is longer is read by nobody, but a command must be whole
+_LONG_WORD = re.compile(r"([^\s/,:]{200})[^\s/,:]{56,}")  # longer than any file's name
 
 
 def guarded(work: Callable[[], int | None]) -> int:
@@ -74,6 +76,7 @@ def report(error: Exception, prefix: str = "") -> None:
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES - 1 :] = [f"… and {len(lines) - _MOST_LINES + 1} more"]
     for line in lines:
+        line = _LONG_WORD.sub(r"\1 …", line)
         line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
         print(f"sslctl: {shown(prefix)}{line}", file=sys.stderr)
 

@@ -29,7 +29,7 @@ from sslctl.runs.checksums import digest_of_file
 from sslctl.runs.claim import refuse_unwritable, take
 from sslctl.runs.description import with_absolute_roots
 from sslctl.runs.directory import BACKBONE, run_named_by
-from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
+from sslctl.runs.fingerprint import default_directory, fingerprint_keys
 from sslctl.runs.ownership import refuse_other
 from sslctl.runs.reading import read_config
 from sslctl.signals import Interrupted, Signals
@@ -138,7 +138,7 @@ def directory_of(config: Any, identity: dict[str, Any]) -> Path:
     if config.run_dir:
         return user_path(config.run_dir)
     keys = {key: value for key, value in identity.items() if key != "seed"}
-    return Path("runs") / config.names.dataset / f"adapt-{config.names.backbone}-{fingerprint(keys)}-s{config.seed}"
+    return default_directory(config, keys, "adapt")
 
 
 # --- Choices ---

@@ -24,8 +24,8 @@ def pack(config: Any) -> None:
     if not config.out:
         raise InputError("out is not set: out=FOLDER for the pack")
     out = user_path(config.out)
-    make_folder_of(out)
     sources = _splits(config.dataset)
+    make_folder_of(out)
     total = sum(map(len, sources.values()))
     try:
         with Signals() as handler, new_folder(out) as folder, Progress(total, transient=True) as progress:

@@ -17,6 +17,7 @@ _MEANT = {"lr": "optimizer.base_lr", "learning_rate": "optimizer.base_lr", "mome
 _MEANT |= {name: f"trainer.{name}" for name in ("epochs", "batch_size", "precision", "workers", "device")}
 _MEANT |= {"warmup_epochs": "scheduler.warmup_epochs", "weight_decay": "optimizer.weight_decay"}
 _LONGEST_LIST = 240  # characters, of choices in a message
+_FOLDERS_OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 _FREE = tuple(f"{path}." for path, facts in UNTYPED.items() if facts.free)
 
 
@@ -52,6 +53,13 @@ def refuse_lists_of_choices(prepared: Prepared) -> None:
         several = UNTYPED.get(group, NOTHING_KNOWN).several
         if value.startswith("[") and not several and (options := _options(prepared, group.lstrip("+"))):
             raise InputError(_no_such_choice(as_typed(override), group.lstrip("+"), [], options))
+
+
+def refuse_folders_of_hydra(prepared: Prepared) -> None:
+    """Raises InputError for words that place Hydra's own folders: it would make them before a job is known to be sound."""
+    for override in prepared.overrides:
+        if override.lstrip("+~").partition("=")[0] in _FOLDERS_OF_HYDRA:
+            raise InputError(f"{override}: nothing lies in Hydra's folders; a run's own is run_dir=FOLDER")
 
 
 def refuse_unknown_package(verb: str, prepared: Prepared) -> None:
@@ -97,13 +105,24 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
     # Ranges and contradictions last: words that cannot be read would only be named twice.
     if not messages:
         messages = mistakes(SCHEMAS[verb.replace("-", "_")], config)
-    return InputError(*(messages or [_with_cause(error)]))
+    return InputError(*(messages or list(_failing_alone(verb, prepared)) or [_with_cause(error)]))
+
+
+def _failing_alone(verb: str, prepared: Prepared) -> Iterator[str]:
+    """Yields what is wrong with each word for Hydra itself that it takes of no command."""
+    for text in prepared.overrides:
+        if text.lstrip("+~").startswith("hydra"):
+            try:
+                compose_choices(verb, prepared, [text], with_hydra=True)
+            except Exception as error:
+                cause = _with_cause(error)
+                yield cause if text in cause else f"{text}: {cause}"
 
 
 def _with_cause(error: Exception) -> str:
     """Returns what Hydra says, which rarely says why, with what OmegaConf has told it."""
-    cause = error.__cause__
-    return first_line(error) if cause is None else f"{first_line(error).rstrip('.')}: {first_line(cause)}"
+    texts = [first_line(e).rstrip(".") for e in (error, error.__cause__) if e is not None and str(e)]
+    return ": ".join(texts) or first_line(error)
 
 
 def _read_overrides(prepared: Prepared) -> tuple[list[str], list[str], list[tuple[str, Any]]]:

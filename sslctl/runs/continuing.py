@@ -11,7 +11,7 @@ from sslctl.errors import InputError, user_path
 from sslctl.runs.description import current_identity, saved_description
 from sslctl.runs.directory import BACKBONE, TEACHER, is_run, run_named_by
 from sslctl.runs.file_list import Changes
-from sslctl.runs.fingerprint import fingerprint, fingerprint_keys
+from sslctl.runs.fingerprint import default_directory, fingerprint_keys
 from sslctl.runs.reading import read_environment
 
 DATA_KEY, EPOCHS_KEY = "content of data", "trainer.epochs"
@@ -90,8 +90,8 @@ def find_run(config: Any, resolved: dict, hashes: dict[str, str]) -> tuple[Path,
     """
     if config.run_dir:
         return (run_dir := user_path(config.run_dir)), [run_dir], []
-    names, keys = config.names, fingerprint_keys(resolved, hashes)
-    run_dir = Path("runs") / names.dataset / f"{names.method}-{names.backbone}-{fingerprint(keys)}-s{config.seed}"
+    keys = fingerprint_keys(resolved, hashes)
+    run_dir = default_directory(config, keys)
     if is_run(run_dir):
         return run_dir, [run_dir], []
     identity = keys | {"seed": config.seed}

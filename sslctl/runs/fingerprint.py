@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from sslctl.config.keys import ALWAYS_COUNTS, facts_along
 from sslctl.config.schema import SCHEMAS
+from sslctl.errors import InputError
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -42,3 +44,15 @@ def value_of(keys: dict[str, Any], key: str) -> Any:
 def fingerprint(keys: dict[str, Any]) -> str:
     """Returns eight hex digits of the keys that count."""
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_directory(config: Any, keys: dict[str, Any], kind: str | None = None) -> Path:
+    """Returns runs/<dataset>/<method>-<backbone>-<fingerprint>-s<seed>, where a run goes that is told no place.
+
+    kind: a word in the method's place. Raises InputError for names that no folder can have.
+    """
+    names = config.names
+    for key in ("dataset", "method", "backbone"):
+        if {"", ".", ".."} & {*str(names[key] or "").split("/")}:
+            raise InputError(f"names.{key}={names[key]}: no name for a folder below runs/")
+    return Path("runs") / names.dataset / f"{kind or names.method}-{names.backbone}-{fingerprint(keys)}-s{config.seed}"
