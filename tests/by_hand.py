@@ -33,9 +33,9 @@ def facts(**changes):
     return Facts(**{**values, "batch_size": BATCH, "steps_per_epoch": 10, "total_steps": 100, **changes})
 
 
-def tiny_backbone(seed=0):
+def tiny_backbone(seed=0, widths=(6, 8)):
     torch.manual_seed(seed)
-    return Backbone(SmallResNet([6, 8], 1, 1, "batch", 3, SIDE), MEAN, STD)
+    return Backbone(SmallResNet(list(widths), 1, 1, "batch", 3, SIDE), MEAN, STD)
 
 
 def make_batch(count=BATCH, views=2, start=0, epoch=0):

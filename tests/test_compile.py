@@ -18,7 +18,13 @@ COMPILED = "trainer.compile=true"
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: no g++ here"
 )
-EVALUATED = (*MOCO, "evaluation.knn_every_epochs=1")  # other graphs, those of evaluation, in between
+EVALUATED = (*MOCO, "backbone=mlp", "backbone.widths=[8]")
+EVALUATED += ("evaluation.knn_every_epochs=1",)  # other graphs, those of evaluation, in between
+
+
+def small_moco():
+    """A MoCo whose few layers take a compiler little time: a convolution, BatchNorm, a residual sum."""
+    return moco(tiny_backbone(widths=[4]))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def test_compiled_parts_give_the_loss_and_gradients_of_eager_ones():
     torch.compiler.reset()
     batch, results = make_batch(8), []
     for graphs in (False, True):
-        method = moco()
+        method = small_moco()
         for child in method.children() if graphs else ():
             child.compile(dynamic=False)
         out = method.train()(batch, {})
@@ -60,7 +66,7 @@ def test_compiled_parts_freeze_and_thaw_as_eager_ones():
     torch.compiler.reset()
     batch, results = make_batch(8), []
     for graphs in (False, True):
-        method = moco().train()
+        method = small_moco().train()
         if graphs:
             method.backbone.compile(dynamic=False)
         freezing = Freezing(method, 2, until=1)

@@ -518,6 +518,6 @@ def test_given_weights_that_cannot_be_fine_tuned_are_refused(words, message, run
 @pytest.mark.slow
 def test_a_pretrained_network_learns_more_from_five_labels_a_class_than_one_from_scratch(tmp_path, capsys):
     """The mean of four draws of five labels a class of the digits."""
-    run = finish(tmp_path / "run", *SIMCLR, "trainer.epochs=160", "backbone.widths=[8,16,32]")
+    run = finish(tmp_path / "run", *SIMCLR, "trainer.epochs=100", "backbone.widths=[8,16,32]")
     accuracies = added(run, *TINY, "draws=4", "least_steps=80", "trainer.batch_size=25")
     assert accuracies["trained"]["value"] - accuracies["scratch"]["value"] > 0.1
