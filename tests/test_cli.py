@@ -108,6 +108,7 @@ MISTAKES = {
     "choice-of-hydra": ("pretrain hydra/output=${.}", "hydra/output=${.}: extraneous"),
     "no-name": ("pretrain dataset=digits names.dataset=null", "names.dataset=None: no name for a folder"),
     "name-above": ("pretrain dataset=digits names.method=..", "names.method=..: no name for a folder"),
+    "pack-of-nothing": ("pack out=absent/pack", "dataset.root is not set"),
     "long-choice": (f"pretrain backbone={'x' * 400}", f"{'x' * 191} …: no such backbone"),
     "value-in-a-sweep": ("pretrain -m seed=abc,1", "seed=abc", "a whole number"),
     "long-name": (f"runs {'x' * 300}", "not a name that a file can have"),
