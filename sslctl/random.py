@@ -6,7 +6,9 @@ resume point, on every device.
 """
 
 import hashlib
+import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,28 +46,14 @@ def hash_name(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-class Key:
-    """The random numbers of one batch: row b depends on (seed, epoch, index[b], name) only.
+class Draws:
+    """What is drawn from random bits; a subclass has `bits`."""
 
-    index: (B,) int64 sample indices; its device is where the numbers are made.
-    """
-
-    def __init__(self, seed: int, epoch: int, index: Tensor):
-        self.seed, self.epoch, self.index = seed, epoch, index
-        self._stream = mix_int(mix_int(seed) ^ mix_int(epoch ^ hash_name("epoch")))
-
-    def bits(self, name: str, *shape: int) -> Tensor:
-        """(B, *shape) int64, all 64 bits random."""
-        count = 1
-        for size in shape:
-            count *= size
-        base = _mix(self.index ^ _signed(mix_int(self._stream ^ hash_name(name))))  # (B,)
-        counter = torch.arange(1, count + 1, device=self.index.device) * _signed(_GAMMA)  # (count,)
-        return _mix(base[:, None] + counter).view(len(self.index), *shape)
+    bits: Callable[..., Tensor]  # (name, *shape) -> (B, *shape) int64, all 64 bits random
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """(B, *shape) float32 in [0, 1): the upper 24 bits, exact in float32."""
-        return ((self.bits(name, *shape) >> 40) & 0xFFFFFF).float() * 2.0**-24
+        return _unit_interval(self.bits(name, *shape))
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """(B, *shape) float32 of the standard normal distribution (Box & Muller 1958)."""
@@ -84,6 +72,46 @@ class Key:
         """(B, n) int64, each row a random permutation of 0..n-1."""
         return self.bits(name, n).argsort(dim=1, stable=True)
 
+
+class Key(Draws):
+    """The random numbers of one batch: row b depends on (seed, epoch, index[b], name) only.
+
+    index: (B,) int64 sample indices; its device is where the numbers are made.
+    """
+
+    def __init__(self, seed: int, epoch: int, index: Tensor):
+        self.seed, self.epoch, self.index = seed, epoch, index
+        self._stream = mix_int(mix_int(seed) ^ mix_int(epoch ^ hash_name("epoch")))
+
+    def bits(self, name: str, *shape: int) -> Tensor:
+        """(B, *shape) int64, all 64 bits random."""
+        count = math.prod(shape)
+        base = _mix(self.index ^ self._name(name))  # (B,)
+        counter = torch.arange(1, count + 1, device=self.index.device) * _signed(_GAMMA)  # (count,)
+        return _mix(base[:, None] + counter).view(len(self.index), *shape)
+
+    def stacked(self, prefixes: dict[str, list[str]], counts: dict[str, int]) -> dict[str, "StackedKey"]:
+        """The numbers of many names in one hash, for a GPU waits for the number of operations rather than for these.
+
+        prefixes: group -> what stands before the names, once for each part of the group's stack. counts: name -> how many
+        numbers it has. Returns group -> StackedKey.
+        """
+        every = [prefix for several in prefixes.values() for prefix in several]
+        streams = [self._name(f"{prefix}/{name}") for prefix in every for name in counts]
+        name_of = [place for place, count in enumerate(counts.values()) for _ in range(count)]
+        counters = [_signed(step * _GAMMA) for count in counts.values() for step in range(1, count + 1)]
+        constants = _on_device(streams + name_of + counters, self.index.device)
+        streams, name_of, counters = constants.split([len(streams), len(name_of), len(counters)])
+
+        base = _mix(self.index[:, None] ^ streams.view(len(every), 1, len(counts)))  # (V, B, names)
+        bits = _mix(base.index_select(2, name_of) + counters)  # (V, B, numbers)
+        parts = [len(several) for several in prefixes.values()]
+        tables = zip(bits.split(parts), _unit_interval(bits).split(parts), strict=True)
+        return {
+            group: StackedKey(*(table.flatten(0, 1) for table in pair), counts)
+            for group, pair in zip(prefixes, tables, strict=True)
+        }
+
     def select(self, rows: Tensor | slice) -> "Key":
         """Returns the key of a part of the batch. rows: indices, a slice or a mask over (B,)."""
         return self.of(self.index[rows])
@@ -91,3 +119,41 @@ class Key:
     def of(self, index: Tensor) -> "Key":
         """Returns the key of other images in the same epoch. index: (n,) int64."""
         return Key(self.seed, self.epoch, index)
+
+    def _name(self, name: str) -> int:
+        """What a name makes of this epoch's stream, as an int64."""
+        return _signed(mix_int(self._stream ^ hash_name(name)))
+
+
+class StackedKey(Draws):
+    """A batch's random numbers under several prefixes, one below the other, as `Key.stacked` drew them.
+
+    Row v·B + b of "name" is row b of the key's "prefix[v]/name", bit for bit. A name has no more numbers than were drawn.
+    """
+
+    def __init__(self, bits: Tensor, uniform: Tensor, counts: dict[str, int]):
+        self._bits, self._uniform = bits, uniform  # (V·B, numbers)
+        ends = itertools.accumulate(counts.values())
+        self._columns = {name: slice(end - count, end) for (name, count), end in zip(counts.items(), ends, strict=True)}
+
+    def bits(self, name: str, *shape: int) -> Tensor:
+        """(V·B, *shape) int64, all 64 bits random."""
+        return self._numbers(self._bits, name, shape)
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """(V·B, *shape) float32 in [0, 1)."""
+        return self._numbers(self._uniform, name, shape)
+
+    def _numbers(self, table: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+        return table[:, self._columns[name]][:, : math.prod(shape)].reshape(len(table), *shape)
+
+
+def _unit_interval(bits: Tensor) -> Tensor:
+    """int64 -> float32 in [0, 1)."""
+    return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+
+def _on_device(values: list[int], device: torch.device) -> Tensor:
+    """Python's integers as int64 on a device; a GPU is not waited for."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -59,6 +59,30 @@ def test_select_equals_the_rows_of_the_whole():
     assert torch.equal(key.select(mask).uniform("a", 2), key.uniform("a", 2)[mask])
 
 
+def test_stacked_keys_equal_those_of_each_prefix_bit_for_bit():
+    key, counts = Key(3, 7, integers(0, 2**40, 9)), {"crop": 10, "flip": 1, "order": 4}
+    prefixes = {"global": ["global/0", "global/1"], "local": ["local/0"], "gram": ["global/0"]}
+    stacks = key.stacked(prefixes, counts)
+    for group, several in prefixes.items():
+        stack = stacks[group]
+        for number, prefix in enumerate(several):
+            rows = slice(9 * number, 9 * number + 9)
+            assert torch.equal(stack.bits("crop", 5, 2)[rows], key.bits(f"{prefix}/crop", 5, 2))
+            assert torch.equal(stack.bits("crop", 3)[rows], key.bits(f"{prefix}/crop", 3))
+            assert torch.equal(stack.uniform("flip")[rows], key.uniform(f"{prefix}/flip"))
+            assert torch.equal(stack.chance("flip", 0.4)[rows], key.chance(f"{prefix}/flip", 0.4))
+            assert torch.equal(stack.between("order", -1.0, 2.0, 4)[rows], key.between(f"{prefix}/order", -1.0, 2.0, 4))
+            assert torch.equal(stack.permutation("order", 3)[rows], key.permutation(f"{prefix}/order", 3))
+
+
+def test_a_stacked_key_has_no_more_numbers_than_were_drawn():
+    stack = Key(0, 0, torch.arange(5)).stacked({"global": ["0"]}, {"crop": 2, "flip": 1})["global"]
+    with pytest.raises(RuntimeError):
+        stack.uniform("crop", 3)
+    with pytest.raises(KeyError):
+        stack.uniform("jitter")
+
+
 def test_key_differs_by_seed_epoch_index_and_name():
     index = torch.arange(1000)
     variants = [

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from sslctl.views import waiting
 from sslctl.views.resample import Taps, by_columns, resample_
 
 _REACH = 5.5  # in sigmas; what lies further out weighs less than 3e-7 of the middle
@@ -21,7 +22,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, size: int) -> Tensor:
     images: (B, C, H, W). sigma: (B,), pixels. size: odd, pixels, the same for the batch.
     """
     out = torch.empty_like(images)
-    resample_(out, by_columns(images), *(_taps(sigma, size, side) for side in images.shape[2:]))
+    taps = {side: _taps(sigma, size, side) for side in set(images.shape[2:])}
+    resample_(out, by_columns(images), *(taps[side] for side in images.shape[2:]))
     return out
 
 
@@ -31,7 +33,7 @@ def _taps(sigma: Tensor, size: int, side: int) -> Taps:
     weights = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
     weights = weights / weights.sum(dim=1, keepdim=True)  # (B, size)
     weights = torch.where(offset.abs() <= _REACH * sigma[:, None], weights, 0.0)  # zeros add nothing in any batch
-    if sigma.device.type == "cpu":  # a device would have to be waited for
+    if waiting.may_look(sigma):
         half = min(size // 2, math.ceil(_REACH * sigma.max().item()))
         kept = slice(size // 2 - half, size // 2 + half + 1)
         offset, weights = offset[kept], weights[:, kept]

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sslctl.views import waiting
+
 _LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -96,7 +98,7 @@ def change_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *v
 
     On a CPU only the chosen rows are calculated. Elsewhere all are: to learn how many are chosen would stop the device.
     """
-    if images.device.type != "cpu":
+    if not waiting.may_look(images):
         images.copy_(torch.where(_each(chosen), operation(images, *values), images))
         return
     rows = chosen.nonzero()[:, 0]
@@ -113,20 +115,25 @@ class Jitter:
     sequence in which image b meets them. chosen: (B,) bool, the images that are jittered at all.
 
     Brightness, contrast and saturation are one formula, factor·x + shares of the mean and of the pixel's own grey, so
-    that at each place of the order one pass serves all images, whichever of the three they meet there.
+    that at each place of the order one pass serves all images, whichever of the three they meet there. Hue takes three times
+    as many operations: where all images go through each of them, it has a place of its own amid those of the others.
     """
 
     def __init__(self, factors: dict[str, Tensor], order: Tensor, chosen: Tensor):
         met = torch.where(chosen, order.T, -1)  # (places, B): the number of the operation each image meets there
+        numbers = {name: number for number, name in enumerate(factors)}
         self.hue_shift = factors.get("hue")
+        self.hue = {}  # place -> (B,), the images that meet hue there, after the others' pass
+        if "hue" in factors and (waiting.may_look(met) or len(factors) == 1):
+            self.hue = dict(enumerate(met == numbers["hue"]))
+        elif "hue" in factors:
+            met, self.hue = _places_around(numbers["hue"], met), {len(factors) - 2: chosen}
         self.factor = torch.ones(met.shape, device=met.device)  # (places, B)
         self.share = {}  # contrast: of the mean grey; saturation: of the pixel's
-        self.hue = torch.zeros_like(met, dtype=torch.bool)
-        for number, (name, values) in enumerate(factors.items()):
-            here = met == number
+        for name, values in factors.items():
             if name == "hue":
-                self.hue = here
                 continue
+            here = met == numbers[name]
             self.factor = torch.where(here, values, self.factor)
             if name != "brightness":
                 self.share[name] = torch.where(here, 1 - values, 0.0)  # (places, B)
@@ -136,9 +143,9 @@ class Jitter:
         """Jitters, in place, the part of the batch that lies at `rows`. images: (b, C, H, W)."""
         for place in self.places:
             factor = self.factor[place, rows]
-            if _any(factor != 1):
+            if _any_other_than(1, factor):
                 shares = {name: share[place, rows] for name, share in self.share.items()}
-                added = [(name, share) for name, share in shares.items() if _any(share != 0)]
+                added = [(name, share) for name, share in shares.items() if _any_other_than(0, share)]
                 grey = luma(images) if added else None
                 means = mean_luma(grey) if "contrast" in dict(added) else None
                 other = None
@@ -149,13 +156,19 @@ class Jitter:
                 if other is not None:
                     images.add_(other)
                 images.clamp_(0, 1)
-            if self.hue_shift is not None:
-                change_(images, self.hue[place, rows], hue, self.hue_shift[rows])
+            if place in self.hue:
+                change_(images, self.hue[place][rows], hue, self.hue_shift[rows])
 
 
-def _any(mask: Tensor) -> bool:
+def _places_around(number: int, met: Tensor) -> Tensor:
+    """The places before an operation that each image meets once, then those after it: (places, B) -> (2·places - 2, B)."""
+    reached = (met == number).cumsum(0).bool()  # (places, B)
+    return torch.cat([met.masked_fill(reached, -1)[:-1], met.masked_fill(~reached, -1)[1:]])
+
+
+def _any_other_than(value: float, values: Tensor) -> bool:
     """Whether something is there to do; always so where looking would stop the device."""
-    return mask.device.type != "cpu" or bool(mask.any())
+    return not waiting.may_look(values) or bool((values != value).any())
 
 
 JITTER = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}

@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.config.keys import OPERATIONS
-from sslctl.ops.image_size import ImageSize, height_width, image_size_of, shorter_side
-from sslctl.random import Key
-from sslctl.views import colour
+from sslctl.ops.image_size import ImageSize, height_width, image_size_of
+from sslctl.random import Key, StackedKey
+from sslctl.views import colour, waiting
 from sslctl.views.blur import gaussian_blur, kernel_size
-from sslctl.views.resample import box_taps, by_columns, crop_boxes, cut_image, resample_
+from sslctl.views.resample import ATTEMPTS, box_taps, by_columns, crop_boxes, cut_image, resample_
 
-_LARGE, _PART = 1 << 14, 1 << 20  # values: an image that is worked on alone, and those that are worked on together
+# Values: of an image that a CPU works on alone, of those that it works on together, and of those that a GPU does.
+_LARGE, _PART, _PART_OF_GPU = 1 << 14, 1 << 20, 1 << 26
+# What is drawn for each view: name -> how many numbers.
+_PLACE = {"crop/area": ATTEMPTS, "crop/aspect": ATTEMPTS, "crop/place": 2, "flip": 1}
+_COLOURS = dict.fromkeys(["jitter", *colour.JITTER, "grayscale", "sigma", "blur", "solarize"], 1)
+_COLOURS["order"] = len(colour.JITTER)
 _Step = Callable[[Tensor, slice], None]
 _NEEDS_COLOUR = ("saturation", "hue", "grayscale")
 _SAME_CROPS = {"gram": "global"}  # a group whose views are crops of the same places as another's
@@ -27,22 +32,26 @@ def dropped_operations(augmentation: dict, drops: list[str], channels: int) -> l
     """The operations of an augmentation that a dataset cannot use: those it names, and colour where there is none."""
     without_colour = {1: _NEEDS_COLOUR, 3: ()}.get(channels, _OF_PICTURES)
     unwanted = {*drops, *without_colour}
-    wanted = set()
-    for group in augmentation.values():
-        wanted |= {name for name in ("flip", "grayscale") if _at_least_once(group[name])}
-        wanted |= {name for name in ("blur", "solarize") if _at_least_once(group[name]["probability"])}
-        if _at_least_once(group["jitter"]["probability"]):
-            wanted |= {name for name in colour.JITTER if group["jitter"][name] > 0}
+    wanted = set().union(*map(_wanted, augmentation.values()))
     return [name for name in OPERATIONS if name in wanted & unwanted]
+
+
+def _wanted(settings: dict) -> set[str]:
+    """The operations that a group's settings ask for."""
+    wanted = {name for name in ("flip", "grayscale") if _at_least_once(settings[name])}
+    wanted |= {name for name in ("blur", "solarize") if _at_least_once(settings[name]["probability"])}
+    if _at_least_once(settings["jitter"]["probability"]):
+        wanted |= {name for name in colour.JITTER if settings["jitter"][name] > 0}
+    return wanted
 
 
 def _at_least_once(probability: float | list[float]) -> bool:
     return max(probability) > 0 if isinstance(probability, list) else probability > 0
 
 
-def _per_view(probability: float | list[float], view: int) -> float:
-    """A probability given once for all views, or as a list with one entry a view (BYOL's asymmetric pair)."""
-    return probability[view] if isinstance(probability, list) else probability
+def _prefixes(group: str, settings: dict) -> list[str]:
+    """What stands before the names of each view's random numbers."""
+    return [f"{group}/{view}" for view in range(settings["count"])]
 
 
 @dataclass(frozen=True)
@@ -63,23 +72,28 @@ class ViewMaker:
     def __call__(self, images: Tensor, key: Key) -> dict[str, Tensor]:
         """images: (B, C, H, W), all of one size. Returns group -> (V, B, C, h, w) float in [0, 1]."""
         batch, channels, height, width = images.shape
+        # All parameters of all views first …
         sides = torch.full_like(key.index, height), torch.full_like(key.index, width)
-        views, plans = {}, []
-        for group, settings in self.augmentation.items():
-            size, count = self._pixels(settings), settings["count"]
-            views[group] = torch.empty(count, batch, channels, *height_width(size), device=images.device)
-            for view, crops in enumerate(views[group]):
-                boxes, flip = self._geometry(settings, key, group, view, *sides)
-                taps = box_taps(boxes, height, width, size, settings["interpolation"], flip)
-                plans.append((crops, *taps, self._photometric(settings, key, group, view, shorter_side(size))))
-        for rows in _parts(images):
+        taps, crops = {}, {}
+        for group, (boxes, flip) in self._geometry(key, *sides).items():
+            settings = self.augmentation[group]
+            size, kernel = self._pixels(settings), settings["interpolation"]
+            taps[group] = box_taps(boxes, height, width, size, kernel, flip)
+            crops[group] = torch.empty(
+                len(boxes), channels, *height_width(size), device=images.device
+            )  # (V·B, C, h, w)
+        steps = self._photometric(key, crops)
+        # … then the pixels, part by part.
+        for rows in _parts(images) if waiting.may_look(images) else [slice(0, batch)]:
             columns = by_columns(images[rows])
             columns = columns.div_(255) if images.dtype == torch.uint8 else columns
-            for crops, vertical, horizontal, steps in plans:
-                resample_(crops[rows], columns, vertical[rows], horizontal[rows])
-                for step in steps:
-                    step(crops[rows], rows)
-        return views
+            for group, (vertical, horizontal) in taps.items():
+                for part in _views_of(rows, batch, crops[group]):
+                    source = torch.arange(part.start, part.stop, device=images.device) % batch - rows.start
+                    resample_(crops[group][part], columns, vertical[part], horizontal[part], source)
+                    for step in steps[group]:
+                        step(crops[group][part], part)
+        return {group: stack.unflatten(0, (-1, batch)) for group, stack in crops.items()}
 
     def cut(self, images: list[Tensor], key: Key) -> dict[str, Tensor]:
         """The crops of images of any size, for a loader's worker: what is left is `finish`, on the whole batch.
@@ -88,27 +102,25 @@ class ViewMaker:
         """
         height, width = (torch.tensor([image.shape[axis] for image in images]) for axis in (1, 2))
         crops = {}
-        for group, settings in self.augmentation.items():
+        for group, (boxes, flip) in self._geometry(key, height, width).items():
+            settings = self.augmentation[group]
             size, kernel = self._pixels(settings), settings["interpolation"]
-            stack = images[0].new_empty(settings["count"], len(images), len(images[0]), *height_width(size))
-            for view in range(settings["count"]):
-                boxes, flip = self._geometry(settings, key, group, view, height, width)
-                for image, box, flipped, place in zip(images, boxes.tolist(), flip.tolist(), stack[view], strict=True):
-                    place.copy_(cut_image(image, box, size, kernel, flipped))
-            crops[group] = stack
+            stack = images[0].new_empty(len(boxes), len(images[0]), *height_width(size))
+            every = zip(images * settings["count"], boxes.tolist(), flip.tolist(), stack, strict=True)
+            for image, box, flipped, place in every:
+                place.copy_(cut_image(image, box, size, kernel, flipped))
+            crops[group] = stack.unflatten(0, (-1, len(images)))
         return crops
 
     def finish(self, crops: dict[str, Tensor], key: Key) -> dict[str, Tensor]:
         """What follows `cut`. crops: group -> (V, B, C, h, w), may be overwritten. Returns the same shapes, float in [0, 1]."""
-        views = {}
-        for group, settings in self.augmentation.items():
-            views[group] = clean(crops[group])
-            for view, images in enumerate(views[group]):
-                steps = self._photometric(settings, key, group, view, min(images.shape[-2:]))
-                for rows in _parts(images):
-                    for step in steps:
-                        step(images[rows], rows)
-        return views
+        stacks = {group: clean(crops[group]).flatten(0, 1) for group in self.augmentation}  # (V·B, C, h, w)
+        steps = self._photometric(key, stacks)
+        for group, stack in stacks.items():
+            for part in _parts(stack) if steps[group] else ():
+                for step in steps[group]:
+                    step(stack[part], part)
+        return {group: stack.unflatten(0, (-1, len(key.index))) for group, stack in stacks.items()}
 
     def sizes(self) -> dict[str, tuple[int, ImageSize]]:
         """group -> (number of views, size in pixels)."""
@@ -118,68 +130,99 @@ class ViewMaker:
         sides = height_width(self.image_size)
         return image_size_of([max(1, round(settings["size"] * side / self.multiple)) * self.multiple for side in sides])
 
-    def _geometry(
-        self, settings: dict, key: Key, group: str, view: int, height: Tensor, width: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(B, 4) boxes and (B,) whether to flip."""
-        name = f"{_SAME_CROPS.get(group, group)}/{view}"
-        rows, columns = height_width(self._pixels(settings))
-        boxes = crop_boxes(key, f"{name}/crop", height, width, settings["scale"], settings["ratio"], columns / rows)
-        return boxes, key.chance(f"{name}/flip", 0.0 if "flip" in self.dropped else settings["flip"])
+    def _geometry(self, key: Key, height: Tensor, width: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """group -> (V·B, 4) boxes and (V·B,) whether to flip, of images of these heights and widths (B,)."""
+        groups = self.augmentation.items()
+        keys = key.stacked({g: _prefixes(_SAME_CROPS.get(g, g), settings) for g, settings in groups}, _PLACE)
+        geometry = {}
+        for group, settings in groups:
+            own, count = keys[group], settings["count"]
+            rows, columns = height_width(self._pixels(settings))
+            boxes = crop_boxes(
+                *(own, "crop", height.repeat(count), width.repeat(count)),
+                *(settings["scale"], settings["ratio"], columns / rows),
+            )
+            geometry[group] = boxes, own.chance("flip", 0.0 if "flip" in self.dropped else settings["flip"])
+        return geometry
 
-    def _photometric(self, settings: dict, key: Key, group: str, view: int, side: int) -> list[_Step]:
-        """Everything after crop and flip, which commutes with the flip."""
-        name = f"{group}/{view}"
-        steps = [self._jitter(settings["jitter"], key, name, view), self._grayscale(settings, key, name, view)]
+    def _photometric(self, key: Key, crops: dict[str, Tensor]) -> dict[str, list[_Step]]:
+        """group -> everything after crop and flip, which commutes with the flip. crops: group -> (V·B, C, h, w)."""
+        steps: dict[str, list[_Step]] = {group: [] for group in self.augmentation}
+        prefixes = {g: _prefixes(g, s) for g, s in self.augmentation.items() if _wanted(s) - {"flip", *self.dropped}}
+        if prefixes:
+            for group, own in key.stacked(prefixes, _COLOURS).items():
+                steps[group] = self._steps(self.augmentation[group], own, min(crops[group].shape[-2:]))
+        return steps
+
+    def _steps(self, settings: dict, key: StackedKey, side: int) -> list[_Step]:
+        """What is done to one group. side: the crops' shorter side in pixels."""
+        steps = [self._jitter(settings, key), self._grayscale(settings, key)]
         if settings["grayscale_first"]:
             steps.reverse()
-        steps += [self._blur(settings["blur"], key, name, view, side)]
-        steps += [self._solarize(settings["solarize"], key, name, view)]
+        steps += [self._blur(settings, key, side), self._solarize(settings, key)]
         return [step for step in steps if step is not None]
 
-    # Each of the following draws an operation's parameters for the whole batch, and returns what applies it, in place,
-    # to the images that lie at some rows; None where there is nothing to do.
+    # Each of the following draws an operation's parameters for all views of the whole batch, and returns what applies it, in
+    # place, to the crops that lie at some rows of V·B; None where there is nothing to do.
 
-    def _jitter(self, jitter: dict, key: Key, name: str, view: int) -> _Step | None:
+    def _jitter(self, settings: dict, key: StackedKey) -> _Step | None:
+        jitter = settings["jitter"]
         names = [n for n in colour.JITTER if n not in self.dropped and jitter[n] > 0]
-        probability = _per_view(jitter["probability"], view)
-        if not names or probability == 0:
+        if not names or not _at_least_once(jitter["probability"]):
             return None
         factors = {}
         for operation in names:
             strength = jitter[operation] * jitter["strength"]
             low, high = (-strength, strength) if operation == "hue" else (max(0.0, 1 - strength), 1 + strength)
-            factors[operation] = key.between(f"{name}/{operation}", low, high)
-        order, chosen = key.permutation(f"{name}/order", len(names)), key.chance(f"{name}/jitter", probability)
+            factors[operation] = key.between(operation, low, high)
+        order, chosen = key.permutation("order", len(names)), _chance(key, "jitter", jitter["probability"], settings)
         return colour.Jitter(factors, order, chosen).apply_
 
-    def _grayscale(self, settings: dict, key: Key, name: str, view: int) -> _Step | None:
-        return self._where("grayscale", settings["grayscale"], key, name, view, colour.grayscale)
+    def _grayscale(self, settings: dict, key: StackedKey) -> _Step | None:
+        return self._where("grayscale", settings["grayscale"], settings, key, colour.grayscale)
 
-    def _blur(self, blur: dict, key: Key, name: str, view: int, side: int) -> _Step | None:
-        sigma = key.between(f"{name}/sigma", *blur["sigma"])
+    def _blur(self, settings: dict, key: StackedKey, side: int) -> _Step | None:
         operation = functools.partial(gaussian_blur, size=kernel_size(side))
-        return self._where("blur", blur["probability"], key, name, view, operation, sigma)
+        sigma = key.between("sigma", *settings["blur"]["sigma"])
+        return self._where("blur", settings["blur"]["probability"], settings, key, operation, sigma)
 
-    def _solarize(self, solarize: dict, key: Key, name: str, view: int) -> _Step | None:
-        operation = functools.partial(colour.solarize, threshold=solarize["threshold"])
-        return self._where("solarize", solarize["probability"], key, name, view, operation)
+    def _solarize(self, settings: dict, key: StackedKey) -> _Step | None:
+        operation = functools.partial(colour.solarize, threshold=settings["solarize"]["threshold"])
+        return self._where("solarize", settings["solarize"]["probability"], settings, key, operation)
 
     def _where(
-        self, what: str, probability: Any, key: Key, name: str, view: int, operation: Callable, *values: Tensor
+        self, what: str, probability: Any, settings: dict, key: StackedKey, operation: Callable, *values: Tensor
     ) -> _Step | None:
-        """An operation that is done to some of the images, with values (B,) of each image's own."""
-        probability = _per_view(probability, view)
-        if what in self.dropped or probability == 0:
+        """An operation that is done to some of the crops, with values (V·B,) of each crop's own."""
+        if what in self.dropped or not _at_least_once(probability):
             return None
-        chosen = key.chance(f"{name}/{what}", probability)
-        return lambda images, rows: colour.change_(images, chosen[rows], operation, *(value[rows] for value in values))
+        chosen = _chance(key, what, probability, settings)
+        return lambda crops, rows: colour.change_(crops, chosen[rows], operation, *(value[rows] for value in values))
+
+
+def _chance(key: StackedKey, name: str, probability: float | list[float], settings: dict) -> Tensor:
+    """(V·B,) bool. probability: of all views, or a list with one entry a view (BYOL's asymmetric pair)."""
+    if not isinstance(probability, list):
+        return key.chance(name, probability)
+    views = key.uniform(name).chunk(settings["count"])  # (B,) each
+    return torch.cat([numbers < probability[view] for view, numbers in enumerate(views)])
+
+
+def _views_of(rows: slice, batch: int, crops: Tensor) -> Iterator[slice]:
+    """Parts of V·B crops, those of the images at `rows`: on a CPU view by view, on a GPU, where `rows` are all, together."""
+    if not waiting.may_look(crops):
+        yield from _parts(crops)
+        return
+    for first in range(0, len(crops), batch):
+        yield slice(first + rows.start, first + rows.stop)
 
 
 def _parts(images: Tensor) -> Iterator[slice]:
-    """On a CPU a part of a batch that fits in its cache goes through all operations before the next one is looked at."""
+    """Parts of a batch that go through all operations before the next one is looked at: on a CPU what fits in its cache, on
+    a GPU as much as leaves room in its memory."""
     size = images[0].numel()
-    length = len(images) if images.device.type != "cpu" else 1 if size > _LARGE else _PART // size
+    on_cpu = 1 if size > _LARGE else _PART // size
+    length = on_cpu if waiting.may_look(images) else max(1, _PART_OF_GPU // size)
     for start in range(0, len(images), length):
         yield slice(start, min(start + length, len(images)))
 

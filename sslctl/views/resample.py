@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslctl.ops.image_size import ImageSize, height_width
-from sslctl.random import Key
+from sslctl.random import Draws
 
+ATTEMPTS = 10  # at a crop that fits
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 
 
 def crop_boxes(
-    key: Key,
+    key: Draws,
     name: str,
     height: Tensor,
     width: Tensor,
@@ -33,9 +34,9 @@ def crop_boxes(
     `shape`, that of the views, so that a crop is stretched as much where these are no squares.
     Returns (B, 4) int64: top, left, height, width.
     """
-    attempts, ratio = 10, (ratio[0] * shape, ratio[1] * shape)
-    area = (height * width)[:, None] * key.between(f"{name}/area", scale[0], scale[1], attempts)  # (B, 10)
-    aspect = key.between(f"{name}/aspect", math.log(ratio[0]), math.log(ratio[1]), attempts).exp()  # (B, 10)
+    ratio = ratio[0] * shape, ratio[1] * shape
+    area = (height * width)[:, None] * key.between(f"{name}/area", scale[0], scale[1], ATTEMPTS)  # (B, 10)
+    aspect = key.between(f"{name}/aspect", math.log(ratio[0]), math.log(ratio[1]), ATTEMPTS).exp()  # (B, 10)
     w = (area * aspect).sqrt().round().long()  # (B, 10)
     h = (area / aspect).sqrt().round().long()  # (B, 10)
     fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])  # (B, 10)
@@ -74,13 +75,16 @@ class Taps:
         """(B, …) -> (B·channels, …), every channel as its image."""
         return Taps(self.places.repeat_interleave(channels, 0), self.weights.repeat_interleave(channels, 0))
 
-    def sums(self, lines: Tensor) -> Tensor:
-        """lines: (B, in, n), the image's rows, or its columns. Returns (B, out, n)."""
-        batch, length, width = lines.shape
-        first = torch.arange(0, batch * length, length, device=lines.device)  # (B,)
-        table, places = lines.reshape(batch * length, width), (self.places + first[:, None, None]).flatten(0, 1)
+    def sums(self, lines: Tensor, source: Tensor | None = None) -> Tensor:
+        """lines: (S, in, n), the rows of images, or their columns. source: (B,) int64, which image each of the taps is of;
+        without, each is of its own. Returns (B, out, n)."""
+        images, length, width = lines.shape
+        if source is None:
+            source = torch.arange(images, device=lines.device)
+        first = source * length  # (B,)
+        table, places = lines.reshape(images * length, width), (self.places + first[:, None, None]).flatten(0, 1)
         sums = F.embedding_bag(places, table, per_sample_weights=self.weights.flatten(0, 1), mode="sum")
-        return sums.view(batch, -1, width)
+        return sums.view(len(first), -1, width)
 
 
 def axis_taps(start: Tensor, length: Tensor, in_size: int, out_size: int, kernel: str) -> Taps:
@@ -113,17 +117,23 @@ def box_taps(
 ) -> tuple[Taps, Taps]:
     """(vertical, horizontal) for boxes (B, 4) of images of height × width. flip: (B,) bool, mirrors left-right."""
     (top, left, h, w), (out_height, out_width) = boxes.unbind(1), height_width(out_size)
-    horizontal = axis_taps(left, w, width, out_width, kernel)
-    return axis_taps(top, h, height, out_height, kernel), horizontal if flip is None else horizontal.mirrored(flip)
+    if height == width and out_height == out_width:  # both axes in one go
+        both = axis_taps(torch.cat([top, left]), torch.cat([h, w]), height, out_height, kernel)
+        vertical, horizontal = both[: len(boxes)], both[len(boxes) :]
+    else:
+        vertical = axis_taps(top, h, height, out_height, kernel)
+        horizontal = axis_taps(left, w, width, out_width, kernel)
+    return vertical, horizontal if flip is None else horizontal.mirrored(flip)
 
 
-def resample_(out: Tensor, columns: Tensor, vertical: Taps, horizontal: Taps) -> None:
-    """Cuts one box out of every image and resizes it.
+def resample_(out: Tensor, columns: Tensor, vertical: Taps, horizontal: Taps, source: Tensor | None = None) -> None:
+    """Cuts B boxes out of S images and resizes them.
 
-    columns: (B, W, C·H) float in [0, 1] from `by_columns`. out: (B, C, h, w), is overwritten.
+    columns: (S, W, C·H) float in [0, 1] from `by_columns`. source: (B,) int64, which image each box is of; without, one is
+    cut out of every image. out: (B, C, h, w), is overwritten.
     """
     batch, channels, _, width = out.shape
-    rows = _transposed(horizontal.sums(columns))  # (B, C·H, w)
+    rows = _transposed(horizontal.sums(columns, source))  # (B, C·H, w)
     x = vertical.of_channels(channels).sums(rows.view(batch * channels, -1, width))  # (B·C, h, w)
     out.copy_(x.view(out.shape)).clamp_(0, 1)  # the cubic kernel overshoots
 
