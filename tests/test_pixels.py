@@ -170,10 +170,48 @@ def test_grey_pages_are_bands_also_where_colours_are_asked_for(tmp_path):
     assert torch.equal(folder(tmp_path / "one", 3).read(0), whole[:1].expand(3, -1, -1))  # the negative control
 
 
-def test_a_thumbnail_behind_a_picture_is_no_band(tmp_path):
-    picture = Image.fromarray(scene(1, dtype=np.uint8, side=(20, 24))[..., 0])
+def test_pages_of_colours_are_three_bands_each(tmp_path):
+    stack = scene(6, dtype=np.uint8, side=(20, 24))
+    first, second = (Image.fromarray(np.ascontiguousarray(stack[..., part])) for part in (np.s_[:3], np.s_[3:]))
+    for name in ("two", "one", "mixed", "separate"):
+        (tmp_path / name).mkdir()
+    first.save(tmp_path / "two" / "0.tif", save_all=True, append_images=[second])
+    tifffile.imwrite(
+        tmp_path / "separate" / "0.tif",
+        np.moveaxis(stack, 2, 0).reshape(2, 3, 20, 24),
+        planarconfig="separate",
+        photometric="rgb",
+    )
+    with pytest.raises(InputError, match=r"images have 6 bands: dataset\.channels=6 takes all, dataset\.bands=\[…\]"):
+        folder(tmp_path / "two", 3)
+    whole = torch.from_numpy(stack).permute(2, 0, 1)
+    for name in ("two", "separate"):
+        assert torch.equal(folder(tmp_path / name, 6).read(0), whole)
+        assert torch.equal(folder(tmp_path / name, 3, bands=[3, 4, 5]).read(0), whole[3:])
+    # One such file among others cannot be read; one page alone is a picture as any other.
+    for row in range(3):
+        first.save(tmp_path / "mixed" / f"{row}.tif", save_all=True, append_images=[second] * (row == 2))
+    with pytest.raises(
+        InputError, match=r"cannot read .*2\.tif: 6 bands: dataset\.channels=6, or dataset\.bands names 3"
+    ):
+        folder(tmp_path / "mixed", 3)
+    first.save(tmp_path / "one" / "0.tif")
+    assert torch.equal(folder(tmp_path / "one", 3).read(0), whole[:3])
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("P", "PALETTE"), ("CMYK", "SEPARATED"), ("1", "MINISBLACK")])
+def test_pages_whose_values_are_no_bands_are_refused(tmp_path, mode, kind):
+    first, second = (Image.fromarray(scene(3, dtype=np.uint8)[::step]).convert(mode) for step in (1, -1))
+    first.save(tmp_path / "0.tif", save_all=True, append_images=[second])
+    with pytest.raises(InputError, match=f"2 pages of {kind} values are no bands; expected one page a file"):
+        folder(tmp_path, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_thumbnail_behind_a_picture_is_no_band(tmp_path, mode):
+    picture = Image.fromarray(scene(1, dtype=np.uint8, side=(20, 24))[..., 0]).convert(mode)
     picture.save(tmp_path / "0.tif", save_all=True, append_images=[picture.resize((6, 5))])
-    assert folder(tmp_path, 1).read(0).shape == (1, 20, 24)
+    assert folder(tmp_path, len(mode)).read(0).shape == (len(mode), 20, 24)
 
 
 def test_dicom_is_read_in_the_units_of_its_modality(tmp_path):

@@ -29,6 +29,9 @@ WRITERS = {
         p, np.moveaxis(a, 2, 0), tile=(32, 32), planarconfig="separate", photometric="rgb"
     ),
     "pages.tif": lambda p, a: tifffile.imwrite(p, np.moveaxis(a, 2, 0), tile=(32, 32), photometric="minisblack"),
+    "colours.tif": lambda p, a: tifffile.imwrite(
+        p, np.stack([a[..., :3], a[..., 3:]]), tile=(32, 32), photometric="rgb"
+    ),
     "array.npy": np.save,
     "image.png": lambda p, a: Image.fromarray(a).save(p),
 }
@@ -46,11 +49,12 @@ def tiled(root, make=sources.folder, split="train", memory_gb=0.0, channels=3, i
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_windows_equal_the_whole_image(tmp_path, name):
-    array = pixels()
+    bands = 6 if name == "colours.tif" else 3
+    array = pixels(bands=bands)
     (tmp_path / "images").mkdir()
     WRITERS[name](tmp_path / "images" / name, array)
-    source, held = tiled(tmp_path / "images"), tiled(tmp_path / "images", memory_gb=1.0)
-    assert (source.images is None, len(source), held.images.shape) == (True, 35, (35, 3, 32, 32))
+    source, held = (tiled(tmp_path / "images", memory_gb=memory, channels=bands) for memory in (0.0, 1.0))
+    assert (source.images is None, len(source), held.images.shape) == (True, 35, (35, bands, 32, 32))
     assert source.places[:2] == ((0, 0), (0, 16))
     assert source.places[-1] == (64, 96)
     for row, (top, left) in enumerate(source.places):
@@ -59,7 +63,7 @@ def test_windows_equal_the_whole_image(tmp_path, name):
         np.testing.assert_array_equal(held.images[row], expected)
     assert source.describe(8) == f"{tmp_path}/images/{name}#16,16"
     assert source.content_hash == held.content_hash
-    assert tiled(tmp_path / "images", stride=32).content_hash != source.content_hash
+    assert tiled(tmp_path / "images", stride=32, channels=bands).content_hash != source.content_hash
 
 
 @pytest.mark.parametrize("kind", ["palette", "cmyk", "white is zero"])

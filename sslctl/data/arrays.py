@@ -2,6 +2,7 @@
 
 import importlib
 import lzma
+import math
 import struct
 import zipfile
 import zlib
@@ -17,6 +18,7 @@ from sslctl.data.pixels import BandsError, as_bands
 from sslctl.errors import InputError
 
 TIFF = (".tif", ".tiff")
+_BANDS_OF_PAGES = (0, 1, 2, 6)  # white is zero, black is zero, RGB, YCbCr: photometric interpretations of TIFF 6.0
 # What decoders of a TIFF's parts raise beside OSError and ValueError; imagecodecs' own are RuntimeErrors.
 DAMAGED = (RuntimeError, LookupError, TypeError, zlib.error, lzma.LZMAError, struct.error)
 
@@ -84,30 +86,40 @@ def _load(path: ImageFile, mode: str | None) -> np.ndarray:
 
 
 def read_tiff(path: ImageFile) -> np.ndarray:
-    """Reads the first image of a TIFF file in full resolution, all its bands: of one page, or of as many pages."""
+    """Reads the first image of a TIFF file in full resolution, all its bands: of one page, or of several, page by page."""
 
-    def values(series: Any, shape: tuple[int, ...], bands_last: bool) -> np.ndarray:
-        array = series.asarray().reshape(shape)
-        return array if bands_last else np.moveaxis(array, 0, 2)
+    def values(series: Any, shape: tuple[int, ...], rows: int) -> np.ndarray:
+        array = np.moveaxis(series.asarray().reshape(shape), (rows, rows + 1), (0, 1))
+        return array.reshape(*array.shape[:2], -1)  # (H, W, pages × samples)
 
     return _of_tiff(path, values)
 
 
-def _tiff_header(series: Any, shape: tuple[int, ...], bands_last: bool) -> tuple[tuple[int, int], str]:
-    return _described(shape if bands_last else (*shape[1:], shape[0]), series.dtype)
+def _tiff_header(series: Any, shape: tuple[int, ...], rows: int) -> tuple[tuple[int, int], str]:
+    height, width = shape[rows : rows + 2]
+    return _described((height, width, math.prod(shape) // max(height * width, 1)), series.dtype)
 
 
-def _of_tiff(path: ImageFile, look: Callable[[Any, tuple[int, ...], bool], Any]) -> Any:
-    """Returns what `look` makes of a file's first series, its shape in three axes, and whether the bands are the last."""
+def _of_tiff(path: ImageFile, look: Callable[[Any, tuple[int, ...], int], Any]) -> Any:
+    """Returns what `look` makes of a file's first series, its shape, and which axis is that of the rows; columns follow it.
+
+    The other axes are the bands: samples of a page, pages, or pages of several samples each. Raises BandsError for others, and
+    for pages whose samples are no bands: of palettes, of inks, of one bit as faxes have them.
+    """
     tifffile = package("tifffile", "tiff", path)
     try:
         with tifffile.TiffFile(stream(path)) as opened:
             series = opened.series[0]
             axes = [(axis, n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"]
             names, shape = "".join(axis for axis, _ in axes), tuple(n for _, n in axes)
-            if len(names) not in (2, 3) or "YX" not in names:
+            if "YX" not in names or len(names) > (4 if "S" in names else 3):
                 raise BandsError(f"axes {series.axes} of {series.shape}; expected rows, columns and bands")
-            return look(series, shape if len(names) == 3 else (*shape, 1), names.startswith("YX"))
+            kind = series.keyframe.photometric
+            if len(series.pages) > 1 and (kind not in _BANDS_OF_PAGES or series.dtype == np.bool_):
+                raise BandsError(
+                    f"{len(series.pages)} pages of {kind.name} values are no bands; expected one page a file"
+                )
+            return look(series, shape, names.index("Y"))
     except (tifffile.TiffFileError, *DAMAGED) as error:
         raise OSError(str(error)) from error
 

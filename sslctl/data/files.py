@@ -78,10 +78,10 @@ def _is_array(path: ImageFile, takes_colours: bool) -> bool:
 
 def _is_cut(image: Image.Image) -> bool:
     """Tells whether Pillow would give less of a file than it holds: 8 of 16 bits of its colours, three bands of four, or one of
-    several grey pages, which are bands."""
+    several pages, which are bands."""
     if image.format == "TIFF" and image.mode == "RGB" and image.tag_v2.get(277) not in (None, 3):
         return True
-    if image.format == "TIFF" and (image.mode == "L" or is_deep(image.mode)) and _has_pages(image):
+    if image.format == "TIFF" and _has_pages(image):
         return True
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
 

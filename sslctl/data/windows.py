@@ -153,7 +153,7 @@ def _has_windows(path: str) -> bool:
         return False
     tall, wide = _segment(pages[0])
     size = tall * wide * pages[0].samplesperpixel * pages[0].dtype.itemsize
-    return len(pages) in (1, int(kind.partition("×")[2])) and size <= _SEGMENT
+    return len(pages) * pages[0].samplesperpixel == int(kind.partition("×")[2]) and size <= _SEGMENT
 
 
 def _is_as_stored(page: Any) -> bool:
@@ -206,7 +206,9 @@ def _decoded(path: str) -> np.ndarray:
     name = path.lower()
     stat = os.stat(path)
     is_array = name.endswith(ARRAYS)
-    is_array |= name.endswith(arrays.TIFF) and _is_as_stored(_tiff(path, stat.st_size, stat.st_mtime_ns)[1][0])
+    if name.endswith(arrays.TIFF):
+        pages = _tiff(path, stat.st_size, stat.st_mtime_ns)[1]
+        is_array = _is_as_stored(pages[0]) or len(pages) > 1  # of which Pillow would give the first
     if is_array:
         (width, height), kind = arrays.header(path)
         _refuse_large(width, height, np.dtype(kind.partition("×")[0]).itemsize * int(kind.partition("×")[2]))
