@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -330,9 +331,11 @@ def poor(images):
 MEASURES = Measures(Knn([5], 0.1), ProbeGrid([0.1], [0.0], 1, 128, 0.2), (1,), 2)
 
 
-def judged(before, after, sizes=(8,)):
+def judged(before, after, sizes=(8,), several=False):
     read = Reader(torch.device("cpu"), 0, 0)
     train, test = images_of("train", 0), images_of("test", 1)
+    if several:
+        train, test = (replace(s, targets=F.one_hot(s.labels, 3) > 0, labels=s.labels * 0 - 1) for s in (train, test))
     return judge(subject("given", before), subject("trained", after), train, test, sizes, MEASURES, read, 0)
 
 
@@ -350,6 +353,17 @@ def test_the_verdict_on_features_of_which_the_better_ones_are_known(before, afte
         "linear, 1 labels a class",
     ]
     assert [c.draws for c in judgement.comparisons] == [1, 1, 2]
+
+
+def test_several_labels_an_image_are_judged_by_all_measures_too():
+    judgement = judged(poor, good, sizes=(8, 16), several=True)
+    assert judgement.verdict.kind == "better"
+    assert [(c.measure, c.draws) for c in judgement.comparisons] == [
+        ("kNN, k 5, all labels", 1),
+        ("linear, all labels", 1),
+        ("linear, 1 labels a class", 2),
+    ]
+    assert {r.metric for r in judgement.results} == {"mAP", "rankme", "difference"}
 
 
 def test_each_is_judged_at_the_size_at_which_held_out_training_images_score_best():

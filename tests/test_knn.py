@@ -80,7 +80,7 @@ def test_knn_does_not_depend_on_the_scale_of_features(scale):
 def test_knn_does_not_depend_on_the_size_of_a_block(rows, monkeypatch):
     bank, queries = clusters(spread=2), clusters(rows=40, spread=2, seed=1).features
     expected, blocks = knn_votes(queries, bank, k=9, temperature=0.1), []
-    monkeypatch.setattr(sslctl.evaluation.knn, "_CHUNK_BYTES", 4 * len(bank.labels) * rows)
+    monkeypatch.setattr(sslctl.evaluation.knn, "CHUNK_BYTES", 4 * len(bank.labels) * rows)
     monkeypatch.setattr(signals, "check", lambda: blocks.append(1))  # once a block
     actual = knn_votes(queries, bank, k=9, temperature=0.1)
     assert torch.allclose(actual, expected, rtol=1e-5)

@@ -1,6 +1,7 @@
 """Figures of features: known values, slow references, and what must not change them."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score
 
+import sslctl.evaluation.retrieval
 from sslctl.evaluation import label_free
 from sslctl.evaluation.clustering import Clustering, agreement, cluster, matched_hits, table_scores
 from sslctl.evaluation.console import percent
@@ -216,6 +218,36 @@ def test_the_retrieval_protocol_equals_a_slow_loop(depth):
     actual = {r["metric"]: r["value"] for r in measured(Retrieval([1, 3], depth), train, test)}
     expected = {f"map@{depth}": np.mean(precision)} | {f"recall@{k}": np.mean(hits) for k, hits in recall.items()}
     assert actual == pytest.approx(expected)
+
+
+def test_retrieval_of_several_labels_counts_images_that_share_one(monkeypatch):
+    monkeypatch.setattr(sslctl.evaluation.retrieval, "CHUNK_BYTES", 4 * 90 * 7)  # seven queries at once
+    train, test = (
+        replace(features, targets=noise(len(features.labels), 4, seed=seed) > 0.7)
+        for seed, features in enumerate((clusters(90, 4, spread=2), clusters(30, 4, spread=2, seed=1)))
+    )
+    similarity = F.normalize(test.features, dim=1) @ F.normalize(train.features, dim=1).T
+    precision, first = [], []
+    for row, own in zip(similarity, test.targets, strict=True):
+        if own.any():
+            ranked = (train.targets[row.argsort(descending=True)] & own).any(1).tolist()
+            at = [sum(ranked[: i + 1]) / (i + 1) for i in range(20) if ranked[i]]
+            precision.append(sum(at) / min(sum(ranked), 20))
+            first.append(ranked[0])
+    assert 10 < len(precision) < 30  # some ask for nothing
+    actual = {r["metric"]: r for r in measured(Retrieval([1], 20), train, test)}
+    assert actual["map@20"]["value"] == pytest.approx(np.mean(precision))
+    assert actual["recall@1"]["value"] == pytest.approx(np.mean(first))
+    assert actual["map@20"]["params"]["queries"] == len(precision)
+    assert actual["map@20"]["params"]["relevant"] == "a label in common"
+
+
+def test_retrieval_is_left_out_where_no_query_has_a_label():
+    train, test, omitted = clusters(90), clusters(30), []
+    train = replace(train, targets=noise(90, 4) > 0)
+    test = replace(test, targets=torch.zeros(30, 4, dtype=torch.bool))
+    assert measured(Retrieval([1], 20), train, test, omitted=omitted) == []
+    assert omitted == ["retrieval: no test image of digits has a label"]
 
 
 # --- Clustering ---

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm, t
 
+from sslctl.evaluation.multi_label import mean_average_precision
 from sslctl.evaluation.paired import compare, compare_rankings, interval_of_mean, of_groups, verdict_of
 
 
@@ -153,13 +154,49 @@ def test_answers_of_other_draws_are_not_compared():
 # --- Several labels an image ---
 
 
+def rankings(draws, images, generator, strength=(1.0, 1.0), spread=0.4):
+    """Targets (N, 3) and scores before and after, (N, 3) of each draw: images are hard or easy, a draw is lucky for one."""
+    targets = torch.from_numpy(generator.random((images, 3)) < 0.3)
+    hard, both = generator.normal(0, 0.6, (images, 3)), []
+    for level in strength:
+        own = generator.normal(0, 0.6, (images, 3))
+        luck = generator.normal(level, spread, draws)
+        noise = generator.normal(0, 0.6, (draws, images, 3))
+        both.append(list(torch.from_numpy(hard + own + noise + luck[:, None, None] * targets.numpy())))
+    return targets, *both
+
+
 def test_rankings_are_compared_on_the_same_resampled_images():
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.rand(80, 3, generator=generator) < 0.3
-    noise = torch.randn(80, 3, generator=generator)
-    weak, strong = noise + 0.5 * targets, noise + 2.0 * targets
+    targets, weak, strong = rankings(1, 80, np.random.default_rng(0), (0.5, 2.5))
     better = compare_rankings("x", weak, strong, targets)
     assert better.difference == pytest.approx(better.after - better.before)
     assert better.direction == 1
     assert compare_rankings("x", weak, weak, targets).interval == (0.0, 0.0)
     assert compare_rankings("x", weak, strong, targets, groups=torch.arange(80) // 8).ci95 != better.ci95
+
+
+def test_rankings_of_several_draws_are_compared_as_readers_and_cases():
+    targets, weak, strong = rankings(4, 300, np.random.default_rng(0), (0.5, 2.5), spread=0.01)
+    better = compare_rankings("x", weak, strong, targets)
+    before, after = (np.mean([mean_average_precision(s, targets) for s in part]) for part in (weak, strong))
+    assert (better.before, better.after, better.difference) == pytest.approx((before, after, after - before))
+    assert (better.draws, better.direction) == (4, 1)
+    # Draws that are all alike: nothing is left but the images, and the interval is about that of resampled ones.
+    alike, resampled = (compare_rankings("x", weak[:1] * n, strong[:1] * n, targets) for n in (3, 1))
+    assert alike.ci95 == pytest.approx(resampled.ci95, abs=0.25 * (resampled.ci95[1] - resampled.ci95[0]))
+    # Images of one group count as one.
+    groups = torch.arange(300).repeat_interleave(3)
+    copied = [[scores.repeat_interleave(3, dim=0) for scores in part] for part in (weak, strong)]
+    grouped = compare_rankings("x", *copied, targets.repeat_interleave(3, dim=0), groups=groups)
+    assert grouped.ci95 == pytest.approx(better.ci95, abs=0.01)
+    narrow = compare_rankings("x", *copied, targets.repeat_interleave(3, dim=0)).ci95
+    assert narrow[1] - narrow[0] < 0.8 * (better.ci95[1] - better.ci95[0])
+
+
+def test_the_interval_of_rankings_holds_where_there_is_no_difference():
+    def holds(generator):
+        targets, before, after = rankings(5, 150, generator)
+        low, high = compare_rankings("x", before, after, targets).ci95
+        return low <= 0 <= high
+
+    assert share_of(holds, 100) == pytest.approx(0.95, abs=0.05)

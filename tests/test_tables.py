@@ -19,7 +19,7 @@ from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import shares_of
 from sslctl.evaluation.labelled_rows import draw_labels, folds
 from sslctl.evaluation.linear import ProbeGrid, fit_probe
-from sslctl.evaluation.multi_label import average_precision, interval
+from sslctl.evaluation.multi_label import average_precision, influences, interval
 from sslctl.evaluation.online import online_rows
 from sslctl.methods.supervised import Supervised
 from tests.conftest import QUICK, write_images
@@ -221,6 +221,21 @@ def test_average_precision_is_scikit_learns():
     assert low < np.mean(expected) < high
 
 
+def test_influences_are_the_derivatives_of_the_map():
+    draw = torch.Generator().manual_seed(0)
+    targets = torch.rand(20, 4, generator=draw) < torch.tensor([0.5, 0.1, 0.9, 0])  # the last no image has
+    for scores in (torch.randn(20, 4, generator=draw), torch.randint(0, 5, (20, 4), generator=draw)):
+        step, expected = 1e-5, []
+        for row in range(20):
+            weight = torch.ones(2, 20, dtype=torch.float64)
+            weight[:, row] += torch.tensor([step, -step], dtype=torch.float64)
+            up, down = (average_precision(scores, targets, own).nanmean() for own in weight)
+            expected.append(20 * (up - down) / (2 * step))
+        actual = influences(scores, targets)
+        torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-6, atol=1e-6)
+        assert actual.mean().item() == pytest.approx(0, abs=1e-12)
+
+
 def test_a_probe_of_several_labels_learns_each_and_is_picked_by_map():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(400, 6, generator=draw)
@@ -267,9 +282,10 @@ def test_several_labels_are_pretrained_on_and_judged_from_a_command(images, cli)
     assert "has a mAP of" in done.out
     assert '"knn_mAP"' in (images / "run" / "metrics.jsonl").read_text()
     assert "already finished" in cli("pretrain", *QUICK, *data, *words).out
-    evaluated = cli("evaluate", "run", "device=cpu", "cache=false", "protocols=[knn,linear,clustering]")
+    evaluated = cli("evaluate", "run", "device=cpu", "cache=false", "protocols=[knn,linear,clustering,retrieval]")
     assert evaluated.status == 0, evaluated.err
-    assert "left out: clustering: set has several labels an image" in evaluated.out
+    assert "left out: clustering: set has several labels an image, these measures know one" in evaluated.out
+    assert "map@100" in (images / "run" / "results.jsonl").read_text()
 
 
 @pytest.mark.slow

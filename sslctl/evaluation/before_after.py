@@ -54,7 +54,7 @@ class Measures:
         nearest = neighbours(test.features, train.features, self.knn.k[0])
         votes, settings = self.knn.scores(train, *nearest)
         result = [Answers(f"kNN, k {settings['params']['k']}, all labels", [votes], settings)]
-        for amount in (None, *(self.few_labels if train.targets is None else ())):
+        for amount in (None, *self.few_labels):
             words = "all labels" if amount is None else f"{amount_in_words(amount).replace('/', ' labels a ')}"
             try:
                 scores, settings, _ = LinearProbe(self.grid, amount, self.draws).scores(train, test, seed)
@@ -70,17 +70,18 @@ class Measures:
             return None
         scores = []
         for part in folds(train, _HELD_OUT, seed):
-            rest, judged = train.take(~part), train.take(part)
-            labelled = [rest]
-            for amount in self.few_labels if train.targets is None else ():
+            rest, held_out = train.take(~part), train.take(part)
+            labelled_sets = [rest]
+            for amount in self.few_labels:
                 with contextlib.suppress(InputError):  # of draw_labels: a class has fewer images
                     numbers = [draw_number(seed, draw) for draw in range(min(self.draws, _DRAWS))]
-                    labelled += [rest.take(draw_labels(rest.labels, amount, number)) for number in numbers]
+                    row_sets = [draw_labels(rest.labels, amount, number, rest.targets) for number in numbers]
+                    labelled_sets += [rest.take(rows) for rows in row_sets]
             trained = (self.grid.epochs, self.grid.batch_size, seed, self.grid.most_steps)
-            probes = [train_classifiers(rows, [self.grid.middle()], *trained) for rows in labelled]
-            nearest = neighbours(judged.features, rest.features, self.knn.k[0])
-            all_scores = [self.knn.scores(rest, *nearest)[0], *(probe.scores(judged.features)[0] for probe in probes)]
-            scores += [_score(own, judged) for own in all_scores]
+            probes = [train_classifiers(rows, [self.grid.middle()], *trained) for rows in labelled_sets]
+            nearest = neighbours(held_out.features, rest.features, self.knn.k[0])
+            all_scores = [self.knn.scores(rest, *nearest)[0], *(probe.scores(held_out.features)[0] for probe in probes)]
+            scores += [_score(own, held_out) for own in all_scores]
         return sum(scores) / len(scores)
 
 
@@ -115,29 +116,29 @@ def judge(
     seed: int,
 ) -> Judgement:
     """Compares a network before and after on the test split, each at the size at which held-out training images score best."""
-    chosen, results, answered = {}, [], []
+    best_sizes, results, answers_of_both = {}, [], []
     for subject in (given, trained):
         bank, size = features_at_best_size(subject, train, sizes, measures, read, seed)
         at, source = sized(subject, test, size)
-        images, chosen[subject.name] = read(at, source), size
+        images, best_sizes[subject.name] = read(at, source), size
         answers = measures.answers(bank, images, seed)
-        answered.append(answers)
+        answers_of_both.append(answers)
         results += [result for own in answers for result in score_results(at, source, own.scores, **own.settings)]
         results.append(rankme_of(at, train, bank.features))
     comparisons = []
-    for before, after in zip(*answered, strict=True):
+    for before, after in zip(*answers_of_both, strict=True):
         groups = test.groups
         if test.targets is not None:
-            pair = (before.scores[0], after.scores[0], test.targets)
-            comparisons.append(compare_rankings(before.measure, *pair, len(answered[0]), groups))
+            pair = (before.scores, after.scores, test.targets)
+            comparisons.append(compare_rankings(before.measure, *pair, len(answers_of_both[0]), groups))
         else:
             pair = (before.hits(test.labels), after.hits(test.labels))
-            comparisons.append(compare(before.measure, *pair, len(answered[0]), groups))
+            comparisons.append(compare(before.measure, *pair, len(answers_of_both[0]), groups))
     lines = [
-        result_of(comparison, answers, given, judged_at(trained, test), test, chosen)
-        for comparison, answers in zip(comparisons, answered[1], strict=True)
+        result_of(comparison, answers, given, judged_at(trained, test), test, best_sizes)
+        for comparison, answers in zip(comparisons, answers_of_both[1], strict=True)
     ]
-    return Judgement(verdict_of(comparisons), comparisons, chosen, [*results, *lines])
+    return Judgement(verdict_of(comparisons), comparisons, best_sizes, [*results, *lines])
 
 
 def sized(subject: Subject, source: Source, size: int) -> tuple[Subject, Source]:

@@ -19,7 +19,7 @@ from sslctl.evaluation.task import Protocol, Task
 from sslctl.runs.results import Result
 
 _UNEVEN = 2  # times as many images of one class as of another
-_CHUNK_BYTES = 256 * 2**20  # of one block of similarities
+CHUNK_BYTES = 256 * 2**20  # of one block of similarities
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     bank = F.normalize(bank, dim=1)
     k = min(k, len(bank))
-    chunk = max(1, _CHUNK_BYTES // (4 * len(bank)))
+    chunk = max(1, CHUNK_BYTES // (4 * len(bank)))
     similarity, rows = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
     for start in range(0, len(queries), chunk):
         signals.check()
@@ -61,7 +61,7 @@ def shares_of(similarity: Tensor, targets: Tensor, rows: Tensor, *, temperature:
     """
     weight = _weights(similarity, temperature)
     weight = weight / weight.sum(1, keepdim=True)
-    chunk = max(1, _CHUNK_BYTES // (4 * rows.shape[1] * targets.shape[1]))
+    chunk = max(1, CHUNK_BYTES // (4 * rows.shape[1] * targets.shape[1]))
     parts = zip(weight.split(chunk), rows.split(chunk), strict=True)
     return torch.cat([(own[:, None] @ targets[near].float())[:, 0] for own, near in parts])
 

@@ -22,18 +22,43 @@ def average_precision(scores: Tensor, targets: Tensor, weight: Tensor | None = N
     scores: (N, C); targets: (N, C) bool; weight: (N,) of the images. A label that no image has is NaN.
     """
     weight = torch.ones(len(scores), dtype=torch.float64) if weight is None else weight.double()
-    order = scores.argsort(dim=0, descending=True)  # (N, C)
-    ordered = scores.gather(0, order)
-    # Images of one score come together: precision and recall are those at the last of them.
-    last = torch.ones_like(ordered, dtype=torch.bool)
-    last[:-1] = ordered[:-1] != ordered[1:]
-    n = len(scores)
-    places = torch.where(last, torch.arange(n)[:, None], n)
-    end = places.flip(0).cummin(0).values.flip(0)  # (N, C)
+    order, _, end = _ranked(scores)
     own = weight[order]
     hits = own * targets.gather(0, order)
     precision = hits.cumsum(0).gather(0, end) / own.cumsum(0).gather(0, end).clamp(min=1e-12)
     return (hits * precision).sum(0) / hits.sum(0)  # 0 / 0: no image has it
+
+
+def _ranked(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the rows of (N, C) scores from the highest on, and the places of the first and the last that share a score, (N, C)
+    each: images of one score come together, precision and recall are those at the last of them."""
+    order = scores.argsort(dim=0, descending=True)
+    ordered, n = scores.gather(0, order), len(scores)
+    differs = torch.ones(n + 1, scores.shape[1], dtype=torch.bool)  # from the one before
+    differs[1:-1] = ordered[1:] != ordered[:-1]
+    places = torch.arange(n)[:, None]
+    start = torch.where(differs[:-1], places, 0).cummax(0).values
+    end = torch.where(differs[1:], places, n).flip(0).cummin(0).values.flip(0)
+    return order, start, end
+
+
+def influences(scores: Tensor, targets: Tensor) -> Tensor:
+    """Returns (N,) float64: N times the derivative of the mAP by the weight of each image, 0 on average.
+
+    The mAP plus these are the pseudovalues of the infinitesimal jackknife (Efron 1982, chapter 6): their mean is the mAP, their
+    spread that of the mAP over samples of images. scores: (N, C); targets: (N, C) bool.
+    """
+    order, start, end = _ranked(scores)
+    hits = targets.gather(0, order).double()
+    count = (end + 1).double()
+    precision = hits.cumsum(0).gather(0, end) / count
+    total = hits.sum(0)
+    # An image counts among those found, and in the precision at each that is found no earlier than itself.
+    terms = (hits / count, hits * precision / count)
+    gain, loss = (part.flip(0).cumsum(0).flip(0).gather(0, start) for part in terms)
+    each = (hits * (precision + gain - (hits * precision).sum(0) / total) - loss) / total
+    of_images = torch.empty_like(each).scatter_(0, order, each)
+    return len(scores) * of_images[:, total > 0].mean(1).nan_to_num(0)  # as the mAP of no label is 0
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float:

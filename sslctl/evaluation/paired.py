@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslctl import signals
-from sslctl.evaluation.multi_label import average_precision
+from sslctl.evaluation.multi_label import average_precision, influences, mean_average_precision
 
 ERROR = 0.05  # of all comparisons of a verdict together: how often chance alone is called a difference, at most
 _RESAMPLES = 400  # of the test images, for the interval of a difference in mAP
@@ -123,24 +123,53 @@ def of_groups(difference: Tensor, groups: Tensor) -> Tensor:
 
 
 def compare_rankings(
-    measure: str, before: Tensor, after: Tensor, targets: Tensor, comparisons: int = 1, groups: Tensor | None = None
+    measure: str,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    targets: Tensor,
+    comparisons: int = 1,
+    groups: Tensor | None = None,
 ) -> Comparison:
-    """Compares the mAP of scores before and after, (N, C) each, by resampling images, or groups of them, for both at once
-    (percentile bootstrap, Efron 1979). targets: (N, C) bool."""
-    level, generator = level_of(comparisons), np.random.default_rng(0)
+    """Compares the mAP of scores before and after, (N, C) of each draw of labels. targets: (N, C) bool.
+
+    Of one draw the interval is of images, or groups of them, resampled for both at once (percentile bootstrap, Efron 1979); of
+    several, that of `interval_of_mean`, of pseudovalues: an mAP is no mean of images, as in Dorfman, Berbaum & Metz (1992), who
+    have areas under curves.
+    """
+    level = level_of(comparisons)
+    first, last = (
+        torch.tensor([mean_average_precision(own, targets) for own in each], dtype=torch.float64)
+        for each in (before, after)
+    )
+    difference = last - first
+    if len(before) == 1:
+        ci95, interval = _resampled_intervals(before[0], after[0], targets, groups, (0.95, level))
+    else:
+        pairs = zip(before, after, strict=True)
+        shifts = torch.stack([influences(own_after, targets) - influences(own, targets) for own, own_after in pairs])
+        values = difference[:, None] + shifts  # (R, N)
+        values = values if groups is None else of_groups(values, groups)
+        ci95, interval = interval_of_mean(values, 0.95), interval_of_mean(values, level)
+    means = first.mean().item(), last.mean().item(), difference.mean().item()
+    return Comparison(measure, *means, ci95, interval, level, len(before))
+
+
+def _resampled_intervals(
+    before: Tensor, after: Tensor, targets: Tensor, groups: Tensor | None, levels: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Returns (low, high) of the difference in mAP of resampled images, or groups of them, at each level."""
+    generator = np.random.default_rng(0)
     own = torch.arange(len(before)) if groups is None else groups.unique(return_inverse=True)[1]
     count, values = int(own.max()) + 1, []
 
-    def precision(scores: Tensor, weight: Tensor | None = None) -> float:
+    def precision(scores: Tensor, weight: Tensor) -> float:
         return average_precision(scores, targets, weight).nanmean().nan_to_num(0).item()
 
     for _ in range(_RESAMPLES):
         signals.check()
         weight = torch.from_numpy(generator.multinomial(count, np.full(count, 1 / count)))[own]
         values.append(precision(after, weight) - precision(before, weight))
-    ci95, interval = (tuple(np.quantile(values, [(1 - p) / 2, (1 + p) / 2]).tolist()) for p in (0.95, level))
-    first, last = precision(before), precision(after)
-    return Comparison(measure, first, last, last - first, ci95, interval, level, 1)
+    return [tuple(np.quantile(values, [(1 - p) / 2, (1 + p) / 2]).tolist()) for p in levels]
 
 
 # --- The verdict ---

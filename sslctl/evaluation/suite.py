@@ -42,6 +42,8 @@ def measure(subject: Subject, task: Task, protocols: dict[str, Protocol]) -> lis
     if task.train.has_several:
         others = [name for name, protocol in protocols.items() if protocol.needs_labels and not protocol.takes_several]
         impossible += others
-        task.omitted.append(f"{', '.join(others)}: {task.train.name} has several labels an image")
+        if others:
+            why = f"{task.train.name} has several labels an image, these measures know one"
+            task.omitted.append(f"{', '.join(others)}: {why}")
     possible = [protocol for name, protocol in protocols.items() if name not in impossible]
     return [result for protocol in possible for result in protocol(subject, task)]
