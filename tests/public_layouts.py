@@ -184,6 +184,28 @@ def mmpretrain_vit(state):
     )
 
 
+def mmpretrain_swin(state):
+    """SwinTransformer, whose PatchMerging is torch's Unfold: where each value of timm's order stands in its is unfolded here."""
+    result = renamed(
+        state,
+        (r"^patch_embed\.proj\.", "patch_embed.projection."),
+        (r"^norm\.", "norm3."),
+        (r"^layers\.(\d)\.downsample\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),
+        (r"^layers\.", "stages."),
+        (r"\.attn\.", ".attn.w_msa."),
+        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
+        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+    )
+    for name, tensor in result.items():
+        if ".downsample." in name:
+            channels = tensor.shape[-1] // 4
+            places = torch.arange(4.0 * channels).view(1, 2, 2, channels)  # (B, H, W, C), each value at its place
+            timms = places.reshape(1, 1, 2, 1, 2, channels).permute(0, 1, 3, 4, 2, 5).flatten()  # as its PatchMerging
+            unfolded = torch.nn.Unfold(2, stride=2)(places.permute(0, 3, 1, 2)).flatten()
+            result[name] = tensor[..., [timms.tolist().index(place) for place in unfolded.tolist()]]
+    return result | {"stages.0.blocks.0.attn.w_msa.relative_position_index": T(4, 4).long()}
+
+
 def mae_decoder(prefix=""):
     names = ("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.norm1.weight")
     return {f"{prefix}{name}": T(1, 1, 24) for name in (*names, "decoder_norm.weight", "decoder_pred.weight")}
@@ -302,6 +324,9 @@ BEIT = {
     },
 }
 SWIN = {
+    "mmpretrain, Swin": lambda v: {
+        "state_dict": under("backbone.", mmpretrain_swin(v)) | {"head.fc.weight": T(5, 16), "head.fc.bias": T(5)}
+    },
     "SimMIM, Swin": lambda v: {
         "model": under(
             "encoder.",

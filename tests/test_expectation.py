@@ -81,7 +81,7 @@ def test_the_hubs_files_beside_the_weights_are_read(name, content, tmp_path):
     seen, sentence = as_expected(OWN, node)
     assert (seen.mean, seen.std) == ([0.1] * 3, [0.3] * 3)
     assert sentence.startswith("mean [0.1, 0.1, 0.1], std [0.3, 0.3, 0.3] of the weights")
-    assert f"{name} beside the file; trained at 64 px, bicubic" in sentence
+    assert f"{name} beside the file; trained at 64 px, bicubic; here images are resized bilinearly" in sentence
     seen, sentence = as_expected(OWN, OmegaConf.merge(node, {"normalization": "dataset"}))
     assert seen == OWN
     assert "of the dataset, not those of the weights" in sentence

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 
 import pytest
 import timm
@@ -9,9 +10,10 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 
 from sslctl.models.backbones import Backbone, ResNet, Timm
-from sslctl.models.matching import flatten
+from sslctl.models.matching import flatten, match
 from sslctl.models.weights import load_weights
 from sslctl.runs.checkpoint import CheckpointError
 from tests.public_layouts import CASES, SMALL, VIT, dinov2_registers, dinov3, under
@@ -82,6 +84,70 @@ def test_torchvisions_swin_and_convnext_are_taken_whole(tmp_path):
     assert " 0 missing; left out: 2 of classifier" in load(backbone, convnext.state_dict(), tmp_path)
     convnext.classifier[2] = nn.Identity()
     assert_same_features(backbone, convnext)
+
+
+def settled(network, seed=1):
+    """The network in evaluation, its BatchNorm with random weights and with statistics of its input, so that features differ."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = 1.0
+                part.weight.uniform_(0.5, 2, generator=generator)
+                part.bias.normal_(0, 0.5, generator=generator)
+        network.train()(torch.rand(8, 3, 64, 64, generator=generator))
+    return network.eval()
+
+
+def small_efficientnet_v2():
+    """torchvision's as timm's efficientnetv2_s is with a third of the channels and of the blocks."""
+    fused = [(1, 1, 8, 8, 1), (4, 2, 8, 16, 2), (4, 2, 16, 24, 2)]  # expansion, stride, channels, blocks
+    plain = [(4, 2, 24, 40, 2), (6, 1, 40, 56, 3), (6, 2, 56, 88, 5)]
+    blocks = [FusedMBConvConfig(e, 3, s, c, d, n) for e, s, c, d, n in fused]
+    blocks += [MBConvConfig(e, 3, s, c, d, n) for e, s, c, d, n in plain]
+    return torchvision.models.EfficientNet(
+        blocks, 0.0, 0.0, last_channel=424, norm_layer=functools.partial(nn.BatchNorm2d, eps=1e-3)
+    )
+
+
+SMALLER = {"channel_multiplier": 1 / 3, "depth_multiplier": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "kwargs", "eps"),
+    [
+        (torchvision.models.efficientnet_b0, "efficientnet_b0", {}, None),
+        (small_efficientnet_v2, "efficientnetv2_s", SMALLER, 1e-3),
+        (torchvision.models.mobilenet_v2, "mobilenetv2_100", {}, None),
+        (torchvision.models.mobilenet_v3_large, "mobilenetv3_large_100", {}, 1e-3),
+        (torchvision.models.mobilenet_v3_small, "mobilenetv3_small_100", {}, 1e-3),
+    ],
+)
+def test_torchvisions_networks_of_inverted_residuals_are_taken_whole(make, model, kwargs, eps, tmp_path):
+    network = settled(make())
+    backbone = backbone_of(model, kwargs | ({"bn_eps": eps} if eps else {}), 64)
+    report = load(backbone, network.state_dict(), tmp_path)
+    assert " 0 missing; left out: 2 of classifier" in report
+    assert "bn_eps" not in report
+    hidden = list(network.classifier.children())[:-2] if "v3" in model else []
+    network.classifier = nn.Sequential(*hidden)
+    assert_same_features(backbone, network, 64)
+    assert (network(images(64)).std(0) > 1e-3).float().mean() > 0.5  # they tell images apart
+    if model == "mobilenetv3_small_100":  # what no tensor tells is said
+        other = backbone_of(model, kwargs, 64)
+        advice = "the file's network has BatchNorm of eps 0.001, this one 1e-05: +backbone.kwargs.bn_eps=0.001"
+        assert advice in load(other, torch.load(tmp_path / "file.pth"), tmp_path)
+
+
+@pytest.mark.parametrize(("model", "eps"), [("efficientnet_b4", None), ("efficientnet_b5", 1e-3)])
+def test_the_larger_efficientnets_of_torchvision_are_known_by_their_depth(model, eps):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, model)()
+        ours = Backbone(Timm(model, 3, 64, {}), MEAN, STD)
+    found = match(theirs.state_dict(), ours)
+    assert {part.eps for part in theirs.modules() if isinstance(part, nn.BatchNorm2d)} == {eps or 1e-5}
+    assert found.eps == eps
+    assert {"mean", "std"} | found.tensors.keys() == ours.state_dict().keys()
 
 
 def test_lightlys_masked_transformers_are_taken_whole(tmp_path):

@@ -59,6 +59,8 @@ def as_expected(preprocess: Preprocess | TextPreprocess, node: Any) -> tuple[Pre
         ", "
     )
     source = f"{expected.source}{f'; trained at {trained}' if trained else ''}"
+    if expected.interpolation not in (None, "bilinear"):
+        source += "; here images are resized bilinearly, those that have their size already are not"
     if wanted == "dataset":
         return preprocess, f"{own} of the dataset, not those of the weights ({source})"
     mean, std = expected.mean, expected.std

@@ -6,16 +6,30 @@ Names on the right are those of torchvision's ResNets and of timm's transformers
 import re
 from dataclasses import dataclass
 
+from sslctl.models.mobile_layouts import (
+    EFFICIENTNET,
+    EFFICIENTNET_V2,
+    MOBILENET_V2,
+    MOBILENET_V3_LARGE,
+    MOBILENET_V3_SMALL,
+)
+
 # Put inside names by compilation, sharding and activation checkpointing.
 INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """anchor: a tensor that only this layout has, whose prefix is that of all. renames: (pattern, replacement), in order."""
+    """anchor: a tensor that only this layout has, whose prefix is that of all. renames: (pattern, replacement), in order.
+
+    unfolded: its patch merging reads channel by channel, the four places of each, as torch's Unfold gives them; timm's reads
+    place by place. eps: of its BatchNorm, where that is not torch's 1e-5: no tensor holds it.
+    """
 
     anchor: str
     renames: tuple[tuple[str, str], ...] = ()
+    unfolded: bool = False
+    eps: float | None = None
 
 
 _STAGES = range(4)
@@ -104,6 +118,16 @@ _MMPRETRAIN_VIT = (
     (r"^(?:ln1|norm1)\.", "norm."),
 )
 
+_MMPRETRAIN_SWIN = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    *((rf"^stages\.{stage}\.downsample\.", f"layers.{stage + 1}.downsample.") for stage in _STAGES),
+    (r"^stages\.", "layers."),
+    (r"\.attn\.w_msa\.", ".attn."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"^norm3\.", "norm."),
+)
+
 # Which number a ResNet's children have in an nn.Sequential, with its activation and pooling among them and without.
 _NUMBERS = ((r"^0\.", "conv1."), (r"^1\.", "bn1."))
 _SEQUENTIAL = (*_NUMBERS, *((rf"^{3 + stage}\.", f"layer{stage}.") for stage in range(1, 5)))
@@ -117,6 +141,13 @@ LAYOUTS = (
     Layout(r"features\.1\.0\.layer_scale", _TORCHVISION_CONVNEXT),
     Layout(r"stages\.0\.downsample_layers\.0\.weight", _TRANSFORMERS_CONVNEXT),
     Layout(r"patch_embed\.projection\.weight", _MMPRETRAIN_VIT),
+    Layout(r"stages\.0\.blocks\.0\.attn\.w_msa\.relative_position_bias_table", _MMPRETRAIN_SWIN, unfolded=True),
+    Layout(r"features\.6\.8\.block\.1\.0\.weight", EFFICIENTNET, eps=1e-3),  # B5 to B7 are as deep
+    Layout(r"features\.1\.0\.block\.1\.fc1\.weight", EFFICIENTNET),
+    Layout(r"features\.2\.0\.block\.1\.0\.weight", EFFICIENTNET_V2, eps=1e-3),
+    Layout(r"features\.1\.conv\.0\.0\.weight", MOBILENET_V2),
+    Layout(r"features\.1\.block\.0\.0\.weight", MOBILENET_V3_LARGE, eps=1e-3),
+    Layout(r"features\.1\.block\.0\.0\.weight", MOBILENET_V3_SMALL, eps=1e-3),
     Layout(r"7\.0\.conv1\.weight", _SEQUENTIAL),
     Layout(r"5\.0\.conv1\.weight", _SEQUENTIAL_SHORT),
     Layout(r"blocks\.0\.0\.norm1\.weight", ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),)),  # DINOv2's chunks of blocks

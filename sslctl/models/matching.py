@@ -26,13 +26,17 @@ _HELD = {
 
 @dataclass
 class Match:
-    """A file's tensors in a backbone's terms. prefix: of the network in the file; alternatives: of others that fit as well."""
+    """A file's tensors in a backbone's terms. prefix: of the network in the file; alternatives: of others that fit as well.
+
+    eps: of the BatchNorm of the file's network, where it is known to be another than torch's.
+    """
 
     prefix: str
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the backbone's names
     unexpected: dict[str, Tensor] = field(default_factory=dict)  # of a backbone, but not of this one
     parts: Counter = field(default_factory=Counter)  # left out: what is no backbone, and how many tensors of it
     alternatives: list[str] = field(default_factory=list)
+    eps: float | None = None
 
 
 def flatten(content: dict, depth: int = _DEEPEST, seen: frozenset[int] | set[int] = frozenset()) -> dict[str, Tensor]:
@@ -115,8 +119,7 @@ def _translate(
             name = name.removeprefix(prefix)
             for pattern, replacement in layout.renames:
                 name = re.sub(pattern, replacement, name)
-            column = name.endswith(".gamma") and tensor.ndim == 3 and tensor.numel() == len(tensor)
-            inside[name] = tensor.flatten() if column else tensor  # torchvision's (C, 1, 1)
+            inside[name] = _as_ours(name, tensor, layout)
     inside, expected = _with_registers_apart(inside, places), backbone.state_dict()
     placed, rest = _place(inside, places)
     if filtered := _filter(inside, backbone):
@@ -133,7 +136,19 @@ def _translate(
     }
     parts = _parts({n: t for n, t in rest.items() if n not in unexpected}, "")
     parts += _parts({name: tensor for name, tensor in theirs.items() if not name.startswith(prefix)}, prefix)
-    return Match(prefix, placed, unexpected, parts)
+    return Match(prefix, placed, unexpected, parts, eps=layout.eps)
+
+
+def _as_ours(name: str, tensor: Tensor, layout: Layout) -> Tensor:
+    """Returns a tensor in the shape and the order of values in which the network of this name has it."""
+    if name.endswith(".gamma") and tensor.ndim == 3 and tensor.numel() == len(tensor):
+        return tensor.flatten()  # torchvision's layer scale (C, 1, 1)
+    if name == "conv_head.weight" and tensor.ndim == 2:
+        return tensor[:, :, None, None]  # torchvision's linear layer of pooled features is a 1×1 convolution in timm
+    if layout.unfolded and ".downsample." in name and tensor.ndim in (1, 2) and tensor.shape[-1] % 4 == 0:
+        # (…, 4C): each channel's places, row by row -> place by place, column by column, with all channels.
+        return tensor.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)
+    return tensor
 
 
 def _numberless(name: str) -> str:

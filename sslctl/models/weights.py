@@ -100,6 +100,7 @@ def copy_weights(
         f"weights {name}: {len(matched)} of {len(needed)} tensors matched, {len(needed) - len(matched)} missing"
         + _left_out(translated)
         + "".join(f"; {change}" for change in changes)
+        + _other_eps(translated, backbone, key)
     )
     differences = compare({**tensors, **translated.unexpected}, needed)
     if not matched:
@@ -122,6 +123,15 @@ def _left_out(translated: Match) -> str:
         parts = [f"{count} of {part}" for part, count in translated.parts.most_common()]
         report += f"; left out: {', '.join(parts[:6])}{' …' if len(parts) > 6 else ''}"
     return report
+
+
+def _other_eps(translated: Match, backbone: Backbone, key: str) -> str:
+    """Returns, for the report, that the file's network divides by another standard deviation, which no tensor tells."""
+    own = {part.eps for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)}
+    if translated.eps is None or own <= {translated.eps}:
+        return ""
+    word = f"{key}.kwargs.bn_eps={translated.eps:g}"
+    return f"; the file's network has BatchNorm of eps {translated.eps:g}, this one {max(own):g}: +{word}"
 
 
 def refuse_non_finite(file: Path | str, tensors: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
