@@ -7,8 +7,8 @@ import yaml
 
 from sslctl.report.measurement import distinguishing_settings, measurement_of
 from sslctl.runs.health import judge
-from sslctl.runs.health_rules import wilson_noise
 from sslctl.runs.history import RunFacts
+from sslctl.runs.intervals import wilson_noise
 from tests.conftest import QUICK, write_images
 from tests.runs import blank_result, results
 

@@ -12,7 +12,7 @@ from sslctl.evaluation.labelled_rows import draw_labels
 from sslctl.evaluation.provenance import as_named, settings
 from sslctl.evaluation.results import interval, interval_of_mean
 from sslctl.evaluation.task import draw_number
-from sslctl.runs.health_rules import wilson
+from sslctl.runs.intervals import wilson
 from tests.runs import PROBE, SIMCLR, STEPS, finish, results
 
 SUITE = (

@@ -45,19 +45,21 @@ def typed_words(first_recipe: str) -> list[str]:
 
 
 def words_of_run(
-    typed: list[str], recipe: str, choices: Iterable[str], run_dir: Path, epochs: int | None = None, *more: str
+    command_words: list[str], recipe: str, choices: Iterable[str], run_dir: Path, epochs: int | None = None, *more: str
 ) -> list[str]:
     """Returns the overrides of a pretraining: adapt's own, the recipe's, what was chosen, then what was typed, which wins.
 
     more: words that win over all of these.
     """
-    passed = [word for word in typed if key_of(word).partition(".")[0] not in (*OWN_KEYS, "run_dir", "plan_only")]
-    chosen = {key_of(word): word for word in (*_BASE, *recipe_words(recipe, own_directories()), *choices)}
+    own_words = [
+        word for word in command_words if key_of(word).partition(".")[0] not in (*OWN_KEYS, "run_dir", "plan_only")
+    ]
+    words_by_key = {key_of(word): word for word in (*_BASE, *recipe_words(recipe, own_directories()), *choices)}
     if epochs is not None:
         looks = f"evaluation.knn_every_epochs={max(1, epochs // _LOOKS)}"
-        chosen |= {"trainer.epochs": f"trainer.epochs={epochs}", "evaluation.knn_every_epochs": looks}
+        words_by_key |= {"trainer.epochs": f"trainer.epochs={epochs}", "evaluation.knn_every_epochs": looks}
     last = [*more, *prepare([f"run_dir={run_dir}"]).overrides]
-    return [*unsaid(chosen.values(), [*passed, *last]), *unsaid(passed, last), *last]
+    return [*unsaid(words_by_key.values(), [*own_words, *last]), *unsaid(own_words, last), *last]
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ from sslctl.commands._adaptation_jobs import own_directories, pretraining, typed
 from sslctl.commands.pretrain import pretrain
 from sslctl.config.command_line import command_line
 from sslctl.config.recipes import key_of, recipe_words
-from sslctl.data.layout import NoTestSplit
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, say, user_path
 from sslctl.evaluation.before_after import Measures
 from sslctl.evaluation.conclusion import conclude, score_of_trial
 from sslctl.evaluation.knn import Knn
 from sslctl.evaluation.linear import ProbeGrid
+from sslctl.evaluation.runner import judged_images
 from sslctl.evaluation.task import Reader, label_amount
 from sslctl.factory.expectation import expectation_of, has_weights
 from sslctl.factory.from_config import build_backbone, build_source
@@ -61,14 +61,14 @@ def adapt(config: Any) -> None:
     run_dir = directory_of(config, identity)
     refuse_unwritable(run_dir)
     refuse_other(run_dir)
-    typed = typed_words(config.recipes[0])
+    command_words = typed_words(config.recipes[0])
 
     # What was chosen when this began holds to its end, whatever the machine does now.
     adaptation = read_adaptation(run_dir)
     if adaptation:
         refuse_another(run_dir, adaptation, identity)
     else:
-        adaptation = Adaptation(command_line(), identity, *choose(config, source, typed, run_dir))
+        adaptation = Adaptation(command_line(), identity, *choose(config, source, command_words, run_dir))
         if not config.plan_only:
             lock = take(run_dir)
             adaptation = read_adaptation(run_dir) or adaptation  # another process may have been faster
@@ -77,7 +77,7 @@ def adapt(config: Any) -> None:
     say(*adaptation.lines())
     if config.plan_only:
         epochs = final_epochs(config, adaptation, config.recipes[0])
-        words = words_of_run(typed, config.recipes[0], adaptation.choices, run_dir, epochs, "plan_only=true")
+        words = words_of_run(command_words, config.recipes[0], adaptation.choices, run_dir, epochs, "plan_only=true")
         with pretraining(words) as job:
             pretrain(job)
         return
@@ -87,12 +87,14 @@ def adapt(config: Any) -> None:
 
     # Several recipes: each for a while, then the better half, until one is left, which begins anew with the given weights.
     if adaptation.recipe is None:
-        adaptation.recipe = try_recipes(config, adaptation, typed, run_dir, how)
+        adaptation.recipe = try_recipes(config, adaptation, command_words, run_dir, how)
         adaptation.epochs = final_epochs(config, adaptation, adaptation.recipe)
         adaptation.write(run_dir)
 
     # The run itself is a pretraining, whose command is recorded with it and can be given alone.
-    with pretraining(words_of_run(typed, adaptation.recipe, adaptation.choices, run_dir, adaptation.epochs)) as job:
+    with pretraining(
+        words_of_run(command_words, adaptation.recipe, adaptation.choices, run_dir, adaptation.epochs)
+    ) as job:
         pretrain(job)
 
     # Before and after, on the test split.
@@ -121,16 +123,16 @@ def _streamed(node: Any) -> Any:
 def identity_of(config: Any, source: Source) -> dict[str, Any]:
     """Returns the keys that make this adaptation and no other, with hashes of its images and of the weights' file."""
     weights = str(config.backbone.get("model"))
-    if named := config.backbone.get("weights"):
-        path = user_path(named)
+    if weights_name := config.backbone.get("weights"):
+        path = user_path(weights_name)
         path = run_named_by(path) or path
         path = path / BACKBONE if path.is_dir() else path
         if not path.is_file():
-            raise InputError(f"backbone.weights={named}: no such file, or run that has finished")
+            raise InputError(f"backbone.weights={weights_name}: no such file, or run that has finished")
         weights = digest_of_file(path)
     resolved = OmegaConf.to_container(config, resolve=True)
-    counted = {key: value for key, value in resolved.items() if key not in _NOT_COUNTED}
-    return fingerprint_keys(counted, {"data": source.content_hash, "weights": weights}) | {"seed": config.seed}
+    deciding_keys = {key: value for key, value in resolved.items() if key not in _NOT_COUNTED}
+    return fingerprint_keys(deciding_keys, {"data": source.content_hash, "weights": weights}) | {"seed": config.seed}
 
 
 def directory_of(config: Any, identity: dict[str, Any]) -> Path:
@@ -145,13 +147,13 @@ def directory_of(config: Any, identity: dict[str, Any]) -> Path:
 
 
 def choose(
-    config: Any, source: Source, typed: list[str], run_dir: Path
+    config: Any, source: Source, command_words: list[str], run_dir: Path
 ) -> tuple[dict[str, str], dict[str, list[float]]]:
     """Returns the words that are chosen for this command, each with its reason, and by recipe what a step takes here.
 
     A word that was typed is not chosen. Nothing is timed where trainer.epochs was typed.
     """
-    keys, choices = {word.partition("=")[0] for word in typed}, {}
+    keys, choices = {word.partition("=")[0] for word in command_words}, {}
     if "dataset.image_size" not in keys and "image_size" in config.dataset:
         network = build_backbone(config.backbone, preprocess_of(config.dataset, source), with_weights=False).network
         size, reason = choose_size(source, config.trainer.device, patch_size_of(network))
@@ -160,24 +162,24 @@ def choose(
         words = dict(word.partition("=")[::2] for word in recipe_words(config.recipes[0], own_directories()))
         batch, reason = choose_batch(len(source), int(words.get("trainer.batch_size", config.trainer.batch_size)))
         choices[f"trainer.batch_size={batch}"] = reason
-    steps, timed = {}, "trainer.epochs" not in keys
-    for recipe in config.recipes if timed or "trainer.batch_size" not in keys else ():
-        setup = _trial_setup(typed, recipe, choices, run_dir)
+    steps, times_steps = {}, "trainer.epochs" not in keys
+    for recipe in config.recipes if times_steps or "trainer.batch_size" not in keys else ():
+        setup = _trial_setup(command_words, recipe, choices, run_dir)
         if "trainer.batch_size" not in keys:
             plan = setup.plan
             batch, reason = fit_memory(plan.batch_size, kept_bytes(setup), plan.device)
             if reason:
                 choices = {word: why for word, why in choices.items() if key_of(word) != "trainer.batch_size"}
                 choices[f"trainer.batch_size={batch}"] = reason
-            setup = _trial_setup(typed, recipe, choices, run_dir)
-        if timed:
+            setup = _trial_setup(command_words, recipe, choices, run_dir)
+        if times_steps:
             steps[recipe] = list(time_step(setup, config.trainer.processes))
     return choices, steps
 
 
-def _trial_setup(typed: list[str], recipe: str, choices: dict[str, str], run_dir: Path) -> Setup:
+def _trial_setup(command_words: list[str], recipe: str, choices: dict[str, str], run_dir: Path) -> Setup:
     """Returns what the first steps of a recipe are taken with, in memory; its epochs, which nobody knows yet, are many."""
-    with pretraining(words_of_run(typed, recipe, choices, run_dir, _MANY)) as job:
+    with pretraining(words_of_run(command_words, recipe, choices, run_dir, _MANY)) as job:
         return set_up_trial(job, with_absolute_roots(OmegaConf.to_container(job, resolve=True)))
 
 
@@ -189,29 +191,31 @@ def final_epochs(config: Any, adaptation: Adaptation, recipe: str) -> int | None
     return choose_epochs(share * config.minutes, *adaptation.steps[recipe])
 
 
-def try_recipes(config: Any, adaptation: Adaptation, typed: list[str], run_dir: Path, how: dict[str, Any]) -> str:
+def try_recipes(
+    config: Any, adaptation: Adaptation, command_words: list[str], run_dir: Path, how: dict[str, Any]
+) -> str:
     """Returns the recipe that is best by successive halving (Jamieson & Talwalkar 2016), the only one where there is one.
 
     All rounds take the same time, shared by the recipes that are left. Each is scored on labels that are held out of the
     training split, or by RankMe where there are none. how: networks are compared, and read, see `judging`.
     """
-    left = list(dict.fromkeys(config.recipes))
-    rounds = (len(left) - 1).bit_length()
-    while len(left) > 1:
-        minutes, scores = config.trial_share * config.minutes / rounds / len(left), {}
-        for recipe in left:
+    candidates = list(dict.fromkeys(config.recipes))
+    rounds = (len(candidates) - 1).bit_length()
+    while len(candidates) > 1:
+        minutes, scores = config.trial_share * config.minutes / rounds / len(candidates), {}
+        for recipe in candidates:
             epochs = choose_epochs(minutes, *adaptation.steps[recipe]) if adaptation.steps else None
-            trial = run_dir / TRIALS / f"{recipe}-{len(left)}"
+            trial = run_dir / TRIALS / f"{recipe}-{len(candidates)}"
             if trial.name not in adaptation.scores:
                 say(f"trial      {recipe}: {minutes:.1f} minutes")
-                with pretraining(words_of_run(typed, recipe, adaptation.choices, trial, epochs)) as job:
+                with pretraining(words_of_run(command_words, recipe, adaptation.choices, trial, epochs)) as job:
                     pretrain(job)
                 adaptation.scores[trial.name] = score_of_trial(trial, judges_of(trial), **how)
                 adaptation.write(run_dir)
             scores[recipe] = adaptation.scores[trial.name]
-        left = sorted(left, key=lambda recipe: -scores[recipe])[: (len(left) + 1) // 2]
+        candidates = sorted(candidates, key=lambda recipe: -scores[recipe])[: (len(candidates) + 1) // 2]
         say(*(f"trial      {recipe}: {score:.4g}" for recipe, score in scores.items()))
-    return left[0]
+    return candidates[0]
 
 
 # --- Before and after ---
@@ -220,20 +224,13 @@ def try_recipes(config: Any, adaptation: Adaptation, typed: list[str], run_dir: 
 def judges_of(run_dir: Path) -> tuple[Source, Source | None]:
     """Returns the images a run is judged on, (train, test); test is None where there are no labels, or none to judge by."""
     node = dataset_of(run_dir, "eval_dataset" if read_config(run_dir).get("eval_dataset") else "dataset")
-    train = build_source(node, "train").labelled_part()
-    if not train.labelled and not train.has_several:
-        return train, None
-    try:
-        return train, build_source(node, "test").labelled_part()
-    except NoTestSplit as error:
-        say(f"not judged: {error}")
-        return train, None
+    return judged_images(build_source(node, "train"), node)
 
 
 def sizes_of(config: Any) -> list[int]:
     """Returns the sizes, in pixels, that before and after are judged at besides that of training: sizes=, or the weights' own."""
-    expected = expectation_of(config.backbone)
-    return list(config.sizes or ([expected.size] if expected and expected.size else []))
+    expectation = expectation_of(config.backbone)
+    return list(config.sizes or ([expectation.size] if expectation and expectation.size else []))
 
 
 def judging(config: Any) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def data(config: Any) -> None:
             "sslctl data looks at images: dataset=folder or dataset=imagefolder, dataset.root=FOLDER; dataset=csv,"
             " dataset.root=TABLE; dataset=hf, dataset.root=PACK"
         )
+
+    # Where the page goes is settled first: a name that cannot be written is not found out after an hour of decoding.
     outputs = files_for(config)
 
     # Every file once; what of them is said on the terminal, on the page and in the .json comes from this.
@@ -56,6 +58,7 @@ def data(config: Any) -> None:
     suggestion = first_command(config, seen, described["train"], skipping)
     say(f"next        {suggestion.command}", *(f"            {line}" for line in suggestion.measured))
 
+    # The page shows pictures, for which it opens images once more; the .json is what was seen and no more.
     for out in outputs:
         if out.suffix == ".json":
             write_text(out, json.dumps(as_json(seen), indent=1) + "\n")
@@ -125,9 +128,12 @@ def files_for(config: Any) -> list[Path]:
 
 def first_command(config: Any, seen: Audit, described: Description, skipping: list[str]) -> Suggestion:
     """Returns the command that trains on the folder, and what its first steps take, measured for `seconds` at most; 0: not."""
+    # The words of this command, without its own keys, name the same images to pretrain.
     overrides = [word for word in task_overrides() if not word.startswith(("out=", "seed=", "seconds="))]
     overrides = overrides if any(word.startswith("dataset=") for word in overrides) else ["dataset=folder", *overrides]
     overrides += prepare(skipping).overrides
+
+    # What a step takes depends on how many samples there are and on their size, which are tiles' where images are cut.
     count, kind, (size, _) = len(seen.layouts["train"].names), "images, most", described.sizes.most_common(1)[0]
     if is_tiled(config.dataset):
         tiling, kind = Tiling.of(config.dataset.tiles), "tiles"

@@ -13,15 +13,14 @@ from sslctl import distributed
 from sslctl.config.command_line import command_line
 from sslctl.config.literal import escaped
 from sslctl.data.files import ImageError
-from sslctl.data.layout import NoTestSplit
 from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, say, user_path
 from sslctl.evaluation.closing import finish, is_finished
 from sslctl.evaluation.online import Embedder, Online, class_facts
-from sslctl.evaluation.runner import labelled_sources
+from sslctl.evaluation.runner import judged_images, labelled_sources
 from sslctl.factory.expectation import has_weights
-from sslctl.factory.from_config import build_source, refuse_size
+from sslctl.factory.from_config import refuse_size
 from sslctl.factory.from_run import with_preprocess
 from sslctl.methods.base import Method
 from sslctl.models.preprocess import Preprocess
@@ -176,14 +175,8 @@ def labelled_judges(
         train, test = labelled_sources(with_preprocess(node, preprocess, "eval_dataset", words))
         preprocess.refuse_other("this run", train, "eval_dataset", judges=True)
         return train, test
-    train = source.labelled_part()
-    if not train.labelled and not train.has_several:
-        return None
-    try:
-        return train, build_source(with_preprocess(config.dataset, preprocess, words=words), "test").labelled_part()
-    except NoTestSplit as error:  # which training does not need
-        say(f"not judged: {error}")
-        return None
+    train, test = judged_images(source, with_preprocess(config.dataset, preprocess, words=words))
+    return None if test is None else (train, test)
 
 
 def online_evaluation(

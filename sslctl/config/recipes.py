@@ -53,16 +53,16 @@ def choose_recipe(prepared: Prepared) -> list[str]:
 
     Of several recipes the first: the others are composed in its place when their turn comes.
     """
-    named = next((word for word in reversed(prepared.overrides) if key_of(word) == "recipes"), None)
-    names = _names(named.partition("=")[2]) if named else _default()
+    recipes_word = next((word for word in reversed(prepared.overrides) if key_of(word) == "recipes"), None)
+    names = _names(recipes_word.partition("=")[2]) if recipes_word else _default()
     words = recipe_words(names[0], prepared.config_dirs) if names else []
     words = [word for word in words if key_of(word) not in CHOSEN]
     return unsaid(["dataset=folder", *words], prepared.overrides)
 
 
-def unsaid(words: Iterable[str], said: Iterable[str]) -> list[str]:
+def unsaid(words: Iterable[str], others: Iterable[str]) -> list[str]:
     """Returns the overrides whose keys others do not say."""
-    keys = {key_of(word) for word in said}
+    keys = {key_of(word) for word in others}
     return [word for word in words if key_of(word) not in keys]
 
 

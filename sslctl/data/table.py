@@ -92,6 +92,7 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
             rows = [row for row in csv.reader(opened, delimiter=delimiter, strict=True) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no CSV file in UTF-8: {error}") from error
+    # A row that is longer or shorter than the header would shift its values into other columns without a word.
     names = [name.strip() for name in rows[0]] if rows else []
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -121,10 +122,12 @@ def choose_columns(table: Table, setting: Mapping[str, Any] | None, separator: s
     """
     if setting is not None and not isinstance(setting, Mapping):
         raise InputError(f"dataset.columns={setting}: expected {{path: …, label: …, split: …, group: …}}")
+    # A misspelt role would leave its column to be found by name, which may find another.
     setting, there = dict(setting or {}), list(table.columns)
     other = next((role for role in setting if role not in NAMES), None)
     if other is not None:
         raise InputError(f"dataset.columns.{other}: expected {', '.join(NAMES)}{nearest(str(other), NAMES)}")
+    # What is named holds; what is not is found by the usual names, and stands in the plan.
     chosen = {}
     for role, names in NAMES.items():
         if role not in setting:
@@ -142,11 +145,13 @@ def choose_columns(table: Table, setting: Mapping[str, Any] | None, separator: s
                     f"{', …' if len(there) > 12 else ''}{nearest(str(name), there)}"
                 )
         chosen[role] = tuple(map(str, value)) if several else None if value is None else str(value)
+    # Without labels, splits and groups a table still lists images; without paths it lists none.
     if chosen["path"] is None:
         raise InputError(
             f"{table.path}: no column is named as paths are ({', '.join(NAMES['path'][:4])}, …); it has"
             f" {', '.join(there[:12])}: dataset.columns={{path: COLUMN}}"
         )
+    # A separator anywhere makes every cell one of several labels: that is looked for in all rows, not in the first few.
     if separator == AUTO:
         cells = table.columns[chosen["label"]] if isinstance(chosen["label"], str) else []
         texts = [cell for cell in cells if isinstance(cell, str)]

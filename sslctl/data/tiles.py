@@ -127,6 +127,7 @@ def lay_tiles(paths: list[str], tiling: Tiling, cache: Path) -> Grid:
 
     Raises InputError for an image that cannot be read, and where none is as large as a tile.
     """
+    # Every image's size is needed, as it decides how many tiles it has; sizes of some would not do.
     stores, sizes, kinds, tiles = [], Counter(), Counter(), []
     for row, path in enumerate(paths):
         try:
@@ -171,6 +172,7 @@ def without_empty(grid: Grid, tiling: Tiling, reading: Reading, cache: Path) -> 
     """
     if tiling.skip_empty is None:
         return grid
+    # To read all tiles takes as long as an epoch: the answer is kept under what it depends on.
     mark = hashlib.blake2b(f"{tiling} {reading}\n".encode(), digest_size=16)
     for store in grid.stores:
         stat = os.stat(store)
@@ -178,7 +180,7 @@ def without_empty(grid: Grid, tiling: Tiling, reading: Reading, cache: Path) -> 
     answer = cache / f"tiles-{mark.hexdigest()}.json"
     try:
         full = [n for n in json.loads(answer.read_text()) if type(n) is int and 0 <= n < len(grid.tiles)]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):  # never asked before, or damaged
         spread = np.zeros(len(grid.tiles))
 
         def measure(number: int, tile: Tensor) -> None:

@@ -56,7 +56,9 @@ def with_stand_ins(layout: Layout, bad: list[int], max_bad: float) -> Layout:
     """
     if not bad:
         return layout
+    # Few bad files are an accident; many say that the folder or the way of reading is wrong, and training on would hide it.
     count, examples = len(layout.names), refuse_too_many(layout.names, bad, max_bad, layout.listing.base)
+    # Numbers of rows decide every draw of an epoch, so that no row may vanish: another image takes its place, labels and all.
     stand_ins = next_readable(count, bad)
     rows = [stand_ins.get(row, row) for row in range(count)]
     own = {"labels": layout.labels, "targets": layout.targets, "groups": layout.groups}
@@ -96,6 +98,7 @@ def unreadable_rows(paths: list[str], reading: Reading, cache: Path) -> list[int
 
     cache: the folder where the answer is kept.
     """
+    # To decode all files takes as long as an epoch: the answer is kept under what it depends on.
     mark = hashlib.blake2b(f"{reading.channels} {reading.bands}\n".encode(), digest_size=16)
     for path in paths:
         try:
@@ -106,8 +109,10 @@ def unreadable_rows(paths: list[str], reading: Reading, cache: Path) -> list[int
     answer = cache / f"{mark.hexdigest()}.json"
     try:
         return [row for row in json.loads(answer.read_text()) if type(row) is int and 0 <= row < len(paths)]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):  # never asked before, or damaged
         pass
+
+    # Headers are not enough: most damaged files end in the middle of their pixels.
 
     def is_bad(path: str) -> bool:
         try:

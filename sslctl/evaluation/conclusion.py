@@ -50,8 +50,12 @@ def conclude(
     train, test = judges
     given, trained = subjects_of(run_dir)
     say("  comparing before and after")
+
+    # Nothing that is measured without labels tells better from worse, so that there is no verdict then.
     if test is None:
         return without_labels(run_dir, given, trained, train, read, neighbours)
+
+    # Results are written before the verdict that rests on them: a kill between the two leaves them, and they are measured again.
     judgement = judge(given, trained, train, test, usable_sizes(given, train, sizes), measures, read, seed)
     append_once(run_dir, judgement.results)
     show([r for r in judgement.results if r.share and r.metric != "difference"], f"{tested_on(test)}, frozen features")
@@ -86,9 +90,12 @@ def without_labels(
     run_dir: Path, given: Subject, trained: Subject, train: Source, read: Reader, count: int
 ) -> dict[str, Any]:
     """Compares what can be without labels: directions that the features use, and whom they hold to be alike."""
+    # How many directions features use, of all images: of few they are fewer.
     features = {s.name: read(s, train).features for s in (given, trained)}
     results = [rankme_of(s, train, features[s.name]) for s in (given, trained)]
     append_once(run_dir, results)
+
+    # Whom they hold to be alike: a sample is enough for a share, and for names to look at.
     rows = torch.arange(0, len(train), max(1, len(train) // _COMPARED))
     before, after = (features[name][rows] for name in ("given", "trained"))
     ranks = " → ".join(f"{r.value:.1f}" for r in results)

@@ -76,11 +76,11 @@ def keep(
 
 def _key_of(result: Result, train: Source) -> str:
     """Returns 16 digits for all that decides a result, but its value."""
-    decided = (
+    content = (
         *(result.protocol, result.params, result.labels, result.seed, result.measured_on, train.content_hash),
         *(result.weights_sha256, result.features, result.preprocess),
     )
-    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _described(source: Source) -> dict[str, Any]:

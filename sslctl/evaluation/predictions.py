@@ -119,17 +119,17 @@ class Summary:
 
     def lines(self) -> list[str]:
         """Returns how many images there are of each class and how probable it is, and how many have none."""
-        named, several = self.images - self.unread, self.classifier.several
-        listed = [(name, count) for name, count in self.counts.most_common() if count or several]
-        width = max((len(name) for name, _ in listed[:_LISTED]), default=0)
+        with_class, several = self.images - self.unread, self.classifier.several
+        classes = [(name, count) for name, count in self.counts.most_common() if count or several]
+        width = max((len(name) for name, _ in classes[:_LISTED]), default=0)
         lines = []
-        for name, count in listed[:_LISTED]:
-            of = named if several else count
+        for name, count in classes[:_LISTED]:
+            of = with_class if several else count
             mean = f"mean probability {self.probability[name] / max(of, 1):.3f}"
             least = ", 0.5 or more" if several else ""
-            lines.append(f"  {name:<{width}}  {count:>9,} images{least}  {count / max(named, 1):7.2%}  {mean}")
-        if len(listed) > _LISTED:
-            lines.append(f"  … {len(listed) - _LISTED} other classes")
+            lines.append(f"  {name:<{width}}  {count:>9,} images{least}  {count / max(with_class, 1):7.2%}  {mean}")
+        if len(classes) > _LISTED:
+            lines.append(f"  … {len(classes) - _LISTED} other classes")
         if self.labelled:
             lines.append(
                 f"  top1 {self.right / self.labelled:.2%} of {self.labelled:,} images whose class the data name"

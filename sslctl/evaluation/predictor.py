@@ -221,9 +221,9 @@ def _checked(run: Path, classifier: Classifier) -> dict[str, Tensor]:
 def _bank(run: Path, classifier: Classifier, tensors: dict[str, Tensor]) -> Bank:
     """Returns the labelled images of a kept kNN. Raises InputError where names and labels are not theirs."""
     names, labels, settings = names_in(tensors["names"]), tensors["labels"], classifier.settings
-    known = classifier.several or (int(labels.min()) >= 0 and int(labels.max()) < len(classifier.classes))
+    labels_fit = classifier.several or (int(labels.min()) >= 0 and int(labels.max()) < len(classifier.classes))
     usable = 1 <= settings["k"] <= settings["depth"] and settings["temperature"] > 0
-    if len(names) != len(labels) or not known or not usable:
+    if len(names) != len(labels) or not labels_fit or not usable:
         raise unfit(classifier, run, "holds labels, names or settings that are no kNN's")
     features = Features(tensors["features"], labels, len(classifier.classes), tensors.get("targets"))
     return Bank(features, names, classifier.classes)

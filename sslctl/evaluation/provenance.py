@@ -31,12 +31,12 @@ UNKNOWN = Origin()
 
 def origin_of(run: Path, ckpt: Any, subject: str) -> Origin:
     """Returns the origin of a run that ckpt= names. subject: pixels have a run, and no network."""
-    config, named = read_config(run), as_named(run, ckpt)
+    config, name = read_config(run), as_named(run, ckpt)
     if subject == "pixels":
-        return Origin(named)
+        return Origin(name)
     backbone = config_choice("backbone") or config["names"]["backbone"]
-    changed = data_changes(read_environment(run)) if subject == "trained" else None
-    return Origin(named, config["names"]["method"], backbone, config["seed"], changed)
+    changes = data_changes(read_environment(run)) if subject == "trained" else None
+    return Origin(name, config["names"]["method"], backbone, config["seed"], changes)
 
 
 def as_named(run: Path, ckpt: Any) -> str:

@@ -12,7 +12,7 @@ from sslctl.errors import InputError
 from sslctl.evaluation.provenance import measured_by
 from sslctl.evaluation.subjects import Subject
 from sslctl.runs.directory import now, versions
-from sslctl.runs.health_rules import wilson
+from sslctl.runs.intervals import wilson
 from sslctl.runs.results import Result
 
 RESAMPLES = 1000  # of the test images, for an interval

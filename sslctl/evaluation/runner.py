@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sslctl.data.layout import NoTestSplit
 from sslctl.data.overlap import doubts
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, say, user_path
@@ -187,6 +188,21 @@ def _dataset_of_run(run: Path, config: Any, named: Any | None) -> Any:
 def _key_of_named(config: Any) -> str:
     """Returns the key by which a command names what to evaluate on."""
     return "eval_dataset" if config.dataset is None and config.get("eval_dataset") is not None else "dataset"
+
+
+def judged_images(train: Source, test_node: Any) -> tuple[Source, Source | None]:
+    """Returns those of the training images that have labels, and the test split; None where there is none to judge by.
+
+    test_node: the dataset's configuration. What is missing beside labels is said: training does not need it.
+    """
+    train = train.labelled_part()
+    if not train.labelled and not train.has_several:
+        return train, None
+    try:
+        return train, build_source(test_node, "test").labelled_part()
+    except NoTestSplit as error:
+        say(f"not judged: {error}")
+        return train, None
 
 
 def labelled_sources(node: Any) -> tuple[Source, Source]:

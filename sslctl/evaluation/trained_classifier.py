@@ -48,8 +48,8 @@ def directory_of(task: Task, name: str, settings: Any, keys: tuple[str, ...], ha
     keys: of the settings that decide a weight, beside those of every training.
     """
     plain = OmegaConf.to_container(settings)
-    decided = {k: plain[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed", *keys)}
-    return task.work / f"{name}-{fingerprint(fingerprint_keys(decided, hashes))}-s{settings.seed}"
+    content = {k: plain[k] for k in ("dataset", "augmentation", "optimizer", "scheduler", "trainer", "seed", *keys)}
+    return task.work / f"{name}-{fingerprint(fingerprint_keys(content, hashes))}-s{settings.seed}"
 
 
 def train_classifier(

@@ -38,8 +38,8 @@ def same_run(candidates: list[Path], node: Any, source: Source) -> tuple[Path, S
         if earlier is None or earlier == source.file_list:
             continue
         changes = Changes.between(earlier, source.file_list)
-        gone = changes.removed and node.get("on_error") != "skip" and not node.get("skip")
-        if not (changes.added or changes.changed or gone):
+        loses_files = changes.removed and node.get("on_error") != "skip" and not node.get("skip")
+        if not (changes.added or changes.changed or loses_files):
             preprocess = run_preprocess(run)  # its range and size, which a file that is gone may have decided
             now = build_source(with_preprocess(node, preprocess), "train")
             return run, _numbered_as_before(now, run, earlier, changes, node.get("max_bad")), preprocess

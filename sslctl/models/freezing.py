@@ -66,9 +66,9 @@ def describe_frozen(network: Network, freeze: int | str | list[str]) -> str:
     """Returns what is frozen, and how much of a network that is, in words."""
     parts = frozen_parts(network, freeze)
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    shown = [name.removeprefix("model.") for name in _outermost(parts)]
-    listed = ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
-    which = parts.words if listed == parts.words else f"{parts.words} ({listed})"
+    names = [name.removeprefix("model.") for name in _outermost(parts)]
+    examples = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+    which = parts.words if examples == parts.words else f"{parts.words} ({examples})"
     count, total = sum(sizes[name] for name in parts.parameters), sum(sizes.values())
     return f"{which}: {count:,} of {total:,} parameters"
 

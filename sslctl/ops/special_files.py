@@ -19,6 +19,6 @@ def refuse_special(path: Path | str) -> None:
     /dev/null is an empty file, to which results may go.
     """
     status = os.stat(path)
-    known = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
-    if not (known or os.path.samestat(status, os.stat(os.devnull))):
+    is_ordinary = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    if not (is_ordinary or os.path.samestat(status, os.stat(os.devnull))):
         raise SpecialFile(path)

@@ -28,16 +28,16 @@ class Word:
 def written(words: Iterable[Word], width: int) -> Tensor:
     """(3, h, width) in [0, 1]: words one after the other, black on white, in as many lines as it takes."""
     probe = ImageDraw.Draw(Image.new("L", (1, 1)))
-    placed, x, line = [], _MARGIN, 0
+    places, x, line = [], _MARGIN, 0
     for word in words:
         space = probe.textlength(word.text)
         if x > _MARGIN and x + space > width - _MARGIN:
             x, line = _MARGIN, line + 1
-        placed.append((word, x, line, space))
+        places.append((word, x, line, space))
         x += space
     image = Image.new("RGB", (width, LINE * (line + 1)), WHITE)
     draw = ImageDraw.Draw(image)
-    for word, left, row, space in placed:
+    for word, left, row, space in places:
         if word.ground:
             draw.rectangle((left, LINE * row + 1, left + space, LINE * row + LINE - 2), fill=word.ground)
         draw.text((left, LINE * row + 2), word.text, fill=BLACK)
@@ -45,12 +45,12 @@ def written(words: Iterable[Word], width: int) -> Tensor:
     return pixels.permute(2, 0, 1).float() / 255
 
 
-def card(question: str, answer: str, said: str) -> Tensor:
+def card(question: str, answer: str, guess: str) -> Tensor:
     """(3, 96, 96): the right answer, and the network's on blue where it is right, on orange where it is wrong."""
-    right = said == answer
+    right = guess == answer
     lines = [
         [Word(f"{question} {answer}")],
-        [Word("said: "), Word(said, RIGHT if right else WRONG)],
+        [Word("said: "), Word(guess, RIGHT if right else WRONG)],
         [Word("right" if right else "wrong")],
     ]
     return equally_high([torch.cat([written(line, _CARD) for line in lines], 1)], _CARD)[0]

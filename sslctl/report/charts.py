@@ -75,22 +75,22 @@ def curves(name: str, lines: list[tuple[str, int, list[tuple[float, float]]]]) -
     lines: (words, number of the colour, points).
     """
     factor = 100 if name == "knn" else 1
-    drawn = []
+    rows = []
     for words, colour, points in lines:
         finite = [(x, factor * y) for x, y in points if math.isfinite(y)]
         if finite:
-            drawn.append((words, colour % _COLOURS, [(round(x, 3), _rounded(y)) for x, y in thinned(finite)]))
-    if not drawn:
+            rows.append((words, colour % _COLOURS, [(round(x, 3), _rounded(y)) for x, y in thinned(finite)]))
+    if not rows:
         return None
-    xs = [x for _, _, points in drawn for x, _ in points]
-    ys = [y for _, _, points in drawn for _, y in points]
+    xs = [x for _, _, points in rows for x, _ in points]
+    ys = [y for _, _, points in rows for _, y in points]
     x_axis, y_axis = _axis(min(0, *xs), max(xs), tight=True), _axis(*_span(name, min(ys), max(ys)))
     title, note = TITLES.get(name, (name.replace("_", " ").capitalize(), "as the method logs it"))
-    first, last = drawn[0][2][0][1], drawn[0][2][-1][1]
+    first, last = rows[0][2][0][1], rows[0][2][-1][1]
     alt = f"{title} over epochs: " + (
-        f"from {first:g} to {last:g}" if len(drawn) == 1 else f"{len(drawn)} runs, between {min(ys):g} and {max(ys):g}"
+        f"from {first:g} to {last:g}" if len(rows) == 1 else f"{len(rows)} runs, between {min(ys):g} and {max(ys):g}"
     )
-    series = [Series(words, colour, points, _path(points, x_axis[:2], y_axis[:2])) for words, colour, points in drawn]
+    series = [Series(words, colour, points, _path(points, x_axis[:2], y_axis[:2])) for words, colour, points in rows]
     return Chart(
         name,
         title,

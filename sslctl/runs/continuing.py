@@ -155,16 +155,16 @@ def words_of(run: Path, own: Iterable[str]) -> list[str]:
     only a command line gives.
     """
     environment = read_environment(run)
-    recorded = recorded_words(environment["command"])[2:]
-    options = [word for word in recorded if word.startswith(("-", "allow="))]
+    command_words = recorded_words(environment["command"])[2:]
+    options = [word for word in command_words if word.startswith(("-", "allow="))]
     if options:
-        named = {word.partition("=")[0] for word in own}
-        missing = [word for word in options if word.partition("=")[0] not in named]
+        own_options = {word.partition("=")[0] for word in own}
+        missing = [word for word in options if word.partition("=")[0] not in own_options]
         if missing:
             advice = shell_words(missing)
             raise InputError(f"continue_run={run} was started with {advice}: say it again", advice=[advice])
     excluded_keys = {_key(word) for word in own} | set(_NOT_TAKEN_OVER)
-    overrides = [word for word in recorded if word not in options and not _key(word).startswith("hydra")]
+    overrides = [word for word in command_words if word not in options and not _key(word).startswith("hydra")]
     words = [_from_here(word, environment["cwd"]) for word in overrides if _key(word) not in excluded_keys]
     if (run / TEACHER).exists() and "method.teacher" not in excluded_keys:
         words = [word for word in words if not _key(word).startswith(("method.teacher", "backbone@method.teacher"))]

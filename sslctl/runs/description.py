@@ -102,14 +102,14 @@ def restore(run_dir: Path) -> str | None:
 
     What was there is kept beside it. Only for the holder of the run's lock.
     """
-    lost = lost_files(run_dir)
-    if not lost:
+    names = lost_files(run_dir)
+    if not names:
         return None
     description, manifest = described_by_checkpoint(run_dir)
-    aside = [move_aside(run_dir / name).name for name in lost if os.path.lexists(run_dir / name)]
-    write_description(run_dir, description, lost)
-    kept = f"; what was there is now {' and '.join(aside)}" if aside else ""
-    return f"restored {' and '.join(lost)} of {run_dir} from {manifest}{kept}"
+    aside = [move_aside(run_dir / name).name for name in names if os.path.lexists(run_dir / name)]
+    write_description(run_dir, description, names)
+    note = f"; what was there is now {' and '.join(aside)}" if aside else ""
+    return f"restored {' and '.join(names)} of {run_dir} from {manifest}{note}"
 
 
 def lost_files(run_dir: Path) -> list[str]:
@@ -118,26 +118,26 @@ def lost_files(run_dir: Path) -> list[str]:
     if in_checkpoint is None:
         return []
     description, _ = in_checkpoint
-    lost = []
+    names = []
     for name, part, read in (
         (CONFIG, "config", lambda: read_config(run_dir)),
         (ENVIRONMENT, "environment", lambda: read_environment(run_dir)),
     ):
         try:
             if identity(description | {part: read()}) != identity(description):
-                lost.append(name)
+                names.append(name)
         except (InputError, AttributeError, TypeError):
-            lost.append(name)
-    return lost
+            names.append(name)
+    return names
 
 
 def advice_on_lost(run_dir: Path) -> str | None:
     """Says which of a run's two files are lost that its checkpoints hold, and the command that writes them again."""
-    lost = lost_files(run_dir)
-    if not lost:
+    names = lost_files(run_dir)
+    if not names:
         return None
     _, manifest = described_by_checkpoint(run_dir)
     return (
-        f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} lost, damaged, or not of its checkpoints:"
-        f" {repair_command(run_dir)} restores {'it' if len(lost) == 1 else 'them'} from {manifest}"
+        f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} lost, damaged, or not of its checkpoints:"
+        f" {repair_command(run_dir)} restores {'it' if len(names) == 1 else 'them'} from {manifest}"
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sslctl.errors import say
 from sslctl.runs.directory import RESULTS
-from sslctl.runs.health_rules import RULES, features_collapsed, few_directions, wilson_noise
+from sslctl.runs.health_rules import RULES, features_collapsed, few_directions
 from sslctl.runs.history import Finding, History, RunFacts
+from sslctl.runs.intervals import wilson_noise
 from sslctl.runs.metrics import read_metrics, readable_metrics
 from sslctl.runs.reading import read_config, read_environment, read_stopped
 from sslctl.runs.results import Result, read_results

@@ -6,6 +6,7 @@ from itertools import combinations, pairwise
 from statistics import fmean, median
 
 from sslctl.runs.history import SETTLING_EPOCHS, Finding, History
+from sslctl.runs.intervals import wilson_noise
 
 # --- Thresholds, such that default runs of every method on digits raise no false alarm ---
 
@@ -28,7 +29,6 @@ UNMOVED, CHANCE = 0.003, 3.0  # of the loss, and standard errors: by what it may
 RISING = 0.5  # of what the loss had fallen by; schedules of temperatures and queues raise it by less
 DIVERGED = 2.0  # times the first loss
 KNN_LOST = 0.5  # of what untrained features had over chance
-KNN_NOISE = 0.02  # of accuracies on a few hundred images, where their number is not known
 KNN_FALLEN = 0.2  # of what the best had over chance
 KNN_CLEAR, KNN_ERRORS = 0.15, 1 / 3  # a clear rise, or of the errors: BatchNorm that settles alone gives 0.08 on digits
 EXTREME = 0.005  # of the greatest entropy, from either end
@@ -78,22 +78,6 @@ def few_directions(rank: float, dim: int | None, untrained: float | None = None)
     most = f" of {dim:,}" if dim else ""
     level = "bad" if rank < bad else "warn"
     return Finding(level, "rank", f"features use {rank:.1f}{most} directions{before} (RankMe)")
-
-
-def wilson_noise(one: float, other: float, images: int | None) -> float:
-    """Returns by how much two shares of so many images may differ by chance: from half the widths of their 95 % intervals
-    (Wilson 1927), as if each were of images of its own."""
-    if not images:
-        return KNN_NOISE
-    widths = [high - low for low, high in (wilson(share, images) for share in (one, other))]
-    return math.hypot(*widths) / 2
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Returns (low, high): the 95 % interval of a share of so many (Wilson 1927)."""
-    z2 = 1.959964**2
-    middle, half = share + z2 / (2 * count), (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5
-    return (middle - half) / (1 + z2 / count), (middle + half) / (1 + z2 / count)
 
 
 # --- Rules: each a function of what is logged ---

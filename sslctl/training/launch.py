@@ -45,7 +45,7 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
     with scratch_folder("processes") as scratch, contextlib.ExitStack() as stack:
         job = scratch / "job.json"
         job.write_text(json.dumps({"config": config, "command": command, "allow": allowed_by_user(), "path": sys.path}))
-        watched, kept_open = os.pipe()  # the processes end when the other end closes, that is when this one dies
+        pipe_end, kept_open = os.pipe()  # the processes end when the other end closes, that is when this one dies
         stack.callback(os.close, kept_open)
         group = _Group(scratch)
         # Signals are heeded from before the first process is there.
@@ -53,21 +53,21 @@ def launch(config: dict[str, Any], command: str, processes: int) -> int:
             for rank in range(processes):
                 if group.cut_short:
                     break
-                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "SSLCTL_PARENT": watched}
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "SSLCTL_PARENT": pipe_end}
                 place |= {"SSLCTL_RENDEZVOUS": f"file://{scratch}/rendezvous", "SSLCTL_NOTES": scratch}
                 errors = stack.enter_context((scratch / f"errors-{rank}").open("w+")) if rank else None
-                group.children.append(start(job, {name: str(value) for name, value in place.items()}, watched, errors))
-            os.close(watched)
+                group.children.append(start(job, {name: str(value) for name, value in place.items()}, pipe_end, errors))
+            os.close(pipe_end)
             group.wait()
         return group.status()
 
 
-def start(job: Path, place: dict[str, str], watched: int, errors: Any) -> subprocess.Popen:
+def start(job: Path, place: dict[str, str], pipe_end: int, errors: Any) -> subprocess.Popen:
     """Starts one process. place: its environment's part that says which it is; errors: a file for its messages, if any."""
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _PROGRAM, str(job)],
         env=os.environ | place,
-        pass_fds=(watched,),
+        pass_fds=(pipe_end,),
         stderr=errors,
         start_new_session=True,  # Ctrl-C reaches them through this process, once
     )
@@ -113,14 +113,14 @@ class _Group:
         """Waits for all; when one has ended the others get a while, a short one where it has failed."""
         deadline = None
         while None in (statuses := [child.poll() for child in self.children]):
-            ended = [status for status in statuses if status is not None]
-            if self.first_failed is self.left_others is None and not set(ended) <= set(_STATUS):
+            exit_statuses = [status for status in statuses if status is not None]
+            if self.first_failed is self.left_others is None and not set(exit_statuses) <= set(_STATUS):
                 self.first_failed, deadline = _worst(statuses), time.monotonic() + _GRACE_SECONDS
-            elif ended and deadline is None:
+            elif exit_statuses and deadline is None:
                 deadline = time.monotonic() + _LAST_SECONDS
             if self.cut_short or (deadline and time.monotonic() > deadline):
                 if self.first_failed is self.left_others is None:
-                    self.left_others = max(ended, default=0)
+                    self.left_others = max(exit_statuses, default=0)
                 for child in self.children:
                     child.kill()
             time.sleep(0.05)
@@ -135,13 +135,13 @@ class _Group:
         if set(statuses) <= set(_STATUS):
             return max(statuses)
         first = _worst(statuses) if self.first_failed is None else self.first_failed
-        status, noted = statuses[first], self.scratch / "failed"
+        status, note = statuses[first], self.scratch / "failed"
         if status < 0:
             raise ProcessFailed(
                 f"process {first} was killed by {signal.Signals(-status).name}; the same command continues the run", 1
             )
-        if noted.exists():  # ends are seen in no sure order: the others fail for want of the first to fail
-            first = int(noted.read_text())
+        if note.exists():  # ends are seen in no sure order: the others fail for want of the first to fail
+            first = int(note.read_text())
             status = max(1, statuses[first])
         if first == 0 or statuses[0] == status == 2:  # its message is on the terminal already
             raise ProcessFailed("", status)
