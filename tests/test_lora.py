@@ -195,6 +195,7 @@ def test_given_weights_are_evaluated_as_they_are(words, tmp_path, capsys):
     network = [word for word in words if word.startswith(("backbone", "+backbone")) and "freeze" not in word]
     data = ("dataset=digits", "dataset.image_size=8", "device=cpu", "cache=false", f"out={tmp_path / 'o.jsonl'}")
     assert main(["knn-eval", *network, *data]) == 2
-    assert "backbone.lora.rank is for pretraining; weights are evaluated as they are: backbone.lora.rank=0" in (
-        capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "backbone.lora.rank is of sslctl pretrain alone, all else takes the whole network: backbone.lora.rank=0" in said
     )

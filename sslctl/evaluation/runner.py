@@ -98,6 +98,8 @@ def subjects_and_tasks(
         yield subjects, Task(train, test, read, seed, config, node, work), out
         return
     # Runs: each on its own dataset unless another is named, whose images it must take as they are.
+    if config.backbone is not None:  # another one than the runs', which takes their tensors
+        who.refuse_keys_without_effect(config.backbone, of_run=True)
     for run, path in resolve_runs(config.ckpt):
         node = _dataset_of_run(run, config, named)
         train, test = _warned_of(sources(node))

@@ -104,18 +104,27 @@ def judged_at(subject: Subject, source: Source, key: str = "dataset") -> Subject
     return replace(subject, preprocess=subject.preprocess.at(source.image_size))
 
 
+# Keys of a backbone, each with the value that asks for nothing: how a pretraining learns, and what weights it begins with.
+_OF_PRETRAINING = {"freeze": None, "freeze_epochs": None, "lora.rank": 0}
+_OF_WEIGHTS = {"weights": None, "pretrained": False, "partial": False, "resample_patches": False, "normalization": None}
+
+
+def refuse_keys_without_effect(node: Any, *, of_run: bool) -> None:
+    """Raises InputError for keys of a backbone's configuration that would be passed over. of_run: its weights are a run's."""
+    reasons = dict.fromkeys(_OF_PRETRAINING, " is of sslctl pretrain alone, all else takes the whole network")
+    reasons |= dict.fromkeys(_OF_WEIGHTS, ": a run has its own weights, with their mean and std")
+    for key, value in (_OF_PRETRAINING | (_OF_WEIGHTS if of_run else {})).items():
+        if OmegaConf.select(node, key, default=value) != value:
+            advice = f"backbone.{key}={'null' if value is None else str(value).lower()}"
+            raise InputError(f"backbone.{key}{reasons[key]}: {advice}", advice=[advice])
+
+
 def given(node: Any, preprocess: Preprocess, *, with_weights: bool) -> Subject:
     """Builds a backbone that is no run's: backbone=… backbone.weights=FILE, or the same without its weights.
 
     Raises InputError for keys that say how a pretraining goes on from them.
     """
-    unset = {"freeze": None, "freeze_epochs": None, "lora.rank": 0}
-    for key, value in unset.items():
-        if OmegaConf.select(node, key, default=value) != value:
-            advice = f"backbone.{key}={'null' if value is None else value}"
-            raise InputError(
-                f"backbone.{key} is for pretraining; weights are evaluated as they are: {advice}", advice=[advice]
-            )
+    refuse_keys_without_effect(node, of_run=False)
     torch.manual_seed(0)
     backbone = build_backbone(node, preprocess, with_weights=with_weights).eval()
     name = "given" if with_weights else "random"
