@@ -134,6 +134,13 @@ def colours(**changes):
     return Colorization(backbone(3), facts(3), **COLOURS | changes)
 
 
+def test_building_it_teaches_batchnorm_nothing():
+    network = colours().backbone
+    assert network.training
+    counts = [tensor for name, tensor in network.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts and not any(counts)
+
+
 def test_soft_targets_are_ten_bins_that_sum_to_1():
     method = colours()
     target, nearest = method.soft_targets(torch.tensor([[0.0, 0.0], [12.0, -33.0], [60.0, 55.0]]))

@@ -114,6 +114,7 @@ def located(error: Any, place: str = "") -> str:
     """Returns an OmegaConf error in one line, with the key it is about and without the names of Python's exceptions."""
     key, text = getattr(error, "full_key", None) or place, first_line(error)
     text = re.sub(r"\w+ raised while resolving interpolation: ", "cannot be resolved: ", text)
+    text = re.sub(r"Invalid type assigned: NoneType is not a subclass of (\w+)\. value: None", r"null is no \1", text)
     return f"{key}: {short(text)}" if key else short(text)
 
 

@@ -46,7 +46,8 @@ class Colorization(Method):
             raise ValueError(f"method.form={form}: expected classification or regression")
         backbone.sees_lightness = True
         with torch.no_grad():
-            shape = backbone.feature_map(torch.zeros(1, 3, *height_width(facts.image_size))).shape
+            shape = backbone.eval().feature_map(torch.zeros(1, 3, *height_width(facts.image_size))).shape
+        backbone.train()  # BatchNorm has learnt nothing of zeros
         self.form, self.rebalance, self.annealing = form, rebalance, annealing
         if not 0 < resolution <= 1:
             raise ValueError(f"resolution={resolution:g}: expected a share of the image's, more than 0 and at most 1")
