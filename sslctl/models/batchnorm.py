@@ -41,18 +41,15 @@ class _Grouped(_BatchNorm):
         """Normalises so many whole groups that this process holds."""
         if len(x) % groups:
             raise ValueError(f"a batch of {len(x)} does not divide into {groups} BatchNorm groups")
-        parts, means, variances = [], [], []
-        for part in x.chunk(groups):
-            mean, variance = self.running_mean.clone(), self.running_var.clone()
-            parts.append(
-                nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, self._factor(), self.eps)
-            )
-            means.append(mean)
-            variances.append(variance)
-        with torch.no_grad():
-            self.running_mean.copy_(torch.stack(means).mean(0))
-            self.running_var.copy_(torch.stack(variances).mean(0))
-        return torch.cat(parts)
+        # The groups stand side by side as the channels of one BatchNorm: as many operations for any number of groups.
+        mean, variance = torch.cat([self.running_mean] * groups + [self.running_var] * groups).chunk(2)
+        weight, bias = (None if p is None else p.repeat(groups) for p in (self.weight, self.bias))
+        y = nn.functional.batch_norm(
+            _side_by_side(x, groups), mean, variance, weight, bias, True, self._factor(), self.eps
+        )
+        torch.mean(mean.view(groups, -1), 0, out=self.running_mean)
+        torch.mean(variance.view(groups, -1), 0, out=self.running_var)
+        return _below_each_other(y, groups)
 
     def _together(self, x: Tensor, processes: int) -> Tensor:
         """Normalises this process's part of a group that so many processes share."""
@@ -96,6 +93,26 @@ class _Synchronized(torch.autograd.Function):
         means = distributed.gather(sums)[ctx.members].mean(0)  # (2, C)
         mean, slope = (m.view(ctx.shape) for m in means)
         return (gradient - mean - y * slope) * scale.view(ctx.shape), None, None
+
+
+def _side_by_side(x: Tensor, groups: int) -> Tensor:
+    """(groups · n, C, …) -> (n, groups · C, …), in its memory format."""
+    if not _is_channels_last(x):
+        return x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    x = x.permute(0, 2, 3, 1).unflatten(0, (groups, -1))  # (groups, n, H, W, C)
+    return x.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
+
+
+def _below_each_other(x: Tensor, groups: int) -> Tensor:
+    """Undoes `_side_by_side`."""
+    if not _is_channels_last(x):
+        return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+    x = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1))  # (n, H, W, groups, C)
+    return x.permute(3, 0, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class GroupedBatchNorm1d(_Grouped, nn.BatchNorm1d):
