@@ -25,9 +25,11 @@ PRIVATE = {
     "_pos_embed": "models/vit.py adds positions and prefix tokens with it: copy what timm's VisionTransformer.forward_features"
     " does between patch_embed and norm_pre",
     **dict.fromkeys(
-        ("_foreach_add", "_foreach_add_", "_foreach_copy_", "_foreach_lerp_", "_foreach_mul_", "_foreach_norm"),
+        ("_foreach_add", "_foreach_copy_", "_foreach_lerp_", "_foreach_mul_", "_foreach_norm"),
         "one kernel for many tensors, as torch.optim's own: write a loop over the tensors where it is gone",
     ),
+    "_fused_sgd_": "training/optim.py's LARS takes its step with it, as torch.optim.SGD(fused=True): write its docstring with"
+    " _foreach_mul_ and _foreach_add_ where it is gone",
 }
 PUBLIC = {"_exit", "_target_"}  # os._exit and a key of Hydra, documented under these names
 

@@ -190,8 +190,8 @@ def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
 def clip_each_(parameters: Iterable[nn.Parameter], limit: float) -> None:
     """Scales every gradient by itself to at most a norm (DINO's official code; not the global norm)."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    scales = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
-    torch._foreach_mul_(gradients, scales)
+    norms = torch.stack(torch._foreach_norm(gradients))  # (gradients,)
+    torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
 
 
 def teacher_of(module: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -58,20 +59,34 @@ class LARS(torch.optim.Optimizer):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
-            updates = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            updates, weight_decay = [weight.grad for weight in weights], group["weight_decay"]
             if group["adapt"]:
-                ratios = self._ratios(weights, updates, group["trust"])
-                torch._foreach_mul_(updates, ratios)
-            momenta = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
-            torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, updates)
-            torch._foreach_add_(weights, momenta, alpha=-group["lr"])
+                updates = torch._foreach_add(updates, weights, alpha=weight_decay)
+                torch._foreach_mul_(updates, self._ratios(weights, updates, group["trust"]))
+                weight_decay = 0.0  # it is in there
+            for weight in weights:
+                if "momentum" not in self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+            momenta = [self.state[weight]["momentum"] for weight in weights]
+            torch._fused_sgd_(
+                weights,
+                updates,
+                momenta,
+                weight_decay=weight_decay,
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,  # momenta begin as zeros
+            )
 
     @staticmethod
     def _ratios(weights: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
         """Calculates r of each weight, (), by the same few operations for all of them."""
-        w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))  # (tensors,)
-        return list(torch.where((w > 0) & (g > 0), trust * w / g, 1.0).unbind())
+        w, g = torch.stack(torch._foreach_norm([*weights, *updates])).view(2, -1)  # (tensors,) each
+        # Of no weight r is 1; of no update it may be anything finite.
+        return list(F.threshold(trust * w / g.clamp(min=1e-30), 0.0, 1.0).unbind())
 
 
 def clip(method: nn.Module, limit: float | None) -> Tensor:
