@@ -12,7 +12,6 @@ from parity_harness import Comparison, Side, Sides, copy_weights, shake
 from parity_networks import (
     EPSILON,
     PATCH,
-    ROWS,
     SIDE,
     Encoder,
     Without,
@@ -164,7 +163,7 @@ def ibot(official: Official) -> Sides:
 
     def step(number: int) -> Tensor:
         data = crops(number)
-        masks = [method.masks(data, view).view(ROWS, SIDE // PATCH, -1) for view in range(2)]
+        masks = list(method.masks(data).unflatten(2, (SIDE // PATCH, -1)))
         return loop(number, (images(data, method.backbone), data.label, masks))
 
     own = optimizer_of(method, "adamw", lr=LR / 10, weight_decay=DECAY)

@@ -185,6 +185,15 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply((x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).contiguous())
 
 
+def gather_on_host(x: Tensor) -> Tensor:
+    """As `gather`, of a tensor on the CPU that decides a shape: without gradient, and without waiting for a GPU."""
+    if effective_world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous(), group=_control)
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
     """Replaces tensors by their mean over the processes, all of one kind in one message."""

@@ -12,7 +12,7 @@ from sslctl.losses import masked_mse
 from sslctl.methods.ijepa import IJEPA
 from sslctl.methods.mae import MAE
 from sslctl.methods.simmim import SimMIM
-from sslctl.ops.masks import block_mask, random_order, rectangles
+from sslctl.ops.masks import block_masks, random_order, rectangles
 from sslctl.random import Key
 from sslctl.training.optim import parameter_groups
 from tests.methods import built
@@ -214,7 +214,7 @@ def blocks_by_hand(key, rows, columns, hidden):
 def test_blocks_cover_exactly_as_many_patches_as_they_should(rows, columns):
     index = torch.arange(40)
     hidden = (index * rows * columns) // 39  # none of them to all of them
-    masks = block_mask(Key(0, 0, index), "a", rows, columns, hidden)
+    masks = block_masks(Key(0, 0, index), ["a"], rows, columns, hidden[None])[0]
     assert torch.equal(masks.sum(1), hidden)
     for b in range(40):
         expected = blocks_by_hand(Key(0, 0, index[b : b + 1]), rows, columns, hidden[b].item())

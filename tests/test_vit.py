@@ -24,7 +24,7 @@ from sslctl.models.vit import (
     unpatchify,
     xavier,
 )
-from sslctl.ops.masks import block_mask, random_order
+from sslctl.ops.masks import block_masks, random_order
 from sslctl.random import Key
 from tests.methods import built
 
@@ -202,13 +202,13 @@ def test_random_order_keeps_as_many_as_it_says():
 @pytest.mark.parametrize("rows", [4, 7, 14])
 def test_block_masks_hide_exactly_what_they_should(rows):
     hidden = torch.arange(200) % (rows * rows // 2)
-    mask = block_mask(key(), "test", rows, rows, hidden)
+    mask = block_masks(key(), ["test"], rows, rows, hidden[None])[0]
     assert torch.equal(mask.sum(1), hidden)
 
 
 def test_block_masks_are_blocks():
     hidden = torch.full((200,), 60)
-    block = block_mask(key(), "test", 14, 14, hidden).view(-1, 14, 14).int()
+    block = block_masks(key(), ["test"], 14, 14, hidden[None]).view(-1, 14, 14).int()
     scattered = random_order(key(), "test", 196, 136)[1].view(-1, 14, 14).int()
 
     def edges(mask):
@@ -221,7 +221,10 @@ def test_block_masks_are_blocks():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda k: random_order(k, "a", 49, 12)[1], lambda k: block_mask(k, "a", 7, 7, torch.full_like(k.index, 20))],
+    [
+        lambda k: random_order(k, "a", 49, 12)[1],
+        lambda k: block_masks(k, ["a"], 7, 7, torch.full_like(k.index[None], 20))[0],
+    ],
 )
 def test_masks_depend_on_seed_epoch_and_image_only(make):
     whole = make(key())

@@ -16,6 +16,12 @@ class Batch:
     index: Tensor  # (B,) int64, the images' positions in the dataset
     key: Key  # the step's random numbers
     targets: dict = field(default_factory=dict)
+    host_index: Tensor | None = None  # `index` once more, on the CPU; None where it is there anyway
+
+    @property
+    def host_key(self) -> Key:
+        """The step's random numbers on the CPU: for what decides the shape of a tensor, which a GPU would be waited for."""
+        return self.key.of(self.index.cpu() if self.host_index is None else self.host_index)
 
     def split(self, parts: int) -> list["Batch"]:
         """Returns so many equal parts of the images, in order; each image keeps its views and its random numbers."""
@@ -30,6 +36,7 @@ class Batch:
                 self.index[part],
                 self.key.select(part),
                 {name: target[part] for name, target in self.targets.items()},
+                None if self.host_index is None else self.host_index[part],
             )
             for part in rows
         ]

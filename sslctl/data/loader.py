@@ -17,6 +17,7 @@ from sslctl.data.sampler import batch_indices
 from sslctl.data.sources import Source
 from sslctl.data.workers import fetching, ignore_signals, raise_if_error
 from sslctl.ops.timing import Clock
+from sslctl.ops.transfer import to_device
 from sslctl.views import Key, ViewMaker
 from sslctl.views.maker import resize_and_crop
 
@@ -46,16 +47,16 @@ def batches(
         for step in range(first_step, total_steps):
             # Which samples: this process's rows of the step's block of the epoch's order.
             rows = torch.from_numpy(_own_rows(step, size, batch_size, seed))  # (B,) int64
-            index = _to_device(rows, device)
+            index = to_device(rows, device)
             # An index where the samples lie, then the device; a GPU is not waited for.
             batch, label = (t[rows] if t.device == rows.device else t[index] for t in (samples, labels))
-            batch, label = _to_device(batch, device), _to_device(label, device)  # (B, …), (B,) or (B, C)
+            batch, label = to_device(batch, device), to_device(label, device)  # (B, …), (B,) or (B, C)
             key = Key(seed, step // steps_per_epoch, index)
             clock.lap("data")
             # Crop, flip, colour, blur: all of them on the device, by the key's random numbers.
             groups = source.modality.views_of(batch, views, key)  # group -> (V, B, …)
             clock.lap("views")
-            yield Batch(groups, label, index, key)
+            yield Batch(groups, label, index, key, host_index=rows)
         return
     # Workers decode each file once and cut out all its crops; what is left is done to whole batches on the device.
     loader = DataLoader(
@@ -69,14 +70,14 @@ def batches(
     )
     with fetching(loader) as fetched:
         for step, (crops, rows) in enumerate(fetched, start=first_step):
-            index = _to_device(rows, device)  # (B,)
+            index = to_device(rows, device)  # (B,)
             key = Key(seed, step // steps_per_epoch, index)
-            crops = {group: _to_device(crop, device) for group, crop in crops.items()}  # (V, B, C, h, w) uint8
-            label = _to_device(source.answers[rows], device)  # (B,) or (B, C)
+            crops = {group: to_device(crop, device) for group, crop in crops.items()}  # (V, B, C, h, w) uint8
+            label = to_device(source.answers[rows], device)  # (B,) or (B, C)
             clock.lap("data")
             groups = source.modality.finish(crops, views, key)  # group -> (V, B, C, h, w) in [0, 1]
             clock.lap("views")
-            yield Batch(groups, label, index, key)
+            yield Batch(groups, label, index, key, host_index=rows)
 
 
 def one_batch(source: Source, views: ViewMaker, rows: Tensor, seed: int, device: torch.device) -> Batch:
@@ -87,7 +88,7 @@ def one_batch(source: Source, views: ViewMaker, rows: Tensor, seed: int, device:
     else:
         crops, _ = raise_if_error(_Crops(source, views, seed).__getitems__([(0, row) for row in rows.tolist()]))
         groups = source.modality.finish({group: crop.to(device) for group, crop in crops.items()}, views, key)
-    return Batch(groups, source.answers[rows].to(device), key.index, key)
+    return Batch(groups, source.answers[rows].to(device), key.index, key, host_index=rows)
 
 
 def drawn_views(source: Source, views: ViewMaker, rows: Tensor, epochs: int, seed: int) -> Iterator[Tensor]:
@@ -110,13 +111,6 @@ def _near_device(source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
     if device.type != "cuda" or samples.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return samples, labels
     return samples.to(device), labels.to(device)
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor to the device; a GPU is not waited for."""
-    if device.type != "cuda" or tensor.device.type == "cuda":
-        return tensor.to(device)
-    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def _own_rows(step: int, size: int, batch_size: int, seed: int) -> np.ndarray:

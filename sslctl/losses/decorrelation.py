@@ -89,7 +89,7 @@ def sigreg(z: Tensor, directions: Tensor) -> Tensor:
     t = torch.linspace(0, _END, _KNOTS, device=z.device, dtype=z.dtype)  # (T,)
     gauss = torch.exp(-t.square() / 2)
     weights = torch.full_like(t, 2 * _END / (_KNOTS - 1))
-    weights[[0, -1]] = _END / (_KNOTS - 1)
+    weights[:: _KNOTS - 1] = _END / (_KNOTS - 1)  # the first and the last
     angles = (z @ F.normalize(directions, dim=0))[:, :, None] * t  # (B, M, T)
     gap = (angles.cos().mean(0) - gauss).square() + angles.sin().mean(0).square()  # (M, T)
     return len(z) * (gap * gauss * weights).sum(1).mean()

@@ -77,7 +77,8 @@ def hidden_patches(student_logits: Tensor, targets: Tensor, mask: Tensor, temper
     gradient reaches the targets.
     """
     cross = -(targets.detach() * (student_logits / temperature).log_softmax(-1)).sum(-1)  # (M,)
-    weights = (1 / mask.sum(1, keepdim=True).clamp(min=1)).expand_as(mask)[mask]  # (M,)
+    hidden = mask.sum(1)  # (B,), M in all
+    weights = (1 / hidden.clamp(min=1)).repeat_interleave(hidden, output_size=len(cross))  # (M,)
     return (cross * weights).sum() / len(mask)
 
 

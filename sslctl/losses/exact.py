@@ -44,5 +44,6 @@ def cross_entropy_of_other_views(logits: Tensor, targets: Tensor, weights: Tenso
     """
     own = logits.logsumexp(-1).mean(1)  # (V,)
     cross = own - torch.einsum("tbk,vbk->tv", targets, logits) / logits.shape[1]  # (T, V)
-    others = ~torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)
-    return (cross if weights is None else cross * weights)[others].mean()
+    itself = torch.eye(*cross.shape, dtype=torch.bool, device=cross.device)  # T of the pairs
+    cross = cross if weights is None else cross * weights
+    return cross.masked_fill(itself, 0.0).sum() / (cross.numel() - len(cross))

@@ -118,7 +118,7 @@ class Colorization(Method):
     def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         if "counts" in carry:
             self.counted += 1
-            self.frequency.lerp_(carry["counts"].mean(0), 1 / self.counted.item())
+            self.frequency.lerp_(carry["counts"].mean(0), 1 / self.counted.float())
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]

@@ -70,10 +70,10 @@ class DeepClusterV2(Method):
             logits.flatten(0, 1), classes.flatten()[:, None].expand(-1, len(z)), reduction="none"
         )  # (heads·B, V), every crop alike
         loss = gather(each.unflatten(0, (len(classes), -1)).mean((0, 2))).mean()
-        used = torch.stack([torch.bincount(c, minlength=logits.shape[2]) > 0 for c in self.assignments])
+        used = logits.new_zeros(logits.shape[0], logits.shape[2]).scatter_(1, self.assignments, 1.0)  # (heads, K)
         return {
             "loss": loss,
-            "prototypes_used": used.float().mean(),
+            "prototypes_used": used.mean(),
             "feature_std": feature_std(h[0]),
             "carry": {"keys": gather(z[:2].detach().transpose(0, 1).contiguous()), "index": gather(batch.index)},
         }

@@ -129,19 +129,21 @@ class DINOv2(Method):
         """
         views = batch.views["global"]  # (2, B, C, H, W)
         x, temperature = views.flatten(0, 1), schedules["teacher_temperature"]
-        mask = torch.cat([self.masks(batch, view) for view in range(len(views))])  # (2B, L)
+        mask, hidden = self.masks(batch)  # (2, B, L), M
+        mask = mask.flatten(0, 1)  # (2B, L)
+        places = torch.nonzero_static(mask.flatten(), size=hidden)[:, 0]  # (M,) of 2B·L
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)  # (2B, P + L, D)
         whole, patches = h[:, 0].unflatten(0, views.shape[:2]), h[:, self.prefix :]  # (2, B, D), (2B, L, D)
-        student, student_patches = self.heads[0](whole), self.heads[-1](patches[mask])  # (2, B, K), (M, K)
+        crops = [whole]
         if "local" in batch.views:
             small = batch.views["local"]  # (V, B, C, h, w)
-            student = torch.cat(
-                [student, self.heads[0](self.backbone(small.flatten(0, 1)).unflatten(0, small.shape[:2]))]
-            )
+            crops.append(self.backbone(small.flatten(0, 1)).unflatten(0, small.shape[:2]))
+        student = self.heads[0](torch.cat(crops))  # (2 + V, B, K), the global views first
+        student_patches = self.heads[-1](patches.flatten(0, 1)[places])  # (M, K)
         with torch.no_grad():
             tokens = self.teacher_backbone.tokens(x)  # nothing hidden
             teacher = self.teacher_heads[0](tokens[:, 0]).float()  # (2B, K)
-            teacher_patches = self.teacher_heads[-1](tokens[:, self.prefix :][mask]).float()  # (M, K)
+            teacher_patches = self.teacher_heads[-1](tokens[:, self.prefix :].flatten(0, 1)[places]).float()  # (M, K)
             p = self.targets(teacher, "center", temperature).unflatten(0, views.shape[:2])  # (2, B, K)
             p_patches = self.targets(teacher_patches, "patch_center", temperature)
         weights = student.new_ones(len(student))
@@ -171,10 +173,11 @@ class DINOv2(Method):
             return ((logits - self.get_buffer(center)) / temperature).softmax(-1)
         return sinkhorn(logits, temperature, self.sinkhorn_iterations, gather)
 
-    def masks(self, batch: Batch, view: int) -> Tensor:
-        """(B, L) bool: what the student does not see of a global view."""
-        rows, columns = grid_of(self.backbone.vision_transformer(), batch.views["global"])
-        return some_blocks(batch.key, f"dinov2/{view}", rows, columns, self.mask_chance, *self.mask_ratio)
+    def masks(self, batch: Batch) -> tuple[Tensor, int]:
+        """(2, B, L) bool: what the student does not see of the global views; and how many patches that are."""
+        views = batch.views["global"]
+        grid, names = grid_of(self.backbone.vision_transformer(), views), [f"dinov2/{v}" for v in range(len(views))]
+        return some_blocks(batch.key, batch.host_key, names, *grid, self.mask_chance, *self.mask_ratio)
 
     def after_backward(self, schedules: dict) -> None:
         if self.clip_grad is not None:
@@ -197,7 +200,7 @@ class DINOv2(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]
         grid = grid_of(self.backbone.vision_transformer(), x)
-        return {"view": x, "hidden from the student": greyed(x, self.masks(batch, 0), *grid)}
+        return {"view": x, "hidden from the student": greyed(x, self.masks(batch)[0][0], *grid)}
 
     def uninformative_loss(self) -> float | None:
         if self.koleo_weight:

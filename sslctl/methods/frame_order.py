@@ -16,6 +16,7 @@ from sslctl.models.backbones import Backbone
 from sslctl.models.heads import mlp
 from sslctl.ops.text_image import card
 from sslctl.ops.tiles import cut_tiles
+from sslctl.ops.transfer import to_device
 
 NEGATIVES = 0.75  # share of tuples in the wrong order (Shuffle and Learn, section 4.1)
 ORDERS = tuple(
@@ -115,7 +116,7 @@ class FrameOrder(Method):
         key = batch.key
         positions = key.permutation("frame_order/taken", count)[:, :4].sort(1).values  # (B, 4), in the order of time
         label = (key.uniform("frame_order/order") * len(ORDERS)).long()
-        order = torch.tensor(ORDERS, device=label.device)[label]  # (B, 4)
+        order = to_device(torch.tensor(ORDERS), label.device)[label]  # (B, 4)
         backwards = key.chance("frame_order/backwards", 0.5)
         return positions.gather(1, torch.where(backwards[:, None], order.flip(1), order)), label
 

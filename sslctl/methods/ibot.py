@@ -89,16 +89,20 @@ class IBOT(Method):
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         views = batch.views["global"]  # (2, B, C, H, W)
         x, temperatures = views.flatten(0, 1), (self.student_temperature, schedules["teacher_temperature"])
-        mask = torch.cat([self.masks(batch, view) for view in range(len(views))])  # (2B, L)
+        mask = self.masks(batch).flatten(0, 1)  # (2B, L)
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)  # (2B, P + L, D)
-        student = self.head(h[:, 0]).unflatten(0, views.shape[:2])  # (2, B, K)
+        crops = [h[:, 0]]
         if "local" in batch.views:
-            small = batch.views["local"]  # (V, B, C, h, w)
-            student = torch.cat([student, self.head(self.backbone(small.flatten(0, 1))).unflatten(0, small.shape[:2])])
+            crops.append(self.backbone(batch.views["local"].flatten(0, 1)))  # (V·B, D)
+        student = self.head(torch.cat(crops)).unflatten(
+            0, (-1, views.shape[1])
+        )  # (2 + V, B, K), the global views first
         with torch.no_grad():
             tokens = self.teacher_backbone.tokens(x)  # nothing hidden
-            teacher = self.teacher_head(tokens[:, 0]).float().unflatten(0, views.shape[:2])  # (2, B, K)
-            targets = self.teacher_head(tokens[:, self.prefix :]).float()  # (2B, L, K)
+            tokens = torch.cat([tokens[:, 0], tokens[:, self.prefix :].flatten(0, 1)])  # class tokens, then patches
+            logits = self.teacher_head(tokens).float()  # (2B + 2B·L, K)
+            teacher = logits[: len(x)].unflatten(0, views.shape[:2])  # (2, B, K)
+            targets = logits[len(x) :].unflatten(0, mask.shape)  # (2B, L, K)
         whole = global_mean(dino(student, teacher, self.centers[0], *temperatures))
         each = ibot(self.head(h[:, self.prefix :]), targets, self.centers[1], mask, *temperatures)  # (2B,)
         parts = global_mean(each.mean())
@@ -112,10 +116,11 @@ class IBOT(Method):
             "carry": {"logits": gather(means[None])},  # (processes, 2, K)
         }
 
-    def masks(self, batch: Batch, view: int) -> Tensor:
-        """(B, L) bool: what the student does not see of a global view."""
-        rows, columns = grid_of(self.backbone.vision_transformer(), batch.views["global"])
-        return some_blocks(batch.key, f"ibot/{view}", rows, columns, self.mask_chance, *self.mask_ratio)
+    def masks(self, batch: Batch) -> Tensor:
+        """(2, B, L) bool: what the student does not see of the global views."""
+        views = batch.views["global"]
+        grid, names = grid_of(self.backbone.vision_transformer(), views), [f"ibot/{v}" for v in range(len(views))]
+        return some_blocks(batch.key, batch.host_key, names, *grid, self.mask_chance, *self.mask_ratio)[0]
 
     def after_backward(self, schedules: dict) -> None:
         if schedules["prototypes_frozen"]:
@@ -132,7 +137,7 @@ class IBOT(Method):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views["global"][0]
         grid = grid_of(self.backbone.vision_transformer(), x)
-        return {"view": x, "hidden from the student": greyed(x, self.masks(batch, 0), *grid)}
+        return {"view": x, "hidden from the student": greyed(x, self.masks(batch)[0], *grid)}
 
     def uninformative_loss(self) -> float:
         parts = 1 + self.patch_weight * self.mask_chance  # class tokens, and the patches where some are hidden

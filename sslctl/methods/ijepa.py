@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslctl.distributed import gather_on_host
 from sslctl.methods.base import Batch, Facts, Method, ema_update, feature_std, gather, teacher_of
 from sslctl.models.backbones import Backbone
 from sslctl.models.vit import blocks, fix_positions_, gather_tokens, grid_of, initialize_, sine_cosine
 from sslctl.ops.image_size import height_width
 from sslctl.ops.masks import rectangles
+from sslctl.ops.transfer import to_device
 
 TARGET_SCALE, TARGET_ASPECT, CONTEXT_SCALE = (0.15, 0.2), (0.75, 1.5), (0.85, 1.0)
 
@@ -62,6 +64,9 @@ class IJEPA(Method):
         self.embed = nn.Linear(backbone.embed_dim, predictor_dim)
         self.mask_token = nn.Parameter(torch.empty(1, predictor_dim))  # a row: decays as a weight (official code)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.register_buffer(
+            "place", sine_cosine(predictor_dim, *self.grid), persistent=False
+        )  # (L, d), of the grid alone
         self.predictor = nn.Sequential(
             *blocks(predictor_dim, predictor_depth, predictor_heads), nn.LayerNorm(predictor_dim, 1e-6)
         )
@@ -100,7 +105,7 @@ class IJEPA(Method):
 
     def predicted(self, h: Tensor, keep: Tensor, wanted: Tensor) -> Tensor:
         """Context tokens (B, kept, D), places (B, kept) and (B, targets, T) -> (B, targets, T, D), each block by itself."""
-        place = sine_cosine(self.mask_token.numel(), *self.grid).to(h)  # (L, d)
+        place = self.place.to(h)  # (L, d)
         context = self.embed(h) + place[keep]  # (B, kept, d)
         mask_tokens = self.mask_token.to(h) + place[wanted]  # (B, targets, T, d)
         context = context[:, None].expand(-1, wanted.shape[1], -1, -1)
@@ -127,21 +132,23 @@ class IJEPA(Method):
             raise ValueError(
                 f"I-JEPA takes views of the image's own size, these have {'×'.join(map(str, x.shape[-2:]))} pixels"
             )
-        first = batch.key.of(gather(batch.index)[:1])  # one size for the batch, the same in all processes
+        key = batch.host_key  # what is drawn decides the shapes of tensors: on the CPU, where no GPU is waited for
+        first = key.of(gather_on_host(key.index)[:1])  # one size for the batch, the same in all processes
         low, high = math.log(TARGET_ASPECT[0]), math.log(TARGET_ASPECT[1])
         size = self.block_size(
             first.between("ijepa/scale", *TARGET_SCALE).item(),
             math.exp(first.between("ijepa/aspect", low, high).item()),
         )
         side = self.block_size(first.between("ijepa/context", *CONTEXT_SCALE).item(), 1.0)
-        wanted = rectangles(batch.key, "ijepa/target", self.targets, *self.grid, *size)  # (B, targets, T)
-        block = rectangles(batch.key, "ijepa/block", 1, *self.grid, *side)[:, 0]  # (B, n)
-        free = torch.zeros(len(x), self.grid[0] * self.grid[1], dtype=torch.bool, device=x.device)
+        wanted = rectangles(key, "ijepa/target", self.targets, *self.grid, *size)  # (B, targets, T)
+        block = rectangles(key, "ijepa/block", 1, *self.grid, *side)[:, 0]  # (B, n)
+        free = torch.zeros(len(x), self.grid[0] * self.grid[1], dtype=torch.bool)
         free.scatter_(1, block, True).scatter_(1, wanted.flatten(1), False)
         outside = torch.ones_like(free).scatter_(1, wanted.flatten(1), False)
         free = torch.where(free.any(1, keepdim=True), free, outside)  # where the targets cover the whole block
-        fewest = int(gather(free.sum(1)).min())  # of the global batch
-        return free.logical_not().sort(dim=1, stable=True).indices[:, :fewest], wanted
+        fewest = int(gather_on_host(free.sum(1)).min())  # of the global batch
+        keep = free.logical_not().sort(dim=1, stable=True).indices[:, :fewest]
+        return to_device(keep, x.device), to_device(wanted, x.device)
 
     def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         ema_update(self.teacher_backbone, self.backbone, schedules["teacher_momentum"])

@@ -60,10 +60,10 @@ class Jigsaw(Method):
     def tiles(self, batch: Batch) -> Tensor:
         """(B, 9, C, p, p), row by row."""
         room = self.cell - self.size + 1
-        row, column = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
+        cells = torch.arange(9, device=batch.index.device)
         corners = [
-            self.cell * place.flatten().to(batch.index.device) + (batch.key.uniform(name, 9) * room).long()
-            for name, place in (("jigsaw/top", row), ("jigsaw/left", column))
+            self.cell * place + (batch.key.uniform(name, 9) * room).long()
+            for name, place in (("jigsaw/top", cells // 3), ("jigsaw/left", cells % 3))
         ]
         return cut_tiles(batch.views["global"][0], *corners, self.size)
 

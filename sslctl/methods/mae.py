@@ -11,6 +11,7 @@ from sslctl.models.backbones import Backbone
 from sslctl.models.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify, xavier
 from sslctl.ops.image_size import height_width
 from sslctl.ops.masks import random_order
+from sslctl.ops.transfer import to_device
 
 
 class MAE(Method):
@@ -74,7 +75,7 @@ class MAE(Method):
         prefix, visible = z[:, : self.prefix], z[:, self.prefix :]
         place = keep[..., None].expand_as(visible)
         full = self.mask_token.to(z.dtype).expand(len(z), rows * columns, -1).scatter(1, place, visible)
-        full = full + sine_cosine(z.shape[-1], rows, columns).to(full)
+        full = full + to_device(sine_cosine(z.shape[-1], rows, columns), z.device).to(full)
         return self.head(self.decoder(torch.cat([prefix, full], 1)))[:, self.prefix :]
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

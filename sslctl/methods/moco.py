@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.distributed import local_rows
+from sslctl.distributed import gather_on_host, local_rows
 from sslctl.losses import info_nce
 from sslctl.methods.base import (
     Batch,
@@ -22,6 +22,7 @@ from sslctl.methods.base import (
 from sslctl.models.backbones import Backbone
 from sslctl.models.batchnorm import group_batchnorm
 from sslctl.models.heads import mlp
+from sslctl.ops.transfer import to_device
 from sslctl.schedules import cosine_between
 
 
@@ -106,11 +107,12 @@ class MoCo(Method):
         if self.batchnorm_groups == 1:
             k = gather(self.teacher_projector(self.teacher_backbone(images)))
             return F.normalize(k.float(), dim=1)
-        bits = batch.key.of(gather(batch.index)).bits("moco/shuffle")  # (G,)
-        order = bits.argsort(dim=0)  # (G,)
+        key = batch.host_key  # few numbers, whose hash takes more operations than a GPU has to calculate
+        order = key.of(gather_on_host(key.index)).bits("moco/shuffle").argsort(dim=0)  # (G,)
+        order, back = to_device(torch.stack([order, order.argsort()]), images.device)
         shuffled = gather(images)[order][local_rows(len(order))]
         k = gather(self.teacher_projector(self.teacher_backbone(shuffled)))
-        return F.normalize(k.float(), dim=1)[order.argsort()]
+        return F.normalize(k.float(), dim=1)[back]
 
     def after_step(self, schedules: dict, carry: dict[str, Tensor]) -> None:
         keys = carry["keys"].transpose(0, 1).flatten(0, 1)  # (G, V, out_dim) -> (V·G, out_dim)

@@ -12,7 +12,7 @@ from sslctl.models.heads import mlp
 from sslctl.models.vit import patch_size_of
 from sslctl.ops.tiles import cut_tiles, mosaic, refuse_small_tiles
 
-NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)  # of the middle, 4, in a 3×3 grid; 7 - label is the opposite direction
+MIDDLE, NEIGHBOURS = 4, 8  # of a 3×3 grid, row by row; 7 - label is the opposite direction
 
 
 class RelativePatch(Method):
@@ -47,12 +47,13 @@ class RelativePatch(Method):
         refuse_small_tiles(backbone.network, self.size, side)
         self.jitter, self.pitch, _ = _room(self.size, gap, jitter)
         self.colour_drop = colour_drop
-        self.classifier = mlp(2 * backbone.embed_dim, hidden_dim, len(NEIGHBOURS), 2, norm=True)
+        self.classifier = mlp(2 * backbone.embed_dim, hidden_dim, NEIGHBOURS, 2, norm=True)
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         patches = self.patches(batch)  # (B, 9, C, p, p)
         h = self.backbone(patches.flatten(0, 1)).unflatten(0, (-1, 9))  # (B, 9, D)
-        middle, around = h[:, 4:5].expand(-1, 8, -1), h[:, NEIGHBOURS, :]  # (B, 8, D) each
+        middle = h[:, MIDDLE : MIDDLE + 1].expand(-1, NEIGHBOURS, -1)  # (B, 8, D)
+        around = torch.cat([h[:, :MIDDLE], h[:, MIDDLE + 1 :]], 1)  # (B, 8, D)
         pairs = torch.cat([torch.cat([middle, around], 2), torch.cat([around, middle], 2)], 1)  # (B, 16, 2D)
         label = torch.arange(8, device=h.device)
         label = torch.cat([label, 7 - label]).repeat(len(h))  # seen from the other patch, the direction is opposite
@@ -65,11 +66,11 @@ class RelativePatch(Method):
         """(B, 9, C, p, p), row by row, each a few pixels off its place."""
         x = self.colour_dropped(batch.views["global"][0], batch)
         spread = 2 * self.jitter + 1
-        row, column = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
+        cells = torch.arange(9, device=x.device)
         start = (x.shape[-1] - 2 * self.pitch - self.size - 2 * self.jitter) // 2  # in the middle of the view
         corners = [
-            start + self.pitch * place.flatten().to(x.device) + (batch.key.uniform(name, 9) * spread).long()
-            for name, place in (("relative_patch/top", row), ("relative_patch/left", column))
+            start + self.pitch * place + (batch.key.uniform(name, 9) * spread).long()
+            for name, place in (("relative_patch/top", cells // 3), ("relative_patch/left", cells % 3))
         ]
         return cut_tiles(x, *corners, self.size)
 
@@ -91,7 +92,7 @@ class RelativePatch(Method):
         return {"view": batch.views["global"][0], "patches": mosaic(self.patches(batch), 3).clamp(0, 1)}
 
     def uninformative_loss(self) -> float:
-        return math.log(len(NEIGHBOURS))
+        return math.log(NEIGHBOURS)
 
     def notes(self) -> list[str]:
         return [

@@ -27,7 +27,7 @@ class ThreadGroup:
     def get_rank(self) -> int:
         return self.here.rank
 
-    def all_gather(self, parts: list[Tensor], x: Tensor) -> None:
+    def all_gather(self, parts: list[Tensor], x: Tensor, group: None = None) -> None:
         for part, value in zip(parts, self._exchange(x), strict=True):
             part.copy_(value)
 

@@ -10,7 +10,7 @@ from torch import nn
 from sslctl.data.batch import Batch
 from sslctl.methods.dinov2 import DINOv2
 from sslctl.methods.dinov3 import DINOv3
-from sslctl.ops.masks import block_mask
+from sslctl.ops.masks import block_masks
 from tests.steps.compare import ROWS, TOTAL_STEPS, batch_of, compare, disturbed, facts, rate_at, spread, unit
 from tests.steps.transformers import PREFIX, embedded, encoded, of_tokens, vision_transformer
 
@@ -80,7 +80,7 @@ def hidden(key, view):
     """(B, 16): with a chance of 0.7 some blocks, a share drawn from 0.2 to 0.6 of the patches, rounded down."""
     some = key.uniform(f"dinov2/{view}/chance") < 0.7
     share = 0.2 + 0.4 * key.uniform(f"dinov2/{view}/ratio")
-    return block_mask(key, f"dinov2/{view}", 4, 4, torch.where(some, (16 * share).floor(), 0).long())
+    return block_masks(key, [f"dinov2/{view}"], 4, 4, torch.where(some, (16 * share).floor(), 0).long()[None])[0]
 
 
 def balanced(logits, temperature):

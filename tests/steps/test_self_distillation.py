@@ -11,7 +11,7 @@ from torch import nn
 from sslctl.methods.dino import DINO
 from sslctl.methods.ibot import IBOT
 from sslctl.methods.lejepa import LeJEPA
-from sslctl.ops.masks import block_mask
+from sslctl.ops.masks import block_masks
 from tests.steps.compare import (
     ROWS,
     TOTAL_STEPS,
@@ -182,7 +182,7 @@ def hidden(key, view):
     """(B, 16): with a chance of 0.7 some blocks, a share drawn from 0.2 to 0.6 of the patches, rounded down."""
     some = key.uniform(f"ibot/{view}/chance") < 0.7
     share = 0.2 + 0.4 * key.uniform(f"ibot/{view}/ratio")
-    mask = block_mask(key, f"ibot/{view}", 4, 4, torch.where(some, (16 * share).floor(), 0).long())
+    mask = block_masks(key, [f"ibot/{view}"], 4, 4, torch.where(some, (16 * share).floor(), 0).long()[None])[0]
     assert 0 < some.sum() < ROWS
     return mask
 
