@@ -258,11 +258,11 @@ def test_a_step_sets_the_rates_of_groups_and_clips_what_the_method_leaves(parts)
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_the_parts_of_a_batch_are_its_images_in_order(parts):
     batch = make_batch(COUNT, start=3, epoch=2)
-    batch = Batch(batch.views, batch.label, batch.index, batch.key, {"mask": torch.arange(COUNT)})
+    batch = Batch(batch.views, batch.label, batch.index, batch.key, {"mask": torch.arange(COUNT)}, batch.index.clone())
     result = batch.split(parts)
     assert [len(part.index) for part in result] == [COUNT // parts] * parts
     assert torch.equal(torch.cat([part.views["global"] for part in result], 1), batch.views["global"])
-    for name in ("index", "label"):
+    for name in ("index", "label", "host_index"):
         assert torch.equal(torch.cat([getattr(part, name) for part in result]), getattr(batch, name))
     assert torch.equal(torch.cat([part.targets["mask"] for part in result]), batch.targets["mask"])
 
@@ -276,6 +276,7 @@ def test_the_parts_draw_the_random_numbers_of_the_batch():
         lambda key: key.bits("x"),
     ):
         assert torch.equal(torch.cat([draw(part.key) for part in parts]), draw(batch.key))
+        assert torch.equal(torch.cat([draw(part.host_key) for part in parts]), draw(batch.key))
     assert torch.equal(batch.key.select(torch.tensor([5, 1])).uniform("mask"), batch.key.uniform("mask")[[5, 1]])
 
 

@@ -84,6 +84,7 @@ def gathered_values():
         "transposed": distributed.gather(torch.arange(6.0).view(2, 3).T + 10 * rank),
         "half": distributed.gather(torch.full((1,), 1.5, dtype=torch.bfloat16)),
         "large": distributed.gather(torch.tensor([2**62 + rank])),
+        "on the host": distributed.gather_on_host(torch.arange(2) + 10 * rank),
     }
     uneven = [torch.full((2, 2), float(rank)), torch.tensor(rank, dtype=torch.float64), torch.arange(6.0).view(2, 3).T]
     distributed.average(uneven)
@@ -99,6 +100,7 @@ def test_processes_gather_average_and_agree():
         assert actual["transposed"].tolist() == [[0, 3], [1, 4], [2, 5], [10, 13], [11, 14], [12, 15]]
         assert actual["half"].dtype == torch.float32
         assert actual["large"].tolist() == [2**62, 2**62 + 1]
+        assert actual["on the host"].tolist() == [0, 1, 10, 11]
         assert [t.unique().tolist() for t in actual["averages"]] == [[0.5], [0.5], [0, 1, 2, 3, 4, 5]]
         assert actual["averages"][1].dtype == torch.float64
         assert actual["largest"] == 143
@@ -109,7 +111,7 @@ def test_processes_gather_average_and_agree():
 
 def test_one_process_alone_agrees_with_itself():
     x = torch.ones(2, requires_grad=True)
-    assert distributed.gather(x) is x
+    assert distributed.gather(x) is distributed.gather_on_host(x) is x
     assert (distributed.rank(), distributed.world_size(), distributed.all_reduce_max(5)) == (0, 1, 5)
     assert distributed.all_gather_object("a") == ["a"]
     assert distributed.on_main_process(lambda: "b") == distributed.main_process_first(lambda: "b") == "b"
