@@ -138,7 +138,8 @@ def test_building_it_teaches_batchnorm_nothing():
     network = colours().backbone
     assert network.training
     counts = [tensor for name, tensor in network.named_buffers() if name.endswith("num_batches_tracked")]
-    assert counts and not any(counts)
+    assert counts
+    assert not any(counts)
 
 
 def test_soft_targets_are_ten_bins_that_sum_to_1():
