@@ -105,22 +105,26 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
     # Ranges and contradictions last: words that cannot be read would only be named twice.
     if not messages:
         messages = mistakes(SCHEMAS[verb.replace("-", "_")], config)
-    return InputError(*(messages or list(_failing_alone(verb, prepared)) or [_with_cause(error)]))
+    return InputError(*(messages or _of_hydra(verb, prepared, error)))
 
 
-def _failing_alone(verb: str, prepared: Prepared) -> Iterator[str]:
-    """Yields what is wrong with each word for Hydra itself that it takes of no command."""
-    for text in prepared.overrides:
-        if text.lstrip("+~").startswith("hydra"):
-            try:
-                compose_choices(verb, prepared, [text], with_hydra=True)
-            except Exception as error:
-                cause = _with_cause(error)
-                yield cause if text in cause else f"{text}: {cause}"
+def _of_hydra(verb: str, prepared: Prepared, error: Exception) -> list[str]:
+    """Lists what is wrong with each word for Hydra itself that it takes of no command; of none, what the error says."""
+    words = [text for text in prepared.overrides if text.lstrip("+~").startswith("hydra")]
+    messages = []
+    for text in words:
+        try:
+            compose_choices(verb, prepared, [text], with_hydra=True)
+        except Exception as problem:
+            cause = _with_cause(problem)
+            messages.append(cause if text in cause else f"{text}: {cause}")
+    return messages or [f"{' '.join(words)}: {_with_cause(error)}" if words else _with_cause(error)]
 
 
 def _with_cause(error: Exception) -> str:
     """Returns what Hydra says, which rarely says why, with what OmegaConf has told it."""
+    if isinstance(error, AttributeError | TypeError | KeyError | ValueError):  # in Hydra's own code
+        return "nothing that Hydra can use there"
     texts = [first_line(e).rstrip(".") for e in (error, error.__cause__) if e is not None and str(e)]
     return ": ".join(texts) or first_line(error)
 
