@@ -110,21 +110,24 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
 
 def _of_hydra(verb: str, prepared: Prepared, error: Exception) -> list[str]:
     """Lists what is wrong with each word for Hydra itself that it takes of no command; of none, what the error says."""
+
+    def cause_of(problem: Exception) -> str:
+        in_its_code = isinstance(problem, AttributeError | TypeError | KeyError | ValueError)
+        return "nothing that Hydra can use there" if in_its_code else _with_cause(problem)
+
     words = [text for text in prepared.overrides if text.lstrip("+~").startswith("hydra")]
     messages = []
     for text in words:
         try:
             compose_choices(verb, prepared, [text], with_hydra=True)
         except Exception as problem:
-            cause = _with_cause(problem)
+            cause = cause_of(problem)
             messages.append(cause if text in cause else f"{text}: {cause}")
-    return messages or [f"{' '.join(words)}: {_with_cause(error)}" if words else _with_cause(error)]
+    return messages or [f"{' '.join(words)}: {cause_of(error)}" if words else _with_cause(error)]
 
 
 def _with_cause(error: Exception) -> str:
     """Returns what Hydra says, which rarely says why, with what OmegaConf has told it."""
-    if isinstance(error, AttributeError | TypeError | KeyError | ValueError):  # in Hydra's own code
-        return "nothing that Hydra can use there"
     texts = [first_line(e).rstrip(".") for e in (error, error.__cause__) if e is not None and str(e)]
     return ": ".join(texts) or first_line(error)
 
