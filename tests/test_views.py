@@ -89,6 +89,15 @@ def test_resample_equals_torchvision_image_by_image(kernel, channels, size):
         torch.testing.assert_close(actual[b], expected, atol=1e-5, rtol=0)
 
 
+def test_resample_of_a_square_to_another_shape_equals_torchvision():
+    images, boxes = floats(4, 3, 20, 20), random_boxes(4, 20, 20, seed=1)
+    for image, (top, left, height, width), actual in zip(
+        images, boxes.tolist(), resample(images, boxes, (12, 30), "bilinear"), strict=True
+    ):
+        expected = TF.resized_crop(image, top, left, height, width, [12, 30], antialias=True)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 def test_resample_of_the_whole_image_at_its_size_changes_nothing(kernel):
     images = floats(3, 3, 20, 20)
