@@ -86,18 +86,18 @@ class Key(Draws):
     def bits(self, name: str, *shape: int) -> Tensor:
         """(B, *shape) int64, all 64 bits random."""
         count = math.prod(shape)
-        base = _mix(self.index ^ self._name(name))  # (B,)
+        base = _mix(self.index ^ self._stream_of(name))  # (B,)
         counter = torch.arange(1, count + 1, device=self.index.device) * _signed(_GAMMA)  # (count,)
         return _mix(base[:, None] + counter).view(len(self.index), *shape)
 
     def stacked(self, prefixes: dict[str, list[str]], counts: dict[str, int]) -> dict[str, "StackedKey"]:
-        """The numbers of many names in one hash, for a GPU waits for the number of operations rather than for these.
+        """Draws the numbers of many names in one hash: a GPU is asked for some 30 operations, not for as many a name.
 
-        prefixes: group -> what stands before the names, once for each part of the group's stack. counts: name -> how many
-        numbers it has. Returns group -> StackedKey.
+        prefixes: group -> what stands before the names, in the order of the group's stack. counts: name -> how many numbers
+        are drawn. Returns group -> StackedKey.
         """
         every = [prefix for several in prefixes.values() for prefix in several]
-        streams = [self._name(f"{prefix}/{name}") for prefix in every for name in counts]
+        streams = [self._stream_of(f"{prefix}/{name}") for prefix in every for name in counts]
         name_of = [place for place, count in enumerate(counts.values()) for _ in range(count)]
         counters = [_signed(step * _GAMMA) for count in counts.values() for step in range(1, count + 1)]
         constants = _on_device(streams + name_of + counters, self.index.device)
@@ -120,8 +120,8 @@ class Key(Draws):
         """Returns the key of other images in the same epoch. index: (n,) int64."""
         return Key(self.seed, self.epoch, index)
 
-    def _name(self, name: str) -> int:
-        """What a name makes of this epoch's stream, as an int64."""
+    def _stream_of(self, name: str) -> int:
+        """Returns the epoch's stream of a name, as an int64."""
         return _signed(mix_int(self._stream ^ hash_name(name)))
 
 

@@ -79,9 +79,8 @@ class ViewMaker:
             settings = self.augmentation[group]
             size, kernel = self._pixels(settings), settings["interpolation"]
             taps[group] = box_taps(boxes, height, width, size, kernel, flip)
-            crops[group] = torch.empty(
-                len(boxes), channels, *height_width(size), device=images.device
-            )  # (V·B, C, h, w)
+            shape = len(boxes), channels, *height_width(size)  # V·B, C, h, w
+            crops[group] = torch.empty(shape, device=images.device)
         steps = self._photometric(key, crops)
         # … then the pixels, part by part.
         for rows in _parts(images) if waiting.may_look(images) else [slice(0, batch)]:
@@ -138,10 +137,8 @@ class ViewMaker:
         for group, settings in groups:
             own, count = keys[group], settings["count"]
             rows, columns = height_width(self._pixels(settings))
-            boxes = crop_boxes(
-                *(own, "crop", height.repeat(count), width.repeat(count)),
-                *(settings["scale"], settings["ratio"], columns / rows),
-            )
+            sides = height.repeat(count), width.repeat(count)  # (V·B,) each
+            boxes = crop_boxes(own, "crop", *sides, settings["scale"], settings["ratio"], columns / rows)
             geometry[group] = boxes, own.chance("flip", 0.0 if "flip" in self.dropped else settings["flip"])
         return geometry
 
