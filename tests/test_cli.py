@@ -110,6 +110,7 @@ MISTAKES = {
     "name-above": ("pretrain dataset=digits names.method=..", "names.method=..: no name for a folder"),
     "pack-of-nothing": ("pack out=absent/pack", "dataset.root is not set"),
     "node-of-hydra": ("pretrain hydra.callbacks=${oc.env:HOME}", "hydra.callbacks=${oc.env:HOME}: nothing that Hydra"),
+    "number-for-a-file": ("data dataset.root=. out=${oc.select:nowhere,3}", "out=3: expected a .html or a .json file"),
     "null-in-a-list": ("evaluate run probe.lr=[null]", "probe.lr=[null]: null is no float"),
     "long-choice": (f"pretrain backbone={'x' * 400}", f"{'x' * 191} …: no such backbone"),
     "value-in-a-sweep": ("pretrain -m seed=abc,1", "seed=abc", "a whole number"),

@@ -118,7 +118,7 @@ def files_for(config: Any) -> list[Path]:
             )
             return []
         return [writable(page)]
-    outputs = [user_path(word) for word in ([config.out] if isinstance(config.out, str) else config.out)]
+    outputs = [user_path(word) for word in (config.out if OmegaConf.is_list(config.out) else [config.out])]
     for out in outputs:
         if out.suffix not in (".json", ".html"):
             raise InputError(f"out={out}: expected a .html or a .json file")

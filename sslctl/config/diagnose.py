@@ -110,10 +110,12 @@ def explain(verb: str, prepared: Prepared, error: Exception) -> InputError:
 
 def _of_hydra(verb: str, prepared: Prepared, error: Exception) -> list[str]:
     """Lists what is wrong with each word for Hydra itself that it takes of no command; of none, what the error says."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     def cause_of(problem: Exception) -> str:
-        in_its_code = isinstance(problem, AttributeError | TypeError | KeyError | ValueError)
-        return "nothing that Hydra can use there" if in_its_code else _with_cause(problem)
+        told = isinstance(problem, HydraException | OmegaConfBaseException)  # else it went wrong in Hydra's own code
+        return _with_cause(problem) if told else "nothing that Hydra can use there"
 
     words = [text for text in prepared.overrides if text.lstrip("+~").startswith("hydra")]
     messages = []

@@ -65,7 +65,7 @@ def allow_advice(name: str) -> str:
 
 def target_of(node: DictConfig, path: str) -> Any:
     """Imports the class or function that a node's `_target_` names. Raises InputError outside the allowed packages."""
-    name = node.get("_target_")
+    name = node.get("_target_") if OmegaConf.is_dict(node) else None
     if not name:
         raise InputError(f"{path} has no _target_")
     _refuse_other(name, path)
