@@ -13,7 +13,7 @@ from typing import Any
 from sslctl.errors import InputError, Stopped, first_line, shown
 
 _MOST_LINES, _LONGEST_LINE = 12, 2_000  # of a message: what is longer is read by nobody, but a command must be whole
-_LONG_WORD = re.compile(r"([^\s/,:]{200})[^\s/,:]{56,}")  # longer than any file's name
+_LONG_WORD = re.compile(r"([^\s/,:]{100})[^\s/,:]{156,}")  # longer than any file's name
 
 
 def guarded(work: Callable[[], int | None]) -> int:

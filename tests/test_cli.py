@@ -112,7 +112,7 @@ MISTAKES = {
     "node-of-hydra": ("pretrain hydra.callbacks=${oc.env:HOME}", "hydra.callbacks=${oc.env:HOME}: nothing that Hydra"),
     "number-for-a-file": ("data dataset.root=. out=${oc.select:nowhere,3}", "out=3: expected a .html or a .json file"),
     "null-in-a-list": ("evaluate run probe.lr=[null]", "probe.lr=[null]: null is no float"),
-    "long-choice": (f"pretrain backbone={'x' * 400}", f"{'x' * 191} …: no such backbone"),
+    "long-choice": (f"pretrain backbone={'x' * 400}", f"{'x' * 91} …: no such backbone"),
     "value-in-a-sweep": ("pretrain -m seed=abc,1", "seed=abc", "a whole number"),
     "long-name": (f"runs {'x' * 300}", "not a name that a file can have"),
     "precision": ("pretrain trainer.precision=fp61", "trainer.precision=fp61", "fp32", "nearest: fp16"),
