@@ -8,11 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from sslctl.data import arrays, sources
+from sslctl.data import arrays, files, sources
+from sslctl.data.files import ImageError
 from sslctl.data.folders import FolderKeys
 from sslctl.data.loader import one_batch
+from sslctl.data.pixels import BandsError, Reading
 from sslctl.errors import InputError
 from sslctl.models.preprocess import Preprocess, Transform
 from sslctl.ops.color_space import visible
@@ -150,6 +152,7 @@ def test_grey_pages_are_bands_also_where_colours_are_asked_for(tmp_path):
         ("five", range(5)),
         ("three", range(3)),
         ("two", range(2)),
+        ("four", range(4)),
         ("one", range(1)),
         ("many", [0] * 40),
     ):
@@ -164,9 +167,13 @@ def test_grey_pages_are_bands_also_where_colours_are_asked_for(tmp_path):
     assert torch.equal(whole, torch.from_numpy(stack).permute(2, 0, 1))
     assert torch.equal(folder(tmp_path / "five", 1, bands=[3]).read(0), whole[3:4])
     assert torch.equal(folder(tmp_path / "three", 3).read(0), whole[:3])
-    two = folder(tmp_path / "two", 1)
-    assert torch.equal(two.read(0), whole[:1])
-    assert "1 of 1 images have a second band, which is dropped: dataset.channels=2 keeps it" in two.description.warnings
+    # Neither the second page nor the fourth is an alpha channel, and three are no colours to be made grey.
+    for name, count, channels in (("two", 2, 1), ("two", 2, 3), ("four", 4, 3), ("three", 3, 1)):
+        with pytest.raises(InputError, match=rf"images have {count} bands: dataset\.channels={count} takes all"):
+            folder(tmp_path / name, channels)
+        with pytest.raises(ImageError, match=f"{count} bands: dataset.channels={count}"):
+            files.read(str(tmp_path / name / "0.tif"), Reading(channels))
+        assert torch.equal(folder(tmp_path / name, count).read(0), whole[:count])
     assert torch.equal(folder(tmp_path / "one", 3).read(0), whole[:1].expand(3, -1, -1))  # the negative control
 
 
@@ -199,19 +206,70 @@ def test_pages_of_colours_are_three_bands_each(tmp_path):
     assert torch.equal(folder(tmp_path / "one", 3).read(0), whole[:3])
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("P", "PALETTE"), ("CMYK", "SEPARATED"), ("1", "MINISBLACK")])
-def test_pages_whose_values_are_no_bands_are_refused(tmp_path, mode, kind):
-    first, second = (Image.fromarray(scene(3, dtype=np.uint8)[::step]).convert(mode) for step in (1, -1))
+def two_pages(mode):
+    return [Image.fromarray(scene(3, dtype=np.uint8)[::step]).convert(mode) for step in (1, -1)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"),
+    [
+        ("P", "PALETTE values"),
+        ("CMYK", "SEPARATED values"),
+        ("1", "1-bit values"),
+        ("LA", "values with an alpha channel"),
+        ("RGBA", "values with an alpha channel"),
+    ],
+)
+def test_pages_whose_values_are_no_bands_are_refused(tmp_path, mode, values):
+    first, second = two_pages(mode)
     first.save(tmp_path / "0.tif", save_all=True, append_images=[second])
-    with pytest.raises(InputError, match=f"2 pages of {kind} values are no bands; expected one page a file"):
+    with pytest.raises(InputError, match=f"2 pages of {values} are no bands; expected each page in a file of its own"):
         folder(tmp_path, 3)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_thumbnail_behind_a_picture_is_no_band(tmp_path, mode):
-    picture = Image.fromarray(scene(1, dtype=np.uint8, side=(20, 24))[..., 0]).convert(mode)
-    picture.save(tmp_path / "0.tif", save_all=True, append_images=[picture.resize((6, 5))])
-    assert folder(tmp_path, len(mode)).read(0).shape == (len(mode), 20, 24)
+@pytest.mark.parametrize(
+    ("photometric", "bands", "kind"), [("miniswhite", 1, "MINISWHITE"), ("ycbcr", 3, "YCBCR"), (40_000, 1, "40000")]
+)
+def test_pages_of_values_that_are_not_colours_are_refused(tmp_path, photometric, bands, kind):
+    """Pillow inverts white is zero and converts YCbCr; tifffile gives both as they are stored, and knows no kind 40000."""
+    array = np.moveaxis(scene(2 * bands, dtype=np.uint8).reshape(10, 12, 2, bands), 2, 0)
+    known = photometric if isinstance(photometric, str) else "minisblack"
+    tifffile.imwrite(tmp_path / "0.tif", array if bands == 3 else array[..., 0], photometric=known)
+    if known != photometric:
+        with tifffile.TiffFile(tmp_path / "0.tif", mode="r+b") as opened:
+            opened.pages[0].tags["PhotometricInterpretation"].overwrite(photometric)
+    with pytest.raises(BandsError, match=f"2 pages of {kind} values are no bands"):
+        arrays.read(str(tmp_path / "0.tif"))
+
+
+def test_pages_that_are_not_upright_are_refused(tmp_path):
+    first, second = two_pages("L")
+    for orientation in (1, 6):
+        first.save(tmp_path / "0.tif", save_all=True, append_images=[second], tiffinfo={274: orientation})
+        if orientation == 1:  # the negative control
+            assert folder(tmp_path, 2).read(0).shape == (2, 10, 12)
+            continue
+        for channels in (2, 3):
+            with pytest.raises(
+                InputError, match="2 pages of orientation 6; several pages are read if they are upright"
+            ):
+                folder(tmp_path, channels)
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "white is zero"])
+def test_pages_that_are_stored_in_two_ways_are_two_pictures(tmp_path, mode):
+    """Pillow takes them for alike, tifffile gives the first alone, whose samples are no colours yet."""
+    page = two_pages("L" if mode == "white is zero" else mode)[0]
+    white = {"tiffinfo": {262: 0}} if mode == "white is zero" else {}
+    page.save(tmp_path / "one.tif", compression="tiff_lzw", **white)
+    expected = files.read(str(tmp_path / "one.tif"), Reading(3))
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "two.tif"), True) as opened:
+        page.save(opened, format="TIFF", compression="tiff_lzw", **white)
+        opened.newFrame()
+        page.save(opened, format="TIFF", **white)
+    with Image.open(tmp_path / "two.tif") as by_pillow, tifffile.TiffFile(tmp_path / "two.tif") as opened:
+        assert (by_pillow.n_frames, len(opened.series)) == (2, 2)
+    assert torch.equal(files.read(str(tmp_path / "two.tif"), Reading(3)), expected)
 
 
 def test_dicom_is_read_in_the_units_of_its_modality(tmp_path):

@@ -1,7 +1,9 @@
 """Huge images as tiles: windows of every format equal those of the whole image, and each tile keeps its place to the end."""
 
+import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from PIL import Image
 from sslctl.data import sources, windows
 from sslctl.data.files import ImageError
 from sslctl.data.folders import FolderKeys
+from sslctl.data.pixels import Reading
+from sslctl.data.tiles import read_tile
 from sslctl.errors import InputError
 from tests.conftest import QUICK
 
@@ -167,6 +171,26 @@ def test_what_was_decoded_is_said_replaced_with_its_image_and_named_by_it_where_
         source.read(last)
     store.unlink()
     assert tiled(tmp_path / "images").read(last).shape == (3, 32, 32)
+
+
+def test_pages_are_no_alpha_channel_and_are_decoded_anew_where_one_alone_was(tmp_path, monkeypatch):
+    array, path = pixels(bands=2), tmp_path / "images" / "0.tif"
+    path.parent.mkdir()
+    tifffile.imwrite(path, np.moveaxis(array, 2, 0), photometric="minisblack")
+    for segment in (windows._SEGMENT, 0):  # read by window, and decoded as its strips are too large
+        monkeypatch.setattr(windows, "_SEGMENT", segment)
+        with pytest.raises(InputError, match=r"images have 2 bands: dataset\.channels=2 takes all"):
+            tiled(path.parent, channels=1)
+        assert np.array_equal(tiled(path.parent, channels=2).read(0), np.moveaxis(array[:32, :32], 2, 0))
+    decoded, stat = Path(windows.store_of(str(path), tmp_path / "stores")), path.stat()
+    place, state = decoded.stem.split("-")
+    without_pages = hashlib.blake2b(f"{stat.st_size}\t{stat.st_mtime_ns}".encode(), digest_size=12).hexdigest()
+    assert state != without_pages
+    earlier = decoded.rename(decoded.with_name(f"{place}-{without_pages}.npy"))
+    np.save(earlier, array[..., :1])
+    assert windows.header(windows.store_of(str(path), tmp_path / "stores"))[1] == "uint8×2"
+    with pytest.raises(ImageError, match=r"2 bands: dataset\.channels=2"):
+        read_tile(str(path), str(decoded), (0, 0), 32, Reading(1))
 
 
 def test_16_bits_are_scaled_by_the_range_of_all_tiles_and_a_damaged_tile_is_named(tmp_path):

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from sslctl.data.encoded import Encoded, ImageFile, stream
-from sslctl.data.pixels import BandsError, as_bands
+from sslctl.data.pixels import OF_PAGES, BandsError, as_bands
 from sslctl.errors import InputError
 
 TIFF = (".tif", ".tiff")
-_BANDS_OF_PAGES = (0, 1, 2, 6)  # white is zero, black is zero, RGB, YCbCr: photometric interpretations of TIFF 6.0
+_ORIENTATION = 274  # the tag; 1 is upright
 # What decoders of a TIFF's parts raise beside OSError and ValueError; imagecodecs' own are RuntimeErrors.
 DAMAGED = (RuntimeError, LookupError, TypeError, zlib.error, lzma.LZMAError, struct.error)
 
@@ -95,16 +95,22 @@ def read_tiff(path: ImageFile) -> np.ndarray:
     return _of_tiff(path, values)
 
 
+def pages_in(path: ImageFile) -> int:
+    """Returns of how many pages the first image of a TIFF file is. Raises OSError or ValueError as `read` does."""
+    return _of_tiff(path, lambda series, shape, rows: len(series.pages))
+
+
 def _tiff_header(series: Any, shape: tuple[int, ...], rows: int) -> tuple[tuple[int, int], str]:
     height, width = shape[rows : rows + 2]
-    return _described((height, width, math.prod(shape) // max(height * width, 1)), series.dtype)
+    size, kind = _described((height, width, math.prod(shape) // max(height * width, 1)), series.dtype)
+    return size, kind + OF_PAGES * (len(series.pages) > 1)
 
 
 def _of_tiff(path: ImageFile, look: Callable[[Any, tuple[int, ...], int], Any]) -> Any:
     """Returns what `look` makes of a file's first series, its shape, and which axis is that of the rows; columns follow it.
 
     The other axes are the bands: samples of a page, pages, or pages of several samples each. Raises BandsError for others, and
-    for pages whose samples are no bands: of palettes, of inks, of one bit as faxes have them.
+    for pages whose samples are no bands, see `_refuse_pages`.
     """
     tifffile = package("tifffile", "tiff", path)
     try:
@@ -114,14 +120,37 @@ def _of_tiff(path: ImageFile, look: Callable[[Any, tuple[int, ...], int], Any]) 
             names, shape = "".join(axis for axis, _ in axes), tuple(n for _, n in axes)
             if "YX" not in names or len(names) > (4 if "S" in names else 3):
                 raise BandsError(f"axes {series.axes} of {series.shape}; expected rows, columns and bands")
-            kind = series.keyframe.photometric
-            if len(series.pages) > 1 and (kind not in _BANDS_OF_PAGES or series.dtype == np.bool_):
-                raise BandsError(
-                    f"{len(series.pages)} pages of {kind.name} values are no bands; expected one page a file"
-                )
+            if len(series.pages) > 1:
+                _refuse_pages(series.keyframe, len(series.pages))
             return look(series, shape, names.index("Y"))
     except (tifffile.TiffFileError, *DAMAGED) as error:
         raise OSError(str(error)) from error
+
+
+def is_as_stored(page: Any) -> bool:
+    """Tells whether a page's samples are its colours: black is zero, RGB, or JPEG's own, which are decoded to RGB.
+
+    Others (palettes, CMYK, white is zero) Pillow turns into colours.
+    """
+    return page.photometric in (1, 2) or (page.photometric == 6 and page.compression == 7)
+
+
+def _refuse_pages(page: Any, count: int) -> None:
+    """Raises BandsError for pages whose samples are no bands: of palettes, inks, alpha, or one bit as faxes have them; and for
+    pages that are not upright. page: the first of `count`, which are alike."""
+    # One more sample that nothing is said of may be an alpha channel: Pillow writes that of grey images so.
+    has_alpha = len(page.extrasamples) == 1 or not {1, 2}.isdisjoint(page.extrasamples)
+    if page.dtype == np.bool_:
+        values = "1-bit values"
+    elif not is_as_stored(page):
+        values = f"{getattr(page.photometric, 'name', page.photometric)} values"
+    elif has_alpha:
+        values = "values with an alpha channel"
+    elif (tag := page.tags.get(_ORIENTATION)) is not None and tag.value != 1:
+        raise BandsError(f"{count} pages of orientation {tag.value:d}; several pages are read if they are upright, 1")
+    else:
+        return
+    raise BandsError(f"{count} pages of {values} are no bands; expected each page in a file of its own")
 
 
 # --- PNG of 16 bits a colour, of which Pillow gives 8 ---

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslctl.data.files import Headers, ImageError
 from sslctl.data.layout import Layout
-from sslctl.data.pixels import MOST_BANDS, Reading, bands_in, is_deep, is_grey, name_of
+from sslctl.data.pixels import MOST_BANDS, OF_PAGES, Reading, bands_in, is_deep, is_grey, makes_channels, name_of
 from sslctl.errors import InputError
 from sslctl.ops.image_size import ImageSize, in_words
 
@@ -124,12 +124,12 @@ def refuse_bands(kinds: Counter, reading: Reading) -> None:
     """Raises InputError where most images have other bands than the keys say, and no rule makes channels of them."""
     bands = Counter()
     for kind, count in kinds.items():
-        bands[bands_in(kind)] += count
-    (most, _), *_ = bands.most_common(1)
+        bands[bands_in(kind), kind.endswith(OF_PAGES)] += count
+    ((most, of_pages), _), *_ = bands.most_common(1)
     if reading.bands is not None:
         if max(reading.bands) >= most:
             raise InputError(f"dataset.bands={list(reading.bands)}: images have {most} bands, counted from 0")
-    elif most != reading.channels and not (reading.takes_colours and most <= 4):
+    elif not makes_channels(most, reading, of_pages=of_pages):
         all_of_them = f"dataset.channels={most} takes all, " if most <= MOST_BANDS else ""
         raise InputError(
             f"images have {most} bands: {all_of_them}dataset.bands=[…] with as many dataset.channels some of them"
@@ -152,7 +152,7 @@ def _pixel_doubts(kinds: Counter, reading: Reading) -> list[str]:
     if alpha:
         doubts.append(f"{alpha:,} of {total:,} images have an alpha channel, which is dropped")
     for bands, last in ((2, "second"), (4, "fourth")):
-        more = sum(count for kind, count in kinds.items() if "×" in kind and bands_in(kind) == bands)
+        more = sum(count for kind, count in kinds.items() if kind.endswith(f"×{bands}"))
         if more:
             doubts.append(
                 f"{more:,} of {total:,} images have a {last} band, which is dropped: dataset.channels={bands} keeps it"

@@ -39,10 +39,12 @@ def read(path: ImageFile, reading: Reading) -> Tensor:
     try:
         if not _is_array(path, reading.takes_colours):
             with contextlib.suppress(_OtherTiff), opened(path) as image:
-                if not _is_cut(image):
+                if not _is_cut(image, path):
                     ImageOps.exif_transpose(image, in_place=True)
                     return from_pillow(image, reading)
-        return from_array(arrays.read(path), reading)
+        array = arrays.read(path)
+        may_be_pages = array.shape[2] != reading.channels and path.lower().endswith(arrays.TIFF)
+        return from_array(array, reading, of_pages=may_be_pages and arrays.pages_in(path) > 1)
     except UNREADABLE as error:
         raise ImageError(f"cannot read {path}: {reason_of(error)}") from error
 
@@ -76,18 +78,21 @@ def _is_array(path: ImageFile, takes_colours: bool) -> bool:
     return name.endswith(ARRAYS) or (not takes_colours and name.endswith(arrays.TIFF))
 
 
-def _is_cut(image: Image.Image) -> bool:
+def _is_cut(image: Image.Image, path: ImageFile) -> bool:
     """Tells whether Pillow would give less of a file than it holds: 8 of 16 bits of its colours, three bands of four, or one of
     several pages, which are bands."""
     if image.format == "TIFF" and image.mode == "RGB" and image.tag_v2.get(277) not in (None, 3):
         return True
-    if image.format == "TIFF" and _has_pages(image):
+    if image.format == "TIFF" and _has_pages(image) and arrays.pages_in(path) > 1:
         return True
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def _has_pages(image: Image.Image) -> bool:
-    """Tells whether a second picture of the same size and kind follows the first; another one is a thumbnail, or a mask."""
+    """Tells whether a second picture of the same size and mode follows the first; another one is a thumbnail, or a mask.
+
+    Even those of one mode may be stored in different ways, which is for tifffile to tell.
+    """
     size, mode = image.size, image.mode
     try:
         image.seek(1)
@@ -122,7 +127,7 @@ def raw_values(path: ImageFile, *, takes_colours: bool) -> np.ndarray:
     """Reads a file's own values, (H, W) or (H, W, bands), those of 8 bits in grey. Raises what is in UNREADABLE."""
     if not _is_array(path, takes_colours):
         with contextlib.suppress(_OtherTiff), opened(path) as image:
-            if not _is_cut(image):
+            if not _is_cut(image, path):
                 return _own_values(image)
     return arrays.read(path)
 
@@ -134,7 +139,7 @@ def header_and_values(path: ImageFile, draft: tuple[int, int]) -> tuple[tuple[in
     """
     if not _is_array(path, takes_colours=True):
         with contextlib.suppress(_OtherTiff), opened(path) as image:
-            if not _is_cut(image):
+            if not _is_cut(image, path):
                 return _upright_size(image, path), image.mode, _own_values(image, draft)  # in this order
     return *arrays.header(path), arrays.read(path)
 
@@ -201,7 +206,7 @@ def header_of(path: ImageFile, takes_colours: bool = True) -> tuple[tuple[int, i
     """Returns (width, height) of an image as it is read, and its kind of pixels. Raises what is in UNREADABLE."""
     if not _is_array(path, takes_colours):
         with contextlib.suppress(_OtherTiff), opened(path) as image:
-            if not _is_cut(image):
+            if not _is_cut(image, path):
                 return _upright_size(image, path), image.mode
     return arrays.header(path)
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 SIXTEEN_BITS = (0.0, 65535.0)
 MOST_BANDS = 16  # of one image
+OF_PAGES = (
+    " of pages"  # ends a kind whose bands stand in several pages of a file: these are no colours, and none is alpha
+)
 _LUMA = (0.299, 0.587, 0.114)  # as Pillow weighs red, green and blue
 
 # Pillow's modes in the words of people who have such files.
@@ -62,18 +65,24 @@ def is_deep(kind: str) -> bool:
 
 def bands_in(kind: str) -> int:
     """Returns how many bands an image of a kind has; of a palette, those of its colours."""
-    bands = kind.partition("×")[2]
+    bands = kind.removesuffix(OF_PAGES).partition("×")[2]
     return int(bands) if bands else _BANDS.get(kind, 1)
 
 
 def is_grey(kind: str) -> bool:
     """Tells whether an image has no colours: one band, and perhaps a second that is an alpha channel or no picture."""
-    return bands_in(kind) <= 2
+    return bands_in(kind) <= 2 and not kind.endswith(OF_PAGES)
+
+
+def makes_channels(bands: int, reading: Reading, *, of_pages: bool) -> bool:
+    """Tells whether an image's bands, of which the keys choose none, make the channels that are asked for: they are as many, or
+    they are grey or colours, perhaps with an alpha channel. of_pages: they stand in several pages, as colours do not."""
+    return bands == reading.channels or (reading.takes_colours and bands <= 4 and not of_pages)
 
 
 def name_of(kind: str) -> str:
     """Returns the name of a kind for the plan."""
-    dtype, _, bands = kind.partition("×")
+    dtype, _, bands = kind.removesuffix(OF_PAGES).partition("×")
     if bands:
         return dtype if bands == "1" else f"{bands} bands of {dtype}"
     return _NAMES.get(kind, "16-bit grey" if kind.startswith("I;16") else kind)
@@ -113,12 +122,12 @@ def as_bands(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, 0, 2) if array.shape[0] < array.shape[2] else array
 
 
-def from_array(array: np.ndarray, reading: Reading) -> Tensor:
+def from_array(array: np.ndarray, reading: Reading, *, of_pages: bool = False) -> Tensor:
     """(H, W, bands) of any type -> (C, H, W), uint8 or float32 in [0, 1] as the reading says. Raises BandsError.
 
-    Values that are no numbers become 0; what lies outside the range, its ends.
+    Values that are no numbers become 0; what lies outside the range, its ends. of_pages: see `makes_channels`.
     """
-    array, bands = _chosen(array, reading), reading.channels
+    array, bands = _chosen(array, reading, of_pages), reading.channels
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     if array.dtype == np.uint8:
@@ -138,17 +147,17 @@ def from_array(array: np.ndarray, reading: Reading) -> Tensor:
     return values.expand(bands, -1, -1).contiguous() if bands == 3 and len(values) == 1 else values
 
 
-def _chosen(array: np.ndarray, reading: Reading) -> np.ndarray:
+def _chosen(array: np.ndarray, reading: Reading, of_pages: bool) -> np.ndarray:
     """Returns the bands that become channels, or those of which they are made: grey of red, green and blue, or three of grey."""
     count = array.shape[2]
     if reading.bands is not None:
         if max(reading.bands) >= count:
             raise BandsError(f"{count} bands, dataset.bands={list(reading.bands)} counts from 0")
-        array = array[..., list(reading.bands)]
-    elif reading.takes_colours and count == 2:
-        array = array[..., :1]  # grey with alpha
-    elif reading.takes_colours and count == 4:
-        array = array[..., :3]  # red, green, blue and alpha
-    if array.shape[2] != reading.channels and not (reading.takes_colours and array.shape[2] in (1, 3)):
+        return array[..., list(reading.bands)]
+    if not makes_channels(count, reading, of_pages=of_pages):
         raise BandsError(f"{count} bands: dataset.channels={count}, or dataset.bands names {reading.channels} of them")
+    if reading.takes_colours and count == 2:
+        return array[..., :1]  # grey with alpha
+    if reading.takes_colours and count == 4:
+        return array[..., :3]  # red, green, blue and alpha
     return array

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sslctl.data import windows
 from sslctl.data.files import UNREADABLE, Headers, ImageError
-from sslctl.data.pixels import SIXTEEN_BITS, Reading, finite_range, from_array
+from sslctl.data.pixels import OF_PAGES, SIXTEEN_BITS, Reading, finite_range, from_array
 from sslctl.data.source import Source
 from sslctl.errors import InputError, reason_of
 from sslctl.runs.atomic import write_text
@@ -87,7 +87,9 @@ class Tiles(Source):
 def read_tile(path: str, store: str, place: tuple[int, int], size: int, reading: Reading) -> Tensor:
     """Reads one tile of an image as (C, size, size), from the file that its windows are read from. Raises ImageError."""
     try:
-        return from_array(windows.read(store, *place, size), reading)
+        array = windows.read(store, *place, size)
+        of_pages = array.shape[2] != reading.channels and windows.pages_in(path) > 1
+        return from_array(array, reading, of_pages=of_pages)
     except UNREADABLE as error:
         raise _damaged(path, store, place, error) from error
 
@@ -133,6 +135,8 @@ def lay_tiles(paths: list[str], tiling: Tiling, cache: Path) -> Grid:
         try:
             store = windows.store_of(path, cache)
             size, kind = windows.header(store)
+            if store != path and windows.pages_in(path) > 1:
+                kind += OF_PAGES
         except UNREADABLE as error:
             raise InputError(f"cannot read {path}: {error}") from error
         stores.append(store)

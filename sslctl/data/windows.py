@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from sslctl.data import arrays
 from sslctl.data.listing import ARRAYS
-from sslctl.data.pixels import BandsError, is_deep
+from sslctl.data.pixels import BandsError, bands_in, is_deep
 from sslctl.ops.special_files import refuse_special
 
 _DECODED = 4 * 2**30  # bytes of an image that is decoded at once
@@ -30,10 +30,12 @@ def store_of(path: str, cache: Path) -> str:
     name = path.lower()
     if (name.endswith(".npy") and _has_rows(path)) or (name.endswith(arrays.TIFF) and _has_windows(path)):
         return path
-    stat = os.stat(path)
+    stat, pages = os.stat(path), pages_in(path)
+    # Of several pages an earlier sslctl kept the first alone.
+    state = f"{stat.st_size}\t{stat.st_mtime_ns}" + f"\t{pages} pages" * (pages > 1)
     place, state = (
         hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
-        for text in (os.path.abspath(path), f"{stat.st_size}\t{stat.st_mtime_ns}")
+        for text in (os.path.abspath(path), state)
     )
     store = cache / f"{place}-{state}.npy"
     if not store.exists():
@@ -47,6 +49,14 @@ def store_of(path: str, cache: Path) -> str:
             if earlier != store:
                 earlier.unlink(missing_ok=True)
     return str(store)
+
+
+def pages_in(path: str) -> int:
+    """Returns of how many pages an image is, 1 of all but TIFF files."""
+    if not path.lower().endswith(arrays.TIFF):
+        return 1
+    stat = os.stat(path)
+    return len(_tiff(path, stat.st_size, stat.st_mtime_ns)[1])
 
 
 def size_of(path: str) -> tuple[int, int]:
@@ -149,19 +159,11 @@ def _has_windows(path: str) -> bool:
     _, kind = arrays.header(path)
     stat = os.stat(path)
     pages = _tiff(path, stat.st_size, stat.st_mtime_ns)[1]
-    if not _is_as_stored(pages[0]):
+    if not arrays.is_as_stored(pages[0]):
         return False
     tall, wide = _segment(pages[0])
     size = tall * wide * pages[0].samplesperpixel * pages[0].dtype.itemsize
-    return len(pages) * pages[0].samplesperpixel == int(kind.partition("×")[2]) and size <= _SEGMENT
-
-
-def _is_as_stored(page: Any) -> bool:
-    """Tells whether a page's samples are its colours: black is zero, RGB, or JPEG's own, which are decoded to RGB.
-
-    Others (palettes, CMYK, white is zero) Pillow turns into colours.
-    """
-    return page.photometric in (1, 2) or (page.photometric == 6 and page.compression == 7)
+    return len(pages) * pages[0].samplesperpixel == bands_in(kind) and size <= _SEGMENT
 
 
 def _segment(page: Any) -> tuple[int, int]:
@@ -208,10 +210,10 @@ def _decoded(path: str) -> np.ndarray:
     is_array = name.endswith(ARRAYS)
     if name.endswith(arrays.TIFF):
         pages = _tiff(path, stat.st_size, stat.st_mtime_ns)[1]
-        is_array = _is_as_stored(pages[0]) or len(pages) > 1  # of which Pillow would give the first
+        is_array = arrays.is_as_stored(pages[0]) or len(pages) > 1  # of which Pillow would give the first
     if is_array:
         (width, height), kind = arrays.header(path)
-        _refuse_large(width, height, np.dtype(kind.partition("×")[0]).itemsize * int(kind.partition("×")[2]))
+        _refuse_large(width, height, np.dtype(kind.partition("×")[0]).itemsize * bands_in(kind))
         return np.ascontiguousarray(arrays.read(path))
     with _opened(path) as image:
         _refuse_large(*image.size, 8 if is_deep(image.mode) else 4)
