@@ -313,7 +313,7 @@ def test_a_plan_measures_nothing(cli, run):
         (("features=none",), "features=none"),
         (("backbone=small_resnet", "backbone.widths=[4,16]"), "of another shape"),
         (("backbone=mlp", "backbone.widths=[8]"), "missing"),
-        (("backbone=mlp", "backbone.freeze=1"), "backbone.freeze is of sslctl pretrain alone"),
+        (("backbone=mlp", "backbone.freeze=1"), "backbone.freeze says how a pretraining (pretrain, adapt) learns"),
         (("backbone=mlp", "backbone.normalization=weights"), "backbone.normalization: a run has its own weights"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,

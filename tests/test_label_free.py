@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score
 
 import sslctl.evaluation.retrieval
+from sslctl import signals
 from sslctl.evaluation import label_free
 from sslctl.evaluation.clustering import Clustering, agreement, cluster, matched_hits, table_scores
 from sslctl.evaluation.console import percent
@@ -221,7 +222,9 @@ def test_the_retrieval_protocol_equals_a_slow_loop(depth):
 
 
 def test_retrieval_of_several_labels_counts_images_that_share_one(monkeypatch):
+    blocks = []
     monkeypatch.setattr(sslctl.evaluation.retrieval, "CHUNK_BYTES", 4 * 90 * 7)  # seven queries at once
+    monkeypatch.setattr(signals, "check", lambda: blocks.append(1))
     train, test = (
         replace(features, targets=noise(len(features.labels), 4, seed=seed) > 0.7)
         for seed, features in enumerate((clusters(90, 4, spread=2), clusters(30, 4, spread=2, seed=1)))
@@ -238,7 +241,8 @@ def test_retrieval_of_several_labels_counts_images_that_share_one(monkeypatch):
     actual = {r["metric"]: r for r in measured(Retrieval([1], 20), train, test)}
     assert actual["map@20"]["value"] == pytest.approx(np.mean(precision))
     assert actual["recall@1"]["value"] == pytest.approx(np.mean(first))
-    assert actual["map@20"]["params"]["queries"] == len(precision)
+    assert {r["images"] for r in actual.values()} == {actual["map@20"]["params"]["queries"]} == {len(precision)}
+    assert len(blocks) == 1 + -(-len(precision) // 7)  # a signal ends either search between blocks
     assert actual["map@20"]["params"]["relevant"] == "a label in common"
 
 

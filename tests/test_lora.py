@@ -197,5 +197,6 @@ def test_given_weights_are_evaluated_as_they_are(words, tmp_path, capsys):
     assert main(["knn-eval", *network, *data]) == 2
     said = capsys.readouterr().err
     assert (
-        "backbone.lora.rank is of sslctl pretrain alone, all else takes the whole network: backbone.lora.rank=0" in said
-    )
+        "backbone.lora.rank says how a pretraining (pretrain, adapt) learns; here the whole network is taken:"
+        " backbone.lora.rank=0"
+    ) in said

@@ -38,9 +38,9 @@ def make_result(
 
     values: one a draw of labels. Their mean is the value; of several, their standard deviation is kept and a 95 % interval
     of their mean. share: whether they are parts of 1, to be shown in percent. each: (N,) what the single value is the mean
-    of, one a test image: gives its 95 % interval. ci95: the interval itself. seed: of the evaluation; None where it draws
-    nothing. params and details: see `Result`. Raises InputError for what cannot be read again, such as a
-    value that is not a finite number.
+    of, one a test image that counts: gives their number and the 95 % interval. ci95: the interval itself. seed: of the
+    evaluation; None where it draws nothing. params and details: see `Result`. Raises InputError for what cannot be read
+    again, such as a value that is not a finite number.
     """
     if len(values) > 1:
         spread = {"std": statistics.stdev(values), "draws": len(values), "ci95": interval_of_mean(values)}
@@ -59,7 +59,7 @@ def make_result(
         split=source.split,
         content=source.content_hash,
         classes=source.classes_hash,
-        images=len(source),
+        images=len(source) if each is None else len(each),
         seed=seed,
         step=subject.step,
         epoch=subject.epoch,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sslctl import signals
 from sslctl.errors import InputError
 from sslctl.evaluation.knn import CHUNK_BYTES, search
 from sslctl.evaluation.results import make_result
@@ -37,6 +38,7 @@ def sharing_a_label(queries: Tensor, bank: Tensor, rows: Tensor) -> tuple[Tensor
     ours, relevant, total = bank.float(), [], []
     size = max(1, CHUNK_BYTES // (4 * len(bank)))
     for own, near in zip(queries.split(size), rows.split(size), strict=True):
+        signals.check()
         shared = own.float() @ ours.T > 0  # (n, M)
         relevant.append(shared.gather(1, near))
         total.append(shared.sum(1))

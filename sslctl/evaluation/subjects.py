@@ -111,7 +111,9 @@ _OF_WEIGHTS = {"weights": None, "pretrained": False, "partial": False, "resample
 
 def refuse_keys_without_effect(node: Any, *, of_run: bool) -> None:
     """Raises InputError for keys of a backbone's configuration that would be passed over. of_run: its weights are a run's."""
-    reasons = dict.fromkeys(_OF_PRETRAINING, " is of sslctl pretrain alone, all else takes the whole network")
+    reasons = dict.fromkeys(
+        _OF_PRETRAINING, " says how a pretraining (pretrain, adapt) learns; here the whole network is taken"
+    )
     reasons |= dict.fromkeys(_OF_WEIGHTS, ": a run has its own weights, with their mean and std")
     for key, value in (_OF_PRETRAINING | (_OF_WEIGHTS if of_run else {})).items():
         if OmegaConf.select(node, key, default=value) != value:
