@@ -149,7 +149,10 @@ def compare_rankings(
         shifts = torch.stack([influences(own_after, targets) - influences(own, targets) for own, own_after in pairs])
         values = difference[:, None] + shifts  # (R, N)
         values = values if groups is None else of_groups(values, groups)
-        ci95, interval = interval_of_mean(values, 0.95), interval_of_mean(values, level)
+        # Pseudovalues of a rare label are many times what a difference can be.
+        ci95, interval = (
+            (max(low, -1.0), min(high, 1.0)) for low, high in (interval_of_mean(values, p) for p in (0.95, level))
+        )
     means = first.mean().item(), last.mean().item(), difference.mean().item()
     return Comparison(measure, *means, ci95, interval, level, len(before))
 
