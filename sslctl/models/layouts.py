@@ -23,7 +23,7 @@ class Layout:
     """anchor: a tensor that only this layout has, whose prefix is that of all. renames: (pattern, replacement), in order.
 
     unfolded: its patch merging reads channel by channel, the four places of each, as torch's Unfold gives them; timm's reads
-    place by place. eps: of its BatchNorm, where that is not torch's 1e-5: no tensor holds it.
+    place by place. eps: of its BatchNorm, which no tensor holds, where timm has networks of these names with other ones.
     """
 
     anchor: str
@@ -143,9 +143,9 @@ LAYOUTS = (
     Layout(r"patch_embed\.projection\.weight", _MMPRETRAIN_VIT),
     Layout(r"stages\.0\.blocks\.0\.attn\.w_msa\.relative_position_bias_table", _MMPRETRAIN_SWIN, unfolded=True),
     Layout(r"features\.6\.8\.block\.1\.0\.weight", EFFICIENTNET, eps=1e-3),  # B5 to B7 are as deep
-    Layout(r"features\.1\.0\.block\.1\.fc1\.weight", EFFICIENTNET),
+    Layout(r"features\.1\.0\.block\.1\.fc1\.weight", EFFICIENTNET, eps=1e-5),
     Layout(r"features\.2\.0\.block\.1\.0\.weight", EFFICIENTNET_V2, eps=1e-3),
-    Layout(r"features\.1\.conv\.0\.0\.weight", MOBILENET_V2),
+    Layout(r"features\.1\.conv\.0\.0\.weight", MOBILENET_V2, eps=1e-5),
     Layout(r"features\.1\.block\.0\.0\.weight", MOBILENET_V3_LARGE, eps=1e-3),
     Layout(r"features\.1\.block\.0\.0\.weight", MOBILENET_V3_SMALL, eps=1e-3),
     Layout(r"7\.0\.conv1\.weight", _SEQUENTIAL),

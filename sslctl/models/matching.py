@@ -28,7 +28,7 @@ _HELD = {
 class Match:
     """A file's tensors in a backbone's terms. prefix: of the network in the file; alternatives: of others that fit as well.
 
-    eps: of the BatchNorm of the file's network, where it is known to be another than torch's.
+    eps: of the BatchNorm of the file's network, where it is known.
     """
 
     prefix: str

@@ -131,7 +131,8 @@ def _other_eps(translated: Match, backbone: Backbone, key: str) -> str:
     if translated.eps is None or own <= {translated.eps}:
         return ""
     word = f"{key}.kwargs.bn_eps={translated.eps:g}"
-    return f"; the file's network has BatchNorm of eps {translated.eps:g}, this one {max(own):g}: +{word}"
+    other = max(own, key=lambda eps: abs(eps - translated.eps))
+    return f"; the file's network has BatchNorm of eps {translated.eps:g}, this one {other:g}: ++{word}"  # ++: there or not
 
 
 def refuse_non_finite(file: Path | str, tensors: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
