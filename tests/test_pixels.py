@@ -23,6 +23,7 @@ from sslctl.views import ViewMaker, dropped_operations
 from sslctl.views.colour import luma
 from tests.by_hand import view_settings
 from tests.conftest import QUICK, write_images
+from tests.test_tiles import write_page_by_page
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -180,7 +181,7 @@ def test_grey_pages_are_bands_also_where_colours_are_asked_for(tmp_path):
 def test_pages_of_colours_are_three_bands_each(tmp_path):
     stack = scene(6, dtype=np.uint8, side=(20, 24))
     first, second = (Image.fromarray(np.ascontiguousarray(stack[..., part])) for part in (np.s_[:3], np.s_[3:]))
-    for name in ("two", "one", "mixed", "separate"):
+    for name in ("two", "one", "mixed", "separate", "written apart"):
         (tmp_path / name).mkdir()
     first.save(tmp_path / "two" / "0.tif", save_all=True, append_images=[second])
     tifffile.imwrite(
@@ -189,10 +190,11 @@ def test_pages_of_colours_are_three_bands_each(tmp_path):
         planarconfig="separate",
         photometric="rgb",
     )
+    write_page_by_page(tmp_path / "written apart" / "0.tif", stack)
     with pytest.raises(InputError, match=r"images have 6 bands: dataset\.channels=6 takes all, dataset\.bands=\[…\]"):
         folder(tmp_path / "two", 3)
     whole = torch.from_numpy(stack).permute(2, 0, 1)
-    for name in ("two", "separate"):
+    for name in ("two", "separate", "written apart"):
         assert torch.equal(folder(tmp_path / name, 6).read(0), whole)
         assert torch.equal(folder(tmp_path / name, 3, bands=[3, 4, 5]).read(0), whole[3:])
     # One such file among others cannot be read; one page alone is a picture as any other.

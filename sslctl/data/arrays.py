@@ -1,6 +1,7 @@
 """Images that Pillow does not hold as they are: arrays of NumPy, TIFF of any bands, DICOM, PNG of 16-bit colours."""
 
 import importlib
+import itertools
 import lzma
 import math
 import struct
@@ -88,8 +89,9 @@ def _load(path: ImageFile, mode: str | None) -> np.ndarray:
 def read_tiff(path: ImageFile) -> np.ndarray:
     """Reads the first image of a TIFF file in full resolution, all its bands: of one page, or of several, page by page."""
 
-    def values(series: Any, shape: tuple[int, ...], rows: int) -> np.ndarray:
-        array = np.moveaxis(series.asarray().reshape(shape), (rows, rows + 1), (0, 1))
+    def values(series: list, shape: tuple[int, ...], rows: int) -> np.ndarray:
+        array = series[0].asarray() if len(series) == 1 else np.stack([one.asarray() for one in series])
+        array = np.moveaxis(array.reshape(shape), (rows, rows + 1), (0, 1))
         return array.reshape(*array.shape[:2], -1)  # (H, W, pages × samples)
 
     return _of_tiff(path, values)
@@ -97,17 +99,34 @@ def read_tiff(path: ImageFile) -> np.ndarray:
 
 def pages_in(path: ImageFile) -> int:
     """Returns of how many pages the first image of a TIFF file is. Raises OSError or ValueError as `read` does."""
-    return _of_tiff(path, lambda series, shape, rows: len(series.pages))
+    return _of_tiff(path, lambda series, shape, rows: _pages(series))
 
 
-def _tiff_header(series: Any, shape: tuple[int, ...], rows: int) -> tuple[tuple[int, int], str]:
+def _pages(series: list) -> int:
+    return sum(len(one.pages) for one in series)
+
+
+def _tiff_header(series: list, shape: tuple[int, ...], rows: int) -> tuple[tuple[int, int], str]:
     height, width = shape[rows : rows + 2]
-    size, kind = _described((height, width, math.prod(shape) // max(height * width, 1)), series.dtype)
-    return size, kind + OF_PAGES * (len(series.pages) > 1)
+    size, kind = _described((height, width, math.prod(shape) // max(height * width, 1)), series[0].dtype)
+    return size, kind + OF_PAGES * (_pages(series) > 1)
 
 
-def _of_tiff(path: ImageFile, look: Callable[[Any, tuple[int, ...], int], Any]) -> Any:
-    """Returns what `look` makes of a file's first series, its shape, and which axis is that of the rows; columns follow it.
+def series_of(opened: Any) -> list:
+    """Returns tifffile's series that the first picture of an opened file is made of: the first, and where that is one page, those
+    behind it that are one page each, of the same size, kind and compression, as writers leave that write page by page."""
+    first, *others = opened.series
+
+    def is_alike(series: Any) -> bool:
+        page, own = series.keyframe, first.keyframe
+        stored = page.photometric == own.photometric and page.compression == own.compression
+        return stored and (series.shape, series.axes, series.dtype) == (first.shape, first.axes, first.dtype)
+
+    return [first, *itertools.takewhile(is_alike, others)] if len(first.pages) == 1 else [first]
+
+
+def _of_tiff(path: ImageFile, look: Callable[[list, tuple[int, ...], int], Any]) -> Any:
+    """Returns what `look` makes of a file's `series_of`, their shape, and which axis is that of the rows; columns follow it.
 
     The other axes are the bands: samples of a page, pages, or pages of several samples each. Raises BandsError for others, and
     for pages whose samples are no bands, see `_refuse_pages`.
@@ -115,13 +134,14 @@ def _of_tiff(path: ImageFile, look: Callable[[Any, tuple[int, ...], int], Any]) 
     tifffile = package("tifffile", "tiff", path)
     try:
         with tifffile.TiffFile(stream(path)) as opened:
-            series = opened.series[0]
-            axes = [(axis, n) for axis, n in zip(series.axes, series.shape, strict=True) if n > 1 or axis in "YX"]
+            series, first = series_of(opened), opened.series[0]
+            axes = [(axis, n) for axis, n in zip(first.axes, first.shape, strict=True) if n > 1 or axis in "YX"]
+            axes = [("I", len(series)), *axes] if len(series) > 1 else axes
             names, shape = "".join(axis for axis, _ in axes), tuple(n for _, n in axes)
             if "YX" not in names or len(names) > (4 if "S" in names else 3):
-                raise BandsError(f"axes {series.axes} of {series.shape}; expected rows, columns and bands")
-            if len(series.pages) > 1:
-                _refuse_pages(series.keyframe, len(series.pages))
+                raise BandsError(f"axes {first.axes} of {first.shape}; expected rows, columns and bands")
+            if _pages(series) > 1:
+                _refuse_pages(first.keyframe, _pages(series))
             return look(series, shape, names.index("Y"))
     except (tifffile.TiffFileError, *DAMAGED) as error:
         raise OSError(str(error)) from error

@@ -140,7 +140,7 @@ def _tiff(path: str, size: int, time: int) -> tuple[Any, list]:
     tifffile = arrays.package("tifffile", "tiff", path)
     try:
         opened = tifffile.TiffFile(path)
-        pages = [page.aspage() for page in opened.series[0].pages]
+        pages = [page.aspage() for series in arrays.series_of(opened) for page in series.pages]
         for page in pages:  # what is read from the file when it is first asked for, which threads must not do at once
             _ = page.jpegtables, page.jpegheader, page.decode, page.dataoffsets, page.databytecounts
         return opened, pages
