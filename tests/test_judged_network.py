@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 import sslctl
 from sslctl.cli import main
 from sslctl.evaluation import subjects
-from sslctl.factory.exportable import feature_names
+from sslctl.factory.exportable import feature_function, feature_names
 from sslctl.models.preprocess import Preprocess
 from sslctl.runs.checkpoint import load_tensors
 from sslctl.runs.fingerprint import fingerprint_keys
@@ -32,6 +33,30 @@ def test_either_network_of_a_method_with_a_teacher_can_be_its_result(name):
         assert sorted(names) == sorted(default)
         assert method.feature_networks()[names[0]][0] is network
         assert subjects.method_subject("trained", method, preprocess, None, 1).features == names[0]
+
+
+@pytest.mark.parametrize("name", STUDENT_FIRST + TEACHER_FIRST)
+def test_features_cost_the_forward_of_their_own_network_alone(name):
+    method, preprocess = built(name).method.eval(), Preprocess(1, SIDE, SIDE, [0.5], [0.3])
+    images, calls = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)), []
+    networks = {"backbone": method.backbone, "teacher": method.teacher_backbone}
+    for which, network in networks.items():
+        conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        conv.register_forward_hook(lambda *_, which=which: calls.append(which))
+    with torch.no_grad():
+        expected = method.features(images)
+        for feature, (network, _) in method.feature_networks().items():
+            function = feature_function(method, feature, preprocess)
+            calls.clear()
+            assert torch.equal(function(images), expected[feature])
+            assert [networks[which] for which in calls] == [network]
+
+
+def test_features_whose_declared_network_says_something_else_are_the_methods():
+    method, preprocess = built("simclr").method.eval(), Preprocess(1, SIDE, SIDE, [0.5], [0.3])
+    method.features = lambda images: {"backbone": 2 * method.backbone(images)}
+    images = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(feature_function(method, "backbone", preprocess)(images), 2 * method.backbone(images))
 
 
 def test_mocos_teacher_is_its_key_encoder():

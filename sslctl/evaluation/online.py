@@ -15,7 +15,7 @@ from sslctl.evaluation.features import Features, extract, refuse_non_finite
 from sslctl.evaluation.knn import accuracy, knn_votes, neighbours, shares_of
 from sslctl.evaluation.label_free import centred_cosine, feature_std, rankme
 from sslctl.evaluation.multi_label import mean_average_precision
-from sslctl.factory.exportable import judged_among
+from sslctl.factory.exportable import feature_function, feature_names
 from sslctl.methods.base import Method
 from sslctl.models.batchnorm import calibrating
 from sslctl.models.preprocess import Preprocess
@@ -77,13 +77,9 @@ class Online:
 
     def embed(self, method: Method, rows: Tensor) -> Tensor:
         """Returns the features (n, D) of the images at rows. In eval mode."""
-
-        def judged(images: Tensor) -> Tensor:
-            features = method.features(images)
-            return features[judged_among(method, list(features))]
-
+        judged = feature_names(method, self.preprocess)[0]
         return extract(
-            judged,
+            feature_function(method, judged, self.preprocess),
             self.source,
             rows,
             resize=self.preprocess.resize,

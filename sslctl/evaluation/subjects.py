@@ -13,7 +13,7 @@ from sslctl.data.modality import IMAGES
 from sslctl.data.sources import Source
 from sslctl.errors import InputError
 from sslctl.evaluation.provenance import UNKNOWN, Origin
-from sslctl.factory.exportable import feature_names
+from sslctl.factory.exportable import feature_function, feature_names
 from sslctl.factory.from_config import build_backbone, refuse_size
 from sslctl.factory.from_run import load_method, open_run, run_preprocess
 from sslctl.methods.base import Method
@@ -82,7 +82,7 @@ def method_subject(name: str, method: Method, preprocess: Preprocess, features: 
     backbone = method.backbone
     return Subject(
         name,
-        lambda images: method.features(images)[chosen],
+        feature_function(method, chosen, preprocess),
         preprocess,
         chosen,
         weights_sha256(method),

@@ -1,13 +1,15 @@
 """A method's features, and the backbone that makes them by itself: what is kept of a run, loaded again and exported."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslctl.errors import InputError
-from sslctl.methods.base import Method
+from sslctl.methods.base import Method, mean_of_patches
 from sslctl.models.backbones import Backbone
 from sslctl.models.preprocess import Preprocess, TextPreprocess
 
@@ -39,6 +41,28 @@ def judged_network(method: Method, network: str) -> Backbone:
         what = "has no teacher of its own" if chosen is None else "declares no features of it (feature_networks)"
         raise InputError(f"network={network}: {type(method).__name__} {what}: network=null", advice=["network=null"])
     return chosen
+
+
+@torch.no_grad()
+def feature_function(
+    method: Method, features: str, preprocess: Preprocess | TextPreprocess
+) -> Callable[[Tensor], Tensor]:
+    """Returns what makes one of a method's features, (B, C, H, W) -> (B, D): the one network whose output they are, where
+    `feature_networks` declares it and says the same bits of noise; else all of the method's features are made for it.
+
+    method: in eval mode, on any device, to which it may move on with its networks.
+    """
+
+    def among_all(images: Tensor) -> Tensor:
+        return method.features(images)[features]
+
+    network, pooling = method.feature_networks().get(features, (None, ""))
+    if network is None:
+        return among_all
+    alone = partial(mean_of_patches, network) if pooling == "mean" else network
+    noise = preprocess.noise(4, torch.Generator().manual_seed(0)).to(next(method.parameters()).device)
+    output, expected = alone(noise), among_all(noise)  # (4, D) each
+    return alone if torch.equal(output, expected) else among_all
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from sslctl.ops.image_size import ImageSize
 
 __all__ = [
     *("Batch", "Embed", "Facts", "Method", "clip_each_", "ema_update", "embedding_std", "enqueue", "feature_std"),
-    *("features_of_tokens", "networks_of_tokens"),
+    *("features_of_tokens", "mean_of_patches", "networks_of_tokens"),
     *("gather", "gather_views", "global_mean", "multi_crop", "over_crops", "random_units", "teacher_of", "two_views"),
 ]
 
@@ -136,6 +136,11 @@ def features_of_tokens(teacher: Backbone, images: Tensor) -> dict[str, Tensor]:
     tokens = teacher.tokens(images)  # (B, P + L, D)
     prefix = teacher.vision_transformer().num_prefix_tokens
     return {"teacher": tokens[:, 0], "mean": tokens[:, prefix:].mean(1)}
+
+
+def mean_of_patches(network: Backbone, images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D): the mean of a vision transformer's patches."""
+    return network.tokens(images)[:, network.vision_transformer().num_prefix_tokens :].mean(1)
 
 
 def networks_of_tokens(teacher: Backbone) -> dict[str, tuple[Backbone, str]]:
