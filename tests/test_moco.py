@@ -147,11 +147,14 @@ def norm2d(seed=0):
     return norm
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("groups", [2, 3, 12])
-def test_grouped_batchnorm_equals_a_plain_one_on_each_part(groups):
+def test_grouped_batchnorm_equals_a_plain_one_on_each_part(groups, layout):
     x = torch.randn(12, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float32) * 2 + 1
+    x = x.contiguous(memory_format=layout)
     grouped = group_batchnorm(norm2d(), groups)
     actual = grouped(x)
+    assert actual.is_contiguous(memory_format=layout)
     plain = [norm2d() for _ in range(groups)]
     expected = torch.cat([norm(part) for norm, part in zip(plain, x.chunk(groups), strict=True)])
     torch.testing.assert_close(actual, expected)

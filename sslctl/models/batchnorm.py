@@ -41,15 +41,16 @@ class _Grouped(_BatchNorm):
         """Normalises so many whole groups that this process holds."""
         if len(x) % groups:
             raise ValueError(f"a batch of {len(x)} does not divide into {groups} BatchNorm groups")
+        channels_last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         # The groups stand side by side as the channels of one BatchNorm: as many operations for any number of groups.
         mean, variance = torch.cat([self.running_mean] * groups + [self.running_var] * groups).chunk(2)
         weight, bias = (None if p is None else p.repeat(groups) for p in (self.weight, self.bias))
         y = nn.functional.batch_norm(
-            _side_by_side(x, groups), mean, variance, weight, bias, True, self._factor(), self.eps
+            _side_by_side(x, groups, channels_last), mean, variance, weight, bias, True, self._factor(), self.eps
         )
         torch.mean(mean.view(groups, -1), 0, out=self.running_mean)
         torch.mean(variance.view(groups, -1), 0, out=self.running_var)
-        return _below_each_other(y, groups)
+        return _below_each_other(y, groups, channels_last)
 
     def _together(self, x: Tensor, processes: int) -> Tensor:
         """Normalises this process's part of a group that so many processes share."""
@@ -95,24 +96,21 @@ class _Synchronized(torch.autograd.Function):
         return (gradient - mean - y * slope) * scale.view(ctx.shape), None, None
 
 
-def _side_by_side(x: Tensor, groups: int) -> Tensor:
-    """(groups · n, C, …) -> (n, groups · C, …), in its memory format."""
-    if not _is_channels_last(x):
+def _side_by_side(x: Tensor, groups: int, channels_last: bool) -> Tensor:
+    """(groups · n, C, …) -> (n, groups · C, …) in a memory format."""
+    if not channels_last:
         return x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
     x = x.permute(0, 2, 3, 1).unflatten(0, (groups, -1))  # (groups, n, H, W, C)
     return x.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
 
 
-def _below_each_other(x: Tensor, groups: int) -> Tensor:
+def _below_each_other(x: Tensor, groups: int, channels_last: bool) -> Tensor:
     """Undoes `_side_by_side`."""
-    if not _is_channels_last(x):
+    if not channels_last:
         return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
     x = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1))  # (n, H, W, groups, C)
-    return x.permute(3, 0, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    x = x.permute(3, 0, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)  # groups of one image come in another order
 
 
 class GroupedBatchNorm1d(_Grouped, nn.BatchNorm1d):
