@@ -104,6 +104,16 @@ def test_lars_of_a_zero_norm_uses_a_ratio_of_one(zero):
     assert torch.equal(actual, start - 0.1 * gradients[0])
 
 
+@pytest.mark.parametrize(("size", "expected"), [(1e-24, 1e-24), (1e-15, 1e-3)])
+def test_lars_of_a_norm_that_fp32_cannot_hold_uses_a_ratio_of_one(size, expected):
+    """The squares of 1e-24 are 0 there; those of 1e-15 are not, and the update is as large as for any gradient."""
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([weight], lr=0.1, momentum=0.9, trust=1e-3)
+    weight.grad = torch.full((2, 2), size)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[weight]["momentum"], torch.full((2, 2), expected), atol=0, rtol=1e-5)
+
+
 def test_lars_leaves_alone_what_has_no_gradient():
     used, unused = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimizer = LARS([used, unused], lr=0.1, momentum=0.9, trust=1e-3, weight_decay=0.1)

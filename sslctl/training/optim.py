@@ -1,5 +1,6 @@
 """Parameter groups, LARS and clipping."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -85,8 +86,9 @@ class LARS(torch.optim.Optimizer):
     def _ratios(weights: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
         """Calculates r of each weight, (), by the same few operations for all of them."""
         w, g = torch.stack(torch._foreach_norm([*weights, *updates])).view(2, -1)  # (tensors,) each
-        # Of no weight r is 1; of no update it may be anything finite.
-        return list(F.threshold(trust * w / g.clamp(min=1e-30), 0.0, 1.0).unbind())
+        # Updates so small that their squares are 0 have a norm of 0, too: r is 1, not as large as they are small.
+        r = trust * w / F.threshold(g, 0.0, math.inf)  # 0 where either norm is
+        return list(F.threshold(r, 0.0, 1.0).unbind())
 
 
 def clip(method: nn.Module, limit: float | None) -> Tensor:
