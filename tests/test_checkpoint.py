@@ -1,5 +1,6 @@
 """Checkpoints: what is written comes back, what is damaged is noticed, what is old goes only when something newer is there."""
 
+import copy
 import json
 import os
 import random
@@ -15,7 +16,11 @@ from sslctl.runs.checkpoint import CheckpointError
 from sslctl.runs.generators import generator_states, restore_generators
 from sslctl.runs.manifest import read_manifest
 from sslctl.runs.plain import NotPlain
+from sslctl.training.optim import LARS
 from sslctl.training.saved_state import load_optimizer_state, optimizer_state
+
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def state_at(step):
@@ -126,6 +131,33 @@ def test_a_saved_optimizer_continues_as_if_it_had_not_been_saved(tmp_path):
     step(module, optimizer)
     step(other, resumed)
     assert torch.equal(module.weight, other.weight)
+
+
+@pytest.mark.parametrize("optimizer_of", [torch.optim.AdamW, torch.optim.SGD, LARS])
+@pytest.mark.parametrize("formats", [FORMATS, FORMATS[::-1]])
+def test_an_optimizer_continues_in_another_memory_format(optimizer_of, formats):
+    """torch's fused optimizers go through weights and state as they lie in memory, on a CPU in silence."""
+    settings = {"momentum": 0.9, "trust": 0.1} if optimizer_of is LARS else {"fused": True}
+    settings |= {"momentum": 0.9} if optimizer_of is torch.optim.SGD else {}
+    start = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def begin(memory_format):
+        weight = nn.Parameter(start.clone(memory_format=memory_format))
+        return weight, optimizer_of([weight], lr=0.1, **settings)
+
+    def step(weight, optimizer):
+        weight.grad = weight.detach().square()
+        optimizer.step()
+
+    weight, optimizer = begin(formats[0])
+    step(weight, optimizer)
+    other, resumed = begin(formats[1])
+    load_optimizer_state(resumed, copy.deepcopy(optimizer.state_dict()))
+    with torch.no_grad():
+        other.copy_(weight)
+    step(weight, optimizer)
+    step(other, resumed)
+    torch.testing.assert_close(other, weight)
 
 
 def test_arrays_and_strings_of_an_optimizer_come_back(tmp_path):

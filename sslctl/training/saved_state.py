@@ -70,7 +70,11 @@ class _Held:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Gives an optimizer the state that `optimizer_state` returned, NumPy's values and strings as they were."""
+    """Gives an optimizer the state that `optimizer_state` returned, NumPy's values and strings as they were.
+
+    What is of a parameter's shape takes its memory layout: the run that saved it may have had another, and torch's fused
+    optimizers go through both as they lie in memory.
+    """
 
     def hold(value: Any) -> Any:
         return _Held(value) if isinstance(value, np.ndarray | str) else value
@@ -81,6 +85,17 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     optimizer.load_state_dict(state | {"state": _mapped(state["state"], hold)})
     for key, values in list(optimizer.state.items()):
         optimizer.state[key] = _mapped(values, release)
+        if isinstance(key, Tensor) and isinstance(values, dict):
+            optimizer.state[key].update(_in_layout_of(key, optimizer.state[key]))
+
+
+def _in_layout_of(parameter: Tensor, values: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns what of a parameter's state has its shape and another layout, in its layout."""
+    return {
+        name: torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride()
+    }
 
 
 def take_over_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
