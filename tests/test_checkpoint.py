@@ -19,7 +19,6 @@ from sslctl.runs.plain import NotPlain
 from sslctl.training.optim import LARS
 from sslctl.training.saved_state import load_optimizer_state, optimizer_state
 
-
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
