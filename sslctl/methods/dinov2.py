@@ -131,7 +131,8 @@ class DINOv2(Method):
         x, temperature = views.flatten(0, 1), schedules["teacher_temperature"]
         mask, hidden = self.masks(batch)  # (2, B, L), M
         mask = mask.flatten(0, 1)  # (2B, L)
-        places = torch.nonzero_static(mask.flatten(), size=hidden)[:, 0]  # (M,) of 2B·L
+        # Not nonzero_static, which a Mac's GPU has not got.
+        places = mask.flatten().byte().sort(descending=True, stable=True).indices[:hidden]  # (M,) of 2B·L, in order
         h = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)  # (2B, P + L, D)
         whole, patches = h[:, 0].unflatten(0, views.shape[:2]), h[:, self.prefix :]  # (2, B, D), (2B, L, D)
         crops = [whole]
