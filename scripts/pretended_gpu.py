@@ -78,7 +78,7 @@ class Watch(TorchDispatchMode):
 
     def _note(self, name: str, args: tuple, kwargs: dict, target: str | None) -> None:
         if name not in _LAUNCH_NOTHING and not name.startswith("prim::"):
-            self.operations[self.phase, name] += 1
+            self.operations[self.phase, name] += _launches(name, args)
         if name in _WAIT or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             self.waits[name, _place()] += 1
         if name in ("_to_copy", "copy_"):
@@ -95,6 +95,14 @@ class Watch(TorchDispatchMode):
                     self.waits["index by a mask", _place()] += 1
                 elif index.device != args[0].device:
                     self.waits["index on the CPU", _place()] += 1
+
+
+def _launches(name: str, args: tuple) -> int:
+    """Returns one; of operations on lists (`_foreach_…`) one for each tensor, unless those beside each other are alike in shape,
+    strides and type, which CUDA asks of what it does in one launch."""
+    lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
+    kinds = [[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors] for tensors in lists]
+    return len(args[0]) if name.startswith("_foreach_") and any(kind != kinds[0] for kind in kinds) else 1
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
