@@ -81,6 +81,24 @@ def test_views_a_gpus_way_equal_those_of_a_cpu(augmentation, request, monkeypatc
         assert torch.equal(actual, finished[group]), group
 
 
+@pytest.mark.parametrize(("height", "most"), [(16, 8), (32, 4), (64, 2)])
+def test_a_gpus_parts_have_room_for_what_lies_between_the_passes(height, most, request, monkeypatch):
+    """Memory: a small crop of a high image is as wide as the crop and as high as the image in between."""
+    request.getfixturevalue("as_on_a_gpu")
+    monkeypatch.setattr(maker, "_PART_OF_GPU", 8 * 3 * 16 * 16)
+    images, resample_, lengths = pixels(4, 3, height, 16), maker.resample_, []
+
+    def noted(out, *others):
+        lengths.append(len(out))
+        resample_(out, *others)
+
+    monkeypatch.setattr(maker, "resample_", noted)
+    settings = view_settings("simclr")
+    settings["global"]["size"] = 1.0
+    ViewMaker(settings, 16)(images, Key(0, 0, torch.arange(4)))
+    assert lengths == [most] * (8 // most)
+
+
 @pytest.mark.parametrize("names", [list(colour.JITTER), ["hue", "contrast"], ["hue"], ["saturation", "brightness"]])
 def test_jitter_a_gpus_way_equals_that_of_a_cpu_in_every_order(names, request):
     orders = torch.tensor(list(permutations(range(len(names))))).repeat(2, 1)

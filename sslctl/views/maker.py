@@ -1,6 +1,7 @@
 """From a batch of images, uint8 or float32 in [0, 1], to the views a method asks for."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from sslctl.views.blur import gaussian_blur, kernel_size
 from sslctl.views.resample import ATTEMPTS, box_taps, by_columns, crop_boxes, cut_image, resample_
 
 # Values: of an image that a CPU works on alone, of those that it works on together, and of those that a GPU does.
-_LARGE, _PART, _PART_OF_GPU = 1 << 14, 1 << 20, 1 << 26
+_LARGE, _PART, _PART_OF_GPU = 1 << 14, 1 << 20, 1 << 25
 # What is drawn for each view: name -> how many numbers.
 _PLACE = {"crop/area": ATTEMPTS, "crop/aspect": ATTEMPTS, "crop/place": 2, "flip": 1}
 _COLOURS = dict.fromkeys(["jitter", *colour.JITTER, "grayscale", "sigma", "blur", "solarize"], 1)
@@ -87,7 +88,7 @@ class ViewMaker:
             columns = by_columns(images[rows])
             columns = columns.div_(255) if images.dtype == torch.uint8 else columns
             for group, (vertical, horizontal) in taps.items():
-                for part in _views_of(rows, batch, crops[group]):
+                for part in _parts_of_views(rows, images, crops[group]):
                     source = torch.arange(part.start, part.stop, device=images.device) % batch - rows.start
                     resample_(crops[group][part], columns, vertical[part], horizontal[part], source)
                     for step in steps[group]:
@@ -205,19 +206,20 @@ def _chance(key: StackedKey, name: str, probability: float | list[float], settin
     return torch.cat([numbers < probability[view] for view, numbers in enumerate(views)])
 
 
-def _views_of(rows: slice, batch: int, crops: Tensor) -> Iterator[slice]:
+def _parts_of_views(rows: slice, images: Tensor, crops: Tensor) -> Iterator[slice]:
     """Parts of V·B crops, those of the images at `rows`: on a CPU view by view, on a GPU, where `rows` are all, together."""
     if not waiting.may_look(crops):
-        yield from _parts(crops)
+        # Between its two passes a crop has its own width, and its image's height.
+        yield from _parts(crops, least=math.prod(images.shape[1:3]) * crops.shape[-1])
         return
-    for first in range(0, len(crops), batch):
+    for first in range(0, len(crops), len(images)):
         yield slice(first + rows.start, first + rows.stop)
 
 
-def _parts(images: Tensor) -> Iterator[slice]:
+def _parts(images: Tensor, least: int = 0) -> Iterator[slice]:
     """Parts of a batch that go through all operations before the next one is looked at: on a CPU what fits in its cache, on
-    a GPU as much as leaves room in its memory."""
-    size = images[0].numel()
+    a GPU as much as leaves room in its memory. least: as how many values an image counts that has fewer."""
+    size = max(least, images[0].numel())
     on_cpu = 1 if size > _LARGE else _PART // size
     length = on_cpu if waiting.may_look(images) else max(1, _PART_OF_GPU // size)
     for start in range(0, len(images), length):
