@@ -12,7 +12,7 @@ from sslctl.models.heads import mlp
 from sslctl.models.vit import patch_size_of
 from sslctl.ops.tiles import cut_tiles, mosaic, refuse_small_tiles
 
-MIDDLE, NEIGHBOURS = 4, 8  # of a 3×3 grid, row by row; 7 - label is the opposite direction
+MIDDLE, DIRECTIONS = 4, 8  # of a 3×3 grid, row by row; 7 - label is the opposite direction
 
 
 class RelativePatch(Method):
@@ -47,12 +47,12 @@ class RelativePatch(Method):
         refuse_small_tiles(backbone.network, self.size, side)
         self.jitter, self.pitch, _ = _room(self.size, gap, jitter)
         self.colour_drop = colour_drop
-        self.classifier = mlp(2 * backbone.embed_dim, hidden_dim, NEIGHBOURS, 2, norm=True)
+        self.classifier = mlp(2 * backbone.embed_dim, hidden_dim, DIRECTIONS, 2, norm=True)
 
     def training_step(self, batch: Batch, schedules: dict) -> dict:
         patches = self.patches(batch)  # (B, 9, C, p, p)
         h = self.backbone(patches.flatten(0, 1)).unflatten(0, (-1, 9))  # (B, 9, D)
-        middle = h[:, MIDDLE : MIDDLE + 1].expand(-1, NEIGHBOURS, -1)  # (B, 8, D)
+        middle = h[:, MIDDLE : MIDDLE + 1].expand(-1, DIRECTIONS, -1)  # (B, 8, D)
         around = torch.cat([h[:, :MIDDLE], h[:, MIDDLE + 1 :]], 1)  # (B, 8, D)
         pairs = torch.cat([torch.cat([middle, around], 2), torch.cat([around, middle], 2)], 1)  # (B, 16, 2D)
         label = torch.arange(8, device=h.device)
@@ -92,7 +92,7 @@ class RelativePatch(Method):
         return {"view": batch.views["global"][0], "patches": mosaic(self.patches(batch), 3).clamp(0, 1)}
 
     def uninformative_loss(self) -> float:
-        return math.log(NEIGHBOURS)
+        return math.log(DIRECTIONS)
 
     def notes(self) -> list[str]:
         return [
