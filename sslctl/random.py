@@ -5,6 +5,7 @@ state: the parameters of image i's views in epoch e are the same for every batch
 resume point, on every device.
 """
 
+import functools
 import hashlib
 import itertools
 import math
@@ -12,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from sslctl.transfer import to_device
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -55,11 +58,6 @@ class Draws:
         """(B, *shape) float32 in [0, 1): the upper 24 bits, exact in float32."""
         return _unit_interval(self.bits(name, *shape))
 
-    def normal(self, name: str, *shape: int) -> Tensor:
-        """(B, *shape) float32 of the standard normal distribution (Box & Muller 1958)."""
-        radius = (-2 * torch.log1p(-self.uniform(f"{name}/radius", *shape))).sqrt()
-        return radius * torch.cos(2 * math.pi * self.uniform(f"{name}/angle", *shape))
-
     def between(self, name: str, low: float, high: float, *shape: int) -> Tensor:
         """(B, *shape) float32 uniform in [low, high)."""
         return low + (high - low) * self.uniform(name, *shape)
@@ -90,6 +88,11 @@ class Key(Draws):
         counter = torch.arange(1, count + 1, device=self.index.device) * _signed(_GAMMA)  # (count,)
         return _mix(base[:, None] + counter).view(len(self.index), *shape)
 
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """(B, *shape) float32 of the standard normal distribution (Box & Muller 1958)."""
+        radius = (-2 * torch.log1p(-self.uniform(f"{name}/radius", *shape))).sqrt()
+        return radius * torch.cos(2 * math.pi * self.uniform(f"{name}/angle", *shape))
+
     def stacked(self, prefixes: dict[str, list[str]], counts: dict[str, int]) -> dict[str, "StackedKey"]:
         """Draws the numbers of many names in one hash: a GPU is asked for some 30 operations, not for as many a name.
 
@@ -98,9 +101,8 @@ class Key(Draws):
         """
         every = [prefix for several in prefixes.values() for prefix in several]
         streams = [self._stream_of(f"{prefix}/{name}") for prefix in every for name in counts]
-        name_of = [place for place, count in enumerate(counts.values()) for _ in range(count)]
-        counters = [_signed(step * _GAMMA) for count in counts.values() for step in range(1, count + 1)]
-        constants = _on_device(streams + name_of + counters, self.index.device)
+        name_of, counters = _layout(tuple(counts.values()))
+        constants = to_device(torch.tensor(streams + name_of + counters), self.index.device)
         streams, name_of, counters = constants.split([len(streams), len(name_of), len(counters)])
 
         base = _mix(self.index[:, None] ^ streams.view(len(every), 1, len(counts)))  # (V, B, names)
@@ -153,7 +155,9 @@ def _unit_interval(bits: Tensor) -> Tensor:
     return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
-def _on_device(values: list[int], device: torch.device) -> Tensor:
-    """Python's integers as int64 on a device; a GPU is not waited for."""
-    tensor = torch.tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+@functools.cache
+def _layout(counts: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Returns of each number which name it has, by its place, and what the counter adds to its hash."""
+    name_of = [place for place, count in enumerate(counts) for _ in range(count)]
+    counters = [_signed(step * _GAMMA) for count in counts for step in range(1, count + 1)]
+    return name_of, counters

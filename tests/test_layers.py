@@ -8,8 +8,8 @@ import sslctl
 
 ROOT = Path(sslctl.__file__).parent
 LAYERS = (  # from the ground up; the packages of a line do not know each other
-    ("errors", "random", "schedules", "signals"),
-    ("distributed", "ending"),
+    ("errors", "schedules", "signals", "transfer"),
+    ("distributed", "ending", "random"),
     ("losses", "ops", "config"),
     ("runs",),
     ("views",),

@@ -81,6 +81,7 @@ def test_a_stacked_key_has_no_more_numbers_than_were_drawn():
         stack.uniform("crop", 3)
     with pytest.raises(KeyError):
         stack.uniform("jitter")
+    assert not hasattr(stack, "normal")  # it is drawn from two numbers of other names
 
 
 def test_key_differs_by_seed_epoch_index_and_name():

@@ -17,7 +17,7 @@ from sslctl.data.sampler import batch_indices
 from sslctl.data.sources import Source
 from sslctl.data.workers import fetching, ignore_signals, raise_if_error
 from sslctl.ops.timing import Clock
-from sslctl.ops.transfer import to_device
+from sslctl.transfer import to_device
 from sslctl.views import Key, ViewMaker
 from sslctl.views.maker import resize_and_crop
 

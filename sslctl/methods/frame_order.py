@@ -16,7 +16,7 @@ from sslctl.models.backbones import Backbone
 from sslctl.models.heads import mlp
 from sslctl.ops.text_image import card
 from sslctl.ops.tiles import cut_tiles
-from sslctl.ops.transfer import to_device
+from sslctl.transfer import to_device
 
 NEGATIVES = 0.75  # share of tuples in the wrong order (Shuffle and Learn, section 4.1)
 ORDERS = tuple(

@@ -12,7 +12,7 @@ from sslctl.models.backbones import Backbone
 from sslctl.models.vit import blocks, fix_positions_, gather_tokens, grid_of, initialize_, sine_cosine
 from sslctl.ops.image_size import height_width
 from sslctl.ops.masks import rectangles
-from sslctl.ops.transfer import to_device
+from sslctl.transfer import to_device
 
 TARGET_SCALE, TARGET_ASPECT, CONTEXT_SCALE = (0.15, 0.2), (0.75, 1.5), (0.85, 1.0)
 

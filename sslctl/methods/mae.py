@@ -11,7 +11,7 @@ from sslctl.models.backbones import Backbone
 from sslctl.models.vit import blocks, fix_positions_, grid_of, initialize_, patchify, sine_cosine, unpatchify, xavier
 from sslctl.ops.image_size import height_width
 from sslctl.ops.masks import random_order
-from sslctl.ops.transfer import to_device
+from sslctl.transfer import to_device
 
 
 class MAE(Method):

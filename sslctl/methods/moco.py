@@ -22,8 +22,8 @@ from sslctl.methods.base import (
 from sslctl.models.backbones import Backbone
 from sslctl.models.batchnorm import group_batchnorm
 from sslctl.models.heads import mlp
-from sslctl.ops.transfer import to_device
 from sslctl.schedules import cosine_between
+from sslctl.transfer import to_device
 
 
 class MoCo(Method):

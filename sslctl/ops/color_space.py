@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslctl.ops.transfer import to_device
+from sslctl.transfer import to_device
 
 _XYZ_OF_RGB = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 _EDGE = 6 / 29  # of the cube root's linear part (CIE 15:2004, 8.2.1)

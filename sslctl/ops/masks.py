@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslctl.ops.transfer import to_device
 from sslctl.random import Key
+from sslctl.transfer import to_device
 
 
 def random_order(key: Key, name: str, length: int, kept: int) -> tuple[Tensor, Tensor]:
