@@ -1,5 +1,6 @@
 """sslctl adapt: what it chooses, that it goes on as it began, and what it says of before and after."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
 import sslctl.commands.adapt
@@ -23,7 +25,7 @@ from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader
 from sslctl.models.backbones import SmallResNet
 from sslctl.models.preprocess import Preprocess
-from sslctl.runs.adaptation import read_adaptation
+from sslctl.runs.adaptation import Adaptation, read_adaptation
 from sslctl.runs.reading import read_config, read_environment
 from sslctl.runs.results import read_results
 from sslctl.training.sizing import choose_batch, choose_epochs, fit_memory
@@ -205,11 +207,34 @@ def test_of_several_recipes_the_best_on_held_out_labels_is_taken(folder, tmp_pat
     assert main(words) == 0
     there = read_adaptation(tmp_path / "run")
     assert sorted(there.scores) == ["simclr-2", "weak_crops-2"]
+    assert there.measures["simclr-2"] == ["kNN, k 3", "linear", "linear, 1/class, 2 draws"]
     assert there.recipe == max(("simclr", "weak_crops"), key=lambda name: there.scores[f"{name}-2"])
     assert there.epochs == 3  # of 0.6 of the minutes
     config = read_config(tmp_path / "run/trials/weak_crops-2")
     assert config["augmentation"]["global"]["scale"] == [0.6, 1.0]
     assert config["trainer"]["epochs"] == 1
+
+
+def test_trials_that_were_scored_by_different_measures_are_scored_again(tmp_path, monkeypatch):
+    """A run that was stopped between two trials goes on with other few_labels, or with another version."""
+    scored, command = [], sslctl.commands.adapt
+
+    def score(trial, judges, **how):
+        scored.append(trial.name)
+        return {"a-2": 0.5, "b-2": 0.6}[trial.name], how["measures"]
+
+    monkeypatch.setattr(command, "pretraining", lambda words: contextlib.nullcontext())
+    monkeypatch.setattr(command, "pretrain", lambda job: None)
+    monkeypatch.setattr(command, "words_of_run", lambda *words: [])
+    monkeypatch.setattr(command, "judges_of", lambda run_dir: None)
+    monkeypatch.setattr(command, "score_of_trial", score)
+    config = OmegaConf.create({"recipes": ["a", "b"], "trial_share": 0.4, "minutes": 1})
+    for there, again, best in ((["kNN"], ["b-2", "a-2", "b-2"], "b"), (["kNN", "linear"], ["b-2"], "a")):
+        scored.clear()
+        adaptation = Adaptation("", {}, {}, {}, scores={"a-2": 0.9}, measures={"a-2": there})
+        assert command.try_recipes(config, adaptation, [], tmp_path, {"measures": ["kNN", "linear"]}) == best
+        assert scored == again
+        assert read_adaptation(tmp_path).measures == {"a-2": ["kNN", "linear"], "b-2": ["kNN", "linear"]}
 
 
 # --- What harms, and what changes nothing ---

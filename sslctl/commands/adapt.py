@@ -202,20 +202,30 @@ def try_recipes(
     candidates = list(dict.fromkeys(config.recipes))
     rounds = (len(candidates) - 1).bit_length()
     while len(candidates) > 1:
-        minutes, scores = config.trial_share * config.minutes / rounds / len(candidates), {}
-        for recipe in candidates:
+        minutes = config.trial_share * config.minutes / rounds / len(candidates)
+        trials = {recipe: run_dir / TRIALS / f"{recipe}-{len(candidates)}" for recipe in candidates}
+        for recipe, trial in trials.items():
             epochs = choose_epochs(minutes, *adaptation.steps[recipe]) if adaptation.steps else None
-            trial = run_dir / TRIALS / f"{recipe}-{len(candidates)}"
             if trial.name not in adaptation.scores:
                 say(f"trial      {recipe}: {minutes:.1f} minutes")
                 with pretraining(words_of_run(command_words, recipe, adaptation.choices, trial, epochs)) as job:
                     pretrain(job)
-                adaptation.scores[trial.name] = score_of_trial(trial, judges_of(trial), **how)
+                _score(trial, adaptation, how)
                 adaptation.write(run_dir)
-            scores[recipe] = adaptation.scores[trial.name]
+        # Since this was stopped other measures may have been asked for, or have come with another version.
+        if len({tuple(adaptation.measures.get(trial.name, ())) for trial in trials.values()}) > 1:
+            for trial in trials.values():
+                _score(trial, adaptation, how)
+            adaptation.write(run_dir)
+        scores = {recipe: adaptation.scores[trial.name] for recipe, trial in trials.items()}
         candidates = sorted(candidates, key=lambda recipe: -scores[recipe])[: (len(candidates) + 1) // 2]
         say(*(f"trial      {recipe}: {score:.4g}" for recipe, score in scores.items()))
     return candidates[0]
+
+
+def _score(trial: Path, adaptation: Adaptation, how: dict[str, Any]) -> None:
+    """Notes a trial's score and its measures."""
+    adaptation.scores[trial.name], adaptation.measures[trial.name] = score_of_trial(trial, judges_of(trial), **how)
 
 
 # --- Before and after ---

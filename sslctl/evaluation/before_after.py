@@ -63,12 +63,12 @@ class Measures:
             result.append(Answers(f"linear, {words}", scores, settings))
         return result
 
-    def held_out_score(self, train: Features, seed: int) -> float | None:
-        """Returns the mean over all measures of what held-out training images score, with the middle of the grid; None where none
-        can be held out."""
+    def held_out_score(self, train: Features, seed: int) -> tuple[float, list[str]] | None:
+        """Returns the mean over all measures of what held-out training images score, with the middle of the grid, and the names
+        of the measures; None where none can be held out."""
         if too_few(train):
             return None
-        scores = []
+        scores, names = [], [f"kNN, k {self.knn.k[0]}", "linear"]
         for part in folds(train, _HELD_OUT, seed):
             rest, held_out = train.take(~part), train.take(part)
             labelled_sets = [rest]
@@ -77,12 +77,13 @@ class Measures:
                     numbers = [draw_number(seed, draw) for draw in range(min(self.draws, _DRAWS))]
                     row_sets = [draw_labels(rest.labels, amount, number, rest.targets) for number in numbers]
                     labelled_sets += [rest.take(rows) for rows in row_sets]
+                    names += [f"linear, {amount_in_words(amount)}, {len(row_sets)} draws"]
             trained = (self.grid.epochs, self.grid.batch_size, seed, self.grid.most_steps)
             probes = [train_classifiers(rows, [self.grid.middle()], *trained) for rows in labelled_sets]
             nearest = neighbours(held_out.features, rest.features, self.knn.k[0])
             all_scores = [self.knn.scores(rest, *nearest)[0], *(probe.scores(held_out.features)[0] for probe in probes)]
             scores += [_score(own, held_out) for own in all_scores]
-        return sum(scores) / len(scores)
+        return sum(scores) / len(scores), list(dict.fromkeys(names))
 
 
 def _score(scores: Tensor, judged: Features) -> float:
@@ -155,7 +156,7 @@ def features_at_best_size(
     scores = dict.fromkeys(sizes, 0.0)
     for size in sizes if len(sizes) > 1 else ():
         features = read(*sized(subject, part, size))
-        scores[size] = measures.held_out_score(features, seed) or 0.0
+        scores[size] = (measures.held_out_score(features, seed) or (0.0, []))[0]
         say(f"  {subject.name} at {size} px: {100 * scores[size]:.1f} % of held-out training images")
     size = max(sizes, key=scores.__getitem__)
     return read(*sized(subject, train, size)), size

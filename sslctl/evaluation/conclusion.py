@@ -121,11 +121,12 @@ def named_neighbours(train: Source, rows: Tensor, before: Tensor, after: Tensor,
 
 def score_of_trial(
     trial: Path, judges: tuple[Source, Source | None], measures: Measures, read: Reader, seed: int, neighbours: int
-) -> float:
-    """Returns what a recipe's trial is chosen by: the mean share of held-out training images that its features answer rightly;
-    RankMe, which compares recipes badly, where there are no labels. The test split is not looked at."""
+) -> tuple[float, list[str]]:
+    """Returns what a recipe's trial is chosen by, and the names of its measures: the mean share of held-out training images that
+    its features answer rightly; RankMe, which compares recipes badly, where there are no labels. The test split is not looked
+    at."""
     train = judges[0]
     trained = subjects_of(trial)[1]
     features = read(*sized(trained, train, train.image_size))
     score = measures.held_out_score(features, seed) if train.labelled or train.has_several else None
-    return rankme(features.features) if score is None else score
+    return (rankme(features.features), ["RankMe"]) if score is None else score

@@ -21,7 +21,8 @@ class Adaptation:
 
     command: that was typed. identity: the keys that make it this adaptation and no other. choices: words that were chosen, each
     with its reason. steps: of each recipe, the seconds of one and how many an epoch has, measured when it began. scores: of
-    trials, by their directories. recipe, epochs: of the run itself. verdict: its kind and sentence, and the sizes of images.
+    trials, by their directories; measures: the names of those that each is the mean of. recipe, epochs: of the run itself.
+    verdict: its kind and sentence, and the sizes of images.
     """
 
     command: str
@@ -29,6 +30,7 @@ class Adaptation:
     choices: dict[str, str]
     steps: dict[str, list[float]]
     scores: dict[str, float] = field(default_factory=dict)
+    measures: dict[str, list[str]] = field(default_factory=dict)
     recipe: str | None = None
     epochs: int | None = None
     verdict: dict[str, Any] | None = None
