@@ -144,13 +144,13 @@ def complete(run: Run, record: Path) -> str | None:
     if run.name == run.table.pixels and run.seed == 0:
         subjects.append("pixels")
     for column, words in PROBES.items():
-        wanted = [s for s in subjects if column not in results_of(run, s)]
+        wanted = [s for s in subjects if column not in results_of(run.directory, s)]
         if wanted and (column in run.table.columns):
             verb, *more = words
             status, _ = sslctl([verb, str(run.directory), f"subjects=[{','.join(wanted)}]", *more], run.log)
             if status:
                 return f"{run.directory.name} {verb} (status {status})"
-    if recipe_of(run.name) in run.table.fine_tuned and "1 % fine-tuned" not in results_of(run, "trained"):
+    if recipe_of(run.name) in run.table.fine_tuned and "1 % fine-tuned" not in results_of(run.directory, "trained"):
         status, _ = sslctl(["finetune", str(run.directory), *TUNING], run.log)
         if status:
             return f"{run.directory.name} finetune (status {status})"
@@ -173,9 +173,9 @@ def train(run: Run) -> str | None:
     return None
 
 
-def sslctl(words: list[str], log: Path) -> tuple[int, resource.struct_rusage]:
-    """Runs `sslctl …` with one thread to its end: exit status, and what it used."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def sslctl(words: list[str], log: Path, threads: int = 1) -> tuple[int, resource.struct_rusage]:
+    """Runs `sslctl …` with so many threads to its end: exit status, and what it used."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with log.open("a") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "sslctl", *words], stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -184,9 +184,9 @@ def sslctl(words: list[str], log: Path) -> tuple[int, resource.struct_rusage]:
     return os.waitstatus_to_exitcode(status), usage
 
 
-def results_of(run: Run, subject: str) -> dict[str, float]:
-    """Column -> percent, of the results that a run has."""
-    path = run.directory / "results.jsonl"
+def results_of(directory: Path, subject: str) -> dict[str, float]:
+    """Column -> percent, of the results that a run's directory has."""
+    path = directory / "results.jsonl"
     actual = {}
     for record in [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []:
         if record["subject"] == subject and record["metric"] == "top1":
@@ -212,13 +212,13 @@ def records_of(run: Run, subjects: list[str]) -> list[dict]:
             places["texts"]
         )
         row |= {"own task": 100 * statistics.fmean(record["accuracy"] for record in late), "chance": chance}
-        row |= {f"random weights, {name}": value for name, value in results_of(run, "random").items()}
-    scratch = results_of(run, "scratch")
+        row |= {f"random weights, {name}": value for name, value in results_of(run.directory, "random").items()}
+    scratch = results_of(run.directory, "scratch")
     row |= {"1 % from scratch": scratch["1 % fine-tuned"]} if scratch else {}
     about = {"table": run.data, "name": run.name, "seed": run.seed}
     where = {"torch": torch.__version__, "cpu": cpu()}
-    rows = {"trained": results_of(run, "trained") | row}
-    rows |= {subject: results_of(run, subject) for subject in subjects[1:] if run.data != "sequences"}
+    rows = {"trained": results_of(run.directory, "trained") | row}
+    rows |= {subject: results_of(run.directory, subject) for subject in subjects[1:] if run.data != "sequences"}
     return [about | {"subject": subject} | values | where for subject, values in rows.items()]
 
 

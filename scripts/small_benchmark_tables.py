@@ -2,12 +2,13 @@
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from small_benchmark_recipes import TABLES, Table
 
-DIGITS = {"feature std": 3, "images/s": 0, "MiB": 0}
-OF_ONE_MACHINE = ("images/s", "MiB")  # without a spread over seeds
+DIGITS = {"feature std": 3, "images/s": 0, "MiB": 0, "minutes": 1}
+OF_ONE_MACHINE = ("images/s", "MiB", "minutes")  # without a spread over seeds
 VERSIONS = ("torch", "cpu")
 
 
@@ -38,12 +39,12 @@ def markdown(records: list[dict], table: Table) -> str:
             if n.partition("+")[0] == m
         ]
         lines += [f"| *{family}* |{' |' * len(table.columns)}"] if names else []
-        lines += [_line(_words(name, table), of(name, "trained"), table) for name in names]
+        lines += [line(_words(name, table), of(name, "trained"), table.columns) for name in names]
     others = [(of(name, "random"), f"random weights, {words}") for name, words in table.random.items()]
     others += [(of(table.pixels, "pixels"), "raw pixels")] if table.pixels else []
     if any(rows for rows, _ in others):
         lines.append(f"| *compared with* |{' |' * len(table.columns)}")
-    return "\n".join([*lines, *(_line(words, rows, table) for rows, words in others if rows)])
+    return "\n".join([*lines, *(line(words, rows, table.columns) for rows, words in others if rows)])
 
 
 def _words(name: str, table: Table) -> str:
@@ -53,10 +54,10 @@ def _words(name: str, table: Table) -> str:
     return words + (f", {table.epoch * int(epochs):,} images" if epochs else "")
 
 
-def _line(name: str, rows: list[dict], table: Table) -> str:
-    """Mean ± standard deviation over seeds; one seed's value alone."""
+def line(name: str, rows: list[dict], columns: Iterable[str]) -> str:
+    """A table's row: mean ± standard deviation over seeds; one seed's value alone."""
     cells = []
-    for column in table.columns:
+    for column in columns:
         values = [row[column] for row in rows if column in row]
         digits = DIGITS.get(column, 2)
         spread = len(values) > 1 and column not in OF_ONE_MACHINE
@@ -67,12 +68,17 @@ def _line(name: str, rows: list[dict], table: Table) -> str:
 
 def write(record: Path, path: Path) -> None:
     """Puts each table between its two marks in a document."""
+    put(path, {name: markdown(read(record, name), table) for name, table in TABLES.items()})
+
+
+def put(path: Path, tables: dict[str, str]) -> None:
+    """Puts Markdown tables between their two marks in a document, `<!-- name -->` and `<!-- /name -->`."""
     text = path.read_text()
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, actual, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not actual or not closed:
             raise SystemExit(f"{path} has no {begin} … {end}")
-        text = f"{before}{begin}\n{markdown(read(record, name), table)}\n{end}{after}"
+        text = f"{before}{begin}\n{table}\n{end}{after}"
     path.write_text(text)

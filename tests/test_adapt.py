@@ -1,9 +1,11 @@
 """sslctl adapt: what it chooses, that it goes on as it began, and what it says of before and after."""
 
 import contextlib
+import functools
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +15,17 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-import sslctl.commands.adapt
+import sslctl.commands._adaptation_choices
 from sslctl.cli import main
+from sslctl.commands._adaptation_choices import time_lines
 from sslctl.config.recipes import recipe_words
 from sslctl.config.schema import CONFIGS
 from sslctl.data.sources import from_tensors
 from sslctl.evaluation.before_after import Measures, common_neighbours, judge
+from sslctl.evaluation.features import Features
 from sslctl.evaluation.knn import Knn
 from sslctl.evaluation.linear import ProbeGrid
+from sslctl.evaluation.online import Online
 from sslctl.evaluation.subjects import Subject
 from sslctl.evaluation.task import Reader
 from sslctl.models.backbones import SmallResNet
@@ -28,7 +33,7 @@ from sslctl.models.preprocess import Preprocess
 from sslctl.runs.adaptation import Adaptation, read_adaptation
 from sslctl.runs.reading import read_config, read_environment
 from sslctl.runs.results import read_results
-from sslctl.training.sizing import choose_batch, choose_epochs, fit_memory
+from sslctl.training.sizing import LOOKS, choose_batch, choose_epochs, epochs_between_looks, fit_memory
 from tests.runs import PROBE, contents, differences, finish, metrics, newest, signal_at, tensors
 
 TINY = (
@@ -60,21 +65,22 @@ def command(folder, run_dir, *words):
 LABELLED = r"dataset.label=(a|b)_\d+"
 
 
+def say_seconds(patch, seconds):
+    """Says how long a step takes, of four an epoch, and that a look takes nothing: the time of a machine is another each time."""
+    patch.setattr(sslctl.commands._adaptation_choices, "time_step", lambda *_: (seconds, 4))
+    patch.setattr(Online, "seconds", lambda *_: 0.0)
+
+
 @pytest.fixture
 def clock(monkeypatch):
-    """Says how long a step takes: the time of a machine is another each time."""
-
-    def set_to(seconds):
-        monkeypatch.setattr(sslctl.commands.adapt, "time_step", lambda *_: (seconds, 4))
-
-    return set_to
+    return functools.partial(say_seconds, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def straight(folder):
     """A run that nothing stopped: 3 epochs of 4 steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sslctl.commands.adapt, "time_step", lambda *_: (1.0, 4))
+        say_seconds(patch, 1.0)
         assert main(command(folder, folder / "straight", LABELLED, "minutes=0.2")) == 0
     return folder / "straight"
 
@@ -104,6 +110,7 @@ def test_a_finished_adaptation_says_so_and_changes_nothing(folder, straight, cap
     assert contents(straight, without=("lock",)) == before
     said = capsys.readouterr().out
     assert f"already finished: {straight}" in said
+    assert list(read_adaptation(straight).seconds) == ["choosing", "training", "judging"]
     assert read_adaptation(straight).verdict["sentence"] in said
 
 
@@ -197,6 +204,33 @@ def test_without_labels_it_says_what_is_missing(folder, tmp_path, clock, capsys)
     assert said.count("    before ") == said.count("    after ") == 4
     assert read_adaptation(tmp_path / "run").verdict["kind"] == "no labels"
 
+    # Some are labelled later: the same command with them ends with a verdict, without any training.
+    weights = tensors(tmp_path / "run")
+    labelled = (f"eval_dataset.root={folder}/images", r"eval_dataset.label=(a|b)_\d+")
+    assert main(command(folder, tmp_path / "run", "minutes=0.02", "eval_dataset=folder", *labelled)) == 0
+    there = read_adaptation(tmp_path / "run")
+    assert there.verdict["kind"] in ("better", "worse", "mixed", "not distinguishable")
+    assert differences(tensors(tmp_path / "run"), weights) == []
+
+
+def test_labels_of_one_class_tell_nothing():
+    data = Features(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 2, 2)
+    assert 0 <= MEASURES.held_out_score(data, 0)[0] <= 1
+    assert MEASURES.held_out_score(replace(data, labels=torch.ones(50, dtype=torch.long)), 0) is None
+
+
+def test_the_plan_says_how_the_minutes_are_divided():
+    config = SimpleNamespace(minutes=1, trial_share=0.4)
+    steps = {recipe: [5.0, 4, 0.1] for recipe in ("simclr", "weak_crops", "diet")}
+    divided, note = time_lines(config, Adaptation("", {}, {}, steps))
+    assert divided == "minutes    trials 0.4, training 0.6; judging comes after"
+    assert (
+        "6 trainings of an epoch each take 2:00, longer than minutes=1" in note
+    )  # 3 + 2 trials and the run, of 20 s each
+    assert time_lines(config, Adaptation("", {}, {}, {"diet": [5.0, 4]})) == [
+        "minutes    training 1; judging comes after"
+    ]
+
 
 @pytest.mark.slow
 def test_of_several_recipes_the_best_on_held_out_labels_is_taken(folder, tmp_path, clock):
@@ -226,7 +260,7 @@ def test_trials_that_were_scored_by_different_measures_are_scored_again(tmp_path
     monkeypatch.setattr(command, "pretraining", lambda words: contextlib.nullcontext())
     monkeypatch.setattr(command, "pretrain", lambda job: None)
     monkeypatch.setattr(command, "words_of_run", lambda *words: [])
-    monkeypatch.setattr(command, "judges_of", lambda run_dir: None)
+    monkeypatch.setattr(command, "judges_of", lambda config, run_dir: None)
     monkeypatch.setattr(command, "score_of_trial", score)
     config = OmegaConf.create({"recipes": ["a", "b"], "trial_share": 0.4, "minutes": 1})
     for there, again, best in ((["kNN"], ["b-2", "a-2", "b-2"], "b"), (["kNN", "linear"], ["b-2"], "a")):
@@ -284,6 +318,18 @@ def test_a_time_becomes_whole_epochs():
     assert choose_epochs(0.01, 5, 11) == 1
 
 
+@pytest.mark.parametrize("epoch", [1.0, 7.0, 31.0, 100.0])
+@pytest.mark.parametrize("look", [0.0, 0.4, 20.0])
+def test_the_epochs_of_a_time_leave_room_for_what_watches_them(epoch, look):
+    """Against counting: the most epochs that fit with LOOKS evaluations, or one an epoch, and one before the first step."""
+    for minutes in (1, 4, 10):
+        fitting = [n for n in range(1, 700) if n * epoch + (1 + min(n, LOOKS)) * look <= 60 * minutes]
+        chosen = choose_epochs(minutes, epoch / 4, 4, look)
+        assert chosen == max(fitting, default=1)
+        every = epochs_between_looks(chosen)
+        assert len({*range(every, chosen, every), chosen}) <= min(chosen, LOOKS)
+
+
 def test_a_batch_is_halved_until_half_of_the_memory_holds_what_a_step_keeps(monkeypatch):
     monkeypatch.setattr("sslctl.training.sizing.total_memory", lambda device: 8 * 2**30)
     cpu = torch.device("cpu")
@@ -316,6 +362,10 @@ def test_what_cannot_be_adapted_is_refused(folder, tmp_path, capsys):
     assert "no such recipe (nearest: simclr)" in capsys.readouterr().err
     assert main(command(folder, tmp_path / "r", "trainer.epohcs=2")) == 2
     assert "trainer.epochs" in capsys.readouterr().err
+    assert main(command(folder, tmp_path / "r", "recipes=[masked]")) == 2
+    assert "recipes=[masked]: method: this method needs a vision transformer" in capsys.readouterr().err
+    assert main(command(folder, tmp_path / "r", "eval_dataset=imagefolder", "eval_dataset.root=nowhere")) == 2
+    assert "eval_dataset.root=nowhere: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 

@@ -94,6 +94,15 @@ def test_the_interval_of_several_draws_is_that_of_readers_and_cases():
     assert interval_of_mean(torch.from_numpy(difference), 0.9) == pytest.approx((mean - half, mean + half))
 
 
+def test_draws_that_agree_on_average_alone_leave_the_spread_of_the_images():
+    """Two draws whose differences are opposite on every image: no component is more than rest, and the interval no point."""
+    row = torch.tensor([1.0, -1.0, 0.0, 0.0] * 10)
+    low, high = interval_of_mean(torch.stack([row, -row]), 0.95)
+    assert low == pytest.approx(-high)
+    images = 42  # with the one that is added on either side, which alone differ from the mean, by 1
+    assert high == pytest.approx(norm.ppf(0.975) * math.sqrt(2 / images / images), rel=1e-6)
+
+
 def test_images_of_one_group_count_as_one():
     generator = np.random.default_rng(3)
     before, after = answers(1, 40, generator)

@@ -12,6 +12,7 @@ from sslctl.config.running import running_job
 from sslctl.config.schema import CONFIGS, SCHEMAS
 from sslctl.config.validation import mistakes
 from sslctl.errors import InputError
+from sslctl.training.sizing import epochs_between_looks
 
 # What adapt says for pretrain where the command does not: the choices of configs/adapt.yaml, and no evaluation of pretrain's own.
 _BASE = (
@@ -20,7 +21,7 @@ _BASE = (
     "evaluation.knn.k=20",
     "trainer.save_every_epochs=1",
 )
-_LOOKS = 6  # online evaluations of a run
+_SAVES = 20  # checkpoints of a run, at most: a kill loses no more than a twentieth of it
 OWN_KEYS = {f.name for f in fields(SCHEMAS["adapt"])} - {f.name for f in fields(SCHEMAS["pretrain"])}
 
 
@@ -56,8 +57,12 @@ def words_of_run(
     ]
     words_by_key = {key_of(word): word for word in (*_BASE, *recipe_words(recipe, own_directories()), *choices)}
     if epochs is not None:
-        looks = f"evaluation.knn_every_epochs={max(1, epochs // _LOOKS)}"
-        words_by_key |= {"trainer.epochs": f"trainer.epochs={epochs}", "evaluation.knn_every_epochs": looks}
+        values = {
+            "trainer.epochs": epochs,
+            "trainer.save_every_epochs": -(-epochs // _SAVES),
+            "evaluation.knn_every_epochs": epochs_between_looks(epochs),
+        }
+        words_by_key |= {key: f"{key}={value}" for key, value in values.items()}
     last = [*more, *prepare([f"run_dir={run_dir}"]).overrides]
     return [*unsaid(words_by_key.values(), [*own_words, *last]), *unsaid(own_words, last), *last]
 

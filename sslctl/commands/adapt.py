@@ -1,5 +1,6 @@
 """sslctl adapt: choose a recipe → pretrain from given weights → compare before and after, on the same images and labels."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,56 +8,50 @@ import torch
 from omegaconf import OmegaConf
 
 from sslctl import distributed
-from sslctl.commands._adaptation_jobs import own_directories, pretraining, typed_words, words_of_run
+from sslctl.commands._adaptation_choices import choose, final_epochs, rounds_of, time_lines
+from sslctl.commands._adaptation_jobs import pretraining, typed_words, words_of_run
 from sslctl.commands.pretrain import pretrain
 from sslctl.config.command_line import command_line
-from sslctl.config.recipes import key_of, recipe_words
 from sslctl.data.sources import Source
 from sslctl.errors import InputError, Stopped, say, user_path
-from sslctl.evaluation.before_after import Measures
-from sslctl.evaluation.conclusion import conclude, score_of_trial
+from sslctl.evaluation.before_after import Measures, tells_classes
+from sslctl.evaluation.conclusion import NO_LABELS, conclude, score_of_trial
 from sslctl.evaluation.knn import Knn
 from sslctl.evaluation.linear import ProbeGrid
 from sslctl.evaluation.runner import judged_images
 from sslctl.evaluation.task import Reader, label_amount
 from sslctl.factory.expectation import expectation_of, has_weights
-from sslctl.factory.from_config import build_backbone, build_source
-from sslctl.factory.from_run import dataset_of
-from sslctl.models.preprocess import preprocess_of
-from sslctl.models.vit import patch_size_of
+from sslctl.factory.from_config import build_source
+from sslctl.factory.from_run import as_in_run, dataset_of
 from sslctl.runs.adaptation import TRIALS, Adaptation, read_adaptation, refuse_another
 from sslctl.runs.checksums import digest_of_file
 from sslctl.runs.claim import refuse_unwritable, take
-from sslctl.runs.description import with_absolute_roots
 from sslctl.runs.directory import BACKBONE, run_named_by
 from sslctl.runs.fingerprint import default_directory, fingerprint_keys
 from sslctl.runs.ownership import refuse_other
 from sslctl.runs.reading import read_config
 from sslctl.signals import Interrupted, Signals
 from sslctl.training.plan import choose_device
-from sslctl.training.setup import Setup
-from sslctl.training.sizing import (
-    choose_batch,
-    choose_epochs,
-    choose_size,
-    fit_memory,
-    kept_bytes,
-    set_up_trial,
-    time_step,
-)
+from sslctl.training.progress import duration
+from sslctl.training.sizing import choose_epochs
 
-_MANY = 1000  # epochs
 _NOT_COUNTED = ("sizes", "few_labels", "draws", "knn", "neighbours")  # of adapt's own keys: they only judge
 
 
 def adapt(config: Any) -> None:
     """Adapts given weights to the images of a dataset, or goes on with that, and says whether it has helped."""
+    if distributed.is_distributed():
+        raise InputError(
+            "adapt is one process, which starts those of its trainings: trainer.processes=2 instead of torchrun",
+            advice=["trainer.processes=2"],
+        )
     if not has_weights(config.backbone):
         raise InputError("nothing to adapt: name weights, backbone=timm backbone.model=MODEL backbone.weights=FILE")
     if config.continue_run is not None:
         raise InputError("continue_run= goes with sslctl pretrain; adapt begins with backbone.weights=")
     how = judging(config)  # what is wrong with it is said before anything is trained
     source = build_source(_streamed(config.dataset), "train")
+    refuse_missing_judges(config)
     identity = identity_of(config, source)
     run_dir = directory_of(config, identity)
     refuse_unwritable(run_dir)
@@ -68,20 +63,23 @@ def adapt(config: Any) -> None:
     if adaptation:
         refuse_another(run_dir, adaptation, identity)
     else:
-        adaptation = Adaptation(command_line(), identity, *choose(config, source, command_words, run_dir))
+        began = time.monotonic()
+        choices, steps = choose(config, source, command_words, run_dir)
+        seconds = {"choosing": time.monotonic() - began}
+        adaptation = Adaptation(command_line(), identity, choices, steps, seconds=seconds)
         if not config.plan_only:
             lock = take(run_dir)
             adaptation = read_adaptation(run_dir) or adaptation  # another process may have been faster
             adaptation.write(run_dir)
             lock.release()
-    say(*adaptation.lines())
+    say(*adaptation.lines(), *time_lines(config, adaptation))
     if config.plan_only:
         epochs = final_epochs(config, adaptation, config.recipes[0])
         words = words_of_run(command_words, config.recipes[0], adaptation.choices, run_dir, epochs, "plan_only=true")
         with pretraining(words) as job:
             pretrain(job)
         return
-    if adaptation.verdict:
+    if is_judged(config, adaptation, run_dir):
         say(f"already finished: {run_dir}", adaptation.verdict["sentence"])
         return
 
@@ -92,9 +90,8 @@ def adapt(config: Any) -> None:
         adaptation.write(run_dir)
 
     # The run itself is a pretraining, whose command is recorded with it and can be given alone.
-    with pretraining(
-        words_of_run(command_words, adaptation.recipe, adaptation.choices, run_dir, adaptation.epochs)
-    ) as job:
+    words = words_of_run(command_words, adaptation.recipe, adaptation.choices, run_dir, adaptation.epochs)
+    with adaptation.timed("training", run_dir), pretraining(words) as job:
         pretrain(job)
 
     # Before and after, on the test split.
@@ -102,14 +99,15 @@ def adapt(config: Any) -> None:
     lock = take(run_dir)
     with Signals() as signals:
         try:
-            adaptation.verdict = conclude(run_dir, judges_of(run_dir), sizes_of(config), **how)
-            adaptation.write(run_dir)
+            with adaptation.timed("judging", run_dir):
+                adaptation.verdict = conclude(run_dir, judges_of(config, run_dir), sizes_of(config), **how)
         except Interrupted as interruption:
             say(f"stopped; the same command continues {run_dir}")
             raise Stopped(signals.status) from interruption
         finally:
             lock.release()
-    say(adaptation.verdict["sentence"])
+    parts = ", ".join(f"{part} {duration(seconds)}" for part, seconds in adaptation.seconds.items())
+    say(f"time       {parts}", adaptation.verdict["sentence"])
 
 
 # --- What makes this adaptation, and where it lies ---
@@ -118,6 +116,20 @@ def adapt(config: Any) -> None:
 def _streamed(node: Any) -> Any:
     """Returns a dataset's configuration whose images are not read into memory: nothing is asked but what they are."""
     return OmegaConf.merge(node, {"memory_gb": 0}) if "memory_gb" in node else node
+
+
+def refuse_missing_judges(config: Any) -> None:
+    """Raises InputError, with the key that they have here, for labelled images that cannot be found."""
+    if config.eval_dataset is None:
+        return
+    try:
+        build_source(_streamed(config.eval_dataset), "train")
+    except InputError as error:
+        messages, advice = (
+            [f"eval_{text}" if text.startswith("dataset.") else text for text in texts]
+            for texts in (error.messages, error.advice)
+        )
+        raise InputError(*messages, advice=advice) from error
 
 
 def identity_of(config: Any, source: Source) -> dict[str, Any]:
@@ -143,52 +155,7 @@ def directory_of(config: Any, identity: dict[str, Any]) -> Path:
     return default_directory(config, keys, "adapt")
 
 
-# --- Choices ---
-
-
-def choose(
-    config: Any, source: Source, command_words: list[str], run_dir: Path
-) -> tuple[dict[str, str], dict[str, list[float]]]:
-    """Returns the words that are chosen for this command, each with its reason, and by recipe what a step takes here.
-
-    A word that was typed is not chosen. Nothing is timed where trainer.epochs was typed.
-    """
-    keys, choices = {word.partition("=")[0] for word in command_words}, {}
-    if "dataset.image_size" not in keys and "image_size" in config.dataset:
-        network = build_backbone(config.backbone, preprocess_of(config.dataset, source), with_weights=False).network
-        size, reason = choose_size(source, config.trainer.device, patch_size_of(network))
-        choices[f"dataset.image_size={size}"] = reason
-    if "trainer.batch_size" not in keys:
-        words = dict(word.partition("=")[::2] for word in recipe_words(config.recipes[0], own_directories()))
-        batch, reason = choose_batch(len(source), int(words.get("trainer.batch_size", config.trainer.batch_size)))
-        choices[f"trainer.batch_size={batch}"] = reason
-    steps, times_steps = {}, "trainer.epochs" not in keys
-    for recipe in config.recipes if times_steps or "trainer.batch_size" not in keys else ():
-        setup = _trial_setup(command_words, recipe, choices, run_dir)
-        if "trainer.batch_size" not in keys:
-            plan = setup.plan
-            batch, reason = fit_memory(plan.batch_size, kept_bytes(setup), plan.device)
-            if reason:
-                choices = {word: why for word, why in choices.items() if key_of(word) != "trainer.batch_size"}
-                choices[f"trainer.batch_size={batch}"] = reason
-            setup = _trial_setup(command_words, recipe, choices, run_dir)
-        if times_steps:
-            steps[recipe] = list(time_step(setup, config.trainer.processes))
-    return choices, steps
-
-
-def _trial_setup(command_words: list[str], recipe: str, choices: dict[str, str], run_dir: Path) -> Setup:
-    """Returns what the first steps of a recipe are taken with, in memory; its epochs, which nobody knows yet, are many."""
-    with pretraining(words_of_run(command_words, recipe, choices, run_dir, _MANY)) as job:
-        return set_up_trial(job, with_absolute_roots(OmegaConf.to_container(job, resolve=True)))
-
-
-def final_epochs(config: Any, adaptation: Adaptation, recipe: str) -> int | None:
-    """Returns the epochs of the run itself; None where they were typed."""
-    if recipe not in adaptation.steps:
-        return None
-    share = 1 - config.trial_share if len(config.recipes) > 1 else 1
-    return choose_epochs(share * config.minutes, *adaptation.steps[recipe])
+# --- Several recipes ---
 
 
 def try_recipes(
@@ -200,22 +167,23 @@ def try_recipes(
     training split, or by RankMe where there are none. how: networks are compared, and read, see `judging`.
     """
     candidates = list(dict.fromkeys(config.recipes))
-    rounds = (len(candidates) - 1).bit_length()
-    while len(candidates) > 1:
-        minutes = config.trial_share * config.minutes / rounds / len(candidates)
+    rounds = rounds_of(len(candidates))
+    for _ in rounds:
+        minutes = config.trial_share * config.minutes / len(rounds) / len(candidates)
         trials = {recipe: run_dir / TRIALS / f"{recipe}-{len(candidates)}" for recipe in candidates}
         for recipe, trial in trials.items():
             epochs = choose_epochs(minutes, *adaptation.steps[recipe]) if adaptation.steps else None
             if trial.name not in adaptation.scores:
-                say(f"trial      {recipe}: {minutes:.1f} minutes")
-                with pretraining(words_of_run(command_words, recipe, adaptation.choices, trial, epochs)) as job:
-                    pretrain(job)
-                _score(trial, adaptation, how)
-                adaptation.write(run_dir)
+                say(f"trial      {recipe}: {duration(60 * minutes)}")
+                words = words_of_run(command_words, recipe, adaptation.choices, trial, epochs)
+                with adaptation.timed("trials", run_dir):
+                    with pretraining(words) as job:
+                        pretrain(job)
+                    _score(config, trial, adaptation, how)
         # Since this was stopped other measures may have been asked for, or have come with another version.
         if len({tuple(adaptation.measures.get(trial.name, ())) for trial in trials.values()}) > 1:
             for trial in trials.values():
-                _score(trial, adaptation, how)
+                _score(config, trial, adaptation, how)
             adaptation.write(run_dir)
         scores = {recipe: adaptation.scores[trial.name] for recipe, trial in trials.items()}
         candidates = sorted(candidates, key=lambda recipe: -scores[recipe])[: (len(candidates) + 1) // 2]
@@ -223,18 +191,37 @@ def try_recipes(
     return candidates[0]
 
 
-def _score(trial: Path, adaptation: Adaptation, how: dict[str, Any]) -> None:
+def _score(config: Any, trial: Path, adaptation: Adaptation, how: dict[str, Any]) -> None:
     """Notes a trial's score and its measures."""
-    adaptation.scores[trial.name], adaptation.measures[trial.name] = score_of_trial(trial, judges_of(trial), **how)
+    score, measures = score_of_trial(trial, judges_of(config, trial), **how)
+    adaptation.scores[trial.name], adaptation.measures[trial.name] = score, measures
 
 
 # --- Before and after ---
 
 
-def judges_of(run_dir: Path) -> tuple[Source, Source | None]:
-    """Returns the images a run is judged on, (train, test); test is None where there are no labels, or none to judge by."""
-    node = dataset_of(run_dir, "eval_dataset" if read_config(run_dir).get("eval_dataset") else "dataset")
-    return judged_images(build_source(node, "train"), node)
+def is_judged(config: Any, adaptation: Adaptation, run_dir: Path) -> bool:
+    """Tells whether there is a verdict that stands. One for want of labels does not where the command names some by now."""
+    if adaptation.verdict is None:
+        return False
+    wants_labels = adaptation.verdict["kind"] == NO_LABELS and config.eval_dataset is not None
+    return not wants_labels or judges_of(config, run_dir)[1] is None
+
+
+def judges_of(config: Any, run_dir: Path) -> tuple[Source, Source | None]:
+    """Returns the images a run is judged on, (train, test); test is None where there are no labels, or none to judge by.
+
+    They are those of eval_dataset=, which may have been named after the training only; else the run's own.
+    """
+    if config.eval_dataset is None:
+        node = dataset_of(run_dir, "eval_dataset" if read_config(run_dir).get("eval_dataset") else "dataset")
+    else:
+        node = as_in_run(config.eval_dataset, run_dir, "eval_dataset")
+    train, test = judged_images(build_source(node, "train"), node)
+    if test is not None and not tells_classes(train):
+        say(f"not judged: all {len(train):,} labelled images are of one class, {train.classes[int(train.labels[0])]}")
+        return train, None
+    return train, test
 
 
 def sizes_of(config: Any) -> list[int]:

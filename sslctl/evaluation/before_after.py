@@ -65,8 +65,8 @@ class Measures:
 
     def held_out_score(self, train: Features, seed: int) -> tuple[float, list[str]] | None:
         """Returns the mean over all measures of what held-out training images score, with the middle of the grid, and the names
-        of the measures; None where none can be held out."""
-        if too_few(train):
+        of the measures; None where none can be held out, or all are of one class."""
+        if too_few(train) or not tells_classes(train):
             return None
         scores, names = [], [f"kNN, k {self.knn.k[0]}", "linear"]
         for part in folds(train, _HELD_OUT, seed):
@@ -84,6 +84,11 @@ class Measures:
             all_scores = [self.knn.scores(rest, *nearest)[0], *(probe.scores(held_out.features)[0] for probe in probes)]
             scores += [_score(own, held_out) for own in all_scores]
         return sum(scores) / len(scores), list(dict.fromkeys(names))
+
+
+def tells_classes(data: Features | Source) -> bool:
+    """Tells whether labels can be answered wrongly: of one class alone, every answer is right."""
+    return data.targets is not None or len(data.labels.unique()) > 1
 
 
 def _score(scores: Tensor, judged: Features) -> float:
@@ -117,6 +122,11 @@ def judge(
     seed: int,
 ) -> Judgement:
     """Compares a network before and after on the test split, each at the size at which held-out training images score best."""
+    counts = torch.bincount(train.labels, minlength=1) if train.targets is None else train.targets.sum(0)
+    rarest = int(torch.where(counts > 0, counts, len(train)).argmin())
+    for amount in measures.few_labels:
+        if amount > counts[rarest]:
+            say(f"left out: few_labels=[{amount:g}]: {train.classes[rarest]} has only {int(counts[rarest])} images")
     best_sizes, results, answers_of_both = {}, [], []
     for subject in (given, trained):
         bank, size = features_at_best_size(subject, train, sizes, measures, read, seed)

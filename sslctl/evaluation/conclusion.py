@@ -103,7 +103,7 @@ def without_labels(
     say(*named_neighbours(train, rows, before, after, count))
     sentence = (
         f"no verdict without labels: RankMe {ranks}, {shared:.0%} of the ten nearest images are the same as before; neither"
-        " says which is better. Label some images (eval_dataset=…, or dataset.label=PATTERN) and give the same command"
+        " says which is better. Label some images, of two classes at least, and give the same command with eval_dataset=…"
     )
     return {"kind": NO_LABELS, "sentence": sentence, "sizes": dict.fromkeys(features, train.image_size)}
 

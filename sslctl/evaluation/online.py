@@ -1,5 +1,6 @@
 """The evaluation while a run trains: kNN among its images, and figures that need no labels."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from sslctl.training.plan import Plan
 
 MOST_QUERIES, MOST_BANK = 5_000, 20_000
 MOST_FOLLOWED = 500  # images whose features are compared with those of the weights that a run began with
+WARMING, TIMED = 16, 128  # images by which the time of all is estimated
 BATCH, CALIBRATING = 512, 8  # images that are embedded at a time, batches that BatchNorm is calibrated by
 
 
@@ -86,6 +88,15 @@ class Online:
             workers=self.workers,
             device=self.plan.device,
         )
+
+    def seconds(self, method: Method) -> float:
+        """Returns about how long it takes to embed what is looked at, by a few images of it. In eval mode."""
+        rows = torch.cat(online_rows(len(self.source), self.source.groups))
+        some = rows[:TIMED]
+        self.embed(method, some[:WARMING])
+        began = time.monotonic()
+        self.embed(method, some)
+        return (time.monotonic() - began) * len(rows) / len(some)
 
     def with_given(self, method: Method) -> "Online":
         """Returns these figures with how far features have moved from those that a method makes now, before its first step.

@@ -103,6 +103,8 @@ def interval_of_mean(difference: Tensor, level: float) -> tuple[float, float]:
     square_of_draws = images * of_draws.square().sum().item() / (draws - 1)
     square_of_rest = rest.square().sum().item() / ((draws - 1) * (images - 1))
     square = square_of_draws + max(square_of_images - square_of_rest, 0.0)
+    if square < 1e-9 * square_of_images:  # draws that happen to agree on average, though not on any image
+        square = square_of_images
     # Of draws that are all alike nothing is left but the images, of which there are many.
     freedom = (draws - 1) * (square / max(square_of_draws, 1e-9 * square)) ** 2
     half = t.ppf((1 + level) / 2, freedom) * (square / (draws * images)) ** 0.5

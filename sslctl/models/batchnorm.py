@@ -1,6 +1,7 @@
 """BatchNorm over groups of the global batch: MoCo's separate devices, or all processes as one."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -26,12 +27,16 @@ class _Grouped(_BatchNorm):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         if self.groups % processes == 0:
-            return self._apart(x, self.groups // processes)
+            return self._finish(self._apart(x, self.groups // processes))
         if processes % self.groups:
             raise ValueError(
                 f"{self.groups} BatchNorm groups do not divide among {processes} processes, nor they into these"
             )
-        return self._together(x, processes // self.groups)
+        return self._finish(self._together(x, processes // self.groups))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """Does what the same layer does after normalising: nothing in torch's own."""
+        return x
 
     def _factor(self) -> float:
         """Returns the share of the running statistics that a batch replaces."""
@@ -124,6 +129,22 @@ class GroupedBatchNorm2d(_Grouped, nn.BatchNorm2d):
 _KINDS = {nn.BatchNorm1d: GroupedBatchNorm1d, nn.BatchNorm2d: GroupedBatchNorm2d}
 
 
+@functools.cache
+def _grouped_kind(kind: type[nn.Module]) -> type[_Grouped] | None:
+    """Returns the class that takes a BatchNorm's place: of torch's own ones and of timm's with an activation in it; else None."""
+    if not kind.__module__.startswith("timm."):
+        return _KINDS.get(kind)
+    from timm.layers import BatchNormAct2d  # a network that has one has imported timm
+
+    class GroupedBatchNormAct2d(_Grouped, BatchNormAct2d):
+        """On (B, C, H, W), then timm's dropping and activation."""
+
+        def _finish(self, x: Tensor) -> Tensor:
+            return self.act(self.drop(x))
+
+    return GroupedBatchNormAct2d if kind is BatchNormAct2d else None
+
+
 def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     """Makes every BatchNorm inside a module take its statistics in groups. Names and tensors stay as they are.
 
@@ -133,12 +154,13 @@ def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
         if isinstance(child, _Grouped):
             child.groups = groups
         elif isinstance(child, _BatchNorm) and (groups > 1 or distributed.world_size() > 1):
-            if type(child) not in _KINDS:
+            grouped = _grouped_kind(type(child))
+            if grouped is None:
                 raise ValueError(
-                    f"BatchNorm groups and several processes need torch's own BatchNorm; this backbone has"
-                    f" {type(child).__name__}"
+                    "BatchNorm groups and several processes need torch's own BatchNorm, or timm's BatchNormAct2d; this"
+                    f" backbone has {type(child).__name__}"
                 )
-            child.__class__, child.groups = _KINDS[type(child)], groups
+            child.__class__, child.groups = grouped, groups
     return module
 
 

@@ -40,17 +40,17 @@ class _SameForAll:
         return row.float().cpu().expand(facts.num_images, -1)
 
 
-def measure_steps(setup: Setup) -> tuple[float, dict[str, float]]:
-    """Takes a few real steps in memory; returns the seconds that one takes, and where they went, by part.
+def measure_steps(setup: Setup, first: int = 0) -> tuple[float, dict[str, float]]:
+    """Takes a few real steps in memory, from `first` on; returns the seconds that one takes, and where they went, by part.
 
     What a method does before an epoch is not timed.
     """
     plan, method, clock = setup.plan, setup.method, setup.clock
-    with contextlib.closing(setup.batches(0)) as feed, explain_out_of_memory(plan, method):
+    with contextlib.closing(setup.batches(first)) as feed, explain_out_of_memory(plan, method):
         method.start_epoch(0, _SameForAll(method, plan.device))
         clock.split()
         for step, batch in enumerate(itertools.islice(feed, WARMING + TIMED)):
-            train_step(setup, step, batch)
+            train_step(setup, first + step, batch)
             if step == min(WARMING, plan.total_steps - 1) - 1:
                 clock.split()
     split = clock.split()

@@ -1,21 +1,21 @@
 """What an adaptation chooses by the images, the network and the machine: size, batch, epochs; each a word that can be typed."""
 
 import contextlib
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sslctl import distributed
 from sslctl.data.sources import Source
 from sslctl.ops.image_size import height_width
 from sslctl.ops.memory import in_gib, total_memory
-from sslctl.training.beginning import begin
 from sslctl.training.dry_run import measure_steps
 from sslctl.training.plan import choose_device, fitting_batch
-from sslctl.training.setup import Setup, set_up
+from sslctl.training.setup import Setup
 
 SIDES = {"cpu": 128, "mps": 160, "cuda": 224}  # pixels of images that are larger: what a step can be made of there
 SMALL = 96  # squares up to this size keep their own
+LOOKS = 6  # online evaluations of a run, at most, after the first
 _LEAST_BATCH = 16  # images: memory that holds no more is said to be too little
 
 
@@ -82,17 +82,33 @@ def kept_bytes(setup: Setup) -> int:
     return parts * sum(size for place, size in kept.items() if place not in own)
 
 
-def choose_epochs(minutes: float, seconds: float, steps_per_epoch: int) -> int:
-    """Returns how many whole epochs fit a time, one at least. seconds: of a step."""
-    return max(1, int(60 * minutes / (seconds * steps_per_epoch)))
+def choose_epochs(minutes: float, seconds: float, steps_per_epoch: int, look: float = 0.0) -> int:
+    """Returns how many whole epochs fit a time, with the online evaluations that a run of so many has; one at least.
+
+    seconds: of a step. look: seconds of an online evaluation, 0 where there is none.
+    """
+    time, epoch = (
+        60 * minutes - look,
+        seconds * steps_per_epoch,
+    )  # the first evaluation is of the weights as they are given
+    with_every_look = int((time - LOOKS * look) // epoch)
+    return max(1, with_every_look if with_every_look >= LOOKS else min(LOOKS, int(time // (epoch + look))))
 
 
-def set_up_trial(config: Any, resolved: dict) -> Setup:
-    """Returns what steps of a configuration's run are taken with in memory; nothing is written."""
-    return set_up(config, begin(config, resolved).run)
+def epochs_between_looks(epochs: int) -> int:
+    """Returns every how many epochs a run of so many is looked at: LOOKS times at most."""
+    return -(-epochs // LOOKS)
 
 
 def time_step(setup: Setup, processes: int) -> tuple[float, int]:
-    """Returns the seconds that a step takes here, in so many processes, and the steps of an epoch."""
-    seconds, _ = measure_steps(setup)
-    return seconds / processes, setup.plan.steps_per_epoch
+    """Returns the seconds that a step takes here, in so many processes, and the steps of an epoch.
+
+    They are those of the middle of a run: in its first ones parts may be frozen, which take less. Processes on the CPU share its
+    cores: they are faster than one by no more than one has left idle.
+    """
+    plan, times = setup.plan, processes
+    seconds, _ = measure_steps(setup, plan.total_steps // 2)
+    if plan.device.type == "cpu":
+        cores = max(distributed.default_threads(), plan.threads)
+        times = min(processes * plan.threads, cores) / plan.threads
+    return seconds / times, plan.steps_per_epoch
