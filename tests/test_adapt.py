@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import sslctl.commands._adaptation_choices
+import sslctl.commands.adapt
 from sslctl.cli import main
 from sslctl.commands._adaptation_choices import time_lines
 from sslctl.config.recipes import recipe_words
