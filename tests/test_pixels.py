@@ -178,6 +178,14 @@ def test_grey_pages_are_bands_also_where_colours_are_asked_for(tmp_path):
     assert torch.equal(folder(tmp_path / "one", 3).read(0), whole[:1].expand(3, -1, -1))  # the negative control
 
 
+def test_pages_of_colours_and_a_fourth_band_are_four_bands_each(tmp_path):
+    """It is no alpha channel, which is refused."""
+    pages = np.moveaxis(scene(8, dtype=np.uint8).reshape(10, 12, 2, 4), 2, 0)
+    tifffile.imwrite(tmp_path / "0.tif", pages, photometric="rgb", extrasamples=["unspecified"])
+    whole = torch.from_numpy(pages).permute(0, 3, 1, 2).flatten(0, 1)
+    assert torch.equal(folder(tmp_path, 8).read(0), whole)
+
+
 def test_pages_of_colours_are_three_bands_each(tmp_path):
     stack = scene(6, dtype=np.uint8, side=(20, 24))
     first, second = (Image.fromarray(np.ascontiguousarray(stack[..., part])) for part in (np.s_[:3], np.s_[3:]))

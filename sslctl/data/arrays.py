@@ -158,8 +158,7 @@ def is_as_stored(page: Any) -> bool:
 def _refuse_pages(page: Any, count: int) -> None:
     """Raises BandsError for pages whose samples are no bands: of palettes, inks, alpha, or one bit as faxes have them; and for
     pages that are not upright. page: the first of `count`, which are alike."""
-    # One more sample that nothing is said of may be an alpha channel: Pillow writes that of grey images so.
-    has_alpha = len(page.extrasamples) == 1 or not {1, 2}.isdisjoint(page.extrasamples)
+    has_alpha = not {1, 2}.isdisjoint(page.extrasamples)  # associated or not; 0 are samples of no such meaning
     if page.dtype == np.bool_:
         values = "1-bit values"
     elif not is_as_stored(page):
