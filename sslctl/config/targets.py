@@ -5,7 +5,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def allow_advice(name: str) -> str:
 
 def target_of(node: DictConfig, path: str) -> Any:
     """Imports the class or function that a node's `_target_` names. Raises InputError outside the allowed packages."""
-    name = node.get("_target_") if OmegaConf.is_dict(node) else None
+    name = node.get("_target_") if isinstance(node, Mapping) else None
     if not name:
         raise InputError(f"{path} has no _target_")
     _refuse_other(name, path)
