@@ -61,7 +61,7 @@ def licences(texts, tmp_path_factory):
     """A run on the texts of licences, which two tests look at."""
     folder = tmp_path_factory.mktemp("licences") / "run"
     more = ("backbone.embed_dim=64", "dataset.vocabulary=600", "dataset.length=32", "trainer.batch_size=64")
-    assert run("masked_language", texts, folder, *more, "trainer.epochs=28", "optimizer.base_lr=3e-3") == 0
+    assert run("masked_language", texts, folder, *more, "trainer.epochs=36", "optimizer.base_lr=3e-3") == 0
     return folder
 
 
