@@ -357,6 +357,7 @@ MEET = {  # method: where its images meet, in its own words
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEET)
 def test_parts_are_refused_with_the_methods_own_reason_without_batchnorm_too(name):
     network = SMALL_VIT if name in ("msn", "ijepa", "dinov2", "dinov3") else WITHOUT_BATCHNORM

@@ -196,6 +196,7 @@ def test_the_report_shows_before_and_after_with_the_interval(straight, tmp_path)
 # --- Without labels, several recipes ---
 
 
+@pytest.mark.slow
 def test_without_labels_it_says_what_is_missing(folder, tmp_path, clock, capsys):
     clock(1.0)
     assert main(command(folder, tmp_path / "run", "minutes=0.02")) == 0

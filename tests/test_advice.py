@@ -81,6 +81,7 @@ def advised(words, advice):
     return [*(word for word in words if word.partition("=")[0] not in keys), *new]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_refusal_tells_to_do_works(case, places, cli, monkeypatch):
     words = list(REFUSED[case])

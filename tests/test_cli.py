@@ -573,6 +573,7 @@ def test_a_sweep_writes_its_runs_and_nothing_else(cli, workdir, labelled_images)
     assert not [path for path in listing(workdir) if re.search(r"multirun|\.hydra|outputs|\.log$", path)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["optimizer.base_lr=0.1,-1,0.2", "trainer.batch_size=16,5000,32"])
 def test_a_failing_job_does_not_end_the_sweep(cli, workdir, choice):
     key, _, values = choice.partition("=")
@@ -590,6 +591,7 @@ def test_a_failing_job_does_not_end_the_sweep(cli, workdir, choice):
     assert listing(workdir) == []
 
 
+@pytest.mark.slow
 def test_a_job_that_exits_does_not_end_the_sweep(cli, workdir):
     (workdir / "own" / "method").mkdir(parents=True)
     (workdir / "own" / "leaves.py").write_text(

@@ -33,6 +33,7 @@ def test_deepcluster_assigns_every_image_and_keeps_unit_centroids(tmp_path):
     assert first["method/centroids"][0].mean(0).norm() < 0.9  # 0.997 where the first BatchNorms had seen no image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_signal_while_the_clusters_are_made_is_heeded(epoch, run_of_method, tmp_path, monkeypatch):
     """Before the first step of an epoch; the clusters are made anew when the run goes on, and are the same."""

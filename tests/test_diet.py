@@ -46,6 +46,7 @@ def test_the_classes_are_the_images_of_the_training_part(tmp_path):
     assert (train + test, 80 < train < 110) == (120, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [0.0, 1.0])
 def test_the_backbone_stays_as_it_is_while_the_classifier_alone_is_trained(epochs, tmp_path):
     words = (*words_of("diet"), f"method.head_epochs={epochs}", "evaluation.knn_every_epochs=0.4")

@@ -233,6 +233,7 @@ def values_without_labels(records):
     return {r["metric"]: r["value"] for r in records if r["protocol"] == "label-free"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [25600, 30])
 def test_figures_without_labels_are_of_the_images_pretrained_on(cli, unlabelled, most, counted):
     words = ("subjects=[trained]", f"label_free.images={most}")

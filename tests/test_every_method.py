@@ -21,6 +21,7 @@ from tests.test_config import choices
 # --- Figures ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices("method"))
 def test_feature_std_is_logged_by_every_method(name):
     logged = scalars(built(name).step())
@@ -309,6 +310,7 @@ def test_msns_prototypes_begin_short_and_without_weight_decay():
 MOCO_V3_OF_A_VIT = ("method.projector_layers=3", "method.predictor_norm=true", "method.freeze_patches=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words", "network"),
     [*((name, (), None) for name in choices("method")), ("moco_v3", MOCO_V3_OF_A_VIT, VIT)],

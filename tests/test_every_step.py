@@ -52,7 +52,10 @@ def take_steps(its, trained, *precisions):
             train_step(setup, step, batch)
 
 
-@pytest.mark.parametrize("name", choices("method"))
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("simclr", "moco", "ibot") else pytest.param(n, marks=pytest.mark.slow) for n in choices("method")],
+)
 def test_no_step_waits_for_a_gpu(name):
     its = built(name)
     loss = its.loss()

@@ -36,6 +36,7 @@ def from_the_recipe(group: str, name: str) -> dict[str, list[str]]:
     return {f"{group}.{key}": read for key, value in text.items() if (read := READ.findall(str(value)))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_header_says_what_it_is_and_gives_its_own_command(name):
     header = [line for line in (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines() if line[:2] == "# "]

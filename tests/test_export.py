@@ -97,6 +97,7 @@ def same(actual, wanted):
 # --- Round trips ---
 
 
+@pytest.mark.slow
 def test_torchvision_loads_a_resnet_and_misses_only_its_classifier(exported, resnet_run, tmp_path, batch):
     output = exported(resnet_run, "format=torchvision", f"out={tmp_path}/r.pth").out
     model = torchvision.models.resnet18()
@@ -346,6 +347,7 @@ def code_of(path):
     return re.search(r"```python\n(.*)```", path.with_name(f"{path.name}.md").read_text(), re.DOTALL)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["torchvision", "torch_export"])
 def test_the_lines_of_the_description_run_as_they_are_from_image_files_to_features(
     exported, resnet_run, teacher_run, tmp_path, monkeypatch, format

@@ -414,6 +414,7 @@ BROKEN = {
 LONG = ("SimSiam without its stopped gradient", "BYOL without its predictor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [slow(name) if name in LONG else name for name in BROKEN])
 def test_a_broken_run_is_found_out(name, tmp_path, capsys):
     words, rule = BROKEN[name]
@@ -429,6 +430,7 @@ HEALTHY = dict.fromkeys(("simclr", "moco", "byol", "simsiam", "barlow_twins", "v
 HEALTHY |= dict.fromkeys(("mae", "simmim", "ijepa"), (*VIT, "dataset.image_size=16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [method if method == "simclr" else slow(method) for method in HEALTHY])
 def test_a_healthy_run_is_called_so(method, tmp_path, capsys):
     assert trained(tmp_path / "run", f"method={method}", *HEALTHY[method]) == 0

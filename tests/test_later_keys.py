@@ -41,6 +41,7 @@ def later(cli, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_continues_under_a_version_with_one_more_key(cli, later, workdir):
     words = [word for word in command(workdir, *SIMCLR) if not word.startswith("run_dir=")]
     assert cli(*words, "run_dir=straight").status == 0

@@ -439,6 +439,7 @@ def test_another_image_stands_in_for_one_that_cannot_be_read(tmp_path, workdir, 
 # --- sslctl data ---
 
 
+@pytest.mark.slow
 def test_a_folder_is_looked_at_before_any_training(cli, workdir):
     write_images(workdir / "images", "train/a", "train/b", count=6, size=(24, 24), seed=1)
     write_images(workdir / "images", "test/a", "test/b", count=3, size=(24, 24), seed=2)

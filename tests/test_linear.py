@@ -113,6 +113,7 @@ def test_the_probe_agrees_with_scikit_learn_on_digits():
     assert actual > 0.93
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amount", [None, 5])
 def test_the_picked_setting_does_not_depend_on_the_test_split(amount):
     data, test = pixels("train"), pixels("test")

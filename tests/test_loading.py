@@ -95,6 +95,7 @@ def kept_and_evaluated(name, path):
         return sslctl.load(path)[0](images), evaluated, method.backbone.network(method.backbone.normalize(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(choices("method")) - {"masked_language", "cpc"}))
 def test_what_is_kept_of_a_method_gives_the_features_that_are_evaluated(name, tmp_path):
     kept, evaluated, students = kept_and_evaluated(name, tmp_path / "backbone.safetensors")

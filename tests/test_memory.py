@@ -118,6 +118,7 @@ print(min(faults() for _ in range(5)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 def test_a_command_keeps_the_memory_that_it_frees(spawn, workdir):
     """A block that is asked for again faults in every page of it, unless a command was started in this process."""

@@ -82,6 +82,7 @@ def test_embedding_std_is_that_of_rows_as_they_are():
 # --- What does not fit ---
 
 
+@pytest.mark.slow
 def test_prototypes_stay_as_they_are_while_frozen(tmp_path):
     for name, weight in (("dino", "head.1.weight"), ("swav", "prototypes.weight"), ("dinov2", "heads.1.1.weight")):
         run = tmp_path / name

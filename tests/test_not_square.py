@@ -109,6 +109,7 @@ def test_networks_take_them():
         refuse_size(backbone, (36, 20), "dataset")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OF_PIXELS if name not in SQUARES_ONLY])
 def test_a_method_learns_from_them(name):
     words = ("method.mask_size=8",) if name == "simmim" else ()

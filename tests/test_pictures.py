@@ -151,6 +151,7 @@ def test_tokens_are_spelt_as_they_stand_in_the_text(texts):
     assert piece in whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["verification", slow("order"), "language"])
 def test_one_command_saves_a_picture_of_a_sequence_and_tensorboard_gets_it(kind, sequences, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

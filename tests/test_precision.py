@@ -146,6 +146,7 @@ def straight(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(4, 5), *map(slow, ((1,), (2, 5, 7), (9, 10)))])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_resume_equals_the_straight_run(precision, stops, straight, tmp_path, monkeypatch):

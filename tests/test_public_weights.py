@@ -53,6 +53,7 @@ def assert_same_features(backbone, network, size=32):
     torch.testing.assert_close(backbone(x), network(backbone.normalize(x)), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "kwargs", "name", "write"), CASES, ids=[case[2] for case in CASES])
 def test_a_projects_file_is_taken_whole(model, kwargs, name, write, tmp_path):
     source = scrambled(Timm(model, 3, 32, dict(kwargs)))
@@ -113,6 +114,7 @@ def small_efficientnet_v2():
 SMALLER = {"channel_multiplier": 1 / 3, "depth_multiplier": 0.3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "model", "kwargs", "eps"),
     [

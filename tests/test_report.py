@@ -120,6 +120,7 @@ def check(page: str) -> None:
 # --- One run ---
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_says_what_its_files_say(page, sweep):
     run = sweep / "simclr-0"
     built = page(run)

@@ -22,7 +22,7 @@ def lines(table: str) -> list[str]:
     return result
 
 
-@pytest.mark.parametrize("file", ["experiments", "methods", "augmentations"])
+@pytest.mark.parametrize("file", [pytest.param("experiments", marks=pytest.mark.slow), "methods", "augmentations"])
 def test_every_value_is_the_committed_one(now, file):
     committed, actual = lines((FOLDER / f"{file}.yaml").read_text()), lines(text(now[file]))
     before, after = sorted(set(committed) - set(actual)), sorted(set(actual) - set(committed))

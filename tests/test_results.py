@@ -98,6 +98,7 @@ def everything(_run, tmp_path_factory):
         ]
 
 
+@pytest.mark.slow
 def test_every_result_has_every_field(everything):
     assert {r["protocol"] for r in everything} == PARAMS.keys()
     for record in everything:

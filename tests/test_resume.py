@@ -132,6 +132,7 @@ def test_a_run_keeps_the_thread_count_it_began_with(straight, tmp_path, capsys):
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_an_epoch_whose_beginning_is_cut_short_begins_again_as_it_did(epoch, tmp_path, monkeypatch):
     """With what a user's method draws from the global generator there, and has written by then."""
@@ -417,6 +418,7 @@ def test_a_finished_run_is_left_as_it_is(straight, capsys):
 # --- Resume, processes ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [slow("verification"), slow("order"), "language"])
 def test_resume_of_sequences_at_five_points_equals_the_straight_run(kind, sequences, tmp_path):
     straight = finished(kind, sequences, tmp_path / "straight")
@@ -429,6 +431,7 @@ def test_resume_of_sequences_at_five_points_equals_the_straight_run(kind, sequen
         assert differences(tensors(worked), tensors(straight)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "part"),
     [

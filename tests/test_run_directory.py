@@ -54,6 +54,7 @@ def test_a_released_lock_can_be_taken_again(tmp_path):
     lock.release()
 
 
+@pytest.mark.slow
 def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path):
     script = "import sys, os; from pathlib import Path; from sslctl.runs.claim import Lock; Lock(Path(sys.argv[1]));"
     dead = subprocess.run([sys.executable, "-c", script + "os.kill(os.getpid(), 9)", str(tmp_path)], check=False)

@@ -26,6 +26,7 @@ def images(tmp_path, monkeypatch):
     return write_images(tmp_path / "images", "a", "b", count=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices("dataset"))
 @pytest.mark.parametrize("chosen", choices("scale"))
 def test_every_dataset_takes_every_scale(name, chosen):

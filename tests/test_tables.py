@@ -269,6 +269,7 @@ def test_labels_of_a_cell_and_columns_of_zeros_and_ones_say_the_same(images):
         labels_of(table, choose_columns(table, {"label": ["label"]}))
 
 
+@pytest.mark.slow
 def test_several_labels_are_pretrained_on_and_judged_from_a_command(images, cli):
     cells = ["round;red", "red", "", "round"] * 4
     write_table(images, path=NAMES, label=cells, slide=[n // 2 for n in range(16)])

@@ -59,6 +59,7 @@ def test_the_centre_of_dino_moves_towards_the_mean_of_all_processes():
     torch.testing.assert_close(method.center, 0.75 * before + 0.25 * (logits[0] + logits[1] + logits[2])[None] / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTILLED)
 def test_a_frozen_teacher_stays_as_it_is_and_is_no_part_of_the_state(name, tmp_path):
     run = finish(tmp_path / "run", *words_of(name))

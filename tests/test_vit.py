@@ -106,6 +106,7 @@ def test_gathering_by_image_and_for_all():
     assert torch.equal(each, torch.stack([x[0, [2]], x[1, [1]]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ibot", "mae", "simmim", "ijepa", "msn", "dinov2", "dinov3"])
 def test_methods_of_tokens_train_dinov3s_networks(name):
     """With registers and rotary positions, none absolute."""

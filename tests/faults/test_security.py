@@ -358,6 +358,7 @@ def checkout(tmp_path_factory, monkeypatch):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_a_file_of_a_config_dir_sets_nothing_that_hydra_builds(checkout, workdir, place):
     node, key = PLACES[place]
