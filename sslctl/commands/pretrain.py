@@ -138,7 +138,10 @@ def _pretrain(config: Any, resolved: dict, command: str) -> None:
             beginning.save_given(config.backbone)
             described = {"format": 1, "train": run.source.as_json()} | ({"test": judges[1].as_json()} if judges else {})
             rundir.write_if_other(run.run_dir / rundir.DATA, json.dumps(described, indent=1) + "\n")
-            return is_finished(run.run_dir, run.plan, test)
+            finished = is_finished(run.run_dir, run.plan, test)
+            if finished:
+                newest_valid(run.run_dir)  # a checkpoint that was damaged since is named, with a warning
+            return finished
 
         if distributed.on_main_process(claim_run):
             say(f"already finished: {run.run_dir}")

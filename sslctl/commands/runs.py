@@ -47,6 +47,9 @@ def runs(config: Any) -> None:
             damaged += [f"  {shown(damage.describe())}" for damage in wrong]
             damaged += [f"  {repair_command(run)}"] if any(damage.repairable for damage in wrong) else []
             continue
+        if unreadable := [path for path in steps_on_disk(run) if not is_checkpoint(path)]:
+            damaged += [f"  {shown(_relative(path))}: its manifest cannot be read" for path in unreadable]
+            damaged += [f"  {repair_command(run)}"]
         status, epoch, knn = _state(run)
         worst = verdict(findings(run))
         health = {"warn": f"{worst.rule} (warn)", "early": "too early"}.get(worst.level, worst.rule)

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 from sslctl.data import files
 from sslctl.errors import reason_of
 
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 @contextlib.contextmanager
 def fetching(loader: DataLoader) -> Iterator[Iterator]:
@@ -25,7 +27,8 @@ def fetching(loader: DataLoader) -> Iterator[Iterator]:
     report = sys.unraisablehook
     sys.unraisablehook = functools.partial(report_unless_noticed, report)
     before = multiprocessing.active_children()
-    iterator = iter(loader)
+    with _held_back():
+        iterator = iter(loader)
     workers = [child for child in multiprocessing.active_children() if child not in before]
     try:
         yield map(raise_if_error, _naming_the_dead(iterator, workers) if loader.num_workers else iterator)
@@ -33,6 +36,16 @@ def fetching(loader: DataLoader) -> Iterator[Iterator]:
         if loader.num_workers:
             iterator._shutdown_workers()
         sys.unraisablehook = report
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Holds signals back, also from the workers that begin here: none reaches one before it ignores them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _naming_the_dead(iterator: Iterator, workers: list[BaseProcess]) -> Iterator:
@@ -56,7 +69,7 @@ def report_unless_noticed(report: Callable, failure: "sys.UnraisableHookArgs") -
 def ignore_signals(worker: int) -> None:
     """Leaves signals to the main process, and its death to whoever sees it: a thread that serves it would show a traceback."""
     sys.excepthook = functools.partial(report_unless_cut_off, sys.excepthook)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -51,6 +51,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
+        if path.is_dir() and not path.is_symlink():
+            raise InputError(f"{path}: a directory stands where this file belongs; move it away")
         temporary.replace(path)
         sync(path.parent)
     finally:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,6 +178,10 @@ class Lines:
     ends_open: bool = False
 
 
+class CutLine(UserWarning):
+    """Warns of a file whose last line is not whole, as a kill leaves it."""
+
+
 def lines_of(path: Path, read: Callable[[Any], Any]) -> Lines:
     """Reads every line that can be read. read: makes a record of a parsed line, or raises ValueError with a reason.
 
@@ -215,9 +220,11 @@ def _is_cut(line: bytes) -> bool:
 
 
 def read_lines(path: Path, read: Callable[[Any], Any] = lambda value: value) -> list[Any]:
-    """Returns what the lines of a file hold, a last one that a kill cut off left out. Raises Damaged with the first that
-    cannot be read. See `lines_of`."""
+    """Returns what the lines of a file hold, a last one that a kill cut off left out, with a warning. Raises Damaged with the
+    first that cannot be read. See `lines_of`."""
     lines = lines_of(path, read)
     if lines.damages:
         raise lines.damages[0]
+    if lines.cut:
+        warnings.warn(f"{path}: its last line is cut off, and left out", CutLine, stacklevel=2)
     return lines.records

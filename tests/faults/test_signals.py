@@ -9,12 +9,14 @@ import types
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import sslctl.evaluation.closing
 import sslctl.training.beginning
 from sslctl import distributed
 from sslctl.cli import main
 from sslctl.data.loader import clean_batches
+from sslctl.data.workers import fetching, ignore_signals
 from sslctl.factory.from_config import build_source
 from sslctl.runs import checkpoint, claim
 from sslctl.signals import REQUEUE, TO_BE_CONTINUED, Interrupted, Signals, check
@@ -38,6 +40,19 @@ from tests.runs import (
     slow,
     tensors,
 )
+
+
+def terminated_at_its_start(worker):
+    os.kill(os.getpid(), signal.SIGTERM)
+    ignore_signals(worker)
+
+
+def test_a_signal_while_workers_start_does_not_end_them():
+    loader = DataLoader(range(4), num_workers=1, worker_init_fn=terminated_at_its_start)
+    with fetching(loader) as fetched:
+        assert len(list(fetched)) == 4
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
 
 LONG = (  # about 200 steps of a few milliseconds
     *("method=moco", "method.queue_size=600", "method.batchnorm_groups=1", "backbone.widths=[8,16]"),
